@@ -1,0 +1,58 @@
+"""What is known of a model: on disk (`ModelCard`), loaded (`Instance`), and by whom it is served (`Runtime`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ModelType = Literal["llm", "vlm", "embedding"]
+
+
+@dataclass(slots=True, frozen=True)
+class ModelCard:
+    """One model of the catalogue, read from its files' names and header; nothing of it needs an engine."""
+
+    id: str
+    type: ModelType
+    publisher: str
+    display_name: str
+    arch: str
+    quantization: str  # "Q4_K_M", "F32", ...; "?" if unknown
+    bits_per_weight: float | None
+    size_bytes: int  # all split parts and the projector
+    params_string: str | None  # "7B"
+    max_context_length: int
+    paths: tuple[Path, ...]  # the model's file, or all its split parts in order
+    mmproj: Path | None = None
+    has_chat_template: bool = False
+    trained_for_tool_use: bool = False
+    problem: str | None = None  # why it cannot be loaded; None: nothing seen
+
+
+@dataclass(slots=True, frozen=True)
+class Runtime:
+    """The inference runtime, as the engine itself reports it."""
+
+    name: str  # "llama.cpp-linux-x86_64-cpu"
+    version: str
+    supported_formats: tuple[str, ...] = ("gguf",)
+
+
+@dataclass(slots=True, frozen=True)
+class Instance:
+    """A loaded model: the effective settings, as the engine reported them after the load."""
+
+    id: str
+    card: ModelCard
+    runtime: Runtime
+    context_length: int  # tokens one request may use
+    parallel: int  # sequences that decode at once
+    kv_cells: int  # cells of the unified cache; 0: the model has none
+    eval_batch_size: int
+    flash_attention: bool
+    gpu_layers: int
+    n_params: int
+    n_embd: int
+    vocab_size: int
+    load_ms: float

@@ -1,0 +1,202 @@
+"""Every error lmlite raises on purpose: a fact with a status, a code and the numbers, never a sentence to be parsed.
+
+Each dialect spells these in its own shape (`api/<dialect>.error`). Anything else that reaches the joiner in `app.py`
+is a bug and is answered as `InternalError`, without its text.
+"""
+
+from __future__ import annotations
+
+
+class LmError(Exception):
+    """Base of all errors. `status` is the HTTP status, `code` a stable snake_case word, `param` the field at fault."""
+
+    status: int = 500
+    code: str = "internal_error"
+    param: str | None = None
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class InternalError(LmError):
+    """A bug of ours; the text says nothing about it, the log does."""
+
+    def __init__(self) -> None:
+        super().__init__("internal error")
+
+
+# ---- what the client sent ------------------------------------------------------------------------------------------
+
+
+class InvalidRequest(LmError):
+    """A body that breaks a rule; `param` names the field (`messages[2].role`)."""
+
+    status, code = 400, "invalid_value"
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidJson(InvalidRequest):
+    code = "invalid_json"
+
+
+class MissingField(InvalidRequest):
+    code = "missing_required_parameter"
+
+    def __init__(self, param: str):
+        super().__init__(f"'{param}' field is required", param)
+
+
+class InvalidType(InvalidRequest):
+    code = "invalid_type"
+
+    def __init__(self, param: str, expected: str):
+        super().__init__(f"'{param}' must be {expected}", param)
+
+
+class OutOfRange(InvalidRequest):
+    """`low` and `high` are the inclusive bounds, None where there is none."""
+
+    def __init__(self, param: str, low: float | None, high: float | None):
+        if low is not None and high is not None:
+            bounds = f"between {low} and {high}"
+        else:
+            bounds = f"at least {low}" if high is None else f"at most {high}"
+        super().__init__(f"'{param}' must be {bounds}", param)
+        self.low, self.high = low, high
+
+
+class UnsupportedField(InvalidRequest):
+    """A field that would change the answer and that lmlite does not serve (yet)."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str, why: str = "is not supported"):
+        super().__init__(f"'{param}' {why}", param)
+
+
+class ContextOverflow(LmError):
+    """The prompt does not fit; `needed` and `limit` are tokens, `index` the input's place in a list of inputs."""
+
+    status, code = 400, "context_length_exceeded"
+
+    def __init__(self, needed: int, limit: int, index: int | None = None):
+        where = "prompt" if index is None else f"input {index}"
+        super().__init__(f"{where} needs {needed} tokens, context holds {limit}")
+        self.needed, self.limit, self.index = needed, limit, index
+
+
+# ---- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+class HttpError(LmError):
+    """A request refused before any dialect saw its body."""
+
+    code = "http_error"
+
+    def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()):
+        super().__init__(message)
+        self.status, self.headers = status, headers
+
+
+class UnexpectedEndpoint(LmError):
+    """Unknown path (404), or a known one with a method it does not have (405, `allow` lists those it has)."""
+
+    code = "unexpected_endpoint"
+
+    def __init__(self, method: str, target: str, allow: tuple[str, ...] = ()):
+        super().__init__(f"Unexpected endpoint or method. ({method} {target})")
+        self.status = 405 if allow else 404
+        self.allow = allow
+
+
+# ---- models and engines ----------------------------------------------------------------------------------------------
+
+
+class ModelNotFound(LmError):
+    """No model goes by `name`; `known` lists the ids there are."""
+
+    status, code, param = 404, "model_not_found", "model"
+
+    def __init__(self, name: str | None, known: tuple[str, ...]):
+        listing = ", ".join(known[:20]) or "none"
+        if name is None:
+            super().__init__(f"No model was named and there is not exactly one to take. Models: {listing}")
+        else:
+            super().__init__(f'Invalid model identifier "{name[:200]}". Models: {listing}')
+        self.name, self.known = name, known
+
+
+class WrongModelType(LmError):
+    """An embedding model asked to chat, or a text model without the asked ability; `needs` is that ability."""
+
+    status, code, param = 400, "model_type_mismatch", "model"
+
+    def __init__(self, name: str, needs: str):
+        super().__init__(f'Model "{name}" does not support {needs}')
+        self.name, self.needs = name, needs
+
+
+class LoadFailed(LmError):
+    """The model's file was refused; `reason` is the engine's or the header reader's word for why."""
+
+    status, code, param = 422, "model_load_failed", "model"
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f'Model "{name}" cannot be loaded: {reason}')
+        self.name, self.reason = name, reason
+
+
+class QueueFull(LmError):
+    """Too many requests wait already; `retry_after_s` is whole seconds."""
+
+    status, code = 429, "queue_full"
+
+    def __init__(self, limit: int, retry_after_s: int = 1):
+        super().__init__(f"{limit} requests are waiting already")
+        self.limit, self.retry_after_s = limit, retry_after_s
+
+
+class EngineGone(LmError):
+    """The engine died or hung under this request; `reason` says how (`crashed (SIGABRT)`, `out_of_memory`, ...)."""
+
+    status, code = 503, "engine_gone"
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f'The engine of model "{name}" is gone: {reason}')
+        self.name, self.reason = name, reason
+
+
+class EngineError(LmError):
+    """The engine refused or failed one request with a code of its own that has no class here."""
+
+    def __init__(self, code: str, message: str, status: int = 500, param: str | None = None):
+        super().__init__(message)
+        self.code, self.status, self.param = code, status, param
+
+
+class ShuttingDown(LmError):
+    """The server is stopping; a stream that has begun gets this as its last event."""
+
+    status, code = 503, "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+# ---- start ----------------------------------------------------------------------------------------------------------
+
+
+class ConfigError(LmError):
+    """An option has a value it cannot have; the command line prints it and exits 2."""
+
+    code = "config_error"
+
+
+class BuildError(LmError):
+    """The native library is missing or of another version."""
+
+    code = "native_library"

@@ -1,0 +1,94 @@
+"""What an engine says while it works on one request: LM Studio v1's vocabulary, which every dialect projects down.
+
+A whole (non-stream) answer is a fold over the same events that a stream would have carried. Errors are not events:
+the iterator that yields these raises `errors.LmError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Union
+
+StopReason = Literal[
+    "eosFound",
+    "stopStringFound",
+    "maxPredictedTokensReached",
+    "contextLengthReached",
+    "userStopped",
+    "modelUnloaded",
+    "toolCalls",
+    "failed",
+]
+
+
+@dataclass(slots=True, frozen=True)
+class LoadProgress:
+    """The model of this request is being loaded; `fraction` is 0..1. Only seen by requests that wait for a load."""
+
+    fraction: float
+
+
+@dataclass(slots=True, frozen=True)
+class PromptProgress:
+    """Prompt tokens processed so far, those taken from the cache included."""
+
+    done: int
+    total: int
+
+
+@dataclass(slots=True, frozen=True)
+class TopToken:
+    """A candidate: `token` is its text (U+FFFD where not UTF-8), `bytes` its exact bytes, `logprob` natural log."""
+
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(slots=True, frozen=True)
+class TokenLogprob:
+    """A sampled token, its log probability under the unmodified distribution, and the likeliest alternatives."""
+
+    token: str
+    bytes: bytes
+    logprob: float
+    top: tuple[TopToken, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class TextDelta:
+    """A piece of the answer: whole UTF-8, stop strings already cut. `logprobs` covers the tokens behind `text`."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class Stats:
+    """What one request cost. Times are milliseconds by the engine's monotonic clock."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    queue_ms: float
+    """From the command's arrival to its admission."""
+    first_token_ms: float
+    """From the command's arrival to the first sampled token (0 if none was sampled)."""
+    generation_ms: float
+    """From the first sampled token to the last, at least one decode step's worth."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.generated_tokens * 1000.0 / self.generation_ms if self.generation_ms > 0 else 0.0
+
+
+@dataclass(slots=True, frozen=True)
+class Finished:
+    """Always the last event of a request that did not fail. `stop_string` is the one that was found, if one was."""
+
+    reason: StopReason
+    stats: Stats
+    stop_string: str | None = None
+
+
+Event = Union[LoadProgress, PromptProgress, TextDelta, Finished]

@@ -1,0 +1,99 @@
+"""What the dialects ask of an engine, in one vocabulary: no dialect's name, no wire format, only validated values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+UNLIMITED = -1
+"""`max_tokens`: no limit but the context."""
+
+
+@dataclass(slots=True, frozen=True)
+class Sampling:
+    """How the next token is chosen. Defaults are LM Studio's, with no penalty and no randomness added beyond them."""
+
+    temperature: float = 0.8
+    top_k: int = 40  # 0: off
+    top_p: float = 0.95  # 1: off
+    min_p: float = 0.05  # 0: off
+    typical_p: float = 1.0  # 1: off
+    repeat_penalty: float = 1.0  # 1: off
+    repeat_last_n: int = 64  # tokens; -1: the whole context
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); -inf bans
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    dry_multiplier: float = 0.0  # 0: off
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    xtc_probability: float = 0.0  # 0: off
+    xtc_threshold: float = 0.1
+    seed: int | None = None  # 0 .. 2**32-2; None: drawn by the engine
+
+
+@dataclass(slots=True, frozen=True)
+class Chat:
+    """A conversation to be rendered by the model's own template. `messages` are `{"role": ..., "content": str}`."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Text:
+    """A raw prompt: BOS is added as the model asks, special tokens in the text are text."""
+
+    text: str
+
+
+@dataclass(slots=True, frozen=True)
+class Tokens:
+    """A prompt that is token ids already, taken as it is."""
+
+    ids: tuple[int, ...]
+
+
+Prompt = Union[Chat, Text, Tokens]
+
+
+@dataclass(slots=True, frozen=True)
+class Grammar:
+    """A constraint on the answer: GBNF text with root rule `root`, or a JSON schema as JSON text."""
+
+    kind: Literal["gbnf", "json_schema"]
+    text: str
+
+
+@dataclass(slots=True, frozen=True)
+class Generate:
+    """One sequence to be generated. A request with `n` choices or several prompts is several of these."""
+
+    prompt: Prompt
+    max_tokens: int = UNLIMITED
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    grammar: Grammar | None = None
+    top_logprobs: int | None = None  # None: no logprobs; 0: only the sampled token's
+    echo: bool = False  # the prompt's text is the first text delta
+    ignore_eos: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Embed:
+    """Inputs for the embedding model, each a text or its token ids; answers come in this order."""
+
+    inputs: Sequence[str | tuple[int, ...]]
+
+
+@dataclass(slots=True, frozen=True)
+class Embedding:
+    """One input's vector: little-endian float32, L2-normalised, and the tokens that the input had."""
+
+    vector: bytes
+    n_tokens: int
