@@ -47,7 +47,7 @@ class Chat:
 
 @dataclass(slots=True, frozen=True)
 class Text:
-    """A raw prompt: BOS is added as the model asks, special tokens in the text are text."""
+    """A raw prompt: BOS is added as the model asks, and special tokens written in it are parsed, as templates need."""
 
     text: str
 

@@ -1,0 +1,446 @@
+#include "engine.h"
+
+#include "payload.h"
+
+#include <algorithm>
+
+namespace lm {
+
+// Requests that wait beyond this are refused; the server has a narrower limit of its own.
+static constexpr uint64_t MAX_WAITING = 4096;
+
+// A step's prompt part is cut so that the step takes about this long: running streams see no longer gap, and an
+// abandoned request frees its place at the end of the step.
+static constexpr double PREFILL_MS_BESIDE_STREAMS = 100;
+static constexpr double PREFILL_MS_ALONE = 250;
+static constexpr size_t FIRST_CHUNK = 128; // until the speed is known
+static constexpr size_t SMALLEST_CHUNK = 16;
+
+// A request waits for a prefill that is under way if that spares it at least this many tokens.
+static constexpr size_t WORTH_JOINING = 32;
+
+engine::engine(model & m, outbox & out, pulse & p)
+    : model_(m), outbox_(out), pulse_(p), batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free) {
+    if (m.is_embedding()) {
+        embedder_ = std::make_unique<embedder>(m, p);
+    } else {
+        cache_ = std::make_unique<prefix_cache>(llama_get_memory(m.context()), m.memory_sharing(), m.n_sequences());
+    }
+    llama_set_abort_callback(
+        m.context(), [](void * stopping) { return static_cast<std::atomic<bool> *>(stopping)->load(); }, &stopping_);
+}
+
+// ---- the other threads' side ------------------------------------------------------------------------------------------
+
+void engine::submit(std::unique_ptr<sequence> s) {
+    if (pulse_.queued >= MAX_WAITING) {
+        throw error("queue_full", "too many requests wait", json_object().add("limit", MAX_WAITING).text());
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    pulse_.queued++;
+    arrivals_.push_back(std::move(s));
+    arrived_.notify_one();
+}
+
+void engine::submit(std::unique_ptr<embedding_job> job) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    embedding_arrivals_.push_back(std::move(job));
+    arrived_.notify_one();
+}
+
+void engine::wake() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    woken_ = true;
+    arrived_.notify_one();
+}
+
+void engine::stop() {
+    stopping_ = true;
+    wake();
+}
+
+// ---- the decode thread --------------------------------------------------------------------------------------------------
+
+void engine::run() {
+    while (wait_for_work()) {
+        pulse_.step.start();
+        step();
+        pulse_.step.stop();
+        outbox_.send(events_);
+    }
+}
+
+bool engine::wait_for_work() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const bool busy = !waiting_.empty() || !running_.empty() || (embedder_ && !embedder_->idle());
+    if (!busy) {
+        arrived_.wait(lock, [&] { return woken_ || !arrivals_.empty() || !embedding_arrivals_.empty(); });
+    }
+    woken_ = false;
+    take_arrivals();
+    return !stopping_;
+}
+
+void engine::take_arrivals() {
+    for (auto & s : arrivals_) {
+        waiting_.push_back(std::move(s));
+    }
+    arrivals_.clear();
+    for (auto & job : embedding_arrivals_) {
+        embedder_->add(std::move(job));
+    }
+    embedding_arrivals_.clear();
+}
+
+void engine::step() {
+    try {
+        if (embedder_) {
+            embedder_->step(batch_.get(), events_);
+        } else {
+            generate_step();
+        }
+    } catch (const error & e) {
+        fail_everything_in_work(e);
+    } catch (const std::bad_alloc &) {
+        fail_everything_in_work(error("out_of_memory", "an allocation failed"));
+    } catch (const std::exception & e) {
+        fail_everything_in_work(error("internal", e.what()));
+    }
+    sweep();
+    report();
+}
+
+void engine::generate_step() {
+    end_cancelled();
+    admit();
+    if (!decode()) {
+        return;
+    }
+    for (const auto & s : running_) {
+        if (!s->done && s->n_step > 0) {
+            advance(*s);
+        }
+    }
+}
+
+// ---- admission ------------------------------------------------------------------------------------------------------------
+
+std::vector<sequence *> engine::running() const {
+    std::vector<sequence *> all;
+    for (const auto & s : running_) {
+        if (!s->done) {
+            all.push_back(s.get());
+        }
+    }
+    return all;
+}
+
+void engine::end_cancelled() {
+    for (const auto & s : running_) {
+        if (s->request->cancelled && !s->done) {
+            finish(*s, stop_reason::cancelled);
+        }
+    }
+    for (auto it = waiting_.begin(); it != waiting_.end();) {
+        if ((*it)->request->cancelled) {
+            finish(**it, stop_reason::cancelled);
+            it = waiting_.erase(it);
+            pulse_.queued--;
+        } else {
+            ++it;
+        }
+    }
+    sweep();
+}
+
+// Whether a running prefill computes a prefix of `s` that is not in the cache yet: then waiting is faster than computing
+// it a second time beside it.
+bool engine::joins_a_prefill(const sequence & s) const {
+    if (model_.memory_sharing() != sharing::any_prefix) {
+        return false;
+    }
+    for (const auto & other : running_) {
+        if (other->is_prefilling() && !other->done) {
+            const size_t most = std::min(s.tokens.size() - 1, other->tokens.size());
+            size_t n = 0;
+            while (n < most && s.tokens[n] == other->tokens[n]) {
+                n++;
+            }
+            if (n >= other->n_cached + WORTH_JOINING) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void engine::admit() {
+    for (auto it = waiting_.begin(); it != waiting_.end() && running_.size() < size_t(model_.parallel());) {
+        if (joins_a_prefill(**it)) {
+            ++it;
+            continue;
+        }
+        if (!cache_->assign(**it, running())) {
+            return;
+        }
+        sequence & s = **it;
+        if (!s.admitted) {
+            s.admitted = true;
+            s.admitted_at = steady::now();
+            s.n_reused = s.n_cached;
+            pulse_.cached_tokens += s.n_cached;
+        }
+        running_.push_back(std::move(*it));
+        it = waiting_.erase(it);
+        pulse_.queued--;
+    }
+}
+
+// ---- one batch ------------------------------------------------------------------------------------------------------------
+
+size_t engine::prefill_budget(bool streams_run) const {
+    if (prefill_ms_per_token_ <= 0) {
+        return FIRST_CHUNK;
+    }
+    const double target = streams_run ? PREFILL_MS_BESIDE_STREAMS : PREFILL_MS_ALONE;
+    return std::max(SMALLEST_CHUNK, size_t(std::min(target / prefill_ms_per_token_, 1e6)));
+}
+
+void engine::add_to_batch(sequence & s, size_t n) {
+    for (size_t i = s.n_cached; i < s.n_cached + n; i++) {
+        const int32_t at = llama_batch_ext_add_token(batch_.get(), s.seq, s.tokens[i]);
+        if (at < 0) {
+            throw error("internal", "a token does not fit the batch");
+        }
+        const llama_pos position = llama_pos(i);
+        llama_batch_ext_set_pos(batch_.get(), at, &position);
+        if (i + 1 == s.tokens.size()) {
+            llama_batch_ext_set_output_logits(batch_.get(), at, true);
+            s.output = at;
+        }
+    }
+    s.n_step = n;
+    n_batched_ += n;
+}
+
+// Decode tokens first; then the prompts share what the time budget leaves: the oldest is sure of a quarter, the shortest
+// go first with the rest.
+void engine::plan() {
+    llama_batch_ext_clear(batch_.get());
+    n_batched_ = n_prefilled_ = 0;
+    std::vector<sequence *> prefilling;
+    for (sequence * s : running()) {
+        s->n_step = 0;
+        s->output = -1;
+        if (s->is_prefilling()) {
+            prefilling.push_back(s);
+        } else {
+            add_to_batch(*s, 1);
+        }
+    }
+    if (prefilling.empty()) {
+        return;
+    }
+    size_t left = std::min(prefill_budget(n_batched_ > 0), size_t(model_.n_batch()) - n_batched_);
+    sequence * oldest = prefilling.front();
+    std::stable_sort(prefilling.begin(), prefilling.end(),
+                     [](const sequence * a, const sequence * b) { return a->n_pending() < b->n_pending(); });
+    const size_t reserved = prefilling.front() == oldest ? 0 : std::min(oldest->n_pending(), left / 4);
+    left -= reserved;
+    for (sequence * s : prefilling) {
+        const size_t n = std::min(s->n_pending(), left + (s == oldest ? reserved : 0));
+        if (n > 0) {
+            left -= std::min(left, n);
+            add_to_batch(*s, n);
+            n_prefilled_ += n;
+        }
+    }
+}
+
+bool engine::decode() {
+    for (;;) {
+        plan();
+        if (n_batched_ == 0) {
+            return false;
+        }
+        const auto began = steady::now();
+        const int32_t status = llama_process(model_.context(), LLAMA_PROCESS_TYPE_DECODE, batch_.get());
+        if (status == 0) {
+            llama_synchronize(model_.context());
+            now_ = steady::now();
+            step_ms_ = ms_between(began, now_);
+            learn_speed(step_ms_);
+            pulse_.decode_steps++;
+            return true;
+        }
+        if (stopping_) {
+            return false;
+        }
+        if (status != 1) {
+            throw error("internal", "decoding failed with status " + std::to_string(status));
+        }
+        if (!make_room()) {
+            throw error("out_of_memory", "the cache has no room for this request");
+        }
+    }
+}
+
+// No cells for the batch: idle sequences go first, then the youngest running one steps back into the queue.
+bool engine::make_room() {
+    if (cache_->evict()) {
+        return true;
+    }
+    const std::vector<sequence *> all = running();
+    if (all.size() < 2) {
+        return false;
+    }
+    preempt(*all.back());
+    return true;
+}
+
+void engine::preempt(sequence & s) {
+    cache_->drop(s);
+    const auto it = std::find_if(running_.begin(), running_.end(), [&](const auto & r) { return r.get() == &s; });
+    waiting_.push_front(std::move(*it));
+    running_.erase(it);
+    pulse_.queued++;
+}
+
+void engine::learn_speed(double step_ms) {
+    if (n_prefilled_ >= SMALLEST_CHUNK) {
+        const double measured = step_ms / double(n_batched_);
+        prefill_ms_per_token_ = prefill_ms_per_token_ <= 0 ? measured : (prefill_ms_per_token_ + measured) / 2;
+    }
+}
+
+// ---- after the decode -----------------------------------------------------------------------------------------------------
+
+void engine::advance(sequence & s) {
+    const bool was_prompt = s.n_generated == 0;
+    s.n_cached += s.n_step;
+    if (was_prompt) {
+        pulse_.prompt_tokens += s.n_step;
+        if (s.n_step < s.n_prompt - s.n_reused) { // more than one chunk
+            events_.add(frame_kind::PROMPT_PROGRESS, s.request->id,
+                        json_object().add("done", uint64_t(s.n_cached)).add("total", uint64_t(s.n_prompt)).text());
+        }
+    }
+    if (s.output >= 0) {
+        sample(s);
+    }
+}
+
+void engine::sample(sequence & s) {
+    float * logits = llama_get_logits_ith(model_.context(), s.output);
+    if (logits == nullptr) {
+        return fail(s, error("internal", "the step gave no logits"));
+    }
+    const vocabulary & vocab = model_.vocab();
+    std::optional<llama_token> id;
+    try {
+        if (s.top_logprobs) {
+            row_.assign(logits, logits + vocab.size());
+            id = s.choose->sample(row_.data());
+        } else {
+            id = s.choose->sample(logits);
+        }
+    } catch (const std::exception & e) {
+        return fail(s, error("internal", e.what()));
+    }
+    if (!id) {
+        return fail(s, invalid_request("grammar", "no token satisfies the grammar at this point"));
+    }
+    if (s.n_generated == 0) {
+        s.first_token_at = now_;
+        s.first_step_ms = step_ms_;
+        if (!s.echo.empty()) {
+            events_.add(frame_kind::TEXT, s.request->id, s.echo);
+        }
+    }
+    s.last_token_at = now_;
+    s.n_generated++;
+    pulse_.decoded_tokens++;
+    s.tokens.push_back(*id);
+    if (vocab.is_eog(*id)) {
+        return finish(s, stop_reason::eos);
+    }
+    if (s.top_logprobs) {
+        s.logprobs.push_back({s.text.known(), read_logprob(logits, vocab.size(), *id, *s.top_logprobs)});
+    }
+    if (s.text.push(vocab.piece(*id))) {
+        return finish(s, stop_reason::stop_string);
+    }
+    if (s.max_tokens > 0 && s.n_generated >= size_t(s.max_tokens)) {
+        return finish(s, stop_reason::max_tokens);
+    }
+    if (s.tokens.size() >= size_t(model_.context_length())) {
+        return finish(s, stop_reason::context_length);
+    }
+    say(s);
+}
+
+void engine::say(sequence & s) {
+    const std::string text = s.text.take();
+    size_t n = 0;
+    while (n < s.logprobs.size() && s.logprobs[n].begin < s.text.taken()) {
+        n++;
+    }
+    if (n > 0) {
+        events_.add(frame_kind::LOGPROBS, s.request->id, logprobs_payload(s, n, model_.vocab()));
+        s.logprobs.erase(s.logprobs.begin(), s.logprobs.begin() + long(n));
+    }
+    if (!text.empty()) {
+        events_.add(frame_kind::TEXT, s.request->id, text);
+    }
+}
+
+void engine::finish(sequence & s, stop_reason reason) {
+    s.text.finish();
+    say(s);
+    if (!s.logprobs.empty() && reason != stop_reason::stop_string) { // tokens without text of their own
+        events_.add(frame_kind::LOGPROBS, s.request->id, logprobs_payload(s, s.logprobs.size(), model_.vocab()));
+    }
+    events_.add(frame_kind::FINISHED, s.request->id, finished_payload(s, reason));
+    cache_->keep(s);
+    s.done = true;
+    pulse_.pending--;
+}
+
+void engine::fail(sequence & s, const error & e) {
+    events_.add(frame_kind::ERROR, s.request->id, e.payload());
+    cache_->drop(s);
+    s.done = true;
+    pulse_.pending--;
+}
+
+// After a failed decode nothing is known about the cells of those that were in it.
+void engine::fail_everything_in_work(const error & e) {
+    if (embedder_) {
+        return embedder_->fail_all(e.payload(), events_);
+    }
+    for (const auto & s : running_) {
+        if (!s->done) {
+            fail(*s, e);
+        }
+    }
+}
+
+void engine::sweep() {
+    running_.erase(std::remove_if(running_.begin(), running_.end(), [](const auto & s) { return s->done; }),
+                   running_.end());
+}
+
+void engine::report() {
+    if (embedder_) {
+        pulse_.running = embedder_->n_jobs();
+        return;
+    }
+    size_t cells = cache_->idle_tokens();
+    for (const auto & s : running_) {
+        cells += s->n_cached;
+    }
+    pulse_.running = running_.size();
+    pulse_.cells_used = cells;
+}
+
+}  // namespace lm

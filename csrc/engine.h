@@ -1,0 +1,88 @@
+// The decode thread of one engine: admit, plan a batch, decode it, sample, emit. Nothing else touches the context.
+#pragma once
+
+#include "embed.h"
+#include "error.h"
+#include "model.h"
+#include "prefix.h"
+#include "pulse.h"
+#include "sequence.h"
+#include "wire.h"
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace lm {
+
+class engine {
+  public:
+    // `m`, `out` and `p` are borrowed and outlive the engine.
+    engine(model & m, outbox & out, pulse & p);
+
+    // Thread safe. Ownership moves to the decode thread. Throws error("queue_full").
+    void submit(std::unique_ptr<sequence> s);
+    void submit(std::unique_ptr<embedding_job> job);
+    // Wakes the decode thread, because a ticket was cancelled.
+    void wake();
+    void stop();
+
+    // The decode thread's body; returns after stop().
+    void run();
+
+  private:
+    bool wait_for_work();
+    void take_arrivals();
+    void step();
+    void generate_step();
+
+    void admit();
+    bool joins_a_prefill(const sequence & s) const;
+    void end_cancelled();
+    bool decode();
+    void plan();
+    size_t prefill_budget(bool streams_run) const;
+    void add_to_batch(sequence & s, size_t n);
+    bool make_room();
+    void preempt(sequence & s);
+    void learn_speed(double step_ms);
+    void advance(sequence & s);
+    void sample(sequence & s);
+    void say(sequence & s);
+    void finish(sequence & s, stop_reason reason);
+    void fail(sequence & s, const error & e);
+    void fail_everything_in_work(const error & e);
+    void sweep();
+    void report();
+    std::vector<sequence *> running() const;
+
+    model & model_;   // borrowed
+    outbox & outbox_; // borrowed
+    pulse & pulse_;   // borrowed
+    std::unique_ptr<embedder> embedder_;
+    std::unique_ptr<prefix_cache> cache_;
+    std::unique_ptr<llama_batch_ext, void (*)(llama_batch_ext *)> batch_;
+
+    // shared with the other threads
+    std::mutex mutex_;
+    std::condition_variable arrived_;
+    std::deque<std::unique_ptr<sequence>> arrivals_;
+    std::deque<std::unique_ptr<embedding_job>> embedding_arrivals_;
+    bool woken_ = false;
+    std::atomic<bool> stopping_{false};
+
+    // the decode thread's own
+    std::deque<std::unique_ptr<sequence>> waiting_; // first come, first served
+    std::vector<std::unique_ptr<sequence>> running_; // in the order of their admission
+    frame_batch events_; // of this step, sent at its end
+    std::vector<float> row_; // a copy of the logits row where the original is still needed
+    size_t n_batched_ = 0;
+    size_t n_prefilled_ = 0; // prompt tokens among them
+    steady::time_point now_; // the end of this step's computation
+    double step_ms_ = 0;
+    double prefill_ms_per_token_ = 0; // learned; 0: not yet
+};
+
+}  // namespace lm

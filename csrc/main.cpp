@@ -1,0 +1,68 @@
+// lmlite-engine FD: one engine in a process of its own, so that whatever kills it kills nothing else.
+// Serves the inherited socket FD until the peer closes it. Exits 0 then, 1-3 for a negative lm_status, 64 for wrong usage.
+#include "lmlite.h"
+
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static constexpr int EXIT_USAGE = 64; // EX_USAGE of sysexits.h
+
+// An engine is the first to go when memory runs out: the server answers for it and can load it again.
+static constexpr int OOM_SCORE_ADJ = 300;
+
+static int parse_fd(const char * text) {
+    char * end = nullptr;
+    errno = 0;
+    const long fd = strtol(text, &end, 10);
+    if (errno != 0 || end == text || *end != '\0' || fd < 0 || fd > INT32_MAX) {
+        return -1;
+    }
+    int type = 0;
+    socklen_t size = sizeof type;
+    if (getsockopt(int(fd), SOL_SOCKET, SO_TYPE, &type, &size) != 0 || type != SOCK_STREAM) {
+        return -1;
+    }
+    return int(fd);
+}
+
+// The parent decides when an engine ends; a Ctrl-C or a closed terminal reaches the whole group and is its business.
+static void leave_signals_to_parent() {
+    for (int signal_number : {SIGINT, SIGHUP, SIGPIPE}) {
+        signal(signal_number, SIG_IGN);
+    }
+}
+
+// A crash costs a request, not a disk: cores of a process with a model in memory are gigabytes.
+static void die_quietly() {
+    const rlimit none = {0, 0};
+    setrlimit(RLIMIT_CORE, &none);
+    setenv("GGML_NO_BACKTRACE", "1", 1); // else an abort forks a debugger
+#if defined(__linux__)
+    if (FILE * file = fopen("/proc/self/oom_score_adj", "w")) { // raising one's own score needs no rights
+        fprintf(file, "%d", OOM_SCORE_ADJ);
+        fclose(file);
+    }
+#endif
+}
+
+int main(int argc, char ** argv) {
+    const int fd = argc == 2 ? parse_fd(argv[1]) : -1;
+    if (fd < 0) {
+        fprintf(stderr, "usage: lmlite-engine FD   (FD: a connected stream socket; lmlite starts this program itself)\n");
+        return EXIT_USAGE;
+    }
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    leave_signals_to_parent();
+    die_quietly();
+
+    const int32_t status = lm_engine_serve(fd);
+    fflush(nullptr);
+    _exit(status == LM_OK ? 0 : -status); // the system frees a model faster than its destructors
+}

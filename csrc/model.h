@@ -1,0 +1,88 @@
+// One loaded model: weights, vocabulary, chat template and a context sized for the machine. Loading can be cancelled.
+#pragma once
+
+#include "dialogue.h"
+#include "protocol.h"
+
+#include "llama.h"
+
+#include <functional>
+#include <memory>
+#include <string>
+
+struct ggml_threadpool;
+
+namespace lm {
+
+// What of a sequence's memory another sequence can take over.
+enum class sharing {
+    any_prefix, // full attention: any prefix, by sharing cells
+    whole_only, // recurrent or hybrid: only a sequence that continues where the other one ended
+};
+
+struct model_deleter {
+    void operator()(llama_model * m) const { llama_model_free(m); }
+};
+struct context_deleter {
+    void operator()(llama_context * c) const { llama_free(c); }
+};
+struct threadpool_deleter {
+    void operator()(ggml_threadpool * p) const;
+};
+
+class model {
+  public:
+    // Returns false to cancel.
+    using progress_fn = std::function<bool(float)>;
+
+    // Throws error("load_failed") or error("out_of_memory"). `before_template` is called ahead of the work whose time
+    // depends on the file's own program, its chat template.
+    model(const load_spec & spec, const progress_fn & progress, const std::function<void()> & before_template);
+
+    const vocabulary & vocab() const { return *vocab_; }
+    const dialogue & chat() const { return *chat_; }
+    llama_context * context() const { return context_.get(); } // null for a vocabulary alone
+    llama_model * get() const { return model_.get(); }
+
+    bool is_embedding() const { return embedding_; }
+    bool is_vocab_only() const { return !context_; }
+    sharing memory_sharing() const { return sharing_; }
+    int32_t context_length() const { return context_length_; } // tokens one request may use
+    int32_t parallel() const { return parallel_; }
+    int32_t n_batch() const { return n_batch_; }
+    int32_t n_sequences() const { return n_sequences_; } // sequence ids there are, live and cached ones together
+    int32_t kv_cells() const { return kv_cells_; }
+
+    // The LOADED event.
+    std::string describe(double load_ms) const;
+
+  private:
+    void load_weights(const load_spec & spec, const progress_fn & progress);
+    void make_context(const load_spec & spec);
+    void attach_threads(int32_t n_threads);
+    void warm_up();
+    int32_t choose_cells(const load_spec & spec) const;
+
+    // in order of construction: the context goes before the model, the threads after the context
+    std::unique_ptr<ggml_threadpool, threadpool_deleter> threads_;
+    std::unique_ptr<llama_model, model_deleter> model_;
+    std::unique_ptr<vocabulary> vocab_;
+    std::unique_ptr<dialogue> chat_;
+    std::unique_ptr<llama_context, context_deleter> context_;
+
+    std::string arch_;
+    bool embedding_ = false;
+    bool flash_attention_ = false;
+    sharing sharing_ = sharing::any_prefix;
+    int32_t context_length_ = 0;
+    int32_t parallel_ = 1;
+    int32_t n_batch_ = 0;
+    int32_t n_sequences_ = 1;
+    int32_t kv_cells_ = 0;
+    int32_t gpu_layers_ = 0;
+};
+
+// {"llama_cpp", "version", "backend"} of this build.
+const char * build_info();
+
+}  // namespace lm

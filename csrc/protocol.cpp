@@ -1,0 +1,353 @@
+#include "protocol.h"
+
+#include "error.h"
+
+#include "json-schema-to-grammar.h"
+
+#include <cmath>
+#include <limits>
+
+namespace lm {
+
+// Limits against values that would make llama.cpp allocate or recurse without end. The dialects have narrower ones.
+static constexpr int32_t MAX_CONTEXT = 1 << 24;
+static constexpr int32_t MAX_PARALLEL = 200; // llama.cpp has 256 sequence ids; the rest hold cached prefixes
+static constexpr int32_t MAX_BATCH = 1 << 14;
+static constexpr int32_t MAX_THREADS = 512;
+static constexpr int32_t MAX_TOP_LOGPROBS = 128;
+static constexpr size_t MAX_STOPS = 64;
+static constexpr size_t MAX_STOP_LENGTH = 4096;
+static constexpr size_t MAX_DRY_BREAKERS = 64;
+static constexpr size_t MAX_GRAMMAR_BYTES = 1 << 20;
+static constexpr int MAX_GRAMMAR_DEPTH = 128;
+static constexpr int MAX_SCHEMA_DEPTH = 256;
+
+static common_json parse_object(const std::string & payload) {
+    common_json parsed = common_json::parse_no_throw(payload);
+    if (parsed.is_discarded() || !parsed.is_object()) {
+        throw error("invalid_request", "the payload is not a JSON object");
+    }
+    return parsed;
+}
+
+// ---- typed readers ----------------------------------------------------------------------------------------------------
+
+static bool has(const common_json & object, const char * key) {
+    return object.contains(key) && !object.at(key).is_null();
+}
+
+static int64_t integer(const common_json & value, const char * key, int64_t low, int64_t high) {
+    if (!value.is_number_integer()) {
+        throw invalid_request(key, std::string(key) + " must be an integer");
+    }
+    const int64_t n = value.get<int64_t>();
+    if (n < low || n > high) {
+        throw invalid_request(key, std::string(key) + " is out of range");
+    }
+    return n;
+}
+
+static void read(const common_json & object, const char * key, int32_t & into, int64_t low, int64_t high) {
+    if (has(object, key)) {
+        into = int32_t(integer(object.at(key), key, low, high));
+    }
+}
+
+static void read(const common_json & object, const char * key, float & into, double low, double high) {
+    if (!has(object, key)) {
+        return;
+    }
+    if (!object.at(key).is_number()) {
+        throw invalid_request(key, std::string(key) + " must be a number");
+    }
+    const double value = object.at(key).get<double>();
+    if (!(value >= low && value <= high)) {
+        throw invalid_request(key, std::string(key) + " is out of range");
+    }
+    into = float(value);
+}
+
+static bool read_bool(const common_json & object, const char * key, bool fallback) {
+    if (!has(object, key)) {
+        return fallback;
+    }
+    if (!object.at(key).is_boolean()) {
+        throw invalid_request(key, std::string(key) + " must be a boolean");
+    }
+    return object.at(key).get<bool>();
+}
+
+static std::string read_string(const common_json & object, const char * key) {
+    if (!has(object, key) || !object.at(key).is_string()) {
+        throw invalid_request(key, std::string(key) + " must be a string");
+    }
+    return object.at(key).get<std::string>();
+}
+
+static std::vector<std::string> read_strings(const common_json & object, const char * key, size_t most, size_t longest) {
+    std::vector<std::string> strings;
+    if (!has(object, key)) {
+        return strings;
+    }
+    const common_json & array = object.at(key);
+    if (!array.is_array() || array.size() > most) {
+        throw invalid_request(key, std::string(key) + " must be a short array of strings");
+    }
+    for (size_t i = 0; i < array.size(); i++) {
+        if (!array.at(i).is_string()) {
+            throw invalid_request(key, std::string(key) + " must hold strings");
+        }
+        strings.push_back(array.at(i).get<std::string>());
+        if (strings.back().empty() || strings.back().size() > longest) {
+            throw invalid_request(key, std::string(key) + " holds an empty or overlong string");
+        }
+    }
+    return strings;
+}
+
+static std::vector<llama_token> read_tokens(const common_json & array, const char * key) {
+    if (!array.is_array()) {
+        throw invalid_request(key, std::string(key) + " must be an array of token ids");
+    }
+    std::vector<llama_token> tokens;
+    tokens.reserve(array.size());
+    for (size_t i = 0; i < array.size(); i++) {
+        tokens.push_back(llama_token(integer(array.at(i), key, 0, std::numeric_limits<int32_t>::max())));
+    }
+    return tokens;
+}
+
+// ---- commands -----------------------------------------------------------------------------------------------------------
+
+load_spec parse_load(const std::string & payload) {
+    const common_json object = parse_object(payload);
+    load_spec spec;
+    spec.path = read_string(object, "path");
+    spec.splits = read_strings(object, "splits", 4096, 8192);
+    read(object, "gpu_layers", spec.gpu_layers, -1, 1 << 20);
+    read(object, "context_length", spec.context_length, 0, MAX_CONTEXT);
+    read(object, "parallel", spec.parallel, 1, MAX_PARALLEL);
+    read(object, "kv_cells", spec.kv_cells, 0, MAX_CONTEXT);
+    read(object, "eval_batch_size", spec.eval_batch_size, 1, MAX_BATCH);
+    read(object, "threads", spec.threads, 0, MAX_THREADS);
+    if (has(object, "flash_attention")) {
+        spec.flash_attention = read_bool(object, "flash_attention", false);
+    }
+    spec.vocab_only = read_bool(object, "vocab_only", false);
+    return spec;
+}
+
+static sampling_params parse_sampling(const common_json & object) {
+    constexpr double big = 1e6;
+    sampling_params p;
+    read(object, "temperature", p.temperature, 0, 100);
+    read(object, "top_k", p.top_k, 0, std::numeric_limits<int32_t>::max());
+    read(object, "top_p", p.top_p, 0, 1);
+    read(object, "min_p", p.min_p, 0, 1);
+    read(object, "typical_p", p.typical_p, 0, 1);
+    read(object, "repeat_penalty", p.repeat_penalty, 1e-3, 1e3);
+    read(object, "repeat_last_n", p.repeat_last_n, -1, MAX_CONTEXT);
+    read(object, "presence_penalty", p.presence_penalty, -1e3, 1e3);
+    read(object, "frequency_penalty", p.frequency_penalty, -1e3, 1e3);
+    read(object, "mirostat", p.mirostat, 0, 2);
+    read(object, "mirostat_tau", p.mirostat_tau, 0, big);
+    read(object, "mirostat_eta", p.mirostat_eta, 0, big);
+    read(object, "dry_multiplier", p.dry_multiplier, 0, big);
+    read(object, "dry_base", p.dry_base, 0, big);
+    read(object, "dry_allowed_length", p.dry_allowed_length, 0, MAX_CONTEXT);
+    read(object, "dry_penalty_last_n", p.dry_penalty_last_n, -1, MAX_CONTEXT);
+    if (has(object, "dry_sequence_breakers")) {
+        p.dry_sequence_breakers = read_strings(object, "dry_sequence_breakers", MAX_DRY_BREAKERS, 256);
+    }
+    read(object, "xtc_probability", p.xtc_probability, 0, 1);
+    read(object, "xtc_threshold", p.xtc_threshold, 0, 1);
+    if (has(object, "seed")) {
+        p.seed = uint32_t(integer(object.at("seed"), "seed", 0, std::numeric_limits<uint32_t>::max()));
+    }
+    if (has(object, "logit_bias")) {
+        const common_json & pairs = object.at("logit_bias");
+        for (size_t i = 0; i < pairs.size(); i++) {
+            const common_json & pair = pairs.at(i);
+            if (!pair.is_array() || pair.size() != 2) {
+                throw invalid_request("logit_bias", "logit_bias must hold [id, bias] pairs");
+            }
+            const int64_t id = integer(pair.at(size_t(0)), "logit_bias", 0, std::numeric_limits<int32_t>::max());
+            float bias = -std::numeric_limits<float>::infinity();
+            if (!pair.at(1).is_null()) {
+                bias = float(pair.at(1).get<double>());
+                if (!std::isfinite(bias)) {
+                    throw invalid_request("logit_bias", "a bias must be finite");
+                }
+            }
+            p.logit_bias.push_back({llama_token(id), bias});
+        }
+    }
+    return p;
+}
+
+static chat_prompt parse_chat(const common_json & object) {
+    chat_prompt prompt;
+    prompt.messages = object.at("messages");
+    prompt.template_kwargs = has(object, "template_kwargs") ? object.at("template_kwargs") : common_json::object();
+    if (!prompt.messages.is_array() || prompt.messages.empty()) {
+        throw invalid_request("messages", "messages must be an array that is not empty");
+    }
+    if (!prompt.template_kwargs.is_object()) {
+        throw invalid_request("template_kwargs", "template_kwargs must be an object");
+    }
+    return prompt;
+}
+
+static prompt_spec parse_prompt(const common_json & object) {
+    if (has(object, "messages")) {
+        return parse_chat(object);
+    }
+    if (has(object, "tokens")) {
+        return read_tokens(object.at("tokens"), "prompt");
+    }
+    return read_string(object, "text");
+}
+
+generate_spec parse_generate(const std::string & payload) {
+    const common_json object = parse_object(payload);
+    generate_spec spec;
+    spec.prompt = parse_prompt(object);
+    read(object, "max_tokens", spec.max_tokens, -1, std::numeric_limits<int32_t>::max());
+    if (spec.max_tokens == 0) {
+        throw invalid_request("max_tokens", "max_tokens must be at least 1, or -1 for no limit");
+    }
+    spec.stops = read_strings(object, "stop", MAX_STOPS, MAX_STOP_LENGTH);
+    spec.echo = read_bool(object, "echo", false);
+    spec.ignore_eos = read_bool(object, "ignore_eos", false);
+    if (has(object, "top_logprobs")) {
+        spec.top_logprobs = int32_t(integer(object.at("top_logprobs"), "top_logprobs", 0, MAX_TOP_LOGPROBS));
+    }
+    if (has(object, "grammar")) {
+        const std::string kind = read_string(object.at("grammar"), "kind");
+        if (kind != "gbnf" && kind != "json_schema") {
+            throw invalid_request("grammar", "unknown kind of grammar");
+        }
+        spec.grammar = grammar_spec{kind == "json_schema", read_string(object.at("grammar"), "text")};
+    }
+    if (has(object, "sampling")) {
+        spec.sampling = parse_sampling(object.at("sampling"));
+    }
+    return spec;
+}
+
+std::vector<embed_input> parse_embed(const std::string & payload) {
+    const common_json object = parse_object(payload);
+    if (!has(object, "inputs") || !object.at("inputs").is_array() || object.at("inputs").empty()) {
+        throw invalid_request("input", "inputs must be an array that is not empty");
+    }
+    const common_json & inputs = object.at("inputs");
+    std::vector<embed_input> parsed;
+    parsed.reserve(inputs.size());
+    for (size_t i = 0; i < inputs.size(); i++) {
+        const common_json & input = inputs.at(i);
+        if (input.is_string()) {
+            parsed.push_back(input.get<std::string>());
+        } else {
+            parsed.push_back(read_tokens(input, "input"));
+        }
+    }
+    return parsed;
+}
+
+std::vector<llama_token> parse_detokenize(const std::string & payload) {
+    const common_json object = parse_object(payload);
+    if (!has(object, "tokens")) {
+        throw invalid_request("tokens", "tokens must be an array of token ids");
+    }
+    return read_tokens(object.at("tokens"), "tokens");
+}
+
+chat_prompt parse_render(const std::string & payload) {
+    const common_json object = parse_object(payload);
+    if (!has(object, "messages")) {
+        throw invalid_request("messages", "messages must be an array that is not empty");
+    }
+    return parse_chat(object);
+}
+
+tokenize_spec parse_tokenize(const std::string & payload) {
+    const common_json object = parse_object(payload);
+    return {read_string(object, "text"), read_bool(object, "add_special", false),
+            read_bool(object, "parse_special", false)};
+}
+
+// ---- grammars -----------------------------------------------------------------------------------------------------------
+
+// Outside of literals and character classes: nesting of parentheses, and the bounds of {n,m} repetitions.
+static void check_gbnf(const std::string & text) {
+    if (text.size() > MAX_GRAMMAR_BYTES) {
+        throw invalid_request("grammar", "the grammar is too large");
+    }
+    int depth = 0;
+    for (size_t i = 0; i < text.size(); i++) {
+        const char c = text[i];
+        if (c == '"' || c == '[') {
+            const char close = c == '"' ? '"' : ']';
+            for (i++; i < text.size() && text[i] != close; i++) {
+                i += text[i] == '\\';
+            }
+        } else if (c == '#') {
+            i = std::min(text.find('\n', i), text.size());
+        } else if (c == '(' && ++depth > MAX_GRAMMAR_DEPTH) {
+            throw invalid_request("grammar", "the grammar nests too deep");
+        } else if (c == ')') {
+            depth--;
+        } else if (c == '{') {
+            const size_t comma = text.find(',', i);
+            const size_t close = text.find('}', i);
+            if (close != std::string::npos && comma < close) {
+                const unsigned long low = strtoul(text.c_str() + i + 1, nullptr, 10);
+                const unsigned long high = strtoul(text.c_str() + comma + 1, nullptr, 10);
+                const bool open_ended = text.find_first_of("0123456789", comma) >= close;
+                if (!open_ended && low > high) {
+                    throw invalid_request("grammar", "a repetition's lower bound is above its upper bound");
+                }
+            }
+        }
+    }
+}
+
+// The compiler of schemas recurses, and so does freeing what it builds.
+static void check_schema_depth(const std::string & text) {
+    int depth = 0;
+    for (size_t i = 0; i < text.size(); i++) {
+        if (text[i] == '"') {
+            for (i++; i < text.size() && text[i] != '"'; i++) {
+                i += text[i] == '\\';
+            }
+        } else if (text[i] == '{' || text[i] == '[') {
+            if (++depth > MAX_SCHEMA_DEPTH) {
+                throw invalid_request("response_format", "the JSON schema nests too deep");
+            }
+        } else if (text[i] == '}' || text[i] == ']') {
+            depth--;
+        }
+    }
+}
+
+std::string to_gbnf(const grammar_spec & spec) {
+    if (spec.text.size() > MAX_GRAMMAR_BYTES) {
+        throw invalid_request("grammar", "the grammar is too large");
+    }
+    if (!spec.is_schema) {
+        check_gbnf(spec.text);
+        return spec.text;
+    }
+    check_schema_depth(spec.text);
+    try {
+        std::string gbnf = json_schema_to_grammar(common_json::parse(spec.text));
+        check_gbnf(gbnf);
+        return gbnf;
+    } catch (const error &) {
+        throw;
+    } catch (const std::exception & e) {
+        throw invalid_request("response_format", std::string("the JSON schema is refused: ") + e.what());
+    }
+}
+
+}  // namespace lm

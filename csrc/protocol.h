@@ -1,0 +1,70 @@
+// Command payloads to values and event facts to payloads: the only place that knows their JSON (csrc/protocol.md).
+// Everything read here is range-checked; what is wrong throws invalid_request with the key at fault.
+#pragma once
+
+#include "sampler.h"
+
+#include "json.h" // llama.cpp's common_json
+
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace lm {
+
+struct load_spec {
+    std::string path;
+    std::vector<std::string> splits; // empty: `path` is the whole model
+    int32_t gpu_layers = -1;
+    int32_t context_length = 4096; // 0: the model's own
+    int32_t parallel = 4;
+    int32_t kv_cells = 0; // 0: chosen from the free memory
+    int32_t eval_batch_size = 512;
+    int32_t threads = 0; // 0: one per core
+    std::optional<bool> flash_attention;
+    bool vocab_only = false;
+};
+
+struct chat_prompt {
+    common_json messages;
+    common_json template_kwargs;
+};
+
+using prompt_spec = std::variant<chat_prompt, std::string, std::vector<llama_token>>;
+
+struct grammar_spec {
+    bool is_schema;
+    std::string text;
+};
+
+struct generate_spec {
+    prompt_spec prompt;
+    int32_t max_tokens = -1;
+    std::vector<std::string> stops;
+    bool echo = false;
+    bool ignore_eos = false;
+    std::optional<int32_t> top_logprobs;
+    std::optional<grammar_spec> grammar;
+    sampling_params sampling;
+};
+
+using embed_input = std::variant<std::string, std::vector<llama_token>>;
+
+load_spec parse_load(const std::string & payload);
+generate_spec parse_generate(const std::string & payload);
+std::vector<embed_input> parse_embed(const std::string & payload);
+std::vector<llama_token> parse_detokenize(const std::string & payload);
+chat_prompt parse_render(const std::string & payload);
+
+struct tokenize_spec {
+    std::string text;
+    bool add_special;
+    bool parse_special;
+};
+tokenize_spec parse_tokenize(const std::string & payload);
+
+// The GBNF of a grammar or schema; refuses what llama.cpp's recursive parsers cannot survive.
+std::string to_gbnf(const grammar_spec & spec);
+
+}  // namespace lm

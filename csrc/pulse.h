@@ -1,0 +1,42 @@
+// What the watchdog on the other side of the socket needs to know, written by the working threads and read by the
+// writer once a second.
+#pragma once
+
+#include "sequence.h"
+
+#include <atomic>
+
+namespace lm {
+
+// How long the current piece of work has run; 0 while there is none.
+class stopwatch {
+  public:
+    void start() { started_us_ = now_us(); }
+    void stop() { started_us_ = 0; }
+    int64_t running_ms() const {
+        const int64_t started = started_us_;
+        return started == 0 ? 0 : (now_us() - started) / 1000;
+    }
+
+  private:
+    static int64_t now_us() {
+        return std::chrono::duration_cast<std::chrono::microseconds>(steady::now().time_since_epoch()).count();
+    }
+    std::atomic<int64_t> started_us_{0};
+};
+
+struct pulse {
+    stopwatch step;            // the decode thread's current step
+    stopwatch preparation;     // the preparer's current template, text or grammar
+    std::atomic<int> pending{0}; // requests that have not been answered
+
+    std::atomic<uint64_t> decode_steps{0};
+    std::atomic<uint64_t> decoded_tokens{0};
+    std::atomic<uint64_t> prompt_tokens{0};
+    std::atomic<uint64_t> cached_tokens{0};
+    std::atomic<uint64_t> running{0};
+    std::atomic<uint64_t> queued{0};
+    std::atomic<uint64_t> cells_used{0};
+};
+
+}  // namespace lm

@@ -1,0 +1,100 @@
+// Choosing the next token from one row of raw logits: the common samplers on the row itself, llama.cpp's own objects for
+// the rare ones and for grammars. Order as llama.cpp's default chain: bias, penalties, (rare), top-k, (typical), top-p,
+// min-p, (xtc), temperature, draw.
+#pragma once
+
+#include "text.h"
+
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace lm {
+
+struct sampling_params {
+    float temperature = 0.8f;
+    int32_t top_k = 40;
+    float top_p = 0.95f;
+    float min_p = 0.05f;
+    float typical_p = 1.0f;
+    float repeat_penalty = 1.0f;
+    int32_t repeat_last_n = 64;
+    float presence_penalty = 0.0f;
+    float frequency_penalty = 0.0f;
+    std::vector<std::pair<llama_token, float>> logit_bias;
+    int32_t mirostat = 0;
+    float mirostat_tau = 5.0f;
+    float mirostat_eta = 0.1f;
+    float dry_multiplier = 0.0f;
+    float dry_base = 1.75f;
+    int32_t dry_allowed_length = 2;
+    int32_t dry_penalty_last_n = -1;
+    std::vector<std::string> dry_sequence_breakers = {"\n", ":", "\"", "*"};
+    float xtc_probability = 0.0f;
+    float xtc_threshold = 0.1f;
+    std::optional<uint32_t> seed;
+};
+
+struct candidate {
+    llama_token id;
+    float logit;
+};
+
+// One sampled token's log probability under the unmodified distribution, and the likeliest tokens.
+struct token_logprob {
+    llama_token id;
+    float logprob;
+    std::vector<candidate> top; // `logit` holds the log probability
+};
+
+struct sampler_deleter {
+    void operator()(llama_sampler * s) const { llama_sampler_free(s); }
+};
+using sampler_ptr = std::unique_ptr<llama_sampler, sampler_deleter>;
+
+// Compiles a GBNF grammar; throws invalid_request("grammar") if it does not parse. Can be slow: never on the decode thread.
+sampler_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf);
+
+// What `id` and the `n_top` likeliest tokens had in a row that no sampler has touched (n floats).
+token_logprob read_logprob(const float * logits, int32_t n, llama_token id, int32_t n_top);
+
+class sampler {
+  public:
+    // `grammar` may be null. `n_context` caps every window.
+    sampler(const sampling_params & params, const vocabulary & vocab, sampler_ptr grammar, int32_t n_context);
+
+    // Feeds a prompt token to the windows of the penalties.
+    void observe(llama_token id);
+
+    // Chooses from `logits` (vocab.size() floats, overwritten) and takes note of the choice. Without a value no token
+    // satisfies the grammar.
+    std::optional<llama_token> sample(float * logits);
+
+  private:
+    void apply_bias(float * logits) const;
+    void apply_penalties(float * logits) const;
+    bool allowed(llama_token id) const;
+    std::optional<llama_token> choose(const float * logits);
+    std::optional<llama_token> choose_constrained(const float * logits);
+    std::optional<llama_token> choose_by_chain(const float * logits);
+    llama_token draw_row(const float * logits);
+    llama_token draw(std::vector<candidate> & sorted, double total);
+    void note(llama_token id);
+
+    sampling_params params_;
+    const vocabulary & vocab_; // borrowed, outlives every sequence
+    sampler_ptr grammar_;      // null: unconstrained
+    sampler_ptr chain_;        // null: the fast paths serve
+    std::mt19937 rng_;
+
+    // the window of the penalties, and how often each of its tokens stands in it
+    std::vector<llama_token> window_;
+    size_t window_size_ = 0;
+    size_t window_next_ = 0;
+    std::vector<std::pair<llama_token, int32_t>> counts_;
+};
+
+}  // namespace lm

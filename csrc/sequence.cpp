@@ -1,0 +1,82 @@
+#include "sequence.h"
+
+#include "payload.h"
+
+#include <cstdio>
+
+namespace lm {
+
+const char * to_string(stop_reason reason) {
+    switch (reason) {
+        case stop_reason::eos: return "eosFound";
+        case stop_reason::stop_string: return "stopStringFound";
+        case stop_reason::max_tokens: return "maxPredictedTokensReached";
+        case stop_reason::context_length: return "contextLengthReached";
+        case stop_reason::cancelled: return "userStopped";
+    }
+    return "failed";
+}
+
+// From before the first token to the last: the gaps between tokens are one fewer than the tokens, so the mean gap (or,
+// for a single token, its own step) stands for the first.
+static double generation_ms(const sequence & s) {
+    if (s.n_generated < 2) {
+        return s.n_generated == 0 ? 0.0 : s.first_step_ms;
+    }
+    const double between = ms_between(s.first_token_at, s.last_token_at);
+    return between * double(s.n_generated) / double(s.n_generated - 1);
+}
+
+std::string finished_payload(const sequence & s, stop_reason reason) {
+    json_object payload;
+    payload.add("reason", to_string(reason));
+    if (s.text.stop() != nullptr && reason == stop_reason::stop_string) {
+        payload.add("stop_string", *s.text.stop());
+    } else {
+        payload.add_raw("stop_string", "null");
+    }
+    return payload.add("prompt_tokens", uint64_t(s.n_prompt))
+        .add("cached_tokens", uint64_t(s.n_reused))
+        .add("generated_tokens", uint64_t(s.n_generated))
+        .add("queue_ms", s.admitted ? ms_between(s.request->arrived, s.admitted_at) : 0.0)
+        .add("first_token_ms", s.n_generated > 0 ? ms_between(s.request->arrived, s.first_token_at) : 0.0)
+        .add("generation_ms", generation_ms(s))
+        .text();
+}
+
+static void append_bytes(std::string & out, std::string_view bytes) {
+    out += '[';
+    for (size_t i = 0; i < bytes.size(); i++) {
+        out += (i == 0 ? "" : ",") + std::to_string(static_cast<unsigned char>(bytes[i]));
+    }
+    out += ']';
+}
+
+static void append_number(std::string & out, float value) {
+    char digits[32];
+    snprintf(digits, sizeof digits, "%.7g", double(std::max(value, -9999.0f))); // JSON has no -inf
+    out += digits;
+}
+
+std::string logprobs_payload(const sequence & s, size_t n, const vocabulary & vocab) {
+    std::string out = "{\"tokens\":[";
+    for (size_t i = 0; i < n; i++) {
+        const token_logprob & token = s.logprobs[i].logprob;
+        out += i == 0 ? "{\"b\":" : ",{\"b\":";
+        append_bytes(out, vocab.special_piece(token.id));
+        out += ",\"p\":";
+        append_number(out, token.logprob);
+        out += ",\"top\":[";
+        for (size_t j = 0; j < token.top.size(); j++) {
+            out += j == 0 ? "[" : ",[";
+            append_bytes(out, vocab.special_piece(token.top[j].id));
+            out += ',';
+            append_number(out, token.top[j].logit);
+            out += ']';
+        }
+        out += "]}";
+    }
+    return out + "]}";
+}
+
+}  // namespace lm

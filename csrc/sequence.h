@@ -1,0 +1,79 @@
+// One GENERATE request on its way: what was asked, the tokens so far, and what has been told to the client.
+#pragma once
+
+#include "sampler.h"
+#include "text.h"
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace lm {
+
+using steady = std::chrono::steady_clock;
+
+inline double ms_between(steady::time_point from, steady::time_point to) {
+    return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+// The part of a request that outlives its frame: shared by the reader (which cancels) and whoever works on it.
+struct ticket {
+    explicit ticket(uint32_t id) : id(id) {}
+
+    const uint32_t id;
+    const steady::time_point arrived = steady::now();
+    std::atomic<bool> cancelled{false};
+};
+using ticket_ptr = std::shared_ptr<ticket>;
+
+// Why a request ended, in LM Studio's vocabulary.
+enum class stop_reason { eos, stop_string, max_tokens, context_length, cancelled };
+const char * to_string(stop_reason reason);
+
+struct sequence {
+    // what was asked
+    ticket_ptr request;
+    size_t n_prompt = 0;
+    int32_t max_tokens = -1;
+    bool ignore_eos = false;
+    std::string echo; // text shown ahead of the answer
+    std::optional<int32_t> top_logprobs;
+    std::unique_ptr<sampler> choose;
+    answer_text text{{}};
+
+    // the prompt, then every sampled token; the first `n_cached` have cells under `seq`
+    std::vector<llama_token> tokens;
+    size_t n_cached = 0;
+    llama_seq_id seq = -1; // -1: waiting
+    int32_t output = -1;   // this step's index of the row to sample from
+    size_t n_step = 0;     // tokens of this sequence in this step's batch
+    bool done = false;     // answered; swept at the end of the step
+
+    // logprobs of tokens whose text has not been shown yet, each with where its text begins
+    struct unsaid {
+        size_t begin;
+        token_logprob logprob;
+    };
+    std::vector<unsaid> logprobs;
+
+    // stats
+    size_t n_reused = 0; // prompt tokens that were taken from the cache at first admission
+    size_t n_generated = 0;
+    bool admitted = false;
+    steady::time_point admitted_at;
+    steady::time_point first_token_at;
+    steady::time_point last_token_at;
+    double first_step_ms = 0;
+
+    size_t n_pending() const { return tokens.size() - n_cached; }
+    bool is_prefilling() const { return n_pending() > 1; }
+};
+
+// Payloads of the events that a sequence causes.
+std::string finished_payload(const sequence & s, stop_reason reason);
+std::string logprobs_payload(const sequence & s, size_t n, const vocabulary & vocab);
+
+}  // namespace lm

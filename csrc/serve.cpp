@@ -1,0 +1,471 @@
+// lm_engine_serve: the threads of one engine and what each of them does with a frame.
+//   reader    (the caller's thread) parses frames, cancels
+//   preparer  loads, renders, tokenizes, compiles grammars; on a large stack, because llama.cpp's parsers recurse
+//   decoder   engine::run
+//   writer    outbox::run, and the heartbeat
+#include "engine.h"
+#include "error.h"
+#include "lmlite.h"
+#include "model.h"
+#include "payload.h"
+#include "protocol.h"
+#include "pulse.h"
+#include "wire.h"
+
+#include <csignal>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <pthread.h>
+#include <sys/socket.h>
+#include <thread>
+#include <unistd.h>
+#include <unordered_map>
+
+namespace lm {
+
+// Reserved, not used: pages are committed as a parser recurses. Regular expressions of some tokenizers need 64 MB for a
+// long unbroken run of letters.
+static constexpr size_t PREPARER_STACK = 512u << 20;
+
+// A text beyond this has more tokens than any context holds.
+static constexpr size_t MAX_TEXT = 32u << 20;
+
+static constexpr size_t MAX_UNPREPARED = 4096;
+
+class server {
+  public:
+    explicit server(int fd) : fd_(fd), outbox_(fd) {}
+
+    int serve();
+
+  private:
+    struct work {
+        frame command;
+        ticket_ptr request;
+    };
+
+    // reader
+    bool dispatch(frame & command);
+    bool is_command(frame_kind kind) const;
+    ticket_ptr open_ticket(uint32_t id);
+    void cancel(uint32_t id);
+
+    // preparer
+    void prepare_all();
+    bool next(work & into);
+    void prepare(const work & item);
+    void load(const work & item);
+    void generate(const work & item);
+    void embed(const work & item);
+    void tokenize(const work & item);
+    void answer(const ticket_ptr & request, frame_kind kind, std::string_view payload);
+    void answer_error(const ticket_ptr & request, const error & e);
+    const model & loaded() const;
+    void check_tokens(const std::vector<llama_token> & tokens, const char * param) const;
+    std::vector<llama_token> prompt_tokens(const generate_spec & spec) const;
+
+    void beat();
+    std::string report() const;
+    void stop_working();
+
+    int fd_;
+    outbox outbox_;
+    pulse pulse_;
+
+    std::mutex mutex_;
+    std::condition_variable unprepared_filled_;
+    std::deque<work> unprepared_;
+    std::unordered_map<uint32_t, std::weak_ptr<ticket>> tickets_;
+    std::atomic<bool> closing_{false};
+    std::shared_ptr<engine> engine_; // set once by the preparer, under mutex_
+
+    std::unique_ptr<model> model_; // the preparer's; outlives engine_
+    std::thread decoder_;
+};
+
+// ---- reader -------------------------------------------------------------------------------------------------------------
+
+bool server::is_command(frame_kind kind) const {
+    switch (kind) {
+        case frame_kind::LOAD:
+        case frame_kind::GENERATE:
+        case frame_kind::EMBED:
+        case frame_kind::TOKENIZE:
+        case frame_kind::DETOKENIZE:
+        case frame_kind::RENDER:
+        case frame_kind::STATS: return true;
+        default: return false;
+    }
+}
+
+ticket_ptr server::open_ticket(uint32_t id) {
+    ticket_ptr request = std::make_shared<ticket>(id);
+    if (tickets_.size() > 2 * size_t(pulse_.pending.load()) + 64) {
+        for (auto it = tickets_.begin(); it != tickets_.end();) {
+            it = it->second.expired() ? tickets_.erase(it) : std::next(it);
+        }
+    }
+    tickets_[id] = request;
+    pulse_.pending++;
+    return request;
+}
+
+void server::cancel(uint32_t id) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = tickets_.find(id);
+    if (found == tickets_.end()) {
+        return;
+    }
+    if (const ticket_ptr request = found->second.lock()) {
+        request->cancelled = true;
+        if (engine_) {
+            engine_->wake();
+        }
+    }
+}
+
+bool server::dispatch(frame & command) {
+    if (command.kind == frame_kind::CANCEL) {
+        cancel(command.request_id);
+        return true;
+    }
+    if (!is_command(command.kind)) {
+        return false;
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    const ticket_ptr request = open_ticket(command.request_id);
+    if (unprepared_.size() >= MAX_UNPREPARED) {
+        answer_error(request, error("queue_full", "too many requests wait",
+                                    json_object().add("limit", uint64_t(MAX_UNPREPARED)).text()));
+        return true;
+    }
+    unprepared_.push_back({std::move(command), request});
+    unprepared_filled_.notify_one();
+    return true;
+}
+
+// ---- preparer -----------------------------------------------------------------------------------------------------------
+
+bool server::next(work & into) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    unprepared_filled_.wait(lock, [&] { return closing_ || !unprepared_.empty(); });
+    if (closing_) {
+        return false;
+    }
+    into = std::move(unprepared_.front());
+    unprepared_.pop_front();
+    return true;
+}
+
+void server::prepare_all() {
+    for (work item; next(item);) {
+        if (item.command.kind != frame_kind::LOAD) {
+            pulse_.preparation.start(); // a load has a progress of its own
+        }
+        try {
+            prepare(item);
+        } catch (const error & e) {
+            answer_error(item.request, e);
+        } catch (const std::bad_alloc &) {
+            answer_error(item.request, error("out_of_memory", "an allocation failed"));
+        } catch (const std::exception & e) {
+            answer_error(item.request, error("internal", e.what()));
+        }
+        pulse_.preparation.stop();
+        item = {};
+    }
+}
+
+void server::prepare(const work & item) {
+    const std::string & payload = item.command.payload;
+    if (item.request->cancelled && item.command.kind == frame_kind::GENERATE) {
+        sequence never_started;
+        never_started.request = item.request;
+        return answer(item.request, frame_kind::FINISHED, finished_payload(never_started, stop_reason::cancelled));
+    }
+    switch (item.command.kind) {
+        case frame_kind::LOAD: return load(item);
+        case frame_kind::GENERATE: return generate(item);
+        case frame_kind::EMBED: return embed(item);
+        case frame_kind::TOKENIZE: return tokenize(item);
+        case frame_kind::DETOKENIZE: {
+            const std::vector<llama_token> tokens = parse_detokenize(payload);
+            check_tokens(tokens, "tokens");
+            std::string bytes = loaded().vocab().detokenize(tokens);
+            std::string text;
+            decode_utf8(bytes, text);
+            return answer(item.request, frame_kind::RESULT, text);
+        }
+        case frame_kind::RENDER: {
+            const chat_prompt prompt = parse_render(payload);
+            return answer(item.request, frame_kind::RESULT,
+                          loaded().chat().render(prompt.messages, prompt.template_kwargs));
+        }
+        default: return answer(item.request, frame_kind::REPORT, report());
+    }
+}
+
+void server::answer(const ticket_ptr & request, frame_kind kind, std::string_view payload) {
+    outbox_.send(kind, request->id, payload);
+    pulse_.pending--;
+}
+
+void server::answer_error(const ticket_ptr & request, const error & e) {
+    answer(request, frame_kind::ERROR, e.payload());
+}
+
+const model & server::loaded() const {
+    if (!model_) {
+        throw error("load_failed", "no model is loaded");
+    }
+    return *model_;
+}
+
+void server::load(const work & item) {
+    if (model_) {
+        throw error("invalid_request", "this engine has a model already");
+    }
+    const load_spec spec = parse_load(item.command.payload);
+    const auto began = steady::now();
+    auto last_told = began;
+    const auto progress = [&](float fraction) {
+        if (ms_between(last_told, steady::now()) > 100) {
+            last_told = steady::now();
+            outbox_.send(frame_kind::LOAD_PROGRESS, item.request->id, json_object().add("progress", double(fraction)).text());
+        }
+        return !closing_ && !item.request->cancelled;
+    };
+    model_ = std::make_unique<model>(spec, progress, [&] { pulse_.preparation.start(); });
+    if (!model_->is_vocab_only()) {
+        auto started = std::make_shared<engine>(*model_, outbox_, pulse_);
+        decoder_ = std::thread([started] { started->run(); });
+        std::lock_guard<std::mutex> lock(mutex_);
+        engine_ = std::move(started);
+    }
+    answer(item.request, frame_kind::LOADED, model_->describe(ms_between(began, steady::now())));
+}
+
+void server::check_tokens(const std::vector<llama_token> & tokens, const char * param) const {
+    for (const llama_token id : tokens) {
+        if (!loaded().vocab().contains(id)) {
+            throw invalid_request(param, "token " + std::to_string(id) + " is not in the vocabulary");
+        }
+    }
+}
+
+static void check_text(const std::string & text, const char * param) {
+    if (text.size() > MAX_TEXT) {
+        throw invalid_request(param, "the text is too long");
+    }
+}
+
+std::vector<llama_token> server::prompt_tokens(const generate_spec & spec) const {
+    const model & m = loaded();
+    if (const auto * chat = std::get_if<chat_prompt>(&spec.prompt)) {
+        return m.chat().tokenize(chat->messages, chat->template_kwargs);
+    }
+    if (const auto * text = std::get_if<std::string>(&spec.prompt)) {
+        check_text(*text, "prompt");
+        return m.vocab().tokenize(*text, true, true);
+    }
+    check_tokens(std::get<std::vector<llama_token>>(spec.prompt), "prompt");
+    return std::get<std::vector<llama_token>>(spec.prompt);
+}
+
+void server::generate(const work & item) {
+    generate_spec spec = parse_generate(item.command.payload);
+    const model & m = loaded();
+    if (!engine_ || m.is_embedding()) {
+        throw error("model_type", "an embedding model does not generate", json_object().add("needs", "text generation").text());
+    }
+    const vocabulary & vocab = m.vocab();
+    auto s = std::make_unique<sequence>();
+    s->request = item.request;
+    s->tokens = prompt_tokens(spec);
+    if (s->tokens.empty()) {
+        const llama_token bos = llama_vocab_bos(vocab.get());
+        if (!vocab.contains(bos)) {
+            throw invalid_request("prompt", "the prompt is empty");
+        }
+        s->tokens.push_back(bos);
+    }
+    s->n_prompt = s->tokens.size();
+    if (s->n_prompt >= size_t(m.context_length())) {
+        throw context_overflow(s->n_prompt + 1, size_t(m.context_length()));
+    }
+    for (const auto & [id, bias] : spec.sampling.logit_bias) {
+        check_tokens({id}, "logit_bias");
+    }
+    if (spec.ignore_eos) {
+        for (llama_token id = 0; id < vocab.size(); id++) {
+            if (vocab.is_eog(id)) {
+                spec.sampling.logit_bias.push_back({id, -std::numeric_limits<float>::infinity()});
+            }
+        }
+    }
+    s->max_tokens = spec.max_tokens;
+    s->text = answer_text(std::move(spec.stops));
+    s->top_logprobs = spec.top_logprobs;
+    if (spec.echo) {
+        const auto * text = std::get_if<std::string>(&spec.prompt);
+        std::string bytes = text != nullptr ? *text : vocab.detokenize(s->tokens);
+        decode_utf8(bytes, s->echo);
+    }
+    sampler_ptr grammar = spec.grammar ? compile_grammar(vocab, to_gbnf(*spec.grammar)) : nullptr;
+    s->choose = std::make_unique<sampler>(spec.sampling, vocab, std::move(grammar), m.context_length());
+    for (const llama_token id : s->tokens) {
+        s->choose->observe(id);
+    }
+    engine_->submit(std::move(s));
+}
+
+void server::embed(const work & item) {
+    const std::vector<embed_input> inputs = parse_embed(item.command.payload);
+    const model & m = loaded();
+    if (!engine_ || !m.is_embedding() || llama_pooling_type(m.context()) == LLAMA_POOLING_TYPE_RANK) {
+        throw error("model_type", "this model gives no embeddings", json_object().add("needs", "embeddings").text());
+    }
+    auto job = std::make_unique<embedding_job>();
+    job->request = item.request;
+    for (size_t i = 0; i < inputs.size(); i++) {
+        std::vector<llama_token> tokens;
+        if (const auto * text = std::get_if<std::string>(&inputs[i])) {
+            check_text(*text, "input");
+            tokens = m.vocab().tokenize(*text, true, true);
+        } else {
+            tokens = std::get<std::vector<llama_token>>(inputs[i]);
+            check_tokens(tokens, "input");
+        }
+        if (tokens.empty()) {
+            throw invalid_request("input", "input " + std::to_string(i) + " has no tokens");
+        }
+        if (tokens.size() > size_t(m.context_length())) {
+            throw context_overflow(tokens.size(), size_t(m.context_length()), i);
+        }
+        job->inputs.push_back(std::move(tokens));
+    }
+    engine_->submit(std::move(job));
+}
+
+void server::tokenize(const work & item) {
+    const tokenize_spec spec = parse_tokenize(item.command.payload);
+    check_text(spec.text, "text");
+    const vocabulary & vocab = loaded().vocab();
+    const std::vector<llama_token> tokens = vocab.tokenize(spec.text, spec.add_special, spec.parse_special);
+    std::string ids;
+    std::string pieces;
+    for (const llama_token id : tokens) {
+        ids += (ids.empty() ? "" : ",") + std::to_string(id);
+        pieces += pieces.empty() ? "[" : ",[";
+        const std::string piece = vocab.special_piece(id);
+        for (size_t i = 0; i < piece.size(); i++) {
+            pieces += (i == 0 ? "" : ",") + std::to_string(static_cast<unsigned char>(piece[i]));
+        }
+        pieces += ']';
+    }
+    answer(item.request, frame_kind::TOKENS,
+           json_object().add_raw("tokens", "[" + ids + "]").add_raw("pieces", "[" + pieces + "]").text());
+}
+
+// ---- writer -------------------------------------------------------------------------------------------------------------
+
+void server::beat() {
+    if (pulse_.pending > 0) {
+        outbox_.send(frame_kind::HEARTBEAT, 0,
+                     json_object()
+                         .add("step_ms", pulse_.step.running_ms())
+                         .add("prepare_ms", pulse_.preparation.running_ms())
+                         .text());
+    }
+}
+
+std::string server::report() const {
+    return json_object()
+        .add("running", pulse_.running.load())
+        .add("queued", pulse_.queued.load())
+        .add("cells", model_ ? model_->kv_cells() : 0)
+        .add("cells_used", pulse_.cells_used.load())
+        .add("decode_steps", pulse_.decode_steps.load())
+        .add("decoded_tokens", pulse_.decoded_tokens.load())
+        .add("prompt_tokens", pulse_.prompt_tokens.load())
+        .add("cached_tokens", pulse_.cached_tokens.load())
+        .text();
+}
+
+// ---- the whole ----------------------------------------------------------------------------------------------------------
+
+static bool start_thread(pthread_t & thread, size_t stack, void * (*body)(void *), void * argument) {
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, stack);
+    const bool started = pthread_create(&thread, &attributes, body, argument) == 0;
+    pthread_attr_destroy(&attributes);
+    return started;
+}
+
+void server::stop_working() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+    unprepared_filled_.notify_one();
+    if (engine_) {
+        engine_->stop();
+    }
+}
+
+int server::serve() {
+#ifdef SO_NOSIGPIPE
+    const int on = 1;
+    setsockopt(fd_, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+    pthread_t preparer;
+    const auto prepare = [](void * self) -> void * {
+        static_cast<server *>(self)->prepare_all();
+        return nullptr;
+    };
+    if (!start_thread(preparer, PREPARER_STACK, prepare, this)) {
+        ::close(fd_);
+        return LM_ERR_RESOURCES;
+    }
+    std::thread writer([this] { outbox_.run([this] { beat(); }); });
+
+    frame_reader reader(fd_);
+    frame command;
+    bool understood = true;
+    while (understood && !outbox_.broken() && reader.read(command)) {
+        understood = dispatch(command);
+    }
+
+    stop_working();
+    outbox_.close();
+    ::shutdown(fd_, SHUT_RDWR);
+    writer.join();
+    pthread_join(preparer, nullptr);
+    stop_working(); // a load that was just ending may have started the engine after the first call
+    if (decoder_.joinable()) {
+        decoder_.join();
+    }
+    engine_.reset();
+    model_.reset();
+    ::close(fd_);
+    return understood && !reader.malformed() ? LM_OK : LM_ERR_PROTOCOL;
+}
+
+}  // namespace lm
+
+extern "C" int32_t lm_abi_version(void) {
+    return LM_ABI_VERSION;
+}
+
+extern "C" const char * lm_build_info(void) {
+    return lm::build_info();
+}
+
+extern "C" int32_t lm_engine_serve(int32_t fd) {
+    try {
+        return lm::server(fd).serve();
+    } catch (...) {
+        return LM_ERR_RESOURCES;
+    }
+}

@@ -1,0 +1,180 @@
+#include "text.h"
+
+#include "error.h"
+
+#include <algorithm>
+
+namespace lm {
+
+static constexpr char REPLACEMENT[] = "\xEF\xBF\xBD";
+
+static std::string token_bytes(const llama_vocab * vocab, llama_token id, bool special) {
+    std::string bytes(32, '\0');
+    int32_t n = llama_token_to_piece(vocab, id, bytes.data(), int32_t(bytes.size()), 0, special);
+    if (n < 0) {
+        bytes.resize(size_t(-n));
+        n = llama_token_to_piece(vocab, id, bytes.data(), int32_t(bytes.size()), 0, special);
+    }
+    bytes.resize(size_t(std::max(n, 0)));
+    return bytes;
+}
+
+vocabulary::vocabulary(const llama_vocab * vocab) : vocab_(vocab) {
+    const int32_t n = llama_vocab_n_tokens(vocab);
+    ends_.reserve(size_t(n));
+    eog_.reserve(size_t(n));
+    for (llama_token id = 0; id < n; id++) {
+        pieces_ += token_bytes(vocab, id, false);
+        ends_.push_back(uint32_t(pieces_.size()));
+        eog_.push_back(llama_vocab_is_eog(vocab, id));
+        if (llama_vocab_is_control(vocab, id)) {
+            std::string text = token_bytes(vocab, id, true);
+            if (!text.empty()) {
+                control_texts_.push_back(std::move(text));
+            }
+        }
+    }
+    pieces_.shrink_to_fit();
+    std::sort(control_texts_.begin(), control_texts_.end(),
+              [](const std::string & a, const std::string & b) { return a.size() > b.size(); });
+}
+
+std::string_view vocabulary::piece(llama_token id) const {
+    const uint32_t begin = id == 0 ? 0 : ends_[size_t(id) - 1];
+    return std::string_view(pieces_).substr(begin, ends_[size_t(id)] - begin);
+}
+
+std::string vocabulary::special_piece(llama_token id) const {
+    return token_bytes(vocab_, id, true);
+}
+
+std::vector<llama_token> vocabulary::tokenize(std::string_view text, bool add_special, bool parse_special) const {
+    std::vector<llama_token> tokens(text.size() / 3 + 8);
+    for (;;) {
+        const int32_t n = llama_tokenize(vocab_, text.data(), int32_t(text.size()), tokens.data(),
+                                         int32_t(tokens.size()), add_special, parse_special);
+        if (n == INT32_MIN) {
+            throw error("invalid_request", "the text is too long to tokenize");
+        }
+        if (n >= 0) {
+            tokens.resize(size_t(n));
+            return tokens;
+        }
+        tokens.resize(size_t(-n));
+    }
+}
+
+std::string vocabulary::detokenize(const std::vector<llama_token> & tokens) const {
+    std::string text(tokens.size() * 8 + 16, '\0');
+    for (;;) {
+        const int32_t n = llama_detokenize(vocab_, tokens.data(), int32_t(tokens.size()), text.data(),
+                                           int32_t(text.size()), false, true);
+        if (n >= 0) {
+            text.resize(size_t(n));
+            return text;
+        }
+        text.resize(size_t(-n));
+    }
+}
+
+// The length of the sequence that `lead` begins, 0 if it begins none.
+static size_t utf8_length(unsigned char lead) {
+    if (lead < 0x80) {
+        return 1;
+    }
+    if (lead >= 0xC2 && lead <= 0xDF) {
+        return 2;
+    }
+    if (lead >= 0xE0 && lead <= 0xEF) {
+        return 3;
+    }
+    return lead >= 0xF0 && lead <= 0xF4 ? 4 : 0;
+}
+
+// Whether `byte` may follow at `index` in a sequence that begins with `lead` (Unicode 15, table 3-7).
+static bool utf8_continues(unsigned char lead, size_t index, unsigned char byte) {
+    if (index == 1) {
+        switch (lead) {
+            case 0xE0: return byte >= 0xA0 && byte <= 0xBF;
+            case 0xED: return byte >= 0x80 && byte <= 0x9F;
+            case 0xF0: return byte >= 0x90 && byte <= 0xBF;
+            case 0xF4: return byte >= 0x80 && byte <= 0x8F;
+            default: break;
+        }
+    }
+    return byte >= 0x80 && byte <= 0xBF;
+}
+
+void decode_utf8(std::string & bytes, std::string & out) {
+    size_t at = 0;
+    while (at < bytes.size()) {
+        const unsigned char lead = static_cast<unsigned char>(bytes[at]);
+        const size_t length = utf8_length(lead);
+        size_t have = 1;
+        while (have < length && at + have < bytes.size() &&
+               utf8_continues(lead, have, static_cast<unsigned char>(bytes[at + have]))) {
+            have++;
+        }
+        if (have == length) {
+            out.append(bytes, at, length);
+        } else if (length > 0 && at + have == bytes.size()) {
+            break; // the rest may still come
+        } else {
+            out += REPLACEMENT;
+        }
+        at += have;
+    }
+    bytes.erase(0, at);
+}
+
+bool answer_text::push(std::string_view bytes) {
+    const size_t before = held_.size();
+    tail_ += bytes;
+    decode_utf8(tail_, held_);
+    size_t cut = std::string::npos;
+    for (const std::string & stop : stops_) {
+        const size_t from = before >= stop.size() ? before - stop.size() + 1 : 0;
+        const size_t found = held_.find(stop, from);
+        if (found < cut) {
+            cut = found;
+            stop_ = &stop;
+        }
+    }
+    if (stop_ != nullptr) {
+        held_.resize(cut);
+        tail_.clear();
+        finished_ = true;
+    }
+    return stop_ != nullptr;
+}
+
+size_t answer_text::held_for_stop() const {
+    size_t longest = 0;
+    for (const std::string & stop : stops_) {
+        for (size_t n = std::min(stop.size() - 1, held_.size()); n > longest; n--) {
+            if (held_.compare(held_.size() - n, n, stop, 0, n) == 0) {
+                longest = n;
+                break;
+            }
+        }
+    }
+    return longest;
+}
+
+std::string answer_text::take() {
+    const size_t keep = finished_ ? 0 : held_for_stop();
+    std::string text = held_.substr(0, held_.size() - keep);
+    held_.erase(0, text.size());
+    taken_ += text.size();
+    return text;
+}
+
+void answer_text::finish() {
+    if (!tail_.empty() && !finished_) {
+        held_ += REPLACEMENT;
+        tail_.clear();
+    }
+    finished_ = true;
+}
+
+}  // namespace lm
