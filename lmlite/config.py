@@ -1,0 +1,313 @@
+"""Every option of lmlite, named once: flag, environment variable and config file key are derived from the field's name.
+
+`context_length` is `--context-length`, `LMLITE_CONTEXT_LENGTH` and `"context_length"` in `$LMLITE_HOME/config.json`.
+A flag wins over the environment, the environment over the file, the file over the default. A value that an option
+cannot have raises `ConfigError`, which names the place that it came from and what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+from .errors import ConfigError
+
+DEFAULT_HOME = Path("~/.lmlite")
+FILE_NAME = "config.json"
+MAX_FILE_BYTES = 1 << 20
+"""Far above any real config file; a mistaken `LMLITE_HOME` must not be read into memory whole."""
+
+LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]{1,3}){3}")
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,15}")
+NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
+SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+T = TypeVar("T")
+
+
+# ---- kinds of values --------------------------------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """A value that its option cannot have."""
+
+
+@dataclass(slots=True, frozen=True)
+class Kind:
+    """How an option is read. `convert` takes a text or a JSON value and returns the value, or raises Refused."""
+
+    allowed: str
+    convert: Callable[[object], object]
+    metavar: str
+    words: Mapping[str, int] = MappingProxyType({})
+    shape: Literal["one", "many", "switch"] = "one"
+
+
+@dataclass(slots=True, frozen=True)
+class Option:
+    name: str
+    help: str
+    kind: Kind
+    default: object
+    positional: bool = False
+
+    @property
+    def flag(self) -> str:
+        return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "LMLITE_" + self.name.upper()
+
+    @property
+    def shown_default(self) -> str:
+        """The default as a user would write it."""
+        words = self.kind.words.items()
+        return next((word for word, number in words if number == self.default), f"{self.default}".removesuffix(".0"))
+
+    def read(self, value: object, source: str) -> object:
+        try:
+            return self.kind.convert(value)
+        except Refused:
+            shown = value if isinstance(value, str) else repr(value)
+            raise ConfigError(f"{source}: {shown[:200]!r} is not allowed, must be {self.kind.allowed}") from None
+
+
+def whole(low: int, high: int, **words: int) -> Kind:
+    """An integer between `low` and `high`, or one of `words`, which stand for a number."""
+
+    def convert(value: object) -> int:
+        if isinstance(value, str):
+            if value in words:
+                return words[value]
+            value = int(value) if WHOLE_NUMBER.fullmatch(value) else None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Refused
+        if not low <= value <= high and value not in words.values():
+            raise Refused
+        return value
+
+    return Kind(" or ".join((f"a whole number from {low} to {high}", *words)), convert, "|".join(("N", *words)), words)
+
+
+def seconds(high: float) -> Kind:
+    def convert(value: object) -> float:
+        if isinstance(value, str):
+            value = float(value) if NUMBER.fullmatch(value) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+            raise Refused
+        return float(value)
+
+    return Kind(f"seconds from 0 to {high:g}", convert, "S")
+
+
+def one_of(*choices: str) -> Kind:
+    def convert(value: object) -> str:
+        if value not in choices:
+            raise Refused
+        return str(value)
+
+    return Kind(" or ".join(choices), convert, "|".join(choices))
+
+
+def switch() -> Kind:
+    def convert(value: object) -> bool:
+        found = SWITCH_WORDS.get(value.lower()) if isinstance(value, str) else value
+        if not isinstance(found, bool):
+            raise Refused
+        return found
+
+    return Kind("true or false", convert, "", shape="switch")
+
+
+def text() -> Kind:
+    def convert(value: object) -> str:
+        if not isinstance(value, str) or not value or not value.isprintable():
+            raise Refused
+        return value
+
+    return Kind("a text", convert, "TEXT")
+
+
+def path() -> Kind:
+    return Kind("a path", to_path, "DIR")
+
+
+def paths() -> Kind:
+    def convert(value: object) -> tuple[Path, ...]:
+        return tuple(to_path(item) for item in to_items(value, os.pathsep))
+
+    return Kind(f"paths (in a variable: joined by '{os.pathsep}')", convert, "DIR", shape="many")
+
+
+def names() -> Kind:
+    def convert(value: object) -> tuple[str, ...]:
+        items = to_items(value, ",")
+        if not all(isinstance(item, str) and item and item.isprintable() for item in items):
+            raise Refused
+        return tuple(str(item) for item in items)
+
+    return Kind("names (in a variable: joined by ',')", convert, "NAME", shape="many")
+
+
+def pairs() -> Kind:
+    def convert(value: object) -> tuple[tuple[str, str], ...]:
+        items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else to_items(value, ",")
+        split = [item if isinstance(item, tuple) else str(item).partition("=")[::2] for item in items]
+        if not all(len(pair) == 2 and all(pair) for pair in split):
+            raise Refused
+        return tuple((str(name), str(target)) for name, target in split)
+
+    return Kind("NAME=MODEL (in a variable: joined by ','; in the file: an object)", convert, "NAME=MODEL", shape="many")
+
+
+def to_path(value: object) -> Path:
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise Refused
+    return Path(value).expanduser()
+
+
+def to_items(value: object, separator: str) -> list[object]:
+    if isinstance(value, str):
+        return [item for item in value.split(separator) if item]
+    if isinstance(value, Path):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    raise Refused
+
+
+# ---- the options ------------------------------------------------------------------------------------------------------
+
+
+def option(default: T, kind: Kind, help: str, *, positional: bool = False) -> T:
+    return field(default=default, metadata={"kind": kind, "help": help, "positional": positional})
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Config:
+    """The settings of one server. Build it with `gather` (command line) or `of` (Python API), which check the values."""
+
+    models: tuple[Path, ...] = option((), paths(), "GGUF files to serve besides those in the folders", positional=True)
+
+    # ---- where it listens
+    host: str = option("127.0.0.1", text(), "address to listen on")
+    port: int = option(1234, whole(0, 65535), "port to listen on; 0 takes a free one")
+    insecure_no_auth: bool = option(
+        False, switch(), "allow an address that other machines can reach, although nothing asks them for a token"
+    )
+    allow_host: tuple[str, ...] = option((), names(), "a further name that clients may call this server by")
+    allow_origin: tuple[str, ...] = option((), names(), "a web origin that may call this server from a browser; * for all")
+
+    # ---- what it serves
+    home: Path = option(DEFAULT_HOME, path(), "folder of config.json and models/")
+    models_dir: tuple[Path, ...] = option((), paths(), "a further folder of publisher/repo/file.gguf")
+    alias: tuple[tuple[str, str], ...] = option((), pairs(), "a name of your own for a model, NAME=MODEL")
+    v0_extras: bool = option(False, switch(), "add loaded_context_length and capabilities to /api/v0/models")
+
+    # ---- how a model is run
+    isolation: str = option("process", one_of("process", "thread"), "run each model in a child process or in a thread")
+    context_length: int = option(4096, whole(0, 1 << 24), "tokens one request may use; 0: what the model was trained for")
+    parallel: int = option(4, whole(1, 64), "sequences that decode at once")
+    kv_cells: int = option(0, whole(0, 1 << 28), "cells of the KV cache that all sequences share; 0: chosen by memory")
+    eval_batch_size: int = option(512, whole(1, 1 << 16), "prompt tokens per batch")
+    threads: int = option(0, whole(0, 1024), "CPU threads per model; 0: as many as cores")
+    gpu_layers: int = option(-1, whole(0, 9999, max=-1, off=0), "layers to keep on the GPU")
+    flash_attention: str = option("auto", one_of("auto", "on", "off"), "use flash attention")
+    ttl: float = option(3600.0, seconds(1e9), "idle time after which a model is unloaded; 0: never")
+    max_queue: int = option(128, whole(0, 1 << 20), "requests that may wait for a model before further ones get 429")
+
+    # ---- how it behaves
+    drain: float = option(10.0, seconds(3600), "time that running requests have to finish when the server stops")
+    log_level: str = option("info", one_of("error", "warning", "info", "debug"), "what is logged to stderr")
+
+    @classmethod
+    def of(cls, **values: Any) -> Config:
+        """A config of Python values; neither the environment nor the config file is looked at."""
+        known = {item.name: item for item in options()}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"{name}: there is no such option; options: {', '.join(known)}")
+        return cls.checked({name: known[name].read(value, name) for name, value in values.items()})
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Config:
+        config = cls(**{"home": DEFAULT_HOME.expanduser(), **values})
+        if not config.loopback and not config.insecure_no_auth:
+            raise ConfigError(
+                f"{config.host} can be reached by other machines and no token would be asked of them; "
+                "listen on 127.0.0.1, or say --insecure-no-auth (LMLITE_INSECURE_NO_AUTH=1) if that is what you want"
+            )
+        return config
+
+    @property
+    def loopback(self) -> bool:
+        return LOOPBACK.fullmatch(self.host) is not None
+
+
+def options() -> Iterator[Option]:
+    """All options in the order of their definition."""
+    for item in fields(Config):
+        yield Option(item.name, item.metadata["help"], item.metadata["kind"], item.default, item.metadata["positional"])
+
+
+# ---- where values come from -------------------------------------------------------------------------------------------
+
+
+def gather(flags: Mapping[str, object], environ: Mapping[str, str]) -> Config:
+    """The config of a command line: `flags` has the texts of those flags that were given, by option name."""
+    home_option = next(item for item in options() if item.name == "home")
+    home = pick(home_option, flags, environ, {}, Path()) or DEFAULT_HOME.expanduser()
+    assert isinstance(home, Path)
+    file = home / FILE_NAME
+    keys = read_file(file)
+    values: dict[str, object] = {"home": home}
+    for item in options():
+        if item.name != "home":
+            value = pick(item, flags, environ, keys, file)
+            if value is not None:
+                values[item.name] = value
+    return Config.checked(values)
+
+
+def pick(
+    item: Option, flags: Mapping[str, object], environ: Mapping[str, str], keys: Mapping[str, object], file: Path
+) -> object | None:
+    """The value from the first source that has one, or None."""
+    if item.name in flags:
+        return item.read(flags[item.name], item.flag)
+    if environ.get(item.variable):
+        return item.read(environ[item.variable], item.variable)
+    if item.name in keys:
+        return item.read(keys[item.name], f"{file}: {item.name}")
+    return None
+
+
+def read_file(file: Path) -> Mapping[str, object]:
+    """The keys of the config file, {} if there is none."""
+    try:
+        with open(file, "rb") as stream:
+            raw = stream.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    try:
+        if len(raw) > MAX_FILE_BYTES:
+            raise ValueError("is too large")
+        keys = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{file}: is not a JSON object")
+    known = [item.name for item in options() if item.name != "home"]
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"{file}: there is no option {key!r}; options: {', '.join(known)}")
+    return keys
