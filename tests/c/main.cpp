@@ -1,0 +1,24 @@
+// `lmlite-tests` lists the tests; `lmlite-tests NAME MODEL.gguf` runs one and exits 0 if it passed.
+#include "check.h"
+
+#include <cstring>
+
+std::string model_path;
+
+int main(int argc, char ** argv) {
+    if (argc < 2) {
+        for (const test_case & test : all_tests()) {
+            puts(test.name);
+        }
+        return 0;
+    }
+    model_path = argc > 2 ? argv[2] : "";
+    for (const test_case & test : all_tests()) {
+        if (strcmp(test.name, argv[1]) == 0) {
+            test.body();
+            return 0;
+        }
+    }
+    fprintf(stderr, "no test is called %s\n", argv[1]);
+    return 2;
+}
