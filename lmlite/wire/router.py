@@ -1,0 +1,67 @@
+"""Which endpoint serves a request, from an immutable table of routes; the endpoint's type is the table's own business.
+
+A pattern is a fixed path, or a fixed prefix and one parameter that takes the rest, slashes included
+(`/api/v0/models/{model}`). Fixed paths win over prefixes, long prefixes over short ones. GET routes serve HEAD.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+from ..errors import UnexpectedEndpoint
+
+Endpoint = TypeVar("Endpoint")
+
+PATTERN = re.compile(r"(/[^{}]*)(?:\{([a-z_]+)\})?")
+NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Route(Generic[Endpoint]):
+    method: str
+    pattern: str
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True)
+class Match(Generic[Endpoint]):
+    route: Route[Endpoint]
+    parameters: Mapping[str, str]
+
+
+class Router(Generic[Endpoint]):
+    """ValueError if a pattern cannot be read or is given twice for one method."""
+
+    def __init__(self, routes: Iterable[Route[Endpoint]]) -> None:
+        fixed: dict[str, dict[str, Route[Endpoint]]] = {}
+        open_ended: dict[tuple[str, str], dict[str, Route[Endpoint]]] = {}
+        for route in routes:
+            parts = PATTERN.fullmatch(route.pattern)
+            if parts is None:
+                raise ValueError(f"not a route pattern: {route.pattern!r}")
+            prefix, parameter = parts.groups()
+            methods = open_ended.setdefault((prefix, parameter), {}) if parameter else fixed.setdefault(prefix, {})
+            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                if method in methods:
+                    raise ValueError(f"two routes for {method} {route.pattern}")
+                methods[method] = route
+        self._fixed = fixed
+        self._open_ended = sorted(open_ended.items(), key=lambda item: len(item[0][0]), reverse=True)
+
+    def match(self, method: str, path: str, target: str | None = None) -> Match[Endpoint]:
+        """The route for a decoded path. UnexpectedEndpoint otherwise, which names `target` (the path, if not given)."""
+        allow: list[str] = []
+        methods = self._fixed.get(path, {})
+        if method in methods:
+            return Match(methods[method], NO_PARAMETERS)
+        allow.extend(methods)
+        for (prefix, parameter), methods in self._open_ended:
+            if path.startswith(prefix) and len(path) > len(prefix):
+                if method in methods:
+                    return Match(methods[method], MappingProxyType({parameter: path[len(prefix) :]}))
+                allow.extend(methods)
+        raise UnexpectedEndpoint(method, path if target is None else target, tuple(sorted(set(allow))))
