@@ -1,0 +1,335 @@
+"""A fake engine: the far end of an engine's socket in plain Python, for tests of all that stands in front of one.
+
+`FakeEngine.serve` works alone (in a thread through `fake_thread`, in a process as `python -m tests.fakes FD [JSON]`);
+`Peer` does nothing by itself: a test reads the commands and writes the frames by hand, in its own loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
+from lmlite.core.worker import Process, Thread
+
+WORDS = ("The ", "quick ", "brown ", "fox ", "jumps ", "over ", "the ", "lazy ", "dog. ")
+
+
+def frame(kind: Kind, request_id: int, value: Any) -> bytes:
+    return pack(kind, request_id, value if isinstance(value, bytes) else json.dumps(value).encode())
+
+
+def finished(reason: str = "eosFound", n_tokens: int = 1, **more: Any) -> dict[str, Any]:
+    times = {"queue_ms": 0.5, "first_token_ms": 2.0, "generation_ms": 10.0}
+    counts = {"prompt_tokens": 3, "cached_tokens": 1, "generated_tokens": n_tokens}
+    return {"reason": reason, "stop_string": None, **counts, **times, **more}
+
+
+def error(code: str, **details: Any) -> dict[str, Any]:
+    return {"code": code, "message": f"the fake says {code}", "details": details}
+
+
+def loaded(command: dict[str, Any], embedding: bool = False) -> dict[str, Any]:
+    return {
+        "type": "embedding" if embedding else "llm",
+        "arch": "fake",
+        "context_length": command.get("context_length") or 2048,
+        "train_context_length": 2048,
+        "parallel": command.get("parallel", 4),
+        "kv_cells": command.get("kv_cells") or 8192,
+        "eval_batch_size": command.get("eval_batch_size", 512),
+        "flash_attention": bool(command.get("flash_attention")),
+        "gpu_layers": max(0, command.get("gpu_layers", 0)),
+        "n_params": 1000,
+        "n_embd": 4,
+        "vocab_size": 256,
+        "size_bytes": 4000,
+        "load_ms": 1.5,
+        "has_chat_template": not embedding,
+        "runtime": {"name": "llama.cpp-linux-x86_64-cpu", "version": "fake"},
+    }
+
+
+# ---- an engine that works alone ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Script:
+    """What the fake does. All fields but `hold` can be given as JSON to the process."""
+
+    words: tuple[str, ...] = WORDS  # said over and over until max_tokens; once, if that is unlimited
+    burst: bool = False  # all tokens of a request in one write; else one write per token
+    embedding: bool = False
+    load_error: dict[str, Any] | None = None
+    generate_error: dict[str, Any] | None = None
+    die_at_load: bool = False
+    die_after: int | None = None  # tokens of one request, then the process aborts (a thread closes its socket)
+    silent_after: int | None = None  # tokens of one request, then nothing more comes, nor heartbeats
+    garbage_after: int | None = None  # tokens of one request, then bytes that are no frame
+    hold: Callable[[Kind], None] | None = None  # called with each command before it is answered; may block
+
+
+@dataclass
+class FakeEngine:
+    """One engine with a byte tokenizer and scripted words. `commands` is everything that it was told."""
+
+    script: Script = field(default_factory=Script)
+    die: Callable[[], None] | None = None
+    commands: list[tuple[Kind, int, Any]] = field(default_factory=list)
+
+    def serve(self, fd: int) -> int:
+        """Until the peer closes; returns 0 then. Every running request advances by one token in turn."""
+        with socket.socket(fileno=fd) as sock:
+            running: dict[int, Iterator[bytes]] = {}
+            received = bytearray()
+            try:
+                while True:
+                    if not running or select.select([sock], [], [], 0)[0]:
+                        chunk = sock.recv(1 << 20)
+                        if not chunk:
+                            return 0
+                        received += chunk
+                        for kind, request_id, payload in take_frames(received):
+                            self._obey(sock, running, kind, request_id, payload)
+                    for request_id, tokens in list(running.items()):
+                        said = next(tokens, None)
+                        if said is None:
+                            del running[request_id]
+                        else:
+                            sock.sendall(said)
+            except (BrokenPipeError, ConnectionResetError):
+                return 0
+            except _Died:
+                return -1
+
+    def _obey(
+        self, sock: socket.socket, running: dict[int, Iterator[bytes]], kind: Kind, request_id: int, payload: bytes
+    ) -> None:
+        command = json.loads(payload) if payload else {}
+        self.commands.append((kind, request_id, command))
+        if self.script.hold is not None:
+            self.script.hold(kind)
+        if kind == Kind.CANCEL:
+            if running.pop(request_id, None):
+                sock.sendall(frame(Kind.FINISHED, request_id, finished("userStopped")))
+        elif kind == Kind.GENERATE and self.script.generate_error is None:
+            tokens = self._generate(request_id, command)
+            running[request_id] = iter([b"".join(tokens)]) if self.script.burst else tokens
+        else:
+            sock.sendall(self._answer(kind, request_id, command))
+
+    def _answer(self, kind: Kind, request_id: int, command: dict[str, Any]) -> bytes:
+        script = self.script
+        if kind == Kind.LOAD:
+            if script.die_at_load:
+                self._die()
+            if script.load_error is not None:
+                return frame(Kind.ERROR, request_id, script.load_error)
+            progress = frame(Kind.LOAD_PROGRESS, request_id, {"progress": 0.5})
+            return progress + frame(Kind.LOADED, request_id, loaded(command, script.embedding))
+        if kind == Kind.GENERATE:
+            return frame(Kind.ERROR, request_id, script.generate_error)
+        if kind == Kind.EMBED:
+            counts = [len(text) for text in command["inputs"]]
+            vectors = (frame(Kind.EMBEDDING, request_id, vector_of(text)) for text in command["inputs"])
+            return b"".join(vectors) + frame(Kind.FINISHED, request_id, {"prompt_tokens": counts})
+        if kind == Kind.TOKENIZE:
+            ids = list(command["text"].encode())
+            return frame(Kind.TOKENS, request_id, {"tokens": ids, "pieces": [[byte] for byte in ids]})
+        if kind == Kind.DETOKENIZE:
+            return frame(Kind.RESULT, request_id, bytes(command["tokens"]))
+        if kind == Kind.RENDER:
+            return frame(Kind.RESULT, request_id, rendered(command).encode())
+        counters = ("running", "queued", "cells", "cells_used", "decode_steps", "decoded_tokens")
+        return frame(Kind.REPORT, request_id, dict.fromkeys((*counters, "prompt_tokens", "cached_tokens"), 0))
+
+    def _generate(self, request_id: int, command: dict[str, Any]) -> Iterator[bytes]:
+        script = self.script
+        prompt = command.get("text") or command.get("tokens") or rendered(command)
+        limit = command.get("max_tokens", -1)
+        n_tokens = len(script.words) if limit < 0 else limit
+        texts = [pack(Kind.TEXT, request_id, word.encode()) for word in script.words]
+        yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": len(prompt), "total": len(prompt)})
+        for place in range(n_tokens):
+            if place == script.die_after:
+                self._die()
+            if place == script.silent_after:
+                return
+            if place == script.garbage_after:
+                yield b"\xff" * 64
+            yield texts[place % len(texts)]
+        reason = "eosFound" if limit < 0 else "maxPredictedTokensReached"
+        yield frame(Kind.FINISHED, request_id, finished(reason, n_tokens, prompt_tokens=len(prompt), cached_tokens=0))
+
+    def _die(self) -> None:
+        if self.die is not None:
+            self.die()
+        raise _Died
+
+
+class _Died(Exception):
+    pass
+
+
+def rendered(chat: dict[str, Any]) -> str:
+    return "".join(f"<{message['role']}>{message['content']}" for message in chat["messages"])
+
+
+def vector_of(text: Any) -> bytes:
+    """Four floats that differ from text to text and have the length 1."""
+    raw = [float(1 + sum(text if isinstance(text, list) else text.encode()) % (7 + place)) for place in range(4)]
+    norm = sum(value * value for value in raw) ** 0.5
+    return struct.pack("<4f", *(value / norm for value in raw))
+
+
+def take_frames(received: bytearray) -> Iterator[tuple[Kind, int, bytes]]:
+    """The whole frames at the start of `received`, which loses them."""
+    while len(received) >= HEADER.size:
+        length, kind, request_id = HEADER.unpack_from(received)
+        assert length <= MAX_PAYLOAD, "a command that no engine would take"
+        if len(received) < HEADER.size + length:
+            return
+        payload = bytes(received[HEADER.size : HEADER.size + length])
+        del received[: HEADER.size + length]
+        yield Kind(kind), request_id, payload
+
+
+def fake_thread(engine: FakeEngine | None = None) -> Thread:
+    """A placement with the fake in a thread."""
+    return Thread((engine or FakeEngine()).serve)
+
+
+def fake_process(log: Callable[[str], None] | None = None, **script: Any) -> Process:
+    """A placement with the fake in a child process; run it from the repository's root."""
+    return Process((sys.executable, "-c", START, json.dumps(script)), log)
+
+
+START = "import sys; sys.path.insert(0, '.'); from tests.fakes import main; main()"
+
+
+def main() -> None:
+    script = json.loads(sys.argv[1])
+    if "words" in script:
+        script["words"] = tuple(script["words"])
+    sys.exit(FakeEngine(Script(**script), lambda: os.kill(os.getpid(), signal.SIGABRT)).serve(int(sys.argv[2])))
+
+
+# ---- an engine that does nothing by itself ---------------------------------------------------------------------------------
+
+
+class Peer:
+    """The far end in the test's own loop, and the placement that leads to it. `killed` and `fate_word` tell its end."""
+
+    def __init__(self) -> None:
+        self.killed = False
+        self.fate_word: str | None = None
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter
+        self._ended = asyncio.Event()
+
+    # the test's side
+
+    async def next(self) -> tuple[Kind, int, Any]:
+        """The next command: its kind, its request id, its JSON."""
+        length, kind, request_id = HEADER.unpack(await self._reader.readexactly(HEADER.size))
+        payload = await self._reader.readexactly(length)
+        return Kind(kind), request_id, json.loads(payload) if payload else None
+
+    def send(self, *frames: bytes) -> None:
+        """All of `frames` in one write."""
+        self._writer.write(b"".join(frames))
+
+    def end(self, fate: str) -> None:
+        """The engine dies."""
+        self.fate_word = fate
+        self._ended.set()
+        self._writer.transport.abort()
+
+    async def closed(self) -> None:
+        """Returns when the near end is closed."""
+        while await self._reader.read(1 << 16):
+            pass
+
+    # the placement
+
+    async def start(self) -> socket.socket:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        self._reader, self._writer = await asyncio.open_connection(sock=far, limit=MAX_PAYLOAD)
+        return near
+
+    def fate(self) -> str | None:
+        return self.fate_word
+
+    def kill(self) -> None:
+        self.killed = True
+        self._ended.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        return self._ended.is_set()
+
+    async def close(self) -> None:
+        self._writer.close()
+
+
+class FakeClock:
+    """Time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._timers: list[FakeTimer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> FakeTimer:
+        timer = FakeTimer(self.now + delay, callback)
+        self._timers.append(timer)
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [timer for timer in self._timers if timer.due <= end and not timer.cancelled]:
+            timer = min(due, key=lambda timer: timer.due)
+            self._timers.remove(timer)
+            self.now = max(self.now, timer.due)
+            timer.callback()
+        self.now = end
+
+    @property
+    def armed(self) -> int:
+        return sum(not timer.cancelled for timer in self._timers)
+
+
+@dataclass(eq=False)
+class FakeTimer:
+    due: float
+    callback: Callable[[], object]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Gate:
+    """Holds a fake thread at one kind of command until the test opens it."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind, self._open = kind, threading.Event()
+
+    def __call__(self, kind: Kind) -> None:
+        if kind == self._kind:
+            self._open.wait(30)
+
+    def open(self) -> None:
+        self._open.set()
