@@ -1,0 +1,1 @@
+"""The dialects: request bodies become internal values, events become payloads. No socket, clock or random number here."""

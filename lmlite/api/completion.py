@@ -1,0 +1,220 @@
+"""Replies of `/chat/completions` and `/completions`, for OpenAI's dialect and for the v0 dialect that is a projection of it.
+
+A chunk costs a join of three strings: all that stays the same in a choice's chunks is spelled once. `stream` gives a
+choice's events one after the other in the order of the engine; `whole` folds the same events.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring as quote
+from typing import Any, ClassVar
+
+from ..errors import InternalError, LmError
+from ..events import Event, Finished, TextDelta, TokenLogprob
+from .answer import FINISH_REASON, Answer, clamp_logprob, fold
+from .call import DONE, Frame
+from .openai_error import error_object
+from .served import Served
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON; text outside ASCII stays readable."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(slots=True, frozen=True)
+class Projection:
+    """What sets one dialect's payloads apart: the usage (of `n` choices per prompt), the keys that close a whole answer, and
+    those that a whole chat message has beyond role and content."""
+
+    usage: Callable[[Sequence[Finished], int], dict[str, Any]]
+    closing: Callable[[Served, Sequence[Finished]], dict[str, Any]]
+    message_extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Choices:
+    """How many choices a request has: `n` for each of its prompts, `total` in all; and whether its stream ends in usage."""
+
+    total: int
+    n: int
+    include_usage: bool
+
+
+class Completion:
+    """The reply, but for the spelling of one choice, which `ChatCompletion` and `TextCompletion` add."""
+
+    id_prefix: ClassVar[str]
+    object: ClassVar[str]
+    chunk_object: ClassVar[str]
+    delta_head: ClassVar[str]
+    """What stands between a chunk's choice index and its text."""
+    delta_tail: ClassVar[str]
+    """What stands between the text and `"logprobs"`."""
+
+    def __init__(self, served: Served, projection: Projection, choices: Choices):
+        self._served = served
+        self._projection = projection
+        self._choices = choices
+        self._finished: list[Finished | None] = [None] * choices.total
+        self._started = [False] * choices.total
+        head = {
+            "id": f"{self.id_prefix}-{served.suffix}",
+            "object": self.chunk_object,
+            "created": served.created,
+            "model": served.model,
+            "system_fingerprint": served.model,
+        }
+        self._chunk = dumps(head)[:-1] + ',"choices":['
+        self._heads = [f'{self._chunk}{{"index":{i},{self.delta_head}' for i in range(choices.total)]
+        self._tail = self.delta_tail + '"logprobs":null,"finish_reason":null}]}'
+
+    def spell_choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def spell_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def spell_last(self, index: int, reason: str) -> dict[str, Any]:
+        """The choice of a chunk that ends its stream."""
+        raise NotImplementedError
+
+    def begin(self) -> Iterable[Frame]:
+        return ()
+
+    def stream(self, index: int, event: Event) -> Iterable[Frame]:
+        if type(event) is TextDelta:
+            if event.logprobs:
+                return (self._text_with_logprobs(index, event),)
+            if not event.text:
+                return ()
+            self._started[index] = True
+            return ((None, self._heads[index] + quote(event.text) + self._tail),)
+        if type(event) is Finished:
+            return self._finish(index, event)
+        return ()
+
+    def _text_with_logprobs(self, index: int, event: TextDelta) -> Frame:
+        self._started[index] = True
+        logprobs = dumps(self.spell_logprobs(index, event.logprobs))
+        tail = f'{self.delta_tail}"logprobs":{logprobs},"finish_reason":null}}]}}'
+        return None, self._heads[index] + quote(event.text) + tail
+
+    def _finish(self, index: int, event: Finished) -> Iterator[Frame]:
+        self._finished[index] = event
+        if not self._started[index]:  # an empty answer has a text too, and its role
+            yield None, f'{self._heads[index]}""{self._tail}'
+        yield None, f"{self._chunk}{dumps(self.spell_last(index, FINISH_REASON[event.reason]))}]}}"
+
+    def end(self) -> Iterator[Frame]:
+        if self._choices.include_usage:
+            finished = [choice for choice in self._finished if choice is not None]
+            if len(finished) < self._choices.total:
+                raise InternalError
+            usage = dumps(self._projection.usage(finished, self._choices.n))
+            yield None, f'{self._chunk}],"usage":{usage}}}'
+        yield DONE
+
+    def failed(self, exc: LmError) -> Iterator[Frame]:
+        yield "error", dumps({"error": error_object(exc)})
+
+    def whole(self, runs: Sequence[Sequence[Event]]) -> str:
+        answers = [fold(events) for events in runs]
+        finished = [answer.finished for answer in answers]
+        return dumps(
+            {
+                "id": f"{self.id_prefix}-{self._served.suffix}",
+                "object": self.object,
+                "created": self._served.created,
+                "model": self._served.model,
+                "choices": [self.spell_choice(i, answer) for i, answer in enumerate(answers)],
+                "usage": self._projection.usage(finished, self._choices.n),
+                **self._projection.closing(self._served, finished),
+            }
+        )
+
+
+class ChatCompletion(Completion):
+    id_prefix = "chatcmpl"
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    delta_head = '"delta":{"role":"assistant","content":'
+    delta_tail = "},"
+
+    def spell_choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text, **self._projection.message_extras},
+            "logprobs": self.spell_logprobs(index, answer.logprobs) if answer.logprobs else None,
+            "finish_reason": FINISH_REASON[answer.finished.reason],
+        }
+
+    def spell_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        content = [
+            {
+                "token": token.token,
+                "logprob": clamp_logprob(token.logprob),
+                "bytes": list(token.bytes),
+                "top_logprobs": [
+                    {"token": top.token, "logprob": clamp_logprob(top.logprob), "bytes": list(top.bytes)}
+                    for top in token.top
+                ],
+            }
+            for token in logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+    def spell_last(self, index: int, reason: str) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+
+
+class TextCompletion(Completion):
+    id_prefix = "cmpl"
+    object = chunk_object = "text_completion"
+    delta_head = '"text":'
+    delta_tail = ","
+
+    def __init__(self, served: Served, projection: Projection, choices: Choices):
+        super().__init__(served, projection, choices)
+        self._offsets = [0] * choices.total
+
+    def spell_choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        self._offsets[index] = 0
+        return {
+            "index": index,
+            "text": answer.text,
+            "logprobs": self.spell_logprobs(index, answer.logprobs) if answer.logprobs else None,
+            "finish_reason": FINISH_REASON[answer.finished.reason],
+        }
+
+    def spell_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """`text_offset` counts characters over the whole choice; a token that begins inside a character has its offset."""
+        offsets = []
+        for token in logprobs:
+            inside = bool(token.bytes) and _is_continuation(token.bytes[0])
+            offsets.append(max(self._offsets[index] - inside, 0))
+            self._offsets[index] += sum(not _is_continuation(byte) for byte in token.bytes)
+        return {
+            "tokens": [token.token for token in logprobs],
+            "token_logprobs": [clamp_logprob(token.logprob) for token in logprobs],
+            "top_logprobs": [_spell_top(token) for token in logprobs] if any(t.top for t in logprobs) else None,
+            "text_offset": offsets,
+        }
+
+    def spell_last(self, index: int, reason: str) -> dict[str, Any]:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
+
+
+def _is_continuation(byte: int) -> bool:
+    return byte & 0xC0 == 0x80
+
+
+def _spell_top(token: TokenLogprob) -> dict[str, float]:
+    """By text, as this older shape has it; of two tokens that read the same the likelier one is kept."""
+    spelled: dict[str, float] = {}
+    for top in token.top:
+        spelled.setdefault(top.token, clamp_logprob(top.logprob))
+    return spelled

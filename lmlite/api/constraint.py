@@ -1,0 +1,157 @@
+"""Constraints on the answer: `response_format` and `grammar` become a `Grammar`, or are refused before any compiler runs.
+
+llama.cpp's grammar and schema compilers recurse per nesting level and loop for ever on a reversed repetition; what would
+trip them is refused here by depth, size and order. Whatever else is wrong with a grammar is the engine's to say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import InvalidRequest, InvalidType, MissingField, OutOfRange
+from ..request import Grammar
+from .fields import DEPTH_MAX, Fields, as_object, as_string, clip
+
+INT64_MAX = 2**63 - 1
+
+GRAMMAR_CHARS_MAX = 128 * 1024
+"""Characters of a grammar or of a schema's text: the largest published tool grammars have a third of that."""
+
+ENUM_MAX = 4096
+"""Values of all `enum` lists of a schema: each is an alternative that every token is tried against."""
+
+REPEAT_MAX = 2000
+"""The engine's grammar compiler refuses more repetitions of one item; said here with the field's name."""
+
+_OPAQUE = re.compile(r'"(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?|<[^>]*>?|#[^\n]*', re.DOTALL)
+"""What of GBNF text holds brackets that are no structure: literals, character classes, token names, comments. One that
+never ends takes the rest of the text, as it does for the compiler; a search for its end from each start would be quadratic."""
+
+_BRACES = re.compile(r"\{([^}]*)\}?")
+_REPETITION = re.compile(r"\s*([0-9]+)\s*(?:,\s*(?:([0-9]+)\s*)?)?")
+
+_BOUNDS = (
+    ("minLength", "maxLength"),
+    ("minItems", "maxItems"),
+    ("minProperties", "maxProperties"),
+    ("minimum", "maximum"),
+    ("exclusiveMinimum", "maximum"),
+    ("minimum", "exclusiveMaximum"),
+    ("exclusiveMinimum", "exclusiveMaximum"),
+)
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+
+
+def parse_constraint(fields: Fields) -> Grammar | None:
+    grammar = fields.string("grammar")
+    constraint = _parse_response_format(fields.object("response_format"))
+    if not grammar:
+        return constraint
+    if constraint is not None:
+        raise InvalidRequest("'grammar' and 'response_format' exclude each other", "grammar")
+    check_gbnf(grammar, "grammar")
+    return Grammar("gbnf", grammar)
+
+
+def _parse_response_format(form: Fields | None) -> Grammar | None:
+    if form is None:
+        return None
+    form.require("type")
+    kind = form.choice("type", ("text", "json_object", "json_schema"))
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        where = form.where("schema")
+        schema = form.get("schema") or {"type": "object"}
+    else:
+        holder = form.object("json_schema")
+        if holder is None:
+            raise MissingField(form.where("json_schema"))
+        where = holder.where("schema")
+        schema = holder.require("schema")
+    return Grammar("json_schema", spell_schema(as_object(schema, where), where))
+
+
+def spell_schema(schema: Any, where: str) -> str:
+    """The schema as JSON text, checked. Its depth is bounded already, by the body's."""
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > GRAMMAR_CHARS_MAX:
+        raise InvalidRequest(f"'{where}' must have at most {GRAMMAR_CHARS_MAX} characters", where)
+    n_enum = 0
+    for node in _objects(schema):
+        _check_bounds(node, where)
+        pattern = node.get("pattern")
+        if isinstance(pattern, str):
+            structure = re.sub(r"\\.", "", pattern, flags=re.DOTALL)
+            _check_nesting(structure, where)
+            _check_repetitions(structure, where)
+        enum = node.get("enum")
+        n_enum += len(enum) if isinstance(enum, list) else 0
+    if n_enum > ENUM_MAX:
+        raise InvalidRequest(f"'{where}' must have at most {ENUM_MAX} enum values", where)
+    return text
+
+
+def _objects(schema: Any) -> Iterator[dict[str, Any]]:
+    pending = [schema]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            yield node
+            pending.extend(node.values())
+        elif isinstance(node, list):
+            pending.extend(node)
+
+
+def _check_bounds(node: dict[str, Any], where: str) -> None:
+    for name in _COUNTS:
+        count = node.get(name)
+        if isinstance(count, (bool, float, str)):
+            raise InvalidType(f"{where}: {name}", "an integer")
+        if isinstance(count, int) and not 0 <= count <= REPEAT_MAX:
+            raise OutOfRange(f"{where}: {name}", 0, REPEAT_MAX)
+    for low, high in _BOUNDS:
+        least, most = _read_bound(node.get(low), where), _read_bound(node.get(high), where)
+        if least is not None and most is not None and least > most:
+            raise InvalidRequest(f"'{where}' has a {low} of {least} above its {high} of {most}", where)
+
+
+def _read_bound(value: Any, where: str) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if isinstance(value, int) and abs(value) > INT64_MAX:
+        raise InvalidRequest(f"'{where}' has a bound beyond 64 bits", where)
+    return value
+
+
+def check_gbnf(text: str, where: str) -> None:
+    as_string(text, where)
+    if len(text) > GRAMMAR_CHARS_MAX:
+        raise InvalidRequest(f"'{where}' must have at most {GRAMMAR_CHARS_MAX} characters", where)
+    structure = _OPAQUE.sub(" ", text)
+    _check_nesting(structure, where)
+    _check_repetitions(structure, where)
+
+
+def _check_nesting(structure: str, where: str) -> None:
+    depth = 0
+    for character in re.findall(r"[()]", structure):
+        depth += 1 if character == "(" else -1
+        if depth > DEPTH_MAX:
+            raise InvalidRequest(f"'{where}' nests parentheses deeper than {DEPTH_MAX} levels", where)
+
+
+def _check_repetitions(structure: str, where: str) -> None:
+    for inside in _BRACES.findall(structure):
+        counts = _REPETITION.fullmatch(inside)
+        if counts is None:
+            continue  # no repetition of GBNF: a literal brace in a pattern, or an error that the compiler names
+        least = counts[1].lstrip("0") or "0"
+        most = (counts[2] or least).lstrip("0") or "0"
+        if max(len(least), len(most)) > len(str(REPEAT_MAX)) or not int(least) <= int(most) <= REPEAT_MAX:
+            raise InvalidRequest(
+                f"'{where}' has a repetition out of order or above {REPEAT_MAX}: {{{clip(inside)}}}", where
+            )

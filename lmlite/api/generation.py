@@ -1,0 +1,224 @@
+"""The fields that OpenAI's and LM Studio's v0 requests share: model, sampling, limits, stop strings, choices, streaming.
+
+Ranges are inclusive and finite. Fields that would change the answer and are not served are refused by name; the rest of
+what a client may send is ignored, as LM Studio ignores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import InvalidRequest, InvalidType, OutOfRange, UnsupportedField
+from ..request import UNLIMITED, Generate, Prompt, Sampling
+from .constraint import parse_constraint
+from .fields import Fields, as_array, as_integer, as_number, as_string, clip
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+RUNS_MAX = 128
+"""Prompts times choices of one request: OpenAI's limit on `n`; more would only wait in the queue."""
+
+TTL_S_MAX = 366 * 24 * 3600
+"""A year of idle time; whoever wants more wants no limit."""
+
+STOP_MAX = 16
+STOP_CHARS_MAX = 1024
+"""Each decoded token is held against every stop string, and text that may begin one is held back from the client."""
+
+LOGIT_BIAS_MAX = 16_384
+"""Entries; each costs an addition per token."""
+
+BREAKERS_MAX = 64
+BREAKER_CHARS_MAX = 256
+
+TOP_LOGPROBS_MAX = 20
+
+SEEDS = 2**32 - 1
+"""Seeds the engine knows: 0 up to this number, excluded."""
+
+_NUMBERS: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "repeat_penalty": (0.01, 10.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "mirostat_tau": (0.0, 100.0),
+    "mirostat_eta": (0.0, 1.0),
+    "dry_multiplier": (0.0, 100.0),
+    "dry_base": (1.0, 10.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+}
+
+_INTEGERS: Mapping[str, tuple[int, int]] = {
+    "top_k": (0, INT32_MAX),
+    "repeat_last_n": (-1, INT32_MAX),
+    "mirostat": (0, 2),
+    "dry_allowed_length": (0, INT32_MAX),
+    "dry_penalty_last_n": (-1, INT32_MAX),
+}
+
+_REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "audio": (),
+    "chat_template": ("",),
+    "draft_model": ("",),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "json_schema": (),
+    "modalities": ([], ["text"]),
+    "prediction": (),
+    "preset": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "web_search_options": (),
+}
+"""Fields that are not served, with the values that ask for nothing."""
+
+
+@dataclass(slots=True, frozen=True)
+class Shared:
+    """What a request says apart from its prompt and its logprobs. `generate` holds the options with an empty prompt."""
+
+    model: str | None
+    ttl_s: int | None
+    stream: bool
+    include_usage: bool
+    n: int
+    generate: Generate
+
+    def runs(
+        self, prompts: Sequence[Prompt], top_logprobs: int | None = None, echo: bool = False
+    ) -> tuple[Generate, ...]:
+        """`n` runs per prompt, prompt by prompt; a given seed counts up from choice to choice, so that they differ."""
+        if len(prompts) * self.n > RUNS_MAX:
+            raise InvalidRequest(f"prompts times 'n' must be at most {RUNS_MAX}", "n")
+        samplings = tuple(_reseed(self.generate.sampling, k) for k in range(self.n))
+        return tuple(
+            replace(self.generate, prompt=prompt, sampling=sampling, top_logprobs=top_logprobs, echo=echo)
+            for prompt in prompts
+            for sampling in samplings
+        )
+
+
+def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
+    """`prompt` is what the options are built around; `Shared.runs` puts the real ones in its place."""
+    for name, harmless in _REFUSED.items():
+        value = fields.get(name)
+        if value is not None and value not in harmless:
+            raise UnsupportedField(name)
+    stream_options = fields.object("stream_options")
+    return Shared(
+        model=fields.name("model"),
+        ttl_s=fields.integer("ttl", 1, TTL_S_MAX),
+        stream=fields.boolean("stream"),
+        include_usage=stream_options.boolean("include_usage") if stream_options else False,
+        n=fields.integer("n", 1, RUNS_MAX) or 1,
+        generate=Generate(
+            prompt=prompt,
+            max_tokens=_parse_max_tokens(fields),
+            stop=_parse_stop(fields),
+            sampling=_parse_sampling(fields),
+            grammar=parse_constraint(fields),
+            ignore_eos=fields.boolean("ignore_eos"),
+        ),
+    )
+
+
+def _reseed(sampling: Sampling, k: int) -> Sampling:
+    return sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + k) % SEEDS)
+
+
+def _parse_max_tokens(fields: Fields) -> int:
+    """-1 is LM Studio's word for no limit but the context. The newer of OpenAI's two names wins where both are given."""
+    limits = []
+    for name in ("max_completion_tokens", "max_tokens"):
+        limit = fields.integer(name, UNLIMITED, INT32_MAX)
+        if limit == 0:
+            raise InvalidRequest(f"'{name}' must be at least 1, or -1 for no limit", name)
+        if limit is not None:
+            limits.append(limit)
+    return limits[0] if limits else UNLIMITED
+
+
+def _parse_stop(fields: Fields) -> tuple[str, ...]:
+    given = fields.get("stop")
+    if given is None:
+        return ()
+    if isinstance(given, str):
+        return (_check_stop(given, "stop"),)
+    if not isinstance(given, list):
+        raise InvalidType("stop", "a string or an array of strings")
+    if len(given) > STOP_MAX:
+        raise InvalidRequest(f"'stop' must have at most {STOP_MAX} strings", "stop")
+    return tuple(_check_stop(stop, f"stop[{i}]") for i, stop in enumerate(given))
+
+
+def _check_stop(value: object, where: str) -> str:
+    stop = as_string(value, where)
+    if not 1 <= len(stop) <= STOP_CHARS_MAX:
+        raise InvalidRequest(f"'{where}' must have 1 to {STOP_CHARS_MAX} characters", where)
+    return stop
+
+
+def _parse_sampling(fields: Fields) -> Sampling:
+    given: dict[str, Any] = {}
+    for name, (low, high) in _NUMBERS.items():
+        given[name] = fields.number(name, low, high)
+    for name, (least, most) in _INTEGERS.items():
+        given[name] = fields.integer(name, least, most)
+    given["seed"] = _parse_seed(fields)
+    given["logit_bias"] = _parse_logit_bias(fields)
+    given["dry_sequence_breakers"] = _parse_breakers(fields)
+    return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def _parse_seed(fields: Fields) -> int | None:
+    """OpenAI's seeds are 64-bit and are folded into the engine's; -1 asks for a random one, as in LM Studio."""
+    seed = fields.integer("seed", -INT64_MAX - 1, INT64_MAX)
+    return None if seed is None or seed == -1 else seed % SEEDS
+
+
+def _parse_logit_bias(fields: Fields) -> tuple[tuple[int, float], ...] | None:
+    given = fields.object("logit_bias")
+    if given is None:
+        return None
+    if len(given.values) > LOGIT_BIAS_MAX:
+        raise OutOfRange("logit_bias", None, LOGIT_BIAS_MAX)
+    biases = []
+    for key, bias in given.values.items():
+        # int() would take "+5", "5_0" and digits of other scripts
+        if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= INT32_MAX):
+            raise InvalidRequest(f"'logit_bias' has a key that is no token id: {clip(key)!r}", "logit_bias")
+        biases.append((int(key), as_number(bias, f"logit_bias.{key}", -100.0, 100.0)))
+    return tuple(biases)
+
+
+def _parse_breakers(fields: Fields) -> tuple[str, ...] | None:
+    given = fields.array("dry_sequence_breakers")
+    if given is None:
+        return None
+    if len(given) > BREAKERS_MAX:
+        raise OutOfRange("dry_sequence_breakers", None, BREAKERS_MAX)
+    breakers = tuple(as_string(breaker, f"dry_sequence_breakers[{i}]") for i, breaker in enumerate(given))
+    for i, breaker in enumerate(breakers):
+        if not 1 <= len(breaker) <= BREAKER_CHARS_MAX:
+            where = f"dry_sequence_breakers[{i}]"
+            raise InvalidRequest(f"'{where}' must have 1 to {BREAKER_CHARS_MAX} characters", where)
+    return breakers
+
+
+def as_token_ids(value: object, where: str) -> tuple[int, ...]:
+    """A non-empty array of token ids; whether the vocabulary has them is for the engine to say."""
+    ids = as_array(value, where)
+    if not ids:
+        raise InvalidRequest(f"'{where}' must not be empty", where)
+    # the whole array at once first: it may hold a context's worth of ids
+    if not (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) <= INT32_MAX):
+        for i, token in enumerate(ids):
+            as_integer(token, f"{where}[{i}]", 0, INT32_MAX)
+    return tuple(ids)

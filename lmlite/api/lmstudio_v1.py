@@ -1,0 +1,75 @@
+"""LM Studio's native `/api/v1`: its list of models and its error shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ..card import Instance, ModelCard
+from ..errors import LmError, UnexpectedEndpoint
+from .completion import dumps
+from .openai_error import tell
+
+FORMAT = "gguf"
+
+
+def models(cards: Iterable[ModelCard], instances: Iterable[Instance]) -> str:
+    """Every model of the catalogue with its loaded instances; one that left the catalogue stays while it is loaded."""
+    listed: dict[str, ModelCard] = {card.id: card for card in cards}
+    loaded: dict[str, list[Instance]] = {}
+    for instance in instances:
+        listed.setdefault(instance.card.id, instance.card)
+        loaded.setdefault(instance.card.id, []).append(instance)
+    return dumps({"models": [_spell_model(card, loaded.get(id, [])) for id, card in listed.items()]})
+
+
+def _spell_model(card: ModelCard, instances: list[Instance]) -> dict[str, Any]:
+    is_llm = card.type != "embedding"
+    entry: dict[str, Any] = {
+        "type": "llm" if is_llm else "embedding",
+        "publisher": card.publisher,
+        "key": card.id,
+        "display_name": card.display_name,
+    }
+    if is_llm:
+        entry["architecture"] = card.arch
+    entry |= {
+        "quantization": {
+            "name": None if card.quantization == "?" else card.quantization,
+            "bits_per_weight": card.bits_per_weight,
+        },
+        "size_bytes": card.size_bytes,
+        "params_string": card.params_string,
+        "loaded_instances": [_spell_instance(instance, is_llm) for instance in instances],
+        "max_context_length": card.max_context_length,
+        "format": FORMAT,
+    }
+    if is_llm:
+        entry["capabilities"] = {"vision": card.type == "vlm", "trained_for_tool_use": card.trained_for_tool_use}
+        entry["description"] = None
+    return entry
+
+
+def _spell_instance(instance: Instance, is_llm: bool) -> dict[str, Any]:
+    config: dict[str, Any] = {"context_length": instance.context_length}
+    if is_llm:
+        config |= {
+            "eval_batch_size": instance.eval_batch_size,
+            "parallel": instance.parallel,
+            "flash_attention": instance.flash_attention,
+            "offload_kv_cache_to_gpu": instance.gpu_layers > 0,
+        }
+    return {"id": instance.id, "config": config}
+
+
+def error(exc: LmError) -> tuple[int, str]:
+    """HTTP status and body; ASCII, as in the other dialects."""
+    if isinstance(exc, UnexpectedEndpoint):
+        spelled: Any = exc.message
+    else:
+        kind = "internal_error" if exc.status >= 500 else "invalid_request"
+        spelled = {"type": kind, "message": tell(exc), "code": exc.code}
+        if exc.param is not None:
+            spelled["param"] = exc.param
+    return exc.status, json.dumps({"error": spelled}, separators=(",", ":"))

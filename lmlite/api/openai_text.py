@@ -1,0 +1,73 @@
+"""`POST /v1/completions`: raw prompts, as text or as token ids, with no template; `n` runs for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import InvalidRequest, InvalidType, UnsupportedField
+from ..events import Finished
+from ..request import Prompt, Text, Tokens
+from .call import Call, Reply
+from .completion import Choices, Projection, TextCompletion
+from .fields import Fields, as_string
+from .generation import RUNS_MAX, TOP_LOGPROBS_MAX, as_token_ids, parse_shared
+from .openai_chat import detail_usage
+from .openai_error import error as error
+from .served import Served
+
+
+def parse_completions(body: dict[str, Any]) -> Call:
+    return parse_as(body, OPENAI)
+
+
+def parse_as(body: dict[str, Any], projection: Projection) -> Call:
+    fields = Fields(body)
+    prompts = parse_prompts(fields.require("prompt"))
+    echo = fields.boolean("echo")
+    top_logprobs = fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)
+    if echo and top_logprobs is not None:
+        raise UnsupportedField("echo", "together with 'logprobs' is not supported")
+    if fields.string("suffix"):
+        raise UnsupportedField("suffix")
+    if (fields.integer("best_of", 1, RUNS_MAX) or 1) > 1:
+        raise UnsupportedField("best_of", "above 1 is not supported")
+    shared = parse_shared(fields, prompts[0])
+    runs = shared.runs(prompts, top_logprobs=top_logprobs, echo=echo)
+    return Call(
+        model=shared.model,
+        runs=runs,
+        stream=shared.stream,
+        ttl_s=shared.ttl_s,
+        reply=make_reply(projection, Choices(len(runs), shared.n, shared.include_usage)),
+        needs="text",
+    )
+
+
+def make_reply(projection: Projection, choices: Choices) -> Callable[[Served], Reply]:
+    def reply(served: Served) -> Reply:
+        return TextCompletion(served, projection, choices)
+
+    return reply
+
+
+def parse_prompts(given: object) -> tuple[Prompt, ...]:
+    """A string, an array of strings, an array of token ids, or an array of such arrays."""
+    if isinstance(given, str):
+        return (Text(given),)
+    if not isinstance(given, list):
+        raise InvalidType("prompt", "a string, an array of strings, or token ids")
+    if not given:
+        raise InvalidRequest("'prompt' must not be empty", "prompt")
+    if isinstance(given[0], str):
+        return tuple(Text(as_string(text, f"prompt[{i}]")) for i, text in enumerate(given))
+    if isinstance(given[0], list):
+        return tuple(Tokens(as_token_ids(ids, f"prompt[{i}]")) for i, ids in enumerate(given))
+    return (Tokens(as_token_ids(given, "prompt")),)
+
+
+def _close(served: Served, finished: Sequence[Finished]) -> dict[str, Any]:
+    return {"system_fingerprint": served.model}
+
+
+OPENAI = Projection(detail_usage, _close)
