@@ -1,0 +1,741 @@
+"""The engine client against a far end that the test plays by hand, or that a fake plays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import re
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite import errors
+from lmlite.core.engine import (
+    HANG_S,
+    LOGPROB_FLOOR,
+    Engine,
+    LoadSettings,
+    LoadSpec,
+    encode,
+    generate_object,
+    load_object,
+)
+from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
+from lmlite.events import Event, Finished, PromptProgress, Stats, TextDelta
+from lmlite.request import Chat, Embed, Generate, Grammar, Sampling, Text, Tokens
+from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, finished, frame, loaded
+
+PROTOCOL = (Path(__file__).parents[2] / "csrc" / "protocol.md").read_text(encoding="utf-8")
+HELLO = Generate(Text("hello"))
+SPEC = LoadSpec((Path("m.gguf"),))
+
+
+def play(scene: Callable[[Engine, Peer], Coroutine[Any, Any, None]], clock: FakeClock | None = None) -> None:
+    """Runs `scene` with an open engine and the far end of it."""
+
+    async def run() -> None:
+        peer = Peer()
+        engine = await Engine.open(peer, "m", clock=clock)
+        try:
+            await scene(engine, peer)
+        finally:
+            await engine.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+async def collect(events: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in events]
+
+
+async def text_of(engine: Engine, generate: Generate) -> str:
+    return "".join([event.text async for event in engine.run(generate) if isinstance(event, TextDelta)])
+
+
+async def settle() -> None:
+    """Lets everything that is ready to run, run: what was sent has then been received."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# ---- a generation --------------------------------------------------------------------------------------------------------
+
+
+def test_events_of_a_generation_in_order() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
+        kind, request_id, command = await peer.next()
+        assert kind == Kind.GENERATE and command["text"] == "hello"
+        peer.send(frame(Kind.PROMPT_PROGRESS, request_id, {"done": 2, "total": 3}))
+        peer.send(frame(Kind.TEXT, request_id, "grüß".encode()))
+        peer.send(frame(Kind.FINISHED, request_id, finished("stopStringFound", 2, stop_string="x")))
+        assert await answer == [
+            PromptProgress(2, 3),
+            TextDelta("grüß"),
+            Finished("stopStringFound", Stats(3, 1, 2, 0.5, 2.0, 10.0), "x"),
+        ]
+
+    play(scene)
+
+
+def test_texts_that_arrive_together_are_one_delta() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
+        _, request_id, _ = await peer.next()
+        texts = [frame(Kind.TEXT, request_id, text) for text in (b"a", b"b", b"c")]
+        peer.send(*texts, frame(Kind.FINISHED, request_id, finished()))
+        assert [event.text for event in await answer if isinstance(event, TextDelta)] == ["abc"]
+
+    play(scene)
+
+
+def test_progress_between_texts_keeps_their_order() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
+        _, request_id, _ = await peer.next()
+        peer.send(
+            frame(Kind.TEXT, request_id, b"a"),
+            frame(Kind.PROMPT_PROGRESS, request_id, {"done": 1, "total": 1}),
+            frame(Kind.TEXT, request_id, b"b"),
+            frame(Kind.FINISHED, request_id, finished()),
+        )
+        assert (await answer)[:3] == [TextDelta("a"), PromptProgress(1, 1), TextDelta("b")]
+
+    play(scene)
+
+
+def test_one_batch_per_arrival() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        batches = engine.run(HELLO).batches()
+        first = asyncio.ensure_future(anext(batches))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"a"))
+        assert await first == [TextDelta("a")]
+        peer.send(frame(Kind.TEXT, request_id, b"b"), frame(Kind.FINISHED, request_id, finished()))
+        assert [type(event) for event in await anext(batches)] == [TextDelta, Finished]
+        with pytest.raises(StopAsyncIteration):
+            await anext(batches)
+
+    play(scene)
+
+
+def test_generations_do_not_mix() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answers = [asyncio.ensure_future(text_of(engine, Generate(Text(name)))) for name in "xyz"]
+        ids = {command["text"]: request_id for _, request_id, command in [await peer.next() for _ in answers]}
+        for _ in range(3):
+            peer.send(*[frame(Kind.TEXT, ids[name], name.encode()) for name in "zxy"])
+            await settle()
+        peer.send(*[frame(Kind.FINISHED, ids[name], finished()) for name in "yzx"])
+        assert await asyncio.gather(*answers) == ["xxx", "yyy", "zzz"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 11, 12, 13, 1000])
+def test_frames_cut_anywhere(piece: int) -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
+        _, request_id, _ = await peer.next()
+        stream = b"".join(frame(Kind.TEXT, request_id, text.encode()) for text in ("a", "", "é" * 9))
+        stream += frame(Kind.FINISHED, request_id, finished())
+        for start in range(0, len(stream), piece):
+            peer.send(stream[start : start + piece])
+            await settle()
+        events = await answer
+        assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "a" + "é" * 9
+        assert isinstance(events[-1], Finished)
+
+    play(scene)
+
+
+def test_a_large_frame_arrives_whole() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(engine.detokenize([1]))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.RESULT, request_id, b"x" * (8 << 20)), frame(Kind.HEARTBEAT, 0, {"step_ms": 0, "prepare_ms": 0}))
+        assert len(await answer) == 8 << 20
+
+    play(scene)
+
+
+def test_logprobs_go_with_the_text_that_follows() -> None:
+    def logprob(byte: int) -> dict[str, Any]:
+        return {"b": [byte], "p": -0.5, "top": [[[byte], -0.5], [[0xFF], None]]}
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        batches = engine.run(HELLO).batches()
+        first = asyncio.ensure_future(anext(batches))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.LOGPROBS, request_id, {"tokens": [logprob(97), logprob(98)]}))
+        await settle()
+        assert not first.done(), "logprobs alone are nothing to show"
+        peer.send(frame(Kind.TEXT, request_id, b"ab"))
+        (delta,) = await first
+        assert isinstance(delta, TextDelta) and delta.text == "ab"
+        assert [(token.token, token.bytes, token.logprob) for token in delta.logprobs] == [
+            ("a", b"a", -0.5),
+            ("b", b"b", -0.5),
+        ]
+        likeliest, impossible = delta.logprobs[0].top
+        assert likeliest.token == "a" and (impossible.token, impossible.logprob) == ("\ufffd", LOGPROB_FLOOR)
+        peer.send(
+            frame(Kind.LOGPROBS, request_id, {"tokens": [logprob(99)]}), frame(Kind.FINISHED, request_id, finished())
+        )
+        rest = [event async for batch in batches for event in batch]
+        assert isinstance(rest[0], TextDelta) and not rest[0].text and rest[0].logprobs[0].bytes == b"c"
+        assert isinstance(rest[1], Finished)
+
+    play(scene)
+
+
+# ---- leaving early -------------------------------------------------------------------------------------------------------
+
+
+async def expect_cancel(peer: Peer, request_id: int) -> None:
+    assert await peer.next() == (Kind.CANCEL, request_id, None)
+
+
+def test_a_closed_iterator_cancels_at_once() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        batches = engine.run(HELLO).batches()
+        first = asyncio.ensure_future(anext(batches))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"a"))
+        await first
+        await batches.aclose()  # type: ignore[attr-defined]
+        await expect_cancel(peer, request_id)
+
+    play(scene)
+
+
+def test_a_broken_loop_cancels() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        async def first_text() -> str:
+            async for event in engine.run(HELLO):
+                if isinstance(event, TextDelta):
+                    break
+            return event.text
+
+        first = asyncio.ensure_future(first_text())
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"a"))
+        assert await first == "a"
+        gc.collect()
+        await expect_cancel(peer, request_id)
+
+    play(scene)
+
+
+def ask_to_generate(engine: Engine) -> Awaitable[Any]:
+    return text_of(engine, HELLO)
+
+
+def ask_to_embed(engine: Engine) -> Awaitable[Any]:
+    return engine.embed(Embed(["a"]))
+
+
+def ask_to_tokenize(engine: Engine) -> Awaitable[Any]:
+    return engine.tokenize("a")
+
+
+ASKING = [ask_to_generate, ask_to_embed, ask_to_tokenize]
+
+
+@pytest.mark.parametrize("ask", ASKING)
+def test_a_cancelled_task_cancels_its_request(ask: Callable[[Engine], Awaitable[Any]]) -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        task = asyncio.ensure_future(ask(engine))
+        _, request_id, _ = await peer.next()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await expect_cancel(peer, request_id)
+        # What the engine had still to say of it is heard in silence, and others are served as before.
+        peer.send(frame(Kind.TEXT, request_id, b"late"), frame(Kind.FINISHED, request_id, finished("userStopped")))
+        answer = asyncio.ensure_future(engine.detokenize([1]))
+        _, next_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"later than late"), frame(Kind.RESULT, next_id, b"b"))
+        assert await answer == "b"
+
+    play(scene)
+
+
+def test_a_finished_generation_is_not_cancelled() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(text_of(engine, HELLO))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.FINISHED, request_id, finished()))
+        await answer
+        asyncio.ensure_future(engine.stats()).add_done_callback(lambda future: future.exception())
+        assert (await peer.next())[0] == Kind.STATS
+
+    play(scene)
+
+
+# ---- the other commands ----------------------------------------------------------------------------------------------------
+
+
+def with_fake(scene: Callable[[Engine, FakeEngine], Coroutine[Any, Any, None]], script: Script | None = None) -> None:
+    async def run() -> None:
+        fake = FakeEngine(script or Script())
+        engine = await Engine.open(fake_thread(fake), "m")
+        try:
+            await scene(engine, fake)
+        finally:
+            await engine.close()
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
+def test_load_reports_progress_and_effective_settings() -> None:
+    async def scene(engine: Engine, fake: FakeEngine) -> None:
+        seen: list[float] = []
+        settings = LoadSettings(context_length=512, parallel=2, flash_attention=True)
+        answer = await engine.load(LoadSpec((Path("m.gguf"),), settings), seen.append)
+        assert seen == [0.5]
+        assert (answer.context_length, answer.parallel, answer.flash_attention) == (512, 2, True)
+        assert (answer.type, answer.load_ms, answer.runtime_version) == ("llm", 1.5, "fake")
+        assert fake.commands[0][2]["path"] == "m.gguf"
+
+    with_fake(scene)
+
+
+def test_embeddings_come_in_the_order_of_their_inputs() -> None:
+    async def scene(engine: Engine, fake: FakeEngine) -> None:
+        one, two = await engine.embed(Embed(["first", (1, 2, 3)]))
+        assert one != two and (one.n_tokens, two.n_tokens) == (5, 3)
+        assert (await engine.embed(Embed([(1, 2, 3), "first"]))) == [two, one]
+        assert sum(x * x for x in struct.unpack("<4f", one.vector)) == pytest.approx(1)
+
+    with_fake(scene)
+
+
+def test_tokens_there_and_back() -> None:
+    async def scene(engine: Engine, fake: FakeEngine) -> None:
+        ids, pieces = await engine.tokenize("héllo", add_special=True)
+        assert b"".join(pieces) == "héllo".encode()
+        assert fake.commands[0][2] == {"text": "héllo", "add_special": True, "parse_special": False}
+        assert await engine.detokenize(ids) == "héllo"
+
+    with_fake(scene)
+
+
+def test_render_and_stats() -> None:
+    async def scene(engine: Engine, fake: FakeEngine) -> None:
+        assert await engine.render(Chat(({"role": "user", "content": "hi"},))) == "<user>hi"
+        assert (await engine.stats()).running == 0
+
+    with_fake(scene)
+
+
+def test_many_generations_at_once_through_a_fake() -> None:
+    async def scene(engine: Engine, fake: FakeEngine) -> None:
+        texts = await asyncio.gather(*[text_of(engine, Generate(Text("x"), max_tokens=count)) for count in range(20)])
+        assert texts == ["".join((WORDS * 3)[:count]) for count in range(20)]
+
+    with_fake(scene)
+
+
+# ---- commands on the wire ---------------------------------------------------------------------------------------------------
+
+
+def paragraph(name: str) -> str:
+    """The part of the protocol that explains `name`: from its bold name to the next bold name or the end."""
+    found = re.search(rf"^\*\*{name}\*\*(.*?)(?=^\*\*|^\||\Z)", PROTOCOL, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def keys_of(text: str) -> set[str]:
+    return set(re.findall(r'"(\w+)"(?:\?)?:', text))
+
+
+def test_generate_has_the_keys_of_the_protocol() -> None:
+    grammar = Grammar("gbnf", "root ::= [a]")
+    prompts = [Chat(({"role": "user", "content": "x"},)), Text("x"), Tokens((1, 2))]
+    spelled = [generate_object(Generate(prompt, grammar=grammar)) for prompt in prompts]
+    documented = keys_of(paragraph("GENERATE")) | {"echo", "ignore_eos"}
+    inner = {"kind"}  # of the grammar
+    assert set().union(*spelled) == documented - inner | {"text"}
+    assert [{"messages", "text", "tokens"} & set(command) for command in spelled] == [{"messages"}, {"text"}, {"tokens"}]
+    assert set(spelled[0]["grammar"]) == {"kind", "text"}
+
+
+def test_sampling_has_the_keys_of_its_class() -> None:
+    assert "lmlite/request.py:Sampling" in paragraph("GENERATE")
+    sent = json.loads(encode(generate_object(HELLO)))["sampling"]
+    assert list(sent) == [field.name for field in fields(Sampling)]
+    assert sent["seed"] is None and sent["dry_sequence_breakers"] == ["\n", ":", '"', "*"]
+
+
+def test_a_ban_is_null() -> None:
+    sampling = Sampling(logit_bias=((5, float("-inf")), (6, 1.5)))
+    assert json.loads(encode(generate_object(Generate(Text("x"), sampling=sampling))))["sampling"]["logit_bias"] == [
+        [5, None],
+        [6, 1.5],
+    ]
+
+
+def test_load_has_the_keys_of_the_protocol() -> None:
+    command = load_object(LoadSpec((Path("a-1.gguf"), Path("a-2.gguf"))))
+    assert set(command) == keys_of(paragraph("LOAD"))
+    assert command["splits"] == ["a-1.gguf", "a-2.gguf"] and command["path"] == "a-1.gguf"
+    assert "splits" not in load_object(SPEC)
+
+
+def test_the_fake_reports_a_load_as_the_protocol_says() -> None:
+    names = set(re.findall(r'"(\w+)"', paragraph("LOADED"))) - {"llm", "embedding", "vocab", "name", "version"}
+    assert set(loaded({})) == names
+
+
+@pytest.mark.parametrize(
+    "generate",
+    [
+        Generate(Text("\ud800")),
+        Generate(Text("x"), sampling=Sampling(temperature=float("nan"))),
+        Generate(Text("x"), sampling=Sampling(logit_bias=((1, float("inf")),))),
+        Generate(Text("x" * (MAX_PAYLOAD + 1))),
+    ],
+    ids=["surrogate", "nan", "infinity", "too large"],
+)
+def test_what_no_frame_can_carry_is_refused_here(generate: Generate) -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        with pytest.raises(errors.InvalidRequest):
+            await text_of(engine, generate)
+        answer = asyncio.ensure_future(engine.detokenize([1]))
+        kind, request_id, _ = await peer.next()
+        assert kind == Kind.DETOKENIZE, "nothing was sent of the refused request"
+        peer.send(frame(Kind.RESULT, request_id, b"ok"))
+        assert await answer == "ok"
+
+    play(scene)
+
+
+# ---- errors of one request --------------------------------------------------------------------------------------------------
+
+ERRORS: list[tuple[dict[str, Any], type[errors.LmError], dict[str, Any]]] = [
+    (
+        error("context_overflow", needed=9, limit=8),
+        errors.ContextOverflow,
+        {"needed": 9, "limit": 8, "index": None, "status": 400},
+    ),
+    (error("context_overflow", needed=9, limit=8, index=2), errors.ContextOverflow, {"index": 2}),
+    (error("queue_full", limit=128), errors.QueueFull, {"limit": 128, "status": 429}),
+    (error("load_failed"), errors.LoadFailed, {"name": "m", "reason": "the fake says load_failed", "status": 422}),
+    (error("model_type", needs="chat"), errors.WrongModelType, {"needs": "chat", "name": "m"}),
+    (error("invalid_request", param="sampling.top_p"), errors.InvalidRequest, {"param": "sampling.top_p"}),
+    (error("invalid_request"), errors.InvalidRequest, {"param": None, "status": 400}),
+    (error("out_of_memory"), errors.EngineError, {"code": "out_of_memory", "status": 503}),
+    (error("internal"), errors.EngineError, {"code": "internal", "status": 500}),
+]
+
+
+def test_every_documented_error_code_is_tested() -> None:
+    documented = set(re.findall(r"^\| `(\w+)` \|", PROTOCOL, re.MULTILINE))
+    assert documented == {sent["code"] for sent, _, _ in ERRORS}
+
+
+@pytest.mark.parametrize("sent, expected, facts", ERRORS)
+def test_an_error_code_becomes_its_class(
+    sent: dict[str, Any], expected: type[errors.LmError], facts: dict[str, Any]
+) -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        other = asyncio.ensure_future(engine.detokenize([1]))
+        _, other_id, _ = await peer.next()
+        for ask in ASKING:
+            answer = asyncio.ensure_future(ask(engine))
+            _, request_id, _ = await peer.next()
+            peer.send(frame(Kind.ERROR, request_id, sent))
+            with pytest.raises(expected) as caught:
+                await answer
+            assert type(caught.value) is expected
+            assert {name: getattr(caught.value, name) for name in facts} == facts
+        peer.send(frame(Kind.RESULT, other_id, b"unharmed"))
+        assert await other == "unharmed"
+
+    play(scene)
+
+
+def test_text_before_an_error_is_delivered_first() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        batches = engine.run(HELLO).batches()
+        first = asyncio.ensure_future(anext(batches))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"a"), frame(Kind.ERROR, request_id, error("internal")))
+        assert await first == [TextDelta("a")]
+        with pytest.raises(errors.EngineError):
+            await anext(batches)
+
+    play(scene)
+
+
+# ---- the engine's end ---------------------------------------------------------------------------------------------------------
+
+
+async def gone(*answers: asyncio.Future[Any]) -> set[str]:
+    """The reasons that `answers` fail with, all of them `EngineGone`."""
+    reasons = set()
+    for answer in answers:
+        with pytest.raises(errors.EngineGone) as caught:
+            await answer
+        assert caught.value.name == "m"
+        reasons.add(caught.value.reason)
+    return reasons
+
+
+async def ask_everything(engine: Engine, peer: Peer) -> list[asyncio.Future[Any]]:
+    answers = [asyncio.ensure_future(ask(engine)) for ask in ASKING]
+    for _ in answers:
+        await peer.next()
+    return answers
+
+
+def test_death_fails_every_request_with_its_reason() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answers = await ask_everything(engine, peer)
+        peer.end("crashed (SIGABRT)")
+        assert await gone(*answers) == {"crashed (SIGABRT)"}
+        assert engine.gone == "crashed (SIGABRT)"
+        later = [asyncio.ensure_future(ask(engine)) for ask in ASKING]
+        assert await gone(*later) == {"crashed (SIGABRT)"}
+
+    play(scene)
+
+
+def test_text_before_the_death_is_delivered_first() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        batches = engine.run(HELLO).batches()
+        first = asyncio.ensure_future(anext(batches))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"a"))
+        assert await first == [TextDelta("a")]
+        peer.end("killed (SIGKILL)")
+        assert await gone(asyncio.ensure_future(anext(batches))) == {"killed (SIGKILL)"}
+
+    play(scene)
+
+
+def test_death_is_told_once_and_a_close_is_no_death() -> None:
+    async def run() -> None:
+        told: list[str] = []
+        peer = Peer()
+        engine = await Engine.open(peer, "m", on_gone=lambda: told.append("dead"))
+        peer.end("exit 3")
+        await gone(asyncio.ensure_future(engine.stats()))
+        await engine.close()
+        assert told == ["dead"]
+
+        peer = Peer()
+        engine = await Engine.open(peer, "m", on_gone=lambda: told.append("closed"))
+        await engine.close()
+        await peer.closed()
+        assert told == ["dead"]
+
+    asyncio.run(run())
+
+
+def test_a_request_in_the_moment_of_death_learns_the_reason() -> None:
+    async def run() -> None:
+        asked: list[asyncio.Future[Any]] = []
+        peer = Peer()
+        engine = await Engine.open(peer, "m", on_gone=lambda: asked.append(asyncio.ensure_future(engine.stats())))
+        peer.end("crashed (SIGBUS)")
+        await gone(asyncio.ensure_future(engine.stats()))
+        assert await gone(*asked) == {"crashed (SIGBUS)"}
+        await engine.close()
+
+    asyncio.run(run())
+
+
+HUGE = HEADER.pack(MAX_PAYLOAD + 1, Kind.TEXT, 1)
+GARBAGE = {
+    "garbage": b"\xff" * 64,
+    "too large": HUGE,
+    "unknown kind": pack(Kind.TEXT, 1).replace(b"\x43", b"\x3f"),
+    "a command": pack(Kind.GENERATE, 1, b"{}"),
+    "an answer of another kind": pack(Kind.RESULT, 1, b"x"),
+    "no JSON": pack(Kind.FINISHED, 1, b"{"),
+    "no UTF-8": pack(Kind.FINISHED, 1, b"\xff"),
+    "no object": pack(Kind.FINISHED, 1, b"[]"),
+    "missing keys": pack(Kind.FINISHED, 1, b"{}"),
+    "a reason there is not": frame(Kind.FINISHED, 1, finished("bored")),
+    "endless nesting": pack(Kind.FINISHED, 1, b"[" * 200_000),
+    "infinite count": frame(Kind.FINISHED, 1, finished(n_tokens=float("inf"))),  # type: ignore[arg-type]
+    "an error code there is not": frame(Kind.ERROR, 1, error("mood")),
+    "an error without its numbers": frame(Kind.ERROR, 1, error("context_overflow")),
+    "error details of another type": frame(Kind.ERROR, 1, {**error("internal"), "details": [1]}),
+    "a request there was not": pack(Kind.TEXT, 7, b"x"),
+    "text for nobody": pack(Kind.TEXT, 0, b"x"),
+    "an empty heartbeat": pack(Kind.HEARTBEAT, 0, b"{}"),
+    "bad logprobs": frame(Kind.LOGPROBS, 1, {"tokens": [{"b": [256], "p": 0, "top": []}]}),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+@pytest.mark.parametrize("piece", [1 << 20, 5], ids=["whole", "in pieces"])
+def test_garbage_condemns_the_engine(garbage: bytes, piece: int) -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answers = [asyncio.ensure_future(text_of(engine, HELLO)), asyncio.ensure_future(engine.detokenize([1]))]
+        await peer.next()
+        await peer.next()
+        step = max(piece, len(garbage) // 50)
+        for start in range(0, len(garbage), step):
+            peer.send(garbage[start : start + step])
+            await settle()
+        assert await gone(*answers) == {"it sent a malformed frame"}
+        assert peer.killed
+
+    play(scene)
+
+
+@pytest.mark.parametrize("vectors, counts", [(1, [1]), (3, [1, 1]), (2, [1]), (2, 5)])
+def test_another_number_of_vectors_than_inputs_is_garbage(vectors: int, counts: Any) -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(engine.embed(Embed(["a", "b"])))
+        _, request_id, _ = await peer.next()
+        peer.send(*[frame(Kind.EMBEDDING, request_id, b"\0" * 16)] * vectors)
+        peer.send(frame(Kind.FINISHED, request_id, {"prompt_tokens": counts}))
+        assert await gone(answer) == {"it sent a malformed frame"}
+
+    play(scene)
+
+
+def test_close_ends_requests_with_the_error_given() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answers = await ask_everything(engine, peer)
+        await engine.close(errors.ShuttingDown())
+        for answer in answers:
+            with pytest.raises(errors.ShuttingDown):
+                await answer
+        await peer.closed()
+        assert await gone(asyncio.ensure_future(engine.stats())) == {"unloaded"}
+
+    play(scene)
+
+
+def test_a_loop_that_ends_under_a_stream_leaves_nothing_running() -> None:
+    async def run(peer: Peer) -> None:
+        engine = await Engine.open(peer, "m")
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(text_of(engine, HELLO), 0.01)
+        assert (await peer.next())[0] == Kind.GENERATE
+        assert (await peer.next())[0] == Kind.CANCEL
+        await engine.close()
+
+    asyncio.run(run(Peer()))
+
+
+# ---- the watchdog ------------------------------------------------------------------------------------------------------------
+
+BEAT = frame(Kind.HEARTBEAT, 0, {"step_ms": 20, "prepare_ms": 0})
+
+
+def test_silence_with_work_pending_is_a_hang() -> None:
+    clock = FakeClock()
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answers = await ask_everything(engine, peer)
+        clock.advance(HANG_S - 1)
+        await settle()
+        assert not any(answer.done() for answer in answers)
+        clock.advance(1)
+        assert await gone(*answers) == {"hung"}
+        assert peer.killed
+
+    play(scene, clock)
+
+
+@pytest.mark.parametrize("sign", [BEAT, frame(Kind.TEXT, 1, b"a"), frame(Kind.PROMPT_PROGRESS, 1, {"done": 1, "total": 2})])
+def test_any_sign_of_life_keeps_the_engine(sign: bytes) -> None:
+    clock = FakeClock()
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(text_of(engine, HELLO))
+        await peer.next()
+        for _ in range(5):
+            clock.advance(HANG_S - 1)
+            peer.send(sign)
+            await settle()
+        assert not answer.done() and not peer.killed
+        clock.advance(HANG_S)
+        assert await gone(answer) == {"hung"}
+
+    play(scene, clock)
+
+
+def test_progress_of_a_load_is_a_sign_of_life() -> None:
+    clock = FakeClock()
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(engine.load(SPEC))
+        _, request_id, command = await peer.next()
+        for step in range(10):
+            clock.advance(HANG_S - 1)
+            peer.send(frame(Kind.LOAD_PROGRESS, request_id, {"progress": step / 10}))
+            await settle()
+        peer.send(frame(Kind.LOADED, request_id, loaded(command)))
+        assert (await answer).arch == "fake"
+
+    play(scene, clock)
+
+
+@pytest.mark.parametrize(
+    "beat, reason",
+    [
+        ({"step_ms": 0, "prepare_ms": 10_001}, "preparation took too long"),
+        ({"step_ms": 60_001, "prepare_ms": 0}, "hung"),
+    ],
+)
+def test_a_heartbeat_can_betray_a_hang(beat: dict[str, float], reason: str) -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answers = await ask_everything(engine, peer)
+        peer.send(frame(Kind.HEARTBEAT, 0, {"step_ms": 60_000, "prepare_ms": 10_000}))
+        await settle()
+        assert not any(answer.done() for answer in answers)
+        peer.send(frame(Kind.HEARTBEAT, 0, beat))
+        assert await gone(*answers) == {reason}
+        assert peer.killed
+
+    play(scene)
+
+
+def test_an_idle_engine_may_be_silent() -> None:
+    clock = FakeClock()
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(engine.detokenize([1]))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.RESULT, request_id, b"x"))
+        await answer
+        clock.advance(1000 * HANG_S)
+        assert not clock.armed, "nothing pending, nothing to watch"
+        # The silence before a request does not count against it.
+        answer = asyncio.ensure_future(engine.detokenize([1]))
+        _, request_id, _ = await peer.next()
+        clock.advance(HANG_S - 1)
+        peer.send(frame(Kind.RESULT, request_id, b"y"))
+        assert await answer == "y"
+
+    play(scene, clock)
+
+
+def test_a_request_that_nobody_waits_for_is_still_watched() -> None:
+    clock = FakeClock()
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        task = asyncio.ensure_future(text_of(engine, HELLO))
+        await peer.next()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        clock.advance(HANG_S)
+        await settle()
+        assert engine.gone == "hung" and peer.killed
+
+    play(scene, clock)
