@@ -1,0 +1,497 @@
+"""One connection: joins the parser to a handler, keeps the clock, and never holds more than a bounded number of bytes.
+
+Requests are answered one after the other, each by one task. Host, Origin and the app's `precheck` are judged before
+the body is read. A client that sends EOF has left, in the middle of a request or of its answer: the handler is
+cancelled at once. A client that does not read its stream is cut; one that sends slowly gets 408. After an answer that
+leaves bytes unread the socket is half-closed and drained for a moment, or a reset could destroy the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from math import inf
+from typing import Any
+
+from ..errors import HttpError, InternalError, LmError, ShuttingDown
+from . import guard, http1
+from .http1 import CONTINUE, LAST_CHUNK, Headers
+
+JSON = "application/json; charset=utf-8"
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """What one client may take. Times are seconds."""
+
+    head_s: float = 10.0
+    """From a head's first byte (or the connection's start) to its end: a head fits one packet."""
+    body_s: float = 30.0
+    """From one piece of a body to the next."""
+    idle_s: float = 5.0
+    """Between requests, as LM Studio says in its Keep-Alive header."""
+    stall_s: float = 30.0
+    """A reader that is this long behind has gone or does not mean it; its stream holds a place in a model."""
+    linger_s: float = 2.0
+    """For the client to see an answer that was given before its request was read."""
+    write_buffer: int = 1 << 20
+    """Bytes of a stream that a reader may be behind: minutes of generated text."""
+    backlog: int = 64 << 10
+    """Bytes of pipelined requests to hold while one is answered; then the socket is not read (nor its EOF seen)."""
+    max_body: int = http1.MAX_BODY
+
+
+@dataclass(slots=True, frozen=True)
+class Request:
+    """Header names are in lower case; `path` is decoded, `target` as sent; `peer` is the socket's peer name."""
+
+    method: str
+    target: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+    peer: Any
+
+
+class Reply:
+    """The answer to one request: `whole`, or `start`, `write`..., `finish`. Writes for a client that left do nothing."""
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_send",
+        "_silent",
+        "complete",
+        "extra_headers",
+        "keep_alive",
+        "paused",
+        "started",
+    )
+
+    def __init__(self, connection: Connection, head: http1.Head | None) -> None:
+        self._connection = connection
+        self._send: Callable[[bytes], None] = refuse_write
+        self._silent = head is not None and head.method == "HEAD"
+        self._chunked = head is not None and head.http_version == "1.1"
+        self.keep_alive = head is not None and head.keep_alive
+        self.extra_headers: guard.CorsHeaders = ()
+        self.started = False
+        self.complete = False
+        self.paused = False
+        """The client is a write buffer behind: `await drain()` before producing more."""
+
+    async def whole(self, status: int, body: bytes, headers: Headers = (), content_type: str = JSON) -> None:
+        self.put(status, body, headers, content_type)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Begins an answer of unknown length: chunked, or for HTTP/1.0 ended by the connection's end."""
+        self._expect_unstarted()
+        framing = (("Transfer-Encoding", "chunked"),) if self._chunked else ()
+        self.keep_alive = self.keep_alive and self._chunked
+        head = http1.head(status, (*headers, *framing, *self._persistence(), *self.extra_headers))
+        self.started = True
+        send = self._connection.send
+        send(head)
+        self._send = ignore_write if self._silent else send
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def drain(self) -> None:
+        """Returns at once, unless the client is a write buffer behind."""
+        if self.paused:
+            await self._connection.writable()
+
+    async def finish(self, last: bytes = b"") -> None:
+        """Ends a started answer, after the bytes `last`, which leave in the same packet as the end."""
+        ending = http1.chunk(last) + LAST_CHUNK if self._chunked else last
+        self._send(ending)
+        self.complete = True
+        self._send = refuse_write
+
+    def put(self, status: int, body: bytes, headers: Headers = (), content_type: str = JSON) -> None:
+        """`whole`, for callers that cannot wait."""
+        self._expect_unstarted()
+        bodiless = status in http1.BODILESS
+        framing = () if bodiless else (("Content-Type", content_type), ("Content-Length", str(len(body))))
+        head = http1.head(status, (*framing, *headers, *self._persistence(), *self.extra_headers))
+        self.started = self.complete = True
+        self._connection.send(head if self._silent or bodiless else head + body)
+
+    def detach(self) -> None:
+        """The client has left."""
+        self._send = ignore_write
+        self.paused = False
+
+    def _expect_unstarted(self) -> None:
+        if self.started:
+            raise RuntimeError("the answer has begun already")
+
+    def _persistence(self) -> guard.CorsHeaders:
+        return self._connection.persistent if self.keep_alive else (("Connection", "close"),)
+
+
+def refuse_write(data: bytes) -> None:
+    raise RuntimeError("the answer has not begun, or is finished")
+
+
+def ignore_write(data: bytes) -> None:
+    pass
+
+
+Handler = Callable[[Request, Reply], Awaitable[None]]
+OnError = Callable[["Request | None", Exception], tuple[int, Headers, bytes]]
+
+
+def no_precheck(request: Request) -> None:
+    pass
+
+
+def no_bookkeeping(connection: Connection) -> None:
+    pass
+
+
+@dataclass(slots=True, frozen=True)
+class Hooks:
+    """What a connection asks of the app; one for all connections."""
+
+    handler: Handler
+    on_error: OnError
+    """Spells an error that nothing was sent for yet, as (status, headers, JSON). The request is None where it never
+    became clear. Exceptions other than LmError are bugs: they are its to log."""
+    precheck: Callable[[Request], None] = no_precheck
+    """Called with a request whose body (b"") was not read; an exception refuses it. For authentication."""
+    on_open: Callable[[Connection], None] = no_bookkeeping
+    on_close: Callable[[Connection], None] = no_bookkeeping
+    """Called once the connection is lost and its handler has ended."""
+
+
+class Phase(Enum):
+    OPENING = auto()  # nothing received yet
+    HEAD = auto()  # part of a head received
+    BODY = auto()  # part of a body received
+    BUSY = auto()  # a handler runs
+    FLUSHING = auto()  # answered, but the client is a write buffer behind
+    IDLE = auto()  # between requests
+    LINGERING = auto()  # our side is ended, theirs is read and dropped
+    CLOSING = auto()  # the transport sends what it has, then closes
+
+
+NO_MORE_REQUESTS = frozenset((Phase.LINGERING, Phase.CLOSING))
+
+
+class Connection(asyncio.Protocol):
+    def __init__(
+        self,
+        hooks: Hooks,
+        policy: guard.Policy,
+        limits: Limits = Limits(),
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        # for the connection's life
+        self._hooks = hooks
+        self._policy = policy
+        self._limits = limits
+        self._loop = loop or asyncio.get_running_loop()
+        self._parser = http1.Parser(limits.max_body)
+        self._transport: asyncio.Transport
+        self.send: Callable[[bytes], None] = refuse_write
+        self._peer: Any = None
+        self.persistent = (("Connection", "keep-alive"), ("Keep-Alive", f"timeout={limits.idle_s:.0f}"))
+        self._times: Mapping[Phase, float] = {
+            Phase.OPENING: limits.head_s,
+            Phase.HEAD: limits.head_s,
+            Phase.BODY: limits.body_s,
+            Phase.BUSY: inf,
+            Phase.FLUSHING: limits.stall_s,
+            Phase.IDLE: limits.idle_s,
+            Phase.LINGERING: limits.linger_s,
+            Phase.CLOSING: limits.stall_s,
+        }
+        self._phase = Phase.OPENING
+        self._deadline = inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._lost = False
+        self._reading = True
+        self._writable: asyncio.Event | None = None  # there while the write buffer is above its high-water mark
+        self._unsent = 0  # bytes in the write buffer when progress was last looked for
+        # for one request
+        self._request: Request | None = None  # read up to its head at least; None while its handler runs
+        self._body = bytearray()
+        self._reply: Reply | None = None
+        self._refusal: Exception | None = None
+        self._task: asyncio.Future[None] | None = None
+
+    # ---- for the server
+
+    @property
+    def busy(self) -> bool:
+        """A handler runs."""
+        return self._task is not None
+
+    def shutdown(self) -> None:
+        """No further requests: closes now, or after the answer that is under way."""
+        self._stopping = True
+        if self._reply is not None:
+            self._reply.keep_alive = False
+        if self._task is None and self._phase not in NO_MORE_REQUESTS:
+            self._close(unread=False)
+
+    def cancel(self) -> None:
+        """Cancels the handler; a client that was sent nothing yet gets ShuttingDown, another sees its answer cut."""
+        if self._task is not None:
+            self._task.cancel()
+
+    # ---- for the reply
+
+    async def writable(self) -> None:
+        if self._writable is not None:
+            await self._writable.wait()
+
+    # ---- asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.send = transport.write
+        self._peer = transport.get_extra_info("peername")
+        transport.set_write_buffer_limits(high=self._limits.write_buffer)
+        self._enter(Phase.OPENING)
+        self._hooks.on_open(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase in NO_MORE_REQUESTS:
+            return
+        self._parser.feed(data)
+        if self._phase is Phase.BUSY or self._phase is Phase.FLUSHING:
+            if self._parser.buffered > self._limits.backlog:
+                self._reading = False
+                self._transport.pause_reading()
+        else:
+            self._read()
+
+    def eof_received(self) -> None:
+        """The transport then closes itself, after sending what it has."""
+        self._unsent = self._transport.get_write_buffer_size()
+        self._enter(Phase.CLOSING)
+        self._abandon()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        self._phase = Phase.CLOSING
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is None:
+            self._hooks.on_close(self)
+        else:
+            self._abandon()
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.Event()
+        if self._reply is not None:
+            self._reply.paused = True
+        if self._phase is Phase.BUSY:
+            self._expect_within(self._limits.stall_s)
+
+    def resume_writing(self) -> None:
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        if self._reply is not None:
+            self._reply.paused = False
+        if self._phase is Phase.BUSY:
+            self._expect_within(inf)
+        elif self._phase is Phase.FLUSHING:
+            self._enter(Phase.IDLE)
+            self._read()
+
+    # ---- requests
+
+    def _read(self) -> None:
+        """Takes events up to the next complete request, then leaves the rest in the parser until it is answered."""
+        try:
+            while (event := self._parser.next_event()) is not None:
+                match event:
+                    case http1.Data(data):
+                        self._body += data
+                    case http1.End():
+                        if not self._dispatch():
+                            return
+                    case http1.Head():
+                        self._admit(event)
+        except Exception as error:  # noqa: BLE001 - the app's precheck may raise anything
+            self._refuse(error)
+            return
+        self._resume_reading()
+        if self._request is not None:
+            self._enter(Phase.BODY)
+        elif not self._parser.between_requests and self._phase is not Phase.HEAD:
+            self._enter(Phase.HEAD)
+
+    def _admit(self, head: http1.Head) -> None:
+        """Judges a request by its head. Raises what refuses it, or keeps that for its end where it has no body."""
+        self._request = request = self._bodyless(head)
+        self._reply = reply = Reply(self, head)
+        try:
+            reply.extra_headers = guard.check(self._policy, head.headers, head.has_body)
+            self._hooks.precheck(request)
+        except Exception as error:
+            if head.has_body:
+                raise
+            self._refusal = error
+        if head.expect_continue and head.has_body and not self._parser.buffered:
+            self.send(CONTINUE)
+
+    def _bodyless(self, head: http1.Head) -> Request:
+        return Request(head.method, head.target, head.path, head.query, head.headers, b"", self._peer)
+
+    def _dispatch(self) -> bool:
+        """Hands the complete request to the handler; True if it is answered already and the next one can be read."""
+        request, reply, refusal = self._request, self._reply, self._refusal
+        assert request is not None and reply is not None
+        if self._body:
+            request = replace(request, body=bytes(self._body))
+            self._body = bytearray()
+        self._request = self._refusal = None
+        if self._stopping:
+            reply.keep_alive = False
+        if refusal is not None:
+            self._spell_error(reply, request, refusal)
+            return self._after_answer(reply)
+        self._enter(Phase.BUSY)
+        self._task = asyncio.ensure_future(self._hooks.handler(request, reply), loop=self._loop)
+        self._task.add_done_callback(lambda task: self._answered(task, request, reply))
+        return False
+
+    def _refuse(self, error: Exception) -> None:
+        """Answers a request that cannot or need not be read to its end, as the last one of this connection."""
+        head = self._parser.head
+        request = self._request or (None if head is None else self._bodyless(head))
+        reply = self._reply or Reply(self, head)
+        reply.keep_alive = False
+        self._spell_error(reply, request, error)
+        self._close(unread=True)
+
+    # ---- answers
+
+    def _answered(self, task: asyncio.Future[None], request: Request, reply: Reply) -> None:
+        self._task = None
+        failure = ShuttingDown() if task.cancelled() else task.exception()
+        if self._phase is Phase.CLOSING:
+            self._report(None if task.cancelled() else failure)
+            if self._lost:
+                self._hooks.on_close(self)
+            return
+        if failure is None and not reply.complete:
+            failure = RuntimeError(f"the handler of {request.method} {request.path} left its answer unfinished")
+        if failure is not None and not reply.started:
+            self._spell_error(reply, request, failure if isinstance(failure, Exception) else InternalError())
+        else:
+            self._report(failure)
+        if reply.complete:
+            if self._after_answer(reply):
+                self._read()
+        else:
+            self._abort()
+
+    def _after_answer(self, reply: Reply) -> bool:
+        """Leaves the connection as the answer promised; True if the next request can be read."""
+        self._reply = None
+        if not reply.keep_alive:
+            self._close(unread=self._parser.buffered > 0)
+            return False
+        if self._writable is not None:
+            self._unsent = self._transport.get_write_buffer_size()
+            self._enter(Phase.FLUSHING)
+            return False
+        self._enter(Phase.IDLE)
+        return True
+
+    def _spell_error(self, reply: Reply, request: Request | None, error: Exception) -> None:
+        try:
+            status, headers, body = self._hooks.on_error(request, error)
+            reply.put(status, body, headers)
+        except Exception as bug:  # noqa: BLE001 - the last line of defence: nothing is left that could be said
+            self._report(bug)
+            self._abort()
+
+    def _report(self, failure: BaseException | None) -> None:
+        """Bugs go where asyncio's own go; errors that were raised on purpose, after the answer began, say nothing new."""
+        if failure is not None and not isinstance(failure, LmError):
+            context = {"message": "a request's handler failed", "exception": failure, "protocol": self}
+            self._loop.call_exception_handler(context)
+
+    # ---- the end
+
+    def _close(self, unread: bool) -> None:
+        if self._phase is Phase.CLOSING:
+            return
+        if unread and self._transport.can_write_eof() and not self._transport.is_closing():
+            self._enter(Phase.LINGERING)
+            self._resume_reading()
+            self._transport.write_eof()
+        else:
+            self._unsent = self._transport.get_write_buffer_size()
+            self._enter(Phase.CLOSING)
+            self._transport.close()
+
+    def _abort(self) -> None:
+        self._enter(Phase.CLOSING)
+        self._abandon()
+        self._transport.abort()
+
+    def _abandon(self) -> None:
+        """The client has left: nobody waits for the answer."""
+        if self._reply is not None:
+            self._reply.detach()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _resume_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+
+    # ---- the clock: one timer per connection, moved only when a deadline comes nearer than it
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._expect_within(self._times[phase])
+
+    def _expect_within(self, seconds: float) -> None:
+        if seconds == inf or self._lost:
+            self._deadline = inf
+            return
+        self._deadline = deadline = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._deadline <= self._loop.time():
+            self._expire()
+        elif self._deadline < inf:
+            self._timer = self._loop.call_at(self._deadline, self._tick)
+
+    def _expire(self) -> None:
+        match self._phase:
+            case Phase.HEAD | Phase.BODY:
+                self._refuse(HttpError(408, "the request came too slowly"))
+            case Phase.OPENING | Phase.IDLE | Phase.LINGERING:
+                self._close(unread=False)
+            case Phase.BUSY:
+                self._abort()
+            case Phase.FLUSHING | Phase.CLOSING:
+                unsent = self._transport.get_write_buffer_size()
+                if unsent < self._unsent:
+                    self._unsent = unsent
+                    self._enter(self._phase)
+                else:
+                    self._abort()
