@@ -221,7 +221,6 @@ class Config:
     gpu_layers: int = option(-1, whole(0, 9999, max=-1, off=0), "layers to keep on the GPU")
     flash_attention: str = option("auto", one_of("auto", "on", "off"), "use flash attention")
     ttl: float = option(3600.0, seconds(1e9), "idle time after which a model is unloaded; 0: never")
-    max_queue: int = option(128, whole(0, 1 << 20), "requests that may wait for a model before further ones get 429")
 
     # ---- how it behaves
     drain: float = option(10.0, seconds(3600), "time that running requests have to finish when the server stops")

@@ -1,0 +1,445 @@
+"""The joiner: a request is routed, read by its dialect, given a leased engine, and its events go back as bytes.
+
+Every dialect that generates goes through `generating`: whole answers are a fold over the events that a stream carries.
+A stream starts with its first event, so that what fails before it is an HTTP status; what fails later is the stream's
+last event. A client that leaves cancels its request down to the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import string
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final
+
+from .api import (
+    lmstudio_v0,
+    lmstudio_v1,
+    openai_chat,
+    openai_embeddings,
+    openai_error,
+    openai_models,
+    openai_text,
+    tokens,
+)
+from .api.call import Call, EmbedCall, Frame
+from .api.call import Reply as Spelled
+from .api.fields import parse_body
+from .api.served import Served
+from .card import ModelCard
+from .config import Config
+from .core.catalog import Catalog, model_folders
+from .core.engine import Engine, LoadSettings
+from .core.pool import Lease, Needs, Pool
+from .core.worker import Placement, Process, Thread
+from .errors import HttpError, InternalError, LmError, ModelNotFound, QueueFull, ShuttingDown, UnexpectedEndpoint
+from .events import Event
+from .request import Generate
+from .wire import sse
+from .wire.connection import Connection, Hooks, Reply, Request, no_precheck
+from .wire.guard import Policy, preflight
+from .wire.http1 import Headers
+from .wire.router import Route, Router
+
+log = logging.getLogger(__name__)
+
+RESCAN_S: Final = 1.0
+"""A list of models is at most this old: a client that polls must not keep the disk busy."""
+TURN_S: Final = 0.005
+"""How long one request may keep the event loop, where its work can be cut."""
+SUFFIX_LETTERS: Final = string.ascii_lowercase + string.digits
+SUFFIX_LENGTH: Final = 22
+
+Endpoint = Callable[["App", Request, Reply, str], Awaitable[None]]
+Spelling = Callable[[LmError], tuple[int, str]]
+Batch = list[tuple[int, Event]]
+
+
+# ---- what engines are made of -----------------------------------------------------------------------------------------
+
+
+def make_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] | None = None) -> Pool:
+    """`place` stands in for the configured placement; tests put a fake engine there."""
+    settings = LoadSettings(
+        context_length=config.context_length,
+        parallel=config.parallel,
+        kv_cells=config.kv_cells,
+        eval_batch_size=config.eval_batch_size,
+        threads=config.threads,
+        gpu_layers=config.gpu_layers,
+        flash_attention={"on": True, "off": False}.get(config.flash_attention),
+    )
+    return Pool(catalog, place or placement(config.isolation), settings, config.ttl or None)
+
+
+def placement(isolation: str) -> Callable[[], Placement]:
+    return Thread if isolation == "thread" else lambda: Process(log=log.error)
+
+
+class Shelf:
+    """The catalogue for an event loop: the disk is looked at in another thread, by one at a time, and not too often."""
+
+    def __init__(self, catalog: Catalog):
+        self.catalog = catalog
+        self._scan: asyncio.Future[None] | None = None
+        self._scanned_at: float | None = None
+
+    async def cards(self, max_age_s: float = RESCAN_S) -> tuple[ModelCard, ...]:
+        """All models, as the disk was at most `max_age_s` ago."""
+        loop = asyncio.get_running_loop()
+        if self._scan is None and (self._scanned_at is None or loop.time() - self._scanned_at > max_age_s):
+            self._scan = loop.run_in_executor(None, self.catalog.rescan)
+            self._scan.add_done_callback(self._note)
+        if self._scan is not None:
+            await asyncio.shield(self._scan)  # others wait for the same scan
+        return self.catalog.cards()
+
+    def _note(self, scan: asyncio.Future[None]) -> None:
+        self._scan = None
+        self._scanned_at = asyncio.get_running_loop().time()
+
+
+# ---- the application --------------------------------------------------------------------------------------------------
+
+
+class App:
+    """All that requests share: models, routes, and the connections there are. Lives in one event loop."""
+
+    def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
+        self.config = config
+        folders = model_folders(config.home, config.models_dir, os.environ)
+        self.catalog = Catalog(folders, config.models, aliases=dict(config.alias), bundled=True)
+        self.shelf = Shelf(self.catalog)
+        self.pool = make_pool(config, self.catalog, place)
+        self._router: Router[Endpoint] = Router(ROUTES)
+        self._policy = Policy.of([config.host], config.allow_host, config.allow_origin)
+        self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed)
+        self._connections: set[Connection] = set()
+        self._deserted = asyncio.Event()  # no connection is left
+        self._deserted.set()
+        self._draining = self.expired = False
+
+    # ---- life
+
+    def connect(self) -> Connection:
+        """The protocol of one new connection."""
+        return Connection(self._hooks, self._policy)
+
+    def _opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._deserted.clear()
+        if self._draining:
+            connection.shutdown()
+
+    def _closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._deserted.set()
+
+    def drain(self) -> None:
+        """No further request is taken; those that run go on."""
+        self._draining = True
+        for connection in list(self._connections):
+            connection.shutdown()
+
+    def expire(self) -> None:
+        """The requests that still run end now, with `ShuttingDown`."""
+        self.expired = True
+        for connection in list(self._connections):
+            connection.cancel()
+
+    async def deserted(self) -> None:
+        """Returns once the last connection is closed."""
+        await self._deserted.wait()
+
+    async def close(self) -> None:
+        for connection in list(self._connections):
+            connection.abort()
+        await self.pool.close()
+
+    # ---- one request
+
+    async def handle(self, request: Request, reply: Reply) -> None:
+        if request.method == "OPTIONS" and (allowed := preflight(self._policy, request.method, request.headers)):
+            await reply.whole(204, b"", allowed)
+            return
+        match = self._router.match(request.method, request.path, request.target)
+        await match.route.endpoint(self, request, reply, "".join(match.parameters.values()))
+
+    def spell_error(self, request: Request | None, exc: Exception) -> tuple[int, Headers, bytes]:
+        """The whole answer to a request that failed before an answer to it had begun."""
+        error = fact(exc)
+        status, body = spelling(request.path if request else "")(error)
+        return status, headers_of(error), body.encode()
+
+    @contextlib.asynccontextmanager
+    async def lease(self, name: str | None, needs: Needs, ttl_s: float | None = None) -> AsyncIterator[Lease]:
+        """A lease of the pool, once the disk has been looked at."""
+        if name is None:
+            await self.shelf.cards(max_age_s=math.inf)
+        else:
+            await self.find(name)
+        async with self.pool.lease(name, needs, ttl_s) as lease:
+            yield lease
+
+    async def find(self, name: str) -> ModelCard:
+        """The model that `name` names; the disk is looked at again for one that is unknown."""
+        await self.shelf.cards(max_age_s=math.inf)
+        card = self.catalog.resolve(name)
+        if card is None:
+            known = await self.shelf.cards()
+            card = self.catalog.resolve(name)
+            if card is None:
+                raise ModelNotFound(name, tuple(card.id for card in known))
+        return card
+
+    async def any_ability(self, name: str | None) -> Needs:
+        """What to lease the model for, where it does not matter."""
+        return "embedding" if name is not None and (await self.find(name)).type == "embedding" else "text"
+
+    def served(self, lease: Lease) -> Served:
+        return Served(
+            suffix="".join([SUFFIX_LETTERS[byte % len(SUFFIX_LETTERS)] for byte in os.urandom(SUFFIX_LENGTH)]),
+            created=int(time.time()),
+            model=lease.instance.id,
+            instance=lease.instance,
+            extras=self.config.v0_extras,
+        )
+
+
+def fact(exc: Exception) -> LmError:
+    """What a client is told of `exc`; what is no fact but a bug goes to the log."""
+    if isinstance(exc, LmError):
+        return exc
+    log.error("a request failed", exc_info=exc)
+    return InternalError()
+
+
+def spelling(path: str) -> Spelling:
+    """The words of the family that `path` belongs to."""
+    for prefix, error in FAMILIES:
+        if path == prefix or path.startswith(prefix + "/"):
+            return error
+    return openai_error.error
+
+
+def headers_of(error: LmError) -> tuple[tuple[str, str], ...]:
+    match error:
+        case HttpError(headers=headers):
+            return headers
+        case UnexpectedEndpoint(allow=allow) if allow:
+            return (("Allow", ", ".join(allow)),)
+        case QueueFull(retry_after_s=seconds):
+            return (("Retry-After", str(seconds)),)
+        case _:
+            return ()
+
+
+# ---- generation -------------------------------------------------------------------------------------------------------
+
+
+def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
+    """The endpoint of a dialect that generates."""
+
+    async def endpoint(app: App, request: Request, reply: Reply, _: str) -> None:
+        call = parse(parse_body(request.body))
+        async with app.lease(call.model, call.needs, call.ttl_s) as lease:
+            async with contextlib.aclosing(run(lease.engine, call.runs)) as batches:
+                if call.stream:
+                    await stream(app, call, app.served(lease), batches, reply)
+                else:
+                    await answer(call, app.served(lease), batches, reply)
+
+    return endpoint
+
+
+async def answer(call: Call, served: Served, batches: AsyncGenerator[Batch, None], reply: Reply) -> None:
+    events: list[list[Event]] = [[] for _ in call.runs]
+    async for batch in batches:
+        for index, event in batch:
+            events[index].append(event)
+    await reply.whole(200, call.reply(served).whole(events).encode())
+
+
+async def stream(app: App, call: Call, served: Served, batches: AsyncGenerator[Batch, None], reply: Reply) -> None:
+    """One write per batch, however many events and frames that is."""
+    spelled = call.reply(served)
+    first = await batches.__anext__()  # until it is there, a failure is an HTTP status
+    await reply.start(200, sse.HEADERS)
+    try:
+        reply.write(frames(spelled.begin()) + spell(spelled, first))
+        async for batch in batches:
+            if reply.paused:
+                await reply.drain()
+            reply.write(spell(spelled, batch))
+        last = spelled.end()
+    except asyncio.CancelledError:
+        if not app.expired:
+            raise
+        last = spelled.failed(ShuttingDown())
+    except Exception as exc:  # noqa: BLE001 - a stream that has begun must not end without a word
+        last = spelled.failed(fact(exc))
+    await reply.finish(frames(last))
+
+
+def spell(spelled: Spelled, batch: Batch) -> bytes:
+    return b"".join(
+        [sse.frame(name, payload) for index, event in batch for name, payload in spelled.stream(index, event)]
+    )
+
+
+def frames(pairs: Iterable[Frame]) -> bytes:
+    return b"".join([sse.frame(name, payload) for name, payload in pairs])
+
+
+def run(engine: Engine, runs: Sequence[Generate]) -> AsyncGenerator[Batch, None]:
+    """The events of all runs as they come, in batches; the first failure ends them all."""
+    return run_one(engine, runs[0]) if len(runs) == 1 else run_many(engine, runs)
+
+
+async def run_one(engine: Engine, generate: Generate) -> AsyncGenerator[Batch, None]:
+    async with contextlib.aclosing(engine.run(generate).batches()) as batches:
+        async for batch in batches:
+            yield [(0, event) for event in batch]
+
+
+async def run_many(engine: Engine, runs: Sequence[Generate]) -> AsyncGenerator[Batch, None]:
+    """Each run has a task that adds to the one batch that is taken next: what comes together goes together."""
+    loop = asyncio.get_running_loop()
+    ready: Batch = []
+    arrived = asyncio.Event()
+
+    async def pump(index: int, generate: Generate) -> None:
+        nonlocal ready
+        async with contextlib.aclosing(engine.run(generate).batches()) as batches:
+            async for batch in batches:
+                ready += [(index, event) for event in batch]
+                arrived.set()
+
+    pumps = [loop.create_task(pump(index, generate)) for index, generate in enumerate(runs)]
+    for task in pumps:
+        task.add_done_callback(lambda _: arrived.set())
+    try:
+        while True:
+            if ready:
+                batch, ready = ready, []
+                yield batch
+                continue
+            for task in pumps:
+                if task.done():
+                    task.result()
+            if all(task.done() for task in pumps):
+                return
+            arrived.clear()
+            await arrived.wait()
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+# ---- what is asked of a model besides ---------------------------------------------------------------------------------
+
+
+def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
+    async def endpoint(app: App, request: Request, reply: Reply, _: str) -> None:
+        call = parse(parse_body(request.body))
+        async with app.lease(call.model, "embedding", call.ttl_s) as lease:
+            vectors = await lease.engine.embed(call.embed)
+            served = app.served(lease)
+        await reply.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
+
+    return endpoint
+
+
+async def in_turns(pieces: Iterable[str]) -> AsyncIterator[str]:
+    """The pieces, with other requests' turns in between where they take long to make."""
+    clock = asyncio.get_running_loop().time
+    turn_began = clock()
+    for piece in pieces:
+        yield piece
+        if clock() - turn_began > TURN_S:
+            await asyncio.sleep(0)
+            turn_began = clock()
+
+
+async def tokenize(app: App, request: Request, reply: Reply, _: str) -> None:
+    call = tokens.parse_tokenize(parse_body(request.body))
+    async with app.lease(call.model, await app.any_ability(call.model)) as lease:
+        ids, pieces = await lease.engine.tokenize(
+            call.text, add_special=call.add_special, parse_special=call.parse_special
+        )
+    await reply.whole(200, call.reply(ids, pieces).encode())
+
+
+async def detokenize(app: App, request: Request, reply: Reply, _: str) -> None:
+    call = tokens.parse_detokenize(parse_body(request.body))
+    async with app.lease(call.model, await app.any_ability(call.model)) as lease:
+        text = await lease.engine.detokenize(call.tokens)
+    await reply.whole(200, call.reply(text).encode())
+
+
+# ---- lists of models, and signs of life -------------------------------------------------------------------------------
+
+
+async def list_openai(app: App, request: Request, reply: Reply, _: str) -> None:
+    await reply.whole(200, openai_models.models(card.id for card in await app.shelf.cards()).encode())
+
+
+async def list_v0(app: App, request: Request, reply: Reply, _: str) -> None:
+    listed = lmstudio_v0.models(await app.shelf.cards(), app.pool.instances(), app.config.v0_extras)
+    await reply.whole(200, listed.encode())
+
+
+async def list_v1(app: App, request: Request, reply: Reply, _: str) -> None:
+    await reply.whole(200, lmstudio_v1.models(await app.shelf.cards(), app.pool.instances()).encode())
+
+
+async def show_openai(app: App, request: Request, reply: Reply, name: str) -> None:
+    await reply.whole(200, openai_models.model((await app.find(name)).id).encode())
+
+
+async def show_v0(app: App, request: Request, reply: Reply, name: str) -> None:
+    card = await app.find(name)
+    instance = next((instance for instance in app.pool.instances() if instance.id == card.id), None)
+    await reply.whole(200, lmstudio_v0.model(card.id, card, instance, app.config.v0_extras).encode())
+
+
+async def health(app: App, request: Request, reply: Reply, _: str) -> None:
+    await reply.whole(200, b'{"status":"ok"}')
+
+
+async def greet(app: App, request: Request, reply: Reply, _: str) -> None:
+    """What LM Studio's own client looks for."""
+    await reply.whole(200, b'{"lmstudio":true}')
+
+
+# ---- tables -----------------------------------------------------------------------------------------------------------
+
+ROUTES: Final[tuple[Route[Endpoint], ...]] = (
+    Route("GET", "/health", health),
+    Route("GET", "/lmstudio-greeting", greet),
+    # OpenAI
+    Route("GET", "/v1/models", list_openai),
+    Route("GET", "/v1/models/{model}", show_openai),
+    Route("POST", "/v1/chat/completions", generating(openai_chat.parse_chat)),
+    Route("POST", "/v1/completions", generating(openai_text.parse_completions)),
+    Route("POST", "/v1/embeddings", embedding(openai_embeddings.parse_embeddings)),
+    Route("POST", "/v1/tokenize", tokenize),
+    Route("POST", "/v1/detokenize", detokenize),
+    # LM Studio
+    Route("GET", "/api/v0/models", list_v0),
+    Route("GET", "/api/v0/models/{model}", show_v0),
+    Route("POST", "/api/v0/chat/completions", generating(lmstudio_v0.parse_chat)),
+    Route("POST", "/api/v0/completions", generating(lmstudio_v0.parse_completions)),
+    Route("POST", "/api/v0/embeddings", embedding(lmstudio_v0.parse_embeddings)),
+    Route("GET", "/api/v1/models", list_v1),
+)
+
+FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (("/api/v0", lmstudio_v0.error), ("/api/v1", lmstudio_v1.error))
+"""Whose words an error is told in, by the beginning of the path; OpenAI's elsewhere."""

@@ -1,0 +1,59 @@
+"""The `lmlite` command: argv in, exit code out. Data goes to stdout, messages to stderr.
+
+Exit codes: 0 done, 1 failed, 2 a wrong option (nothing was started). One module per group of commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import BuildError, ConfigError, LmError
+from . import serve
+
+FAILED, WRONG_OPTION = 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    if arguments.version:
+        print(describe_version())
+        return 0
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return WRONG_OPTION
+    try:
+        flags = {name: value for name, value in vars(arguments).items() if name not in ("version", "command")}
+        return serve.run(flags, os.environ)
+    except ConfigError as error:
+        print(f"lmlite: {error}", file=sys.stderr)
+        return WRONG_OPTION
+    except LmError as error:
+        print(f"lmlite: {error}", file=sys.stderr)
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lmlite",
+        description="LM Studio's, OpenAI's and Anthropic's APIs in front of local GGUF models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", "-V", action="store_true", help="show the versions of lmlite and llama.cpp")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    serve.add(commands)
+    return parser
+
+
+def describe_version() -> str:
+    from ..core import native
+
+    try:
+        built = native.build_info()
+    except BuildError as error:
+        return f"lmlite {__version__}\nllama.cpp: {error}"
+    return f"lmlite {__version__}\nllama.cpp {built['llama_cpp']} ({built['backend']})"

@@ -1,0 +1,148 @@
+"""One model inside this program, without HTTP: `load` returns a `Model` whose methods block; threads may share it.
+
+The engine is the server's own; by default it runs in a thread of this process, with `isolation="process"` in a child.
+Errors are `errors.LmError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Union
+
+from .app import make_pool
+from .config import Config
+from .core.catalog import Catalog
+from .core.pool import Needs
+from .errors import EngineGone, LoadFailed
+from .events import TextDelta
+from .request import Chat, Embed, Embedding, Generate, Prompt, Sampling, Text
+from .server import LoopThread
+
+if TYPE_CHECKING:
+    import numpy
+
+SAMPLING_NAMES = frozenset(item.name for item in fields(Sampling))
+GENERATE_NAMES = frozenset(item.name for item in fields(Generate)) - {"prompt", "sampling"}
+
+Piece = Union[str, BaseException, None]
+
+
+def load(path: str | Path, **options: Any) -> Model:
+    """Loads the GGUF file `path`. `options` are those of `Config` that concern a model: `context_length`, `parallel`,
+    `threads`, `gpu_layers`, `isolation`, ..."""
+    return Model(Config.of(**{"isolation": "thread", "ttl": 0, **options, "models": [path]}))
+
+
+class Model:
+    """A loaded model. Close it, or use it as a context manager."""
+
+    def __init__(self, config: Config):
+        catalog = Catalog((), config.models)
+        cards = catalog.named()
+        if len(cards) != 1:
+            raise LoadFailed(str(config.models[0]), "it is not one GGUF model")
+        self._name, self._needs_embedding = cards[0].id, cards[0].type == "embedding"
+        self._thread = LoopThread("lmlite-model")
+        try:
+            self._pool = make_pool(config, catalog)
+            self._thread.call(self._load())
+        except BaseException:
+            self.close()
+            raise
+
+    async def _load(self) -> None:
+        async with self._pool.lease(self._name, "embedding" if self._needs_embedding else "text"):
+            pass
+
+    # ---- answers
+
+    def chat(self, messages: Sequence[Mapping[str, str]], **params: Any) -> str:
+        """The answer to `messages` (`{"role": ..., "content": ...}`), rendered by the model's own template. `params` are
+        the fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`, `grammar`, `temperature`, ..."""
+        return "".join(self.chat_stream(messages, **params))
+
+    def chat_stream(self, messages: Sequence[Mapping[str, str]], **params: Any) -> Iterator[str]:
+        """The same in pieces, as they are made. Leaving the iterator early ends the work."""
+        template_kwargs = params.pop("template_kwargs", {})
+        return self._pieces(generate(Chat(tuple(messages), template_kwargs), params))
+
+    def complete(self, prompt: str, **params: Any) -> str:
+        """What follows `prompt`; no template is applied."""
+        return "".join(self.complete_stream(prompt, **params))
+
+    def complete_stream(self, prompt: str, **params: Any) -> Iterator[str]:
+        return self._pieces(generate(Text(prompt), params))
+
+    def embed(self, texts: Sequence[str]) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
+        """One L2-normalised row per text: float32, shape (len(texts), n_embd)."""
+        import numpy
+
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of strings")
+        n_embd, vectors = self._thread.call(self._embed(Embed(tuple(texts))))
+        rows = numpy.frombuffer(bytearray().join(item.vector for item in vectors), dtype="<f4")
+        return rows.astype(numpy.float32, copy=False).reshape(len(vectors), n_embd)
+
+    async def _embed(self, embed: Embed) -> tuple[int, list[Embedding]]:
+        async with self._pool.lease(self._name, "embedding") as lease:
+            return lease.instance.n_embd, await lease.engine.embed(embed) if embed.inputs else []
+
+    def _pieces(self, work: Generate) -> Iterator[str]:
+        pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        future = self._thread.start(self._pump(work, pieces))
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            future.cancel()
+
+    async def _pump(self, work: Generate, pieces: queue.SimpleQueue[Piece]) -> None:
+        """Runs in the loop; the last piece is None or the error."""
+        needs: Needs = "chat" if isinstance(work.prompt, Chat) else "text"
+        try:
+            async with self._pool.lease(self._name, needs) as lease:
+                async for event in lease.engine.run(work):
+                    if isinstance(event, TextDelta) and event.text:
+                        pieces.put(event.text)
+        except asyncio.CancelledError:
+            pieces.put(EngineGone(self._name, "the model was closed"))
+            raise
+        except Exception as error:
+            pieces.put(error)
+        else:
+            pieces.put(None)
+
+    # ---- end
+
+    def close(self) -> None:
+        """Ends the engine and frees its memory; may be called twice."""
+        if self._thread.closed:
+            return
+        try:
+            if hasattr(self, "_pool"):
+                self._thread.call(self._pool.close())
+        finally:
+            self._thread.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def generate(prompt: Prompt, params: Mapping[str, Any]) -> Generate:
+    """TypeError for a name that neither `Generate` nor `Sampling` has."""
+    for name in params:
+        if name not in SAMPLING_NAMES and name not in GENERATE_NAMES:
+            raise TypeError(f"there is no parameter {name!r}")
+    sampling = Sampling(**{name: value for name, value in params.items() if name in SAMPLING_NAMES})
+    rest = {name: value for name, value in params.items() if name in GENERATE_NAMES}
+    return Generate(prompt, sampling=sampling, **rest)
