@@ -58,4 +58,4 @@ def count_usage(finished: Sequence[Finished], n: int) -> dict[str, Any]:
 
 
 def clamp_logprob(logprob: float) -> float:
-    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
+    return max(LOGPROB_MIN, logprob)  # in this order NaN loses, too

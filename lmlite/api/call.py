@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional, Protocol
+from typing import Literal, Protocol
 
 from ..errors import LmError
 from ..events import Event
 from ..request import Embed, Embedding, Generate
 from .served import Served
 
-Frame = tuple[Optional[str], str]
+Frame = tuple[str | None, str]
 """One server-sent event: its name, if it has one, and its payload."""
 
 DONE: Frame = (None, "[DONE]")

@@ -109,17 +109,17 @@ class Completion:
             yield None, f'{self._heads[index]}""{self._tail}'
         yield None, f"{self._chunk}{dumps(self.spell_last(index, FINISH_REASON[event.reason]))}]}}"
 
-    def end(self) -> Iterator[Frame]:
+    def end(self) -> Iterable[Frame]:
         if self._choices.include_usage:
             finished = [choice for choice in self._finished if choice is not None]
             if len(finished) < self._choices.total:
                 raise InternalError
             usage = dumps(self._projection.usage(finished, self._choices.n))
-            yield None, f'{self._chunk}],"usage":{usage}}}'
-        yield DONE
+            return (None, f'{self._chunk}],"usage":{usage}}}'), DONE
+        return (DONE,)
 
-    def failed(self, exc: LmError) -> Iterator[Frame]:
-        yield "error", dumps({"error": error_object(exc)})
+    def failed(self, exc: LmError) -> Iterable[Frame]:
+        return (("error", dumps({"error": error_object(exc)})),)
 
     def whole(self, runs: Sequence[Sequence[Event]]) -> str:
         answers = [fold(events) for events in runs]

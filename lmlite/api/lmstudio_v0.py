@@ -10,13 +10,14 @@ from typing import Any
 
 from ..card import Instance, ModelCard
 from ..events import Finished
-from . import openai_chat, openai_text
+from . import openai_chat, openai_error, openai_text
 from .answer import count_usage
 from .call import Call, EmbedCall
 from .completion import Projection, dumps
 from .openai_embeddings import parse_embeddings as parse_openai_embeddings
-from .openai_error import error as error
 from .served import Served
+
+error = openai_error.error
 
 FORMAT = "gguf"
 """The one file format that the engine reads."""

@@ -11,13 +11,15 @@ from typing import Any
 from ..errors import InvalidRequest, InvalidType, UnsupportedField
 from ..events import Finished
 from ..request import Chat
+from . import openai_error
 from .answer import count_usage
 from .call import Call, Reply
 from .completion import ChatCompletion, Choices, Projection
 from .fields import Fields, as_array, as_object, as_string, clip
 from .generation import TOP_LOGPROBS_MAX, parse_shared
-from .openai_error import error as error
 from .served import Served
+
+error = openai_error.error
 
 ROLES: Mapping[str, str] = {
     "system": "system",
@@ -29,8 +31,20 @@ ROLES: Mapping[str, str] = {
 """What a client may write, and what templates know."""
 
 TEMPLATE_RESERVED = frozenset(
-    "add_generation_prompt bos_token chat_template continue_final_message conversation documents eos_token functions "
-    "messages raise_exception tokenize tools".split()
+    (
+        "add_generation_prompt",
+        "bos_token",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "eos_token",
+        "functions",
+        "messages",
+        "raise_exception",
+        "tokenize",
+        "tools",
+    )
 )
 """Variables of a template that are the renderer's to set: through them a request could put words past its own messages."""
 

@@ -18,7 +18,6 @@ from .call import EmbedCall
 from .completion import dumps
 from .fields import Fields, as_string
 from .generation import TTL_S_MAX, as_token_ids
-from .openai_error import error as error
 from .served import Served
 
 INPUTS_MAX = 2048

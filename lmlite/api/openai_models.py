@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from .completion import dumps
-from .openai_error import error as error
 
 
 def models(ids: Iterable[str]) -> str:

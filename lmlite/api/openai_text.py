@@ -13,7 +13,6 @@ from .completion import Choices, Projection, TextCompletion
 from .fields import Fields, as_string
 from .generation import RUNS_MAX, TOP_LOGPROBS_MAX, as_token_ids, parse_shared
 from .openai_chat import detail_usage
-from .openai_error import error as error
 from .served import Served
 
 

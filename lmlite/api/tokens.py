@@ -14,7 +14,6 @@ from ..errors import MissingField
 from .completion import dumps
 from .fields import Fields, as_array
 from .generation import as_token_ids
-from .openai_error import error as error
 
 
 @dataclass(slots=True, frozen=True)
