@@ -28,7 +28,7 @@ from lmlite.core.engine import (
 )
 from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
 from lmlite.events import Event, Finished, PromptProgress, Stats, TextDelta
-from lmlite.request import Chat, Embed, Generate, Grammar, Sampling, Text, Tokens
+from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Sampling, Text, Tokens
 from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, finished, frame, loaded
 
 PROTOCOL = (Path(__file__).parents[2] / "csrc" / "protocol.md").read_text(encoding="utf-8")
@@ -209,7 +209,7 @@ def test_a_closed_iterator_cancels_at_once() -> None:
         _, request_id, _ = await peer.next()
         peer.send(frame(Kind.TEXT, request_id, b"a"))
         await first
-        await batches.aclose()  # type: ignore[attr-defined]
+        await batches.aclose()
         await expect_cancel(peer, request_id)
 
     play(scene)
@@ -217,16 +217,15 @@ def test_a_closed_iterator_cancels_at_once() -> None:
 
 def test_a_broken_loop_cancels() -> None:
     async def scene(engine: Engine, peer: Peer) -> None:
-        async def first_text() -> str:
+        async def first_event() -> Event:
             async for event in engine.run(HELLO):
-                if isinstance(event, TextDelta):
-                    break
-            return event.text
+                break
+            return event
 
-        first = asyncio.ensure_future(first_text())
+        first = asyncio.ensure_future(first_event())
         _, request_id, _ = await peer.next()
         peer.send(frame(Kind.TEXT, request_id, b"a"))
-        assert await first == "a"
+        assert await first == TextDelta("a")
         gc.collect()
         await expect_cancel(peer, request_id)
 
@@ -359,7 +358,7 @@ def keys_of(text: str) -> set[str]:
 
 def test_generate_has_the_keys_of_the_protocol() -> None:
     grammar = Grammar("gbnf", "root ::= [a]")
-    prompts = [Chat(({"role": "user", "content": "x"},)), Text("x"), Tokens((1, 2))]
+    prompts: list[Prompt] = [Chat(({"role": "user", "content": "x"},)), Text("x"), Tokens((1, 2))]
     spelled = [generate_object(Generate(prompt, grammar=grammar)) for prompt in prompts]
     documented = keys_of(paragraph("GENERATE")) | {"echo", "ignore_eos"}
     inner = {"kind"}  # of the grammar
@@ -491,7 +490,7 @@ async def gone(*answers: asyncio.Future[Any]) -> set[str]:
 
 
 async def ask_everything(engine: Engine, peer: Peer) -> list[asyncio.Future[Any]]:
-    answers = [asyncio.ensure_future(ask(engine)) for ask in ASKING]
+    answers: list[asyncio.Future[Any]] = [asyncio.ensure_future(ask(engine)) for ask in ASKING]
     for _ in answers:
         await peer.next()
     return answers
