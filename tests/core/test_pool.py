@@ -81,7 +81,7 @@ class Stage:
                 got.set_result(lease)
                 await done.wait()
 
-        task = asyncio.ensure_future(request())
+        task: asyncio.Future[Any] = asyncio.ensure_future(request())
         self.leaving.append(task)
         await asyncio.wait([task, got], return_when=asyncio.FIRST_COMPLETED)
         if not got.done():
