@@ -247,6 +247,10 @@ class Connection(asyncio.Protocol):
         if self._task is not None:
             self._task.cancel()
 
+    def abort(self) -> None:
+        """Ends the connection now, whatever it was about to send."""
+        self._abort()
+
     # ---- for the reply
 
     async def writable(self) -> None:

@@ -116,7 +116,9 @@ def test_allowed_origin_passes_and_is_named() -> None:
 
 def test_any_origin() -> None:
     policy = Policy.of(["127.0.0.1"], allow_origin=["*"])
-    assert guard.check(policy, {"host": "localhost", "origin": "null"}, False) == (("Access-Control-Allow-Origin", "*"),)
+    assert guard.check(policy, {"host": "localhost", "origin": "null"}, False) == (
+        ("Access-Control-Allow-Origin", "*"),
+    )
     assert refusal(policy, {"host": "localhost", "sec-fetch-site": "cross-site"}) is None
     assert refusal(policy, {"host": "evil.example", "origin": PAGE}) == 403
 

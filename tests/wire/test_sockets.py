@@ -1,0 +1,167 @@
+"""Connections over real loopback sockets: what a fake transport cannot show."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from wire_fakes import DEFAULT, answers, echo, get, post, spell_error
+
+from lmlite.wire import sse
+from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Reply, Request
+from lmlite.wire.guard import Policy
+
+PATIENCE_S = 20.0
+"""Only ever reached by a failing test."""
+
+
+@dataclass
+class Site:
+    """A listening server; `closed` is set at the first connection whose end was told."""
+
+    port: int = 0
+    connections: set[Connection] = field(default_factory=set)
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def forget(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        self.closed.set()
+
+
+@asynccontextmanager
+async def serving(handler: Handler, limits: Limits = DEFAULT) -> AsyncIterator[Site]:
+    site = Site()
+    hooks = Hooks(handler, spell_error, on_open=site.connections.add, on_close=site.forget)
+    policy = Policy.of(["127.0.0.1"])
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Connection(hooks, policy, limits), "127.0.0.1", 0, backlog=512
+    )
+    site.port = server.sockets[0].getsockname()[1]
+    try:
+        yield site
+    finally:
+        server.close()
+        for connection in list(site.connections):
+            connection.shutdown()
+            connection.cancel()
+        while site.connections:
+            site.closed.clear()
+            await site.closed.wait()
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(scenario(), PATIENCE_S)
+
+    asyncio.run(bounded())
+
+
+def test_a_thousand_pipelined_requests_are_answered_in_order() -> None:
+    async def scenario() -> None:
+        async with serving(echo) as site:
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            for n in range(1000):
+                writer.write(get(f"/{n}", *(["Connection: close"] if n == 999 else [])))
+            found = answers(await reader.read())
+            assert [body for _, _, body in found] == [f"GET /{n} ".encode() for n in range(1000)]
+            writer.close()
+
+    run(scenario)
+
+
+def test_slow_clients_do_not_delay_others_and_get_408() -> None:
+    async def scenario() -> None:
+        async with serving(echo, Limits(head_s=0.5, linger_s=0.1)) as site:
+            slow = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(200)]
+            for _, writer in slow:
+                writer.write(b"GET / HT")
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(get("/quick", "Connection: close"))
+            assert answers(await reader.read())[0][2] == b"GET /quick "
+            writer.close()
+            for slow_reader, slow_writer in slow:
+                assert [status for status, _, _ in answers(await slow_reader.read())] == [408]
+                slow_writer.close()
+
+    run(scenario)
+
+
+def test_stream_that_is_never_read_is_cut() -> None:
+    async def scenario() -> None:
+        cancelled = asyncio.Event()
+
+        async def flood(request: Request, reply: Reply) -> None:
+            await reply.start(200, sse.HEADERS)
+            try:
+                while True:
+                    reply.write(b"x" * 65536)
+                    if reply.paused:
+                        await reply.drain()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        async with serving(flood, Limits(stall_s=0.2)) as site:
+            with socket.create_connection(("127.0.0.1", site.port)) as client:
+                client.sendall(get("/"))
+                await cancelled.wait()
+                await site.closed.wait()
+                assert not site.connections
+
+    run(scenario)
+
+
+def test_handler_is_cancelled_when_the_client_closes() -> None:
+    async def scenario() -> None:
+        started, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def wait(request: Request, reply: Reply) -> None:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        async with serving(wait) as site:
+            for reset in (False, True):
+                started.clear()
+                cancelled.clear()
+                client = socket.create_connection(("127.0.0.1", site.port))
+                client.sendall(get("/"))
+                await started.wait()
+                if reset:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                client.close()
+                await cancelled.wait()
+
+    run(scenario)
+
+
+def test_refusal_reaches_a_client_that_is_still_sending() -> None:
+    """Closing at once would answer the unread bytes with a reset, which can destroy the answer before it is read."""
+
+    async def scenario() -> None:
+        async with serving(echo, Limits(max_body=1000)) as site:
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(post("/x", b"x" * 4_000_000))
+            assert [status for status, _, _ in answers(await reader.read())] == [413]
+            await writer.drain()
+            writer.close()
+
+    run(scenario)
+
+
+def test_large_bodies_both_ways() -> None:
+    async def scenario() -> None:
+        async with serving(echo) as site:
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            body = b"0123456789abcdef" * (1 << 18)
+            writer.write(post("/x", body, "Connection: close"))
+            assert answers(await reader.read())[0][2] == b"POST /x " + body
+            writer.close()
+
+    run(scenario)
