@@ -84,20 +84,43 @@ def placement(isolation: str) -> Callable[[], Placement]:
 class Shelf:
     """The catalogue for an event loop: the disk is looked at in another thread, by one at a time, and not too often."""
 
-    def __init__(self, catalog: Catalog):
+    def __init__(self, catalog: Catalog, max_age_s: float = RESCAN_S):
         self.catalog = catalog
+        self.max_age_s = max_age_s
         self._scan: asyncio.Future[None] | None = None
-        self._scanned_at: float | None = None
+        self._scanned_at = -math.inf
 
-    async def cards(self, max_age_s: float = RESCAN_S) -> tuple[ModelCard, ...]:
+    async def cards(self) -> tuple[ModelCard, ...]:
         """All models, as the disk was at most `max_age_s` ago."""
-        loop = asyncio.get_running_loop()
-        if self._scan is None and (self._scanned_at is None or loop.time() - self._scanned_at > max_age_s):
-            self._scan = loop.run_in_executor(None, self.catalog.rescan)
-            self._scan.add_done_callback(self._note)
-        if self._scan is not None:
-            await asyncio.shield(self._scan)  # others wait for the same scan
+        if self._scan is None and asyncio.get_running_loop().time() - self._scanned_at >= self.max_age_s:
+            self._begin()
+        await self._finished()
         return self.catalog.cards()
+
+    async def resolve(self, name: str) -> ModelCard:
+        """The model that `name` names; the disk is looked at again for one that is unknown. Raises `ModelNotFound`."""
+        await self.first_look()
+        card = self.catalog.resolve(name)
+        if card is None:
+            known = await self.cards()
+            card = self.catalog.resolve(name)
+            if card is None:
+                raise ModelNotFound(name, tuple(card.id for card in known))
+        return card
+
+    async def first_look(self) -> None:
+        """From now on the catalogue answers from memory."""
+        if self._scan is None and self._scanned_at == -math.inf:
+            self._begin()
+        await self._finished()
+
+    def _begin(self) -> None:
+        self._scan = asyncio.get_running_loop().run_in_executor(None, self.catalog.rescan)
+        self._scan.add_done_callback(self._note)
+
+    async def _finished(self) -> None:
+        if self._scan is not None:
+            await asyncio.shield(self._scan)  # others wait for the same one
 
     def _note(self, scan: asyncio.Future[None]) -> None:
         self._scan = None
@@ -181,26 +204,15 @@ class App:
     async def lease(self, name: str | None, needs: Needs, ttl_s: float | None = None) -> AsyncIterator[Lease]:
         """A lease of the pool, once the disk has been looked at."""
         if name is None:
-            await self.shelf.cards(max_age_s=math.inf)
+            await self.shelf.first_look()
         else:
-            await self.find(name)
+            await self.shelf.resolve(name)
         async with self.pool.lease(name, needs, ttl_s) as lease:
             yield lease
 
-    async def find(self, name: str) -> ModelCard:
-        """The model that `name` names; the disk is looked at again for one that is unknown."""
-        await self.shelf.cards(max_age_s=math.inf)
-        card = self.catalog.resolve(name)
-        if card is None:
-            known = await self.shelf.cards()
-            card = self.catalog.resolve(name)
-            if card is None:
-                raise ModelNotFound(name, tuple(card.id for card in known))
-        return card
-
     async def any_ability(self, name: str | None) -> Needs:
         """What to lease the model for, where it does not matter."""
-        return "embedding" if name is not None and (await self.find(name)).type == "embedding" else "text"
+        return "embedding" if name is not None and (await self.shelf.resolve(name)).type == "embedding" else "text"
 
     def served(self, lease: Lease) -> Served:
         return Served(
@@ -401,11 +413,11 @@ async def list_v1(app: App, request: Request, reply: Reply, _: str) -> None:
 
 
 async def show_openai(app: App, request: Request, reply: Reply, name: str) -> None:
-    await reply.whole(200, openai_models.model((await app.find(name)).id).encode())
+    await reply.whole(200, openai_models.model((await app.shelf.resolve(name)).id).encode())
 
 
 async def show_v0(app: App, request: Request, reply: Reply, name: str) -> None:
-    card = await app.find(name)
+    card = await app.shelf.resolve(name)
     instance = next((instance for instance in app.pool.instances() if instance.id == card.id), None)
     await reply.whole(200, lmstudio_v0.model(card.id, card, instance, app.config.v0_extras).encode())
 

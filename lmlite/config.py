@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from .errors import ConfigError
@@ -45,7 +44,7 @@ class Kind:
     allowed: str
     convert: Callable[[object], object]
     metavar: str
-    words: Mapping[str, int] = MappingProxyType({})
+    words: tuple[tuple[str, int], ...] = ()
     shape: Literal["one", "many", "switch"] = "one"
 
 
@@ -68,7 +67,7 @@ class Option:
     @property
     def shown_default(self) -> str:
         """The default as a user would write it."""
-        words = self.kind.words.items()
+        words = self.kind.words
         return next((word for word, number in words if number == self.default), f"{self.default}".removesuffix(".0"))
 
     def read(self, value: object, source: str) -> object:
@@ -93,7 +92,7 @@ def whole(low: int, high: int, **words: int) -> Kind:
             raise Refused
         return value
 
-    return Kind(" or ".join((f"a whole number from {low} to {high}", *words)), convert, "|".join(("N", *words)), words)
+    return Kind(" or ".join((f"a whole number from {low} to {high}", *words)), convert, "|".join(("N", *words)), tuple(words.items()))
 
 
 def seconds(high: float) -> Kind:

@@ -1,0 +1,208 @@
+"""The command line: where options come from and which one wins, how wrong ones are refused, and a server's whole life."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmlite.config import Config, gather, options
+from lmlite.errors import ConfigError
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def write_file(home: Path, content: str) -> dict[str, str]:
+    home.mkdir(exist_ok=True)
+    (home / "config.json").write_text(content)
+    return {"LMLITE_HOME": str(home)}
+
+
+# ---- one name, three places -------------------------------------------------------------------------------------------
+
+
+def test_flag_wins_over_variable_over_file_over_default(home: Path) -> None:
+    environ = write_file(home, '{"parallel": 2, "context_length": 2048, "ttl": 60}')
+    environ |= {"LMLITE_PARALLEL": "3", "LMLITE_CONTEXT_LENGTH": "1024"}
+    config = gather({"parallel": "5"}, environ)
+    assert (config.parallel, config.context_length, config.ttl, config.threads) == (5, 1024, 60.0, 0)
+
+
+def test_home_is_taken_from_flag_before_variable(home: Path, tmp_path: Path) -> None:
+    environ = write_file(home, '{"parallel": 2}')
+    assert gather({}, environ).parallel == 2
+    assert gather({"home": str(tmp_path)}, environ).parallel == 4
+
+
+def test_every_option_has_the_same_value_from_each_place(home: Path) -> None:
+    for option in options():
+        if option.name == "home":
+            continue
+        text, value = a_value_for(option.kind.shape, option.default, option.kind.allowed)
+        noauth = {"LMLITE_INSECURE_NO_AUTH": "1"} if option.name == "host" else {}
+        nothing = {"LMLITE_HOME": str(home / "none"), **noauth}
+        by_flag = gather({option.name: [text] if option.kind.shape == "many" else text}, nothing)
+        by_variable = gather({}, nothing | {option.variable: text})
+        by_file = gather({}, write_file(home, json.dumps({option.name: value})) | noauth)
+        found = {getattr(config, option.name) for config in (by_flag, by_variable, by_file)}
+        assert len(found) == 1, option.name
+        assert found != {option.default}, option.name
+
+
+def a_value_for(shape: str, default: object, allowed: str) -> tuple[str, object]:
+    """A value other than the default, as flag text and as JSON."""
+    if shape == "many":
+        text = "a=b" if allowed.startswith("NAME=") else "/some/thing"
+        return text, [text]
+    if shape == "switch":
+        return "true", True
+    if isinstance(default, int):
+        return "7", 7
+    if isinstance(default, float):
+        return "7.5", 7.5
+    text = {"process or thread": "thread", "auto or on or off": "off"}.get(allowed, "debug")
+    return text, text
+
+
+def test_lists_in_variables_are_joined(home: Path) -> None:
+    environ = {"LMLITE_HOME": str(home), "LMLITE_MODELS_DIR": os.pathsep.join(("/a", "/b")), "LMLITE_ALIAS": "x=y,z=w"}
+    config = gather({}, environ)
+    assert config.models_dir == (Path("/a"), Path("/b"))
+    assert config.alias == (("x", "y"), ("z", "w"))
+
+
+@pytest.mark.parametrize(("text", "layers"), [("max", -1), ("off", 0), ("12", 12)])
+def test_gpu_layers_takes_words(home: Path, text: str, layers: int) -> None:
+    assert gather({"gpu_layers": text}, {"LMLITE_HOME": str(home)}).gpu_layers == layers
+
+
+# ---- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", " 1", "+1", "1_0", "٥", "1.0", "-1", "65", "1" * 40, "nan"])
+def test_odd_numbers_are_refused_by_flag_and_range(home: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--parallel: .* from 1 to 64"):
+        gather({"parallel": text}, {"LMLITE_HOME": str(home)})
+
+
+def test_refusal_names_the_variable(home: Path) -> None:
+    with pytest.raises(ConfigError, match="LMLITE_ISOLATION: 'fork' is not allowed, must be process or thread"):
+        gather({}, {"LMLITE_HOME": str(home), "LMLITE_ISOLATION": "fork"})
+
+
+def test_refusal_names_file_and_key(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json: parallel: 'True' is not allowed"):
+        gather({}, write_file(home, '{"parallel": true}'))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null", '{"a":' * 100_000, '{"parallel": 1e999}'])
+def test_broken_files_are_refused_by_name(home: Path, content: str) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        gather({}, write_file(home, content))
+
+
+def test_unknown_key_is_refused_with_those_that_are_known(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no option 'paralel'.*parallel"):
+        gather({}, write_file(home, '{"paralel": 4}'))
+
+
+def test_unreadable_home_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        gather({}, {"LMLITE_HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "127.0.0.1.example.org"])
+def test_address_in_reach_of_others_needs_the_flag_that_the_message_names(home: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="--insecure-no-auth"):
+        gather({"host": host}, {"LMLITE_HOME": str(home)})
+    assert gather({"host": host, "insecure_no_auth": True}, {"LMLITE_HOME": str(home)}).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_loopback_needs_no_flag(host: str) -> None:
+    assert Config.of(host=host).host == host
+
+
+def test_python_options_are_checked_in_the_same_words() -> None:
+    with pytest.raises(ConfigError, match="parallel: '0' is not allowed"):
+        Config.of(parallel=0)
+    with pytest.raises(ConfigError, match="no such option"):
+        Config.of(paralel=4)
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------
+
+
+def lmlite(*arguments: str, home: Path, **popen: object) -> subprocess.Popen[str]:
+    environ = {**os.environ, "LMLITE_HOME": str(home), "HOME": str(home)}
+    command = [sys.executable, "-m", "lmlite", *arguments]
+    return subprocess.Popen(
+        command, env=environ, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+def started(process: subprocess.Popen[str]) -> tuple[str, list[str]]:
+    """The server's address and the rest of what it says at its start."""
+    assert process.stdout is not None
+    lines = [process.stdout.readline().rstrip("\n") for _ in range(3)]
+    assert lines[0].startswith("lmlite is listening on http://127.0.0.1:"), process.communicate(timeout=30)
+    return lines[0].rpartition(" ")[2], lines[1:]
+
+
+def test_version_names_lmlite_and_llama_cpp(home: Path) -> None:
+    code, out, err = ended(lmlite("--version", home=home))
+    assert (code, err) == (0, "")
+    assert out.startswith("lmlite ")
+    assert "\nllama.cpp " in out
+
+
+def test_without_a_command_help_is_shown_and_nothing_runs(home: Path) -> None:
+    code, out, err = ended(lmlite(home=home))
+    assert (code, out) == (2, "")
+    assert "serve" in err
+
+
+def test_help_lists_every_option(home: Path) -> None:
+    code, out, _ = ended(lmlite("serve", "--help", home=home))
+    assert code == 0
+    assert [option.flag for option in options() if not option.positional and option.flag not in out] == []
+
+
+def test_wrong_option_exits_2_and_starts_nothing(home: Path) -> None:
+    code, out, err = ended(lmlite("serve", "--parallel", "0", home=home))
+    assert (code, out) == (2, "")
+    assert err == "lmlite: --parallel: '0' is not allowed, must be a whole number from 1 to 64\n"
+
+
+def test_port_in_use_exits_2_and_says_so(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, out, err = ended(lmlite("serve", "--port", str(port), home=home))
+    assert (code, out) == (2, "")
+    assert f"{port} on 127.0.0.1 is in use" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_the_server_with_exit_code_0(home: Path, number: signal.Signals) -> None:
+    process = lmlite("serve", "--port", "0", home=home)
+    url, said = started(process)
+    assert said[0] == "models: lmlite-tiny"
+    assert said[1].startswith(f"try: curl {url}/v1/chat/completions ")
+    process.send_signal(number)
+    code, out, _ = ended(process)
+    assert (code, out) == (0, "")

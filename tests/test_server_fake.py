@@ -1,0 +1,442 @@
+"""A whole server in front of a fake engine: every endpoint, keep-alive, disconnects, several servers, a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TIMEOUT_S, Answer, Client, FakeServer
+
+from lmlite.core.frames import Kind
+from lmlite.server import Server
+from tests.core.gguf_files import gguf, llama
+from tests.fakes import Gate, Script, error
+
+Serve = Callable[..., FakeServer]
+HELLO = {"model": "talker", "messages": [{"role": "user", "content": "hi"}]}
+TEXT = "The quick brown fox jumps over the lazy dog. "
+
+
+@pytest.fixture
+def client(fake_server: FakeServer) -> Iterator[Client]:
+    client = fake_server.client()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def background() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+class Heard:
+    """A script's `hold` that tells when the engine was sent a command, and blocks nothing."""
+
+    def __init__(self) -> None:
+        self._events = {kind: threading.Event() for kind in Kind}
+
+    def __call__(self, kind: Kind) -> None:
+        self._events[kind].set()
+
+    def wait(self, kind: Kind) -> bool:
+        return self._events[kind].wait(TIMEOUT_S)
+
+
+# ---- endpoints ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/v0/chat/completions"])
+def test_chat_whole_and_streamed_say_the_same(client: Client, path: str) -> None:
+    whole = client.post(path, HELLO)
+    assert whole.status == 200
+    assert whole.json["choices"][0]["message"]["content"] == TEXT
+    streamed = client.post(path, {**HELLO, "stream": True})
+    assert streamed.headers["Content-Type"] == "text/event-stream"
+    assert chat_text(streamed) == TEXT
+    assert streamed.events[-1] == (None, "[DONE]")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/api/v0/completions"])
+def test_text_completion(client: Client, path: str) -> None:
+    answer = client.post(path, {"model": "talker", "prompt": "once", "max_tokens": 2})
+    assert answer.status == 200
+    assert answer.json["choices"][0] == {"index": 0, "text": "The quick ", "logprobs": None, "finish_reason": "length"}
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/v0/embeddings"])
+def test_embeddings_in_order(client: Client, path: str) -> None:
+    both = client.post(path, {"model": "embedder", "input": ["a", "b"]}).json["data"]
+    alone = client.post(path, {"model": "embedder", "input": "b"}).json["data"]
+    assert [entry["index"] for entry in both] == [0, 1]
+    assert both[1]["embedding"] == alone[0]["embedding"] != both[0]["embedding"]
+
+
+def test_models_are_listed_and_shown_by_every_family(client: Client) -> None:
+    ids = ["talker", "text-embedding-embedder"]
+    assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == ids
+    assert [entry["id"] for entry in client.get("/api/v0/models").json["data"]] == ids
+    assert [entry["key"] for entry in client.get("/api/v1/models").json["models"]] == ids
+    assert client.get("/v1/models/talker").json["id"] == "talker"
+    assert client.get("/api/v0/models/acme/talker").json["id"] == "talker"
+    assert client.get("/api/v0/models/acme%2Ftalker").json["id"] == "talker"
+
+
+def test_a_model_is_loaded_once_it_was_asked(client: Client) -> None:
+    assert client.get("/api/v0/models/talker").json["state"] == "not-loaded"
+    client.post("/v1/chat/completions", HELLO)
+    assert client.get("/api/v0/models/talker").json["state"] == "loaded"
+    assert len(client.get("/api/v1/models").json["models"][0]["loaded_instances"]) == 1
+
+
+def test_v0_extras_are_added_on_request(serve_fake: Serve) -> None:
+    client = serve_fake(v0_extras=True).client()
+    client.post("/v1/chat/completions", HELLO)
+    entry = client.get("/api/v0/models/talker").json
+    assert (entry["loaded_context_length"], entry["capabilities"]) == (4096, [])
+
+
+def test_tokenize_and_detokenize_are_inverse(client: Client) -> None:
+    tokens = client.post("/v1/tokenize", {"model": "talker", "content": "hé"}).json["tokens"]
+    assert tokens == list("hé".encode())
+    assert client.post("/v1/detokenize", {"model": "talker", "tokens": tokens}).json == {"content": "hé"}
+
+
+def test_tokenize_works_for_embedding_models_too(client: Client) -> None:
+    assert client.post("/v1/tokenize", {"model": "embedder", "content": "a"}).json == {"tokens": [97]}
+
+
+def test_health_and_greeting(client: Client) -> None:
+    assert client.get("/health").json == {"status": "ok"}
+    assert client.get("/lmstudio-greeting").json == {"lmstudio": True}
+
+
+def test_request_without_a_model_takes_the_only_one(client: Client) -> None:
+    assert client.post("/v1/chat/completions", {"messages": HELLO["messages"]}).json["model"] == "talker"
+
+
+def test_alias_names_a_model(serve_fake: Serve) -> None:
+    client = serve_fake(alias=["gpt-4=talker"]).client()
+    assert client.post("/v1/chat/completions", {**HELLO, "model": "gpt-4"}).json["model"] == "talker"
+
+
+def test_model_that_came_to_the_disk_is_found(serve_fake: Serve, tmp_path: Path) -> None:
+    server = serve_fake(models_dir=[tmp_path / "late"])
+    server.service.app.shelf.max_age_s = 0
+    client = server.client()
+    assert client.get("/v1/models").status == 200
+    path = tmp_path / "late" / "acme" / "newcomer" / "newcomer-Q4_K_M.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gguf(llama()))
+    answer = client.post("/v1/chat/completions", {**HELLO, "model": "newcomer"})
+    assert answer.status == 200, answer.body
+
+
+# ---- several runs in one request ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("burst", [False, True])
+def test_choices_are_merged_by_index(serve_fake: Serve, burst: bool) -> None:
+    client = serve_fake(Script(burst=burst)).client()
+    streamed = client.post("/v1/chat/completions", {**HELLO, "n": 5, "stream": True})
+    assert [chat_text(streamed, index) for index in range(5)] == [TEXT] * 5
+    assert [name_or_data for name_or_data in streamed.events if name_or_data[1] == "[DONE]"] == [(None, "[DONE]")]
+    whole = client.post("/v1/chat/completions", {**HELLO, "n": 5}).json["choices"]
+    assert [choice["index"] for choice in whole] == list(range(5))
+    assert {choice["message"]["content"] for choice in whole} == {TEXT}
+
+
+def test_several_prompts_are_several_choices(client: Client) -> None:
+    answer = client.post("/v1/completions", {"model": "talker", "prompt": ["a", "bcd"], "max_tokens": 1, "n": 2})
+    assert [choice["text"] for choice in answer.json["choices"]] == ["The "] * 4
+    assert answer.json["usage"]["prompt_tokens"] == 4
+
+
+def test_failure_of_one_run_fails_the_request_and_frees_the_others(serve_fake: Serve) -> None:
+    client = serve_fake(Script(generate_error=error("invalid_request", param="grammar"))).client()
+    answer = client.post("/v1/chat/completions", {**HELLO, "n": 3, "stream": True})
+    assert (answer.status, answer.json["error"]["param"]) == (400, "grammar")
+
+
+# ---- errors -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("engine_error", "status", "told"),
+    [
+        (error("context_overflow", needed=9000, limit=4096), 400, {"n_prompt_tokens": 9000, "n_ctx": 4096}),
+        (error("invalid_request", param="grammar"), 400, {"param": "grammar"}),
+        (error("queue_full", limit=8), 429, {"code": "queue_full"}),
+        (error("out_of_memory"), 503, {"code": "out_of_memory"}),
+    ],
+)
+def test_error_before_the_first_event_is_an_http_status_even_for_streams(
+    serve_fake: Serve, engine_error: dict[str, Any], status: int, told: dict[str, Any], stream: bool
+) -> None:
+    client = serve_fake(Script(generate_error=engine_error)).client()
+    answer = client.post("/v1/chat/completions", {**HELLO, "stream": stream})
+    assert answer.status == status
+    assert told.items() <= answer.json["error"].items()
+    assert ("Retry-After" in answer.headers) == (status == 429)
+
+
+def test_engine_that_dies_in_a_stream_is_its_last_event_and_the_next_request_loads_again(serve_fake: Serve) -> None:
+    server = serve_fake(Script(die_after=3))
+    client = server.client()
+    answer = client.post("/v1/chat/completions", {**HELLO, "stream": True})
+    assert answer.status == 200
+    assert chat_text(answer) == "The quick brown "
+    name, payload = answer.events[-1]
+    assert name == "error"
+    assert "talker" in payload
+    server.script.die_after = None
+    assert client.post("/v1/chat/completions", HELLO).status == 200
+    assert len(server.engines) == 2
+
+
+def test_engine_that_dies_in_a_whole_answer_is_a_503(serve_fake: Serve) -> None:
+    answer = serve_fake(Script(die_after=3)).client().post("/v1/chat/completions", HELLO)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "engine_gone")
+
+
+def test_model_that_cannot_be_loaded_is_a_422_with_the_reason(serve_fake: Serve) -> None:
+    client = serve_fake(Script(load_error=error("load_failed"))).client()
+    answer = client.post("/v1/chat/completions", {**HELLO, "stream": True})
+    assert (answer.status, answer.json["error"]["code"]) == (422, "model_load_failed")
+    assert "the fake says" in answer.json["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/v0/chat/completions", "/v1/completions", "/v1/embeddings"])
+def test_unknown_model_is_never_another_ones_answer(client: Client, path: str) -> None:
+    answer = client.post(path, {**HELLO, "model": "nobody", "prompt": "a", "input": "a"})
+    assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
+
+
+def test_model_of_the_wrong_type_is_refused(client: Client) -> None:
+    assert client.post("/v1/embeddings", {"model": "talker", "input": "a"}).status == 400
+    assert client.post("/v1/chat/completions", {**HELLO, "model": "embedder"}).status == 400
+
+
+def test_bug_is_answered_without_its_text_and_logged_with_its_trace(
+    fake_server: FakeServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(fake_server.service.app.pool, "instances", broken)
+    with caplog.at_level(logging.ERROR, "lmlite"):
+        answers = [fake_server.client().get(path) for path in ("/api/v0/models", "/api/v1/models")]
+    assert [answer.status for answer in answers] == [500, 500]
+    assert all("secret" not in answer.body.decode() for answer in answers)
+    assert "a secret" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+# ---- hostile rows, end to end -------------------------------------------------------------------------------------------
+
+
+def test_h11_foreign_host_gets_nothing(client: Client) -> None:
+    answer = client.get("/v1/models", Host="evil.example")
+    assert answer.status == 403
+    assert "talker" not in answer.body.decode()
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
+def test_h12_web_page_of_another_origin_has_no_effect(fake_server: FakeServer, headers: dict[str, str]) -> None:
+    for method, path, body in (("POST", "/v1/chat/completions", HELLO), ("GET", "/v1/models", None)):
+        answer = fake_server.client().ask(method, path, body, headers)
+        assert answer.status == 403
+        assert "Access-Control-Allow-Origin" not in answer.headers
+    assert fake_server.engines == []
+
+
+def test_h13_form_post_of_a_browser_is_refused(client: Client) -> None:
+    headers = {"Content-Type": "text/plain", "Sec-Fetch-Site": "same-origin"}
+    assert client.ask("POST", "/v1/chat/completions", b"{}", headers).status == 415
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nope?x=1", "/v1/messages", "/v1/responses", "/api/v1/chat", "/api/v0/nope", "/v1/models/", "/metrics"]
+)
+def test_h20_unknown_path_is_a_404_in_lm_studios_words(client: Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status == 404
+    assert answer.json == {"error": f"Unexpected endpoint or method. (GET {path})"}
+
+
+def test_h20_wrong_method_is_a_405_that_lists_the_right_ones(client: Client) -> None:
+    wrong = client.get("/v1/chat/completions")
+    assert (wrong.status, wrong.headers["Allow"]) == (405, "POST")
+    assert wrong.json == {"error": "Unexpected endpoint or method. (GET /v1/chat/completions)"}
+    assert client.post("/v1/models", {}).headers["Allow"] == "GET, HEAD"
+
+
+def test_h21_head_has_the_headers_of_get_and_no_body(client: Client) -> None:
+    head, get = client.ask("HEAD", "/v1/models"), client.get("/v1/models")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["Content-Length"] == get.headers["Content-Length"]
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "CONNECT", "PUT"])
+def test_h21_other_methods_are_refused_without_cors_headers(client: Client, method: str) -> None:
+    answer = client.ask(method, "/v1/models")
+    assert answer.status in (405, 501)
+    assert not any(name.lower().startswith("access-control") for name in answer.headers)
+
+
+def test_preflight_of_an_allowed_origin_is_answered(serve_fake: Serve) -> None:
+    client = serve_fake(allow_origin=["https://app.example"]).client()
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    preflight = client.ask("OPTIONS", "/v1/chat/completions", None, asked)
+    assert (preflight.status, preflight.headers["Access-Control-Allow-Origin"]) == (204, "https://app.example")
+    answer = client.ask("POST", "/v1/chat/completions", HELLO, {"Origin": "https://app.example"})
+    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, "https://app.example")
+    assert client.get("/v1/models", Origin="https://evil.example").status == 403
+
+
+# ---- connections --------------------------------------------------------------------------------------------------------
+
+
+def test_connection_is_kept_through_answers_streams_and_errors(client: Client) -> None:
+    client.get("/health")
+    first = client.connection.sock
+    client.post("/v1/chat/completions", {**HELLO, "stream": True})
+    client.get("/nope")
+    client.post("/v1/chat/completions", {"model": "talker"})
+    client.get("/health")
+    assert client.connection.sock is first
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_leaves_frees_its_sequences(serve_fake: Serve, stream: bool) -> None:
+    heard = Heard()
+    server = serve_fake(Script(silent_after=1, hold=heard))
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        body = b'{"model":"talker","messages":[{"role":"user","content":"hi"}],"n":2,"stream":%b}'
+        body %= b"true" if stream else b"false"
+        raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x.localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        if stream:
+            assert raw.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        assert heard.wait(Kind.GENERATE)
+    assert heard.wait(Kind.CANCEL)
+    assert server.client().get("/health").status == 200
+
+
+def test_health_answers_while_a_model_loads(serve_fake: Serve, background: ThreadPoolExecutor) -> None:
+    gate = Gate(Kind.LOAD)
+    server = serve_fake(Script(hold=gate))
+    waiting = [background.submit(server.client().post, "/v1/chat/completions", HELLO) for _ in range(5)]
+    assert server.client().get("/health").status == 200
+    assert server.client().get("/api/v0/models").status == 200
+    gate.open()
+    assert [answer.result().status for answer in waiting] == [200] * 5
+    assert len(server.engines) == 1
+
+
+# ---- several servers, and the end ---------------------------------------------------------------------------------------
+
+
+def test_two_servers_live_side_by_side(serve_fake: Serve) -> None:
+    first, second = serve_fake(), serve_fake()
+    assert first.port != second.port
+    first.client().post("/v1/chat/completions", HELLO)
+    assert (len(first.engines), len(second.engines)) == (1, 0)
+    first.close()
+    assert second.client().post("/v1/chat/completions", HELLO).status == 200
+
+
+def test_stop_lets_running_requests_finish_and_takes_no_further_ones(
+    serve_fake: Serve, background: ThreadPoolExecutor
+) -> None:
+    gate, heard = Gate(Kind.GENERATE), Heard()
+    server = serve_fake(Script(hold=lambda kind: (heard(kind), gate(kind))[0]), drain=TIMEOUT_S)
+    idle = server.client()
+    idle.get("/health")
+    running = background.submit(server.client().post, "/v1/chat/completions", HELLO)
+    assert heard.wait(Kind.GENERATE)
+    closing = background.submit(server.close)
+    assert idle.connection.sock is not None
+    assert idle.connection.sock.recv(1) == b""  # closed by the server at once
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port))
+    assert not closing.done()
+    gate.open()
+    answer = running.result()
+    assert (answer.status, answer.headers["Connection"]) == (200, "close")
+    closing.result()
+
+
+def test_stop_tells_a_stream_that_outlasts_the_drain_time(serve_fake: Serve, background: ThreadPoolExecutor) -> None:
+    server = serve_fake(Script(silent_after=2), drain=0.05)
+    response = server.client().start("POST", "/v1/chat/completions", {**HELLO, "stream": True})
+    assert response.status == 200
+    closing = background.submit(server.close)
+    answer = Answer(200, {}, response.read())
+    assert chat_text(answer) == "The quick "
+    name, payload = answer.events[-1]
+    assert (name, "shutting" in payload) == ("error", True)
+    closing.result()
+
+
+def test_stop_answers_503_to_a_request_that_had_no_answer_yet(serve_fake: Serve, background: ThreadPoolExecutor) -> None:
+    heard = Heard()
+    server = serve_fake(Script(silent_after=0, hold=heard), drain=0.05)
+    running = background.submit(server.client().post, "/v1/chat/completions", HELLO)
+    assert heard.wait(Kind.GENERATE)
+    server.close()
+    answer = running.result()
+    assert (answer.status, answer.json["error"]["code"]) == (503, "shutting_down")
+
+
+def test_server_can_be_stopped_while_a_model_loads(serve_fake: Serve, background: ThreadPoolExecutor) -> None:
+    heard, gate = Heard(), Gate(Kind.LOAD)
+    server = serve_fake(Script(hold=lambda kind: (heard(kind), gate(kind))[0]), drain=0.05)
+    running = background.submit(server.client().post, "/v1/chat/completions", HELLO)
+    assert heard.wait(Kind.LOAD)
+    closing = background.submit(server.close)
+    assert running.result().status == 503
+    gate.open()
+    closing.result()
+
+
+def test_server_object_runs_in_a_thread_and_may_be_closed_twice(model_folder: Path, tmp_path: Path) -> None:
+    with Server(port=0, models_dir=[model_folder], home=tmp_path) as server:
+        assert Client(server.port).get("/health").status == 200
+        assert server.url == f"http://127.0.0.1:{server.port}"
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.port))
+
+
+def test_server_object_runs_in_the_callers_loop(model_folder: Path, tmp_path: Path) -> None:
+    async def main() -> tuple[int, int]:
+        async with Server(port=0, models_dir=[model_folder], home=tmp_path) as one:
+            async with Server(port=0, models_dir=[model_folder], home=tmp_path) as two:
+                return await asyncio.to_thread(status_of, one.port), await asyncio.to_thread(status_of, two.port)
+
+    assert asyncio.run(main()) == (200, 200)
+
+
+def status_of(port: int) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    connection.request("GET", "/health")
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def chat_text(answer: Answer, index: int = 0) -> str:
+    """What one choice of a streamed chat says."""
+    chunks = [json.loads(payload) for name, payload in answer.events if name is None and payload != "[DONE]"]
+    choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
