@@ -74,10 +74,11 @@ def test_a_thousand_pipelined_requests_are_answered_in_order() -> None:
 
 def test_slow_clients_do_not_delay_others_and_get_408() -> None:
     async def scenario() -> None:
-        async with serving(echo, Limits(head_s=0.5, linger_s=0.1)) as site:
-            slow = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(200)]
-            for _, writer in slow:
-                writer.write(b"GET / HT")
+        async with serving(echo, Limits(head_s=1.0, linger_s=0.1)) as site:
+            slow = []
+            for _ in range(200):
+                slow.append(await asyncio.open_connection("127.0.0.1", site.port))
+                slow[-1][1].write(b"GET / HT")
             reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
             writer.write(get("/quick", "Connection: close"))
             assert answers(await reader.read())[0][2] == b"GET /quick "
