@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InvalidJson, InvalidRequest, InvalidType, MissingField, OutOfRange
 
 INLINE_BYTES_MAX = 256 * 1024
-"""Bodies up to here parse within 20 ms whatever they hold; larger ones (up to 100 ms at 16 MiB) belong in a thread, where
+"""Bodies up to here parse within 20 ms whatever they hold; larger ones (up to 150 ms at 16 MiB) belong in a thread, where
 no single step keeps the interpreter from the event loop for longer than 35 ms."""
 
 DEPTH_MAX = 64

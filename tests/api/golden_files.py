@@ -1,0 +1,128 @@
+"""Golden files in and out: JSON spells the internal types one to one, so that a case reads as a table of both sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lmlite.api import lmstudio_v0, openai_chat, openai_text
+from lmlite.api.call import Call, Reply
+from lmlite.api.served import Served
+from lmlite.card import Instance, ModelCard, Runtime
+from lmlite.events import (
+    Event,
+    Finished,
+    LoadProgress,
+    PromptProgress,
+    Stats,
+    TextDelta,
+    TokenLogprob,
+    TopToken,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+PARSE = {
+    "openai_chat": openai_chat.parse_chat,
+    "openai_text": openai_text.parse_completions,
+    "v0_chat": lmstudio_v0.parse_chat,
+    "v0_text": lmstudio_v0.parse_completions,
+}
+
+CARD = ModelCard(
+    id="falcon-7b",
+    type="llm",
+    publisher="acme",
+    display_name="Falcon 7B",
+    arch="llama",
+    quantization="Q4_K_M",
+    bits_per_weight=4.5,
+    size_bytes=4_368_439_296,
+    params_string="7B",
+    max_context_length=32768,
+    paths=(Path("/models/acme/falcon/falcon.gguf"),),
+    trained_for_tool_use=True,
+)
+INSTANCE = Instance(
+    id="falcon-7b",
+    card=CARD,
+    runtime=Runtime("llama.cpp-linux-x86_64-cpu", "0.1.0"),
+    context_length=4096,
+    parallel=4,
+    kv_cells=8192,
+    eval_batch_size=512,
+    flash_attention=True,
+    gpu_layers=0,
+    n_params=7_000_000_000,
+    n_embd=4096,
+    vocab_size=32000,
+    load_ms=1234.5,
+)
+SERVED = Served(suffix="k3v9x0qz7m1t5w8r2b6d4f", created=1780000001, model="falcon-7b", instance=INSTANCE)
+
+
+def cases(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and content of every golden file of a folder."""
+    for path in sorted((GOLDEN / folder).glob("*.json")):
+        yield path.stem, json.loads(path.read_text(encoding="utf-8"))
+
+
+def spell_call(call: Call) -> dict[str, Any]:
+    """A call as JSON values; what equals its default is left out, so that a case shows what the request changed."""
+    return {
+        "model": call.model,
+        "stream": call.stream,
+        "ttl_s": call.ttl_s,
+        "needs": call.needs,
+        "runs": [_changes(run) for run in call.runs],
+    }
+
+
+def _changes(value: Any) -> Any:
+    """A dataclass as its class's name and the fields that differ from their defaults."""
+    fields = asdict(value)
+    spelled: dict[str, Any] = {"is": type(value).__name__}
+    for name, field in value.__dataclass_fields__.items():
+        current = getattr(value, name)
+        if current == field.default or current == {}:
+            continue
+        nested = hasattr(current, "__dataclass_fields__")
+        spelled[name] = _changes(current) if nested else json.loads(json.dumps(fields[name]))
+    return spelled
+
+
+def read_events(run: Sequence[dict[str, Any]]) -> list[Event]:
+    return [_read_event(event) for event in run]
+
+
+def _read_event(event: dict[str, Any]) -> Event:
+    if "text" in event:
+        return TextDelta(event["text"], tuple(_read_token(token) for token in event.get("logprobs", ())))
+    if "finished" in event:
+        return Finished(event["finished"], Stats(**event["stats"]), event.get("stop_string"))
+    if "prompt" in event:
+        return PromptProgress(*event["prompt"])
+    return LoadProgress(event["load"])
+
+
+def _read_token(token: list[Any]) -> TokenLogprob:
+    text, octets, logprob, top = token
+    return TokenLogprob(text, bytes(octets), logprob, tuple(TopToken(t, bytes(b), p) for t, b, p in top))
+
+
+def interleave(runs: Sequence[Sequence[Event]]) -> Iterator[tuple[int, Event]]:
+    """The events of all runs as they might arrive: one of each in turn."""
+    for step in range(max(map(len, runs))):
+        for index, run in enumerate(runs):
+            if step < len(run):
+                yield index, run[step]
+
+
+def stream_frames(reply: Reply, runs: Sequence[Sequence[Event]]) -> list[tuple[str | None, str]]:
+    frames = list(reply.begin())
+    for index, event in interleave(runs):
+        frames += reply.stream(index, event)
+    return frames + list(reply.end())

@@ -1,0 +1,112 @@
+"""The model lists of all families, from the same cards and instances."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+from golden_files import CARD, GOLDEN, INSTANCE
+
+from lmlite.api import lmstudio_v0, lmstudio_v1, openai_models
+
+OWL = replace(
+    CARD, id="text-embedding-owl", type="embedding", quantization="?", bits_per_weight=None, params_string=None
+)
+SECOND = replace(INSTANCE, id="falcon-7b:2", context_length=8192, gpu_layers=33)
+
+V0_FALCON = {
+    "id": "falcon-7b",
+    "object": "model",
+    "type": "llm",
+    "publisher": "acme",
+    "arch": "llama",
+    "compatibility_type": "gguf",
+    "quantization": "Q4_K_M",
+    "state": "loaded",
+    "max_context_length": 32768,
+}
+
+
+def check(text: str, schema: str) -> Any:
+    body = json.loads(text)
+    jsonschema.validate(body, json.loads((GOLDEN / "schemas" / f"{schema}.json").read_text()))
+    return body
+
+
+def test_v0_lists_cards_then_instances_of_other_names() -> None:
+    body = check(lmstudio_v0.models([CARD, OWL], [INSTANCE, SECOND]), "v0_models")
+    assert body["data"] == [
+        V0_FALCON,
+        {**V0_FALCON, "id": OWL.id, "type": "embeddings", "quantization": "?", "state": "not-loaded"},
+        {**V0_FALCON, "id": "falcon-7b:2"},
+    ]
+
+
+def test_v0_model_is_one_such_object() -> None:
+    assert check(lmstudio_v0.model("falcon-7b", CARD, INSTANCE), "v0_model") == V0_FALCON
+    assert json.loads(lmstudio_v0.model("falcon-7b", CARD, None)) == {**V0_FALCON, "state": "not-loaded"}
+    assert json.loads(lmstudio_v0.model("v", replace(CARD, type="vlm"), None))["type"] == "vlm"
+
+
+def test_v0_extras_add_two_keys() -> None:
+    falcon, owl = json.loads(lmstudio_v0.models([CARD, OWL], [INSTANCE], extras=True))["data"]
+    assert falcon == {**V0_FALCON, "loaded_context_length": 4096, "capabilities": ["tool_use"]}
+    assert {"loaded_context_length", "capabilities"}.isdisjoint(owl)
+
+
+def test_v1_lists_instances_under_their_model() -> None:
+    owl_instance = replace(INSTANCE, id=OWL.id, card=OWL)
+    falcon, owl = json.loads(lmstudio_v1.models([CARD, OWL], [INSTANCE, SECOND, owl_instance]))["models"]
+    config = {
+        "context_length": 4096,
+        "eval_batch_size": 512,
+        "parallel": 4,
+        "flash_attention": True,
+        "offload_kv_cache_to_gpu": False,
+    }
+    assert falcon == {
+        "type": "llm",
+        "publisher": "acme",
+        "key": "falcon-7b",
+        "display_name": "Falcon 7B",
+        "architecture": "llama",
+        "quantization": {"name": "Q4_K_M", "bits_per_weight": 4.5},
+        "size_bytes": 4368439296,
+        "params_string": "7B",
+        "loaded_instances": [
+            {"id": "falcon-7b", "config": config},
+            {"id": "falcon-7b:2", "config": {**config, "context_length": 8192, "offload_kv_cache_to_gpu": True}},
+        ],
+        "max_context_length": 32768,
+        "format": "gguf",
+        "capabilities": {"vision": False, "trained_for_tool_use": True},
+        "description": None,
+    }
+    assert owl == {
+        "type": "embedding",
+        "publisher": "acme",
+        "key": "text-embedding-owl",
+        "display_name": "Falcon 7B",
+        "quantization": {"name": None, "bits_per_weight": None},
+        "size_bytes": 4368439296,
+        "params_string": None,
+        "loaded_instances": [{"id": OWL.id, "config": {"context_length": 4096}}],
+        "max_context_length": 32768,
+        "format": "gguf",
+    }
+
+
+@pytest.mark.parametrize("models", [lmstudio_v0.models, lmstudio_v1.models])
+def test_a_loaded_model_that_left_the_catalogue_is_still_listed(models: Any) -> None:
+    assert json.loads(models([], [INSTANCE])) != json.loads(models([], []))
+    assert "falcon-7b" in models([], [INSTANCE])
+
+
+def test_openai_lists_ids() -> None:
+    entry = {"id": "a/größer", "object": "model", "owned_by": "organization_owner"}
+    assert json.loads(openai_models.models(["a/größer"])) == {"data": [entry], "object": "list"}
+    assert json.loads(openai_models.models([])) == {"data": [], "object": "list"}
+    assert json.loads(openai_models.model("a/größer")) == entry
