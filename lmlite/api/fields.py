@@ -16,7 +16,7 @@ from ..errors import InvalidJson, InvalidRequest, InvalidType, MissingField, Out
 
 INLINE_BYTES_MAX = 256 * 1024
 """Bodies up to here parse within 20 ms whatever they hold; larger ones (up to 150 ms at 16 MiB) belong in a thread, where
-no single step keeps the interpreter from the event loop for longer than 35 ms."""
+no single step keeps the interpreter from the event loop for longer than 45 ms."""
 
 DEPTH_MAX = 64
 """Nesting of arrays and objects. Real requests stay below 20; recursive parsers further on stay far from their stacks."""
