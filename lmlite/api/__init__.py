@@ -1,1 +1,1 @@
-"""The dialects: request bodies become internal values, events become payloads. No socket, clock or random number here."""
+"""The dialects: request bodies become internal values, events become payloads. No socket, clock, random number here."""

@@ -21,7 +21,7 @@ DONE: Frame = (None, "[DONE]")
 
 
 class Reply(Protocol):
-    """`begin`, then `stream` per event, then `end`, or `failed` at any time; or else `whole`, a fold over the same events."""
+    """`begin`, `stream` per event, then `end`, or `failed` at any time; or else `whole`, a fold over the same events."""
 
     def begin(self) -> Iterable[Frame]: ...
 
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(slots=True, frozen=True)
 class EmbedCall:
-    """`pieces` spells the vectors of `embed.inputs` as JSON text, one piece per vector, so that a caller on an event loop
+    """`pieces` spells the vectors of `embed.inputs` as JSON text, a piece per vector, so that a caller on an event loop
     can let others run in between: a piece costs about a millisecond per 4,000 numbers."""
 
     model: str | None

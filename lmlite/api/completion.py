@@ -1,4 +1,4 @@
-"""Replies of `/chat/completions` and `/completions`, for OpenAI's dialect and for the v0 dialect that is a projection of it.
+"""Replies of `/chat/completions` and `/completions`, for OpenAI's dialect and for v0, which is a projection of it.
 
 A chunk costs a join of three strings: all that stays the same in a choice's chunks is spelled once. `stream` gives a
 choice's events one after the other in the order of the engine; `whole` folds the same events.
@@ -27,8 +27,8 @@ def dumps(value: Any) -> str:
 
 @dataclass(slots=True, frozen=True)
 class Projection:
-    """What sets one dialect's payloads apart: the usage (of `n` choices per prompt), the keys that close a whole answer, and
-    those that a whole chat message has beyond role and content."""
+    """What sets one dialect's payloads apart: the usage (of `n` choices per prompt), the keys that close a whole answer,
+    and those that a whole chat message has beyond role and content."""
 
     usage: Callable[[Sequence[Finished], int], dict[str, Any]]
     closing: Callable[[Served, Sequence[Finished]], dict[str, Any]]
@@ -37,7 +37,7 @@ class Projection:
 
 @dataclass(slots=True, frozen=True)
 class Choices:
-    """How many choices a request has: `n` for each of its prompts, `total` in all; and whether its stream ends in usage."""
+    """How many choices a request has, `n` for each prompt, `total` in all; and whether its stream ends in usage."""
 
     total: int
     n: int
@@ -191,7 +191,7 @@ class TextCompletion(Completion):
         }
 
     def spell_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """`text_offset` counts characters over the whole choice; a token that begins inside a character has its offset."""
+        """`text_offset` counts characters over the whole choice; a token that begins inside one has its offset."""
         offsets = []
         for token in logprobs:
             inside = bool(token.bytes) and _is_continuation(token.bytes[0])

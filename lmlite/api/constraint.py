@@ -1,6 +1,6 @@
-"""Constraints on the answer: `response_format` and `grammar` become a `Grammar`, or are refused before any compiler runs.
+"""Constraints on the answer: `response_format` and `grammar` become a `Grammar`, or are refused before a compiler runs.
 
-llama.cpp's grammar and schema compilers recurse per nesting level and loop for ever on a reversed repetition; what would
+llama.cpp's grammar and schema compilers recurse per nesting level and never end on a reversed repetition; what would
 trip them is refused here by depth, size and order. Whatever else is wrong with a grammar is the engine's to say.
 """
 
@@ -28,7 +28,7 @@ REPEAT_MAX = 2000
 
 _OPAQUE = re.compile(r'"(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?|<[^>]*>?|#[^\n]*', re.DOTALL)
 """What of GBNF text holds brackets that are no structure: literals, character classes, token names, comments. One that
-never ends takes the rest of the text, as it does for the compiler; a search for its end from each start would be quadratic."""
+never ends takes the rest of the text, as it does for the compiler: searching its end from each start were quadratic."""
 
 _BRACES = re.compile(r"\{([^}]*)\}?")
 _REPETITION = re.compile(r"\s*([0-9]+)\s*(?:,\s*(?:([0-9]+)\s*)?)?")

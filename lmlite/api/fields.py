@@ -15,11 +15,11 @@ from typing import Any
 from ..errors import InvalidJson, InvalidRequest, InvalidType, MissingField, OutOfRange
 
 INLINE_BYTES_MAX = 256 * 1024
-"""Bodies up to here parse within 20 ms whatever they hold; larger ones (up to 150 ms at 16 MiB) belong in a thread, where
+"""Bodies up to here parse within 20 ms whatever they hold; larger ones (150 ms at 16 MiB) belong in a thread, where
 no single step keeps the interpreter from the event loop for longer than 45 ms."""
 
 DEPTH_MAX = 64
-"""Nesting of arrays and objects. Real requests stay below 20; recursive parsers further on stay far from their stacks."""
+"""Nesting of arrays and objects. Real requests stay below 20; recursive parsers further on stay far from theirs."""
 
 VALUES_MAX = 150_000
 """Values in one body: a prompt of 131,072 token ids fits, and 150,000 floats parse in 50 ms."""
@@ -142,7 +142,7 @@ def clip(text: str) -> str:
     return text if len(text) <= 80 else text[:80] + "…"
 
 
-# ---- single values: `where` is the field's name as the client would write it ------------------------------------------
+# ---- single values: `where` is the field's name as the client would write it -----------------------------------------
 
 
 def as_integer(value: object, where: str, low: int, high: int) -> int:

@@ -1,4 +1,4 @@
-"""The fields that OpenAI's and LM Studio's v0 requests share: model, sampling, limits, stop strings, choices, streaming.
+"""The fields that OpenAI's and LM Studio's v0 requests share: model, sampling, limits, stops, choices, streaming.
 
 Ranges are inclusive and finite. Fields that would change the answer and are not served are refused by name; the rest of
 what a client may send is ignored, as LM Studio ignores it.
@@ -134,7 +134,7 @@ def _reseed(sampling: Sampling, k: int) -> Sampling:
 
 
 def _parse_max_tokens(fields: Fields) -> int:
-    """-1 is LM Studio's word for no limit but the context. The newer of OpenAI's two names wins where both are given."""
+    """-1 is LM Studio's word for no limit but the context. The newer of OpenAI's two names wins if both are given."""
     limits = []
     for name in ("max_completion_tokens", "max_tokens"):
         limit = fields.integer(name, UNLIMITED, INT32_MAX)

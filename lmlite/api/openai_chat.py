@@ -46,7 +46,7 @@ TEMPLATE_RESERVED = frozenset(
         "tools",
     )
 )
-"""Variables of a template that are the renderer's to set: through them a request could put words past its own messages."""
+"""Variables of a template that are the renderer's to set: through them a request could speak past its own messages."""
 
 
 def parse_chat(body: dict[str, Any]) -> Call:

@@ -1,4 +1,4 @@
-"""Errors as `/v1` and `/api/v0` spell them: OpenAI's error object, and LM Studio's plain texts where clients match on them.
+"""Errors as `/v1` and `/api/v0` spell them: OpenAI's object, and LM Studio's plain texts where clients match on them.
 
 What a server's own failure says is fixed here: no path of this machine and no exception text of ours leaves it.
 """

@@ -1,6 +1,6 @@
 """`POST /v1/tokenize` and `/v1/detokenize`, endpoints of ours in the shape that llama.cpp's own server has for them.
 
-Unlike there, control tokens written in the text count as plain text unless `parse_special` asks otherwise: what a user's
+Unlike there, control tokens in the text count as plain text unless `parse_special` asks otherwise: what a user's
 words cost is the usual question.
 """
 
