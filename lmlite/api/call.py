@@ -21,7 +21,7 @@ DONE: Frame = (None, "[DONE]")
 
 
 class Reply(Protocol):
-    """`begin`, `stream` per event, then `end`, or `failed` at any time; or else `whole`, a fold over the same events."""
+    """`begin`, `stream` per event, then `end`, or `failed` any time; or else `whole`, a fold over the same events."""
 
     def begin(self) -> Iterable[Frame]: ...
 

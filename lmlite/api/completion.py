@@ -27,7 +27,7 @@ def dumps(value: Any) -> str:
 
 @dataclass(slots=True, frozen=True)
 class Projection:
-    """What sets one dialect's payloads apart: the usage (of `n` choices per prompt), the keys that close a whole answer,
+    """What sets a dialect's payloads apart: the usage (of `n` choices per prompt), the keys that close a whole answer,
     and those that a whole chat message has beyond role and content."""
 
     usage: Callable[[Sequence[Finished], int], dict[str, Any]]
