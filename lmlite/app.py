@@ -15,7 +15,8 @@ import os
 import string
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Final
 
 from .api import (
     lmstudio_v0,
@@ -31,12 +32,8 @@ from .api.call import Call, EmbedCall, Frame
 from .api.call import Reply as Spelled
 from .api.fields import parse_body
 from .api.served import Served
-from .card import ModelCard
+from .card import Instance, ModelCard
 from .config import Config
-from .core.catalog import Catalog, model_folders
-from .core.engine import Engine, LoadSettings
-from .core.pool import Lease, Needs, Pool
-from .core.worker import Placement, Process, Thread
 from .errors import HttpError, InternalError, LmError, ModelNotFound, QueueFull, ShuttingDown, UnexpectedEndpoint
 from .events import Event
 from .request import Generate
@@ -45,6 +42,12 @@ from .wire.connection import Connection, Hooks, Reply, Request, no_precheck
 from .wire.guard import Policy, preflight
 from .wire.http1 import Headers
 from .wire.router import Route, Router
+
+if TYPE_CHECKING:
+    from .core.catalog import Catalog
+    from .core.engine import Engine
+    from .core.pool import Lease, Needs, Pool
+    from .core.worker import Placement
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +63,23 @@ Spelling = Callable[[LmError], tuple[int, str]]
 Batch = list[tuple[int, Event]]
 
 
-# ---- what engines are made of -----------------------------------------------------------------------------------------
+# ---- models -----------------------------------------------------------------------------------------------------------
 
 
-def make_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] | None = None) -> Pool:
+def open_catalog(config: Config) -> Catalog:
+    """The models of `config`, or the bundled one where there are none."""
+    from .core.catalog import Catalog, model_folders
+
+    folders = model_folders(config.home, config.models_dir, os.environ)
+    return Catalog(folders, config.models, aliases=dict(config.alias), bundled=True)
+
+
+def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] | None = None) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there."""
+    from .core.engine import LoadSettings
+    from .core.pool import Pool
+    from .core.worker import Process, Thread
+
     settings = LoadSettings(
         context_length=config.context_length,
         parallel=config.parallel,
@@ -74,57 +89,88 @@ def make_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] |
         gpu_layers=config.gpu_layers,
         flash_attention={"on": True, "off": False}.get(config.flash_attention),
     )
-    return Pool(catalog, place or placement(config.isolation), settings, config.ttl or None)
+    if place is None:
+        place = Thread if config.isolation == "thread" else lambda: Process(log=log.error)
+    return Pool(catalog, place, settings, config.ttl or None)
 
 
-def placement(isolation: str) -> Callable[[], Placement]:
-    return Thread if isolation == "thread" else lambda: Process(log=log.error)
+class Models:
+    """What is on disk and what is loaded, for one event loop.
 
+    The disk is looked at in a thread, by one at a time and not too often. The first look brings the code for all of this
+    too: a server is ready before, as it should be on a machine where models come late or never.
+    """
 
-class Shelf:
-    """The catalogue for an event loop: the disk is looked at in another thread, by one at a time, and not too often."""
-
-    def __init__(self, catalog: Catalog, max_age_s: float = RESCAN_S):
-        self.catalog = catalog
+    def __init__(self, config: Config, place: Callable[[], Placement] | None = None, max_age_s: float = RESCAN_S):
         self.max_age_s = max_age_s
-        self._scan: asyncio.Future[None] | None = None
-        self._scanned_at = -math.inf
+        self._config, self._place = config, place
+        self._opened: tuple[Catalog, Pool] | None = None
+        self._look: asyncio.Future[None] | None = None
+        self._looked_at = -math.inf
+
+    # ---- on disk
 
     async def cards(self) -> tuple[ModelCard, ...]:
         """All models, as the disk was at most `max_age_s` ago."""
-        if self._scan is None and asyncio.get_running_loop().time() - self._scanned_at >= self.max_age_s:
-            self._begin()
-        await self._finished()
-        return self.catalog.cards()
+        now = asyncio.get_running_loop().time()
+        catalog, _ = await self._current(again=now - self._looked_at >= self.max_age_s)
+        return catalog.cards()
 
     async def resolve(self, name: str) -> ModelCard:
         """The model that `name` names; the disk is looked at again for one that is unknown. Raises `ModelNotFound`."""
-        await self.first_look()
-        card = self.catalog.resolve(name)
+        catalog, _ = await self._current()
+        card = catalog.resolve(name)
         if card is None:
             known = await self.cards()
-            card = self.catalog.resolve(name)
+            card = catalog.resolve(name)
             if card is None:
                 raise ModelNotFound(name, tuple(card.id for card in known))
         return card
 
-    async def first_look(self) -> None:
-        """From now on the catalogue answers from memory."""
-        if self._scan is None and self._scanned_at == -math.inf:
-            self._begin()
-        await self._finished()
+    async def _current(self, again: bool = False) -> tuple[Catalog, Pool]:
+        if self._look is None and (self._opened is None or again):
+            self._look = asyncio.get_running_loop().run_in_executor(None, self._scan)
+            self._look.add_done_callback(self._note)
+        if self._look is not None:
+            await asyncio.shield(self._look)  # others wait for the same one
+        assert self._opened is not None
+        return self._opened
 
-    def _begin(self) -> None:
-        self._scan = asyncio.get_running_loop().run_in_executor(None, self.catalog.rescan)
-        self._scan.add_done_callback(self._note)
+    def _scan(self) -> None:
+        """Runs in a thread."""
+        if self._opened is not None:
+            self._opened[0].rescan()
+            return
+        catalog = open_catalog(self._config)
+        catalog.rescan()
+        self._opened = catalog, open_pool(self._config, catalog, self._place)
 
-    async def _finished(self) -> None:
-        if self._scan is not None:
-            await asyncio.shield(self._scan)  # others wait for the same one
+    def _note(self, look: asyncio.Future[None]) -> None:
+        self._look = None
+        self._looked_at = asyncio.get_running_loop().time()
 
-    def _note(self, scan: asyncio.Future[None]) -> None:
-        self._scan = None
-        self._scanned_at = asyncio.get_running_loop().time()
+    # ---- loaded
+
+    @contextlib.asynccontextmanager
+    async def lease(self, name: str | None, needs: Needs, ttl_s: float | None = None) -> AsyncIterator[Lease]:
+        """See `Pool.lease`."""
+        _, pool = await self._current()
+        if name is not None:
+            await self.resolve(name)
+        async with pool.lease(name, needs, ttl_s) as lease:
+            yield lease
+
+    async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:
+        """A lease for what every type of model can do."""
+        is_embedding = name is not None and (await self.resolve(name)).type == "embedding"
+        return self.lease(name, "embedding" if is_embedding else "text")
+
+    def instances(self) -> tuple[Instance, ...]:
+        return self._opened[1].instances() if self._opened else ()
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened[1].close()
 
 
 # ---- the application --------------------------------------------------------------------------------------------------
@@ -135,10 +181,7 @@ class App:
 
     def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
         self.config = config
-        folders = model_folders(config.home, config.models_dir, os.environ)
-        self.catalog = Catalog(folders, config.models, aliases=dict(config.alias), bundled=True)
-        self.shelf = Shelf(self.catalog)
-        self.pool = make_pool(config, self.catalog, place)
+        self.models = Models(config, place)
         self._router: Router[Endpoint] = Router(ROUTES)
         self._policy = Policy.of([config.host], config.allow_host, config.allow_origin)
         self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed)
@@ -183,7 +226,7 @@ class App:
     async def close(self) -> None:
         for connection in list(self._connections):
             connection.abort()
-        await self.pool.close()
+        await self.models.close()
 
     # ---- one request
 
@@ -199,20 +242,6 @@ class App:
         error = fact(exc)
         status, body = spelling(request.path if request else "")(error)
         return status, headers_of(error), body.encode()
-
-    @contextlib.asynccontextmanager
-    async def lease(self, name: str | None, needs: Needs, ttl_s: float | None = None) -> AsyncIterator[Lease]:
-        """A lease of the pool, once the disk has been looked at."""
-        if name is None:
-            await self.shelf.first_look()
-        else:
-            await self.shelf.resolve(name)
-        async with self.pool.lease(name, needs, ttl_s) as lease:
-            yield lease
-
-    async def any_ability(self, name: str | None) -> Needs:
-        """What to lease the model for, where it does not matter."""
-        return "embedding" if name is not None and (await self.shelf.resolve(name)).type == "embedding" else "text"
 
     def served(self, lease: Lease) -> Served:
         return Served(
@@ -260,7 +289,7 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
 
     async def endpoint(app: App, request: Request, reply: Reply, _: str) -> None:
         call = parse(parse_body(request.body))
-        async with app.lease(call.model, call.needs, call.ttl_s) as lease:
+        async with app.models.lease(call.model, call.needs, call.ttl_s) as lease:
             async with contextlib.aclosing(run(lease.engine, call.runs)) as batches:
                 if call.stream:
                     await stream(app, call, app.served(lease), batches, reply)
@@ -361,7 +390,7 @@ async def run_many(engine: Engine, runs: Sequence[Generate]) -> AsyncGenerator[B
 def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
     async def endpoint(app: App, request: Request, reply: Reply, _: str) -> None:
         call = parse(parse_body(request.body))
-        async with app.lease(call.model, "embedding", call.ttl_s) as lease:
+        async with app.models.lease(call.model, "embedding", call.ttl_s) as lease:
             vectors = await lease.engine.embed(call.embed)
             served = app.served(lease)
         await reply.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
@@ -382,7 +411,7 @@ async def in_turns(pieces: Iterable[str]) -> AsyncIterator[str]:
 
 async def tokenize(app: App, request: Request, reply: Reply, _: str) -> None:
     call = tokens.parse_tokenize(parse_body(request.body))
-    async with app.lease(call.model, await app.any_ability(call.model)) as lease:
+    async with await app.models.lease_any(call.model) as lease:
         ids, pieces = await lease.engine.tokenize(
             call.text, add_special=call.add_special, parse_special=call.parse_special
         )
@@ -391,7 +420,7 @@ async def tokenize(app: App, request: Request, reply: Reply, _: str) -> None:
 
 async def detokenize(app: App, request: Request, reply: Reply, _: str) -> None:
     call = tokens.parse_detokenize(parse_body(request.body))
-    async with app.lease(call.model, await app.any_ability(call.model)) as lease:
+    async with await app.models.lease_any(call.model) as lease:
         text = await lease.engine.detokenize(call.tokens)
     await reply.whole(200, call.reply(text).encode())
 
@@ -400,25 +429,25 @@ async def detokenize(app: App, request: Request, reply: Reply, _: str) -> None:
 
 
 async def list_openai(app: App, request: Request, reply: Reply, _: str) -> None:
-    await reply.whole(200, openai_models.models(card.id for card in await app.shelf.cards()).encode())
+    await reply.whole(200, openai_models.models(card.id for card in await app.models.cards()).encode())
 
 
 async def list_v0(app: App, request: Request, reply: Reply, _: str) -> None:
-    listed = lmstudio_v0.models(await app.shelf.cards(), app.pool.instances(), app.config.v0_extras)
+    listed = lmstudio_v0.models(await app.models.cards(), app.models.instances(), app.config.v0_extras)
     await reply.whole(200, listed.encode())
 
 
 async def list_v1(app: App, request: Request, reply: Reply, _: str) -> None:
-    await reply.whole(200, lmstudio_v1.models(await app.shelf.cards(), app.pool.instances()).encode())
+    await reply.whole(200, lmstudio_v1.models(await app.models.cards(), app.models.instances()).encode())
 
 
 async def show_openai(app: App, request: Request, reply: Reply, name: str) -> None:
-    await reply.whole(200, openai_models.model((await app.shelf.resolve(name)).id).encode())
+    await reply.whole(200, openai_models.model((await app.models.resolve(name)).id).encode())
 
 
 async def show_v0(app: App, request: Request, reply: Reply, name: str) -> None:
-    card = await app.shelf.resolve(name)
-    instance = next((instance for instance in app.pool.instances() if instance.id == card.id), None)
+    card = await app.models.resolve(name)
+    instance = next((instance for instance in app.models.instances() if instance.id == card.id), None)
     await reply.whole(200, lmstudio_v0.model(card.id, card, instance, app.config.v0_extras).encode())
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Union
 
-from .app import make_pool
+from .app import open_pool
 from .config import Config
 from .core.catalog import Catalog
 from .core.pool import Needs
@@ -49,7 +49,7 @@ class Model:
         self._name, self._needs_embedding = cards[0].id, cards[0].type == "embedding"
         self._thread = LoopThread("lmlite-model")
         try:
-            self._pool = make_pool(config, catalog)
+            self._pool = open_pool(config, catalog)
             self._thread.call(self._load())
         except BaseException:
             self.close()

@@ -150,7 +150,7 @@ class Service:
         self._acceptors = [Acceptor(listening, self.app.connect) for listening in sockets]
 
     async def cards(self) -> tuple[ModelCard, ...]:
-        return await self.app.shelf.cards()
+        return await self.app.models.cards()
 
     def expire(self) -> None:
         if self._expired is not None:

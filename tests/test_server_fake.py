@@ -131,7 +131,7 @@ def test_alias_names_a_model(serve_fake: Serve) -> None:
 
 def test_model_that_came_to_the_disk_is_found(serve_fake: Serve, tmp_path: Path) -> None:
     server = serve_fake(models_dir=[tmp_path / "late"])
-    server.service.app.shelf.max_age_s = 0
+    server.service.app.models.max_age_s = 0
     client = server.client()
     assert client.get("/v1/models").status == 200
     path = tmp_path / "late" / "acme" / "newcomer" / "newcomer-Q4_K_M.gguf"
@@ -233,7 +233,7 @@ def test_bug_is_answered_without_its_text_and_logged_with_its_trace(
     def broken() -> None:
         raise ZeroDivisionError("a secret")
 
-    monkeypatch.setattr(fake_server.service.app.pool, "instances", broken)
+    monkeypatch.setattr(fake_server.service.app.models, "instances", broken)
     with caplog.at_level(logging.ERROR, "lmlite"):
         answers = [fake_server.client().get(path) for path in ("/api/v0/models", "/api/v1/models")]
     assert [answer.status for answer in answers] == [500, 500]
