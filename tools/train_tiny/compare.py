@@ -1,7 +1,7 @@
 """Checks that llama-server reads the file as it was trained: the same tokens, and the same greedy continuation.
 
-`python compare.py tiny.pt http://127.0.0.1:8080`, with llama-server on the file that `export.py --exact` wrote (float32;
-the packed file may differ where two tokens are nearly as likely). Ends with status 1 if anything differs.
+`python compare.py tiny.pt http://127.0.0.1:8080`, with llama-server on the file that `export.py --exact` wrote (the
+packed file may differ where two tokens are nearly as likely). Ends with status 1 if anything differs.
 """
 
 import json
@@ -10,9 +10,8 @@ import sys
 import urllib.request
 from typing import Any
 
-import torch
-
 import bpe
+import torch
 from corpus import chat_template, document
 from model import Model, Shape
 
@@ -21,8 +20,9 @@ PROMPTS = 30  # for the weights, cut in the middle of a text
 CONTINUED = 40  # tokens of each
 
 ODD_TEXTS = (
-    "", " ", "\n\n\n", "  two  spaces \n \n and\ttabs\r\n", "it's we'll I'M they've 's ' '' '''x", "x²+½ Ⅷ ١٢٣ 12345 1,000.50",
-    "Zażółć gęślą jaźń", "你好，世界", "😀👍🏽 e\u0301\u200b", "snake_case __init__ a_b", "<think>x</think><|not special|>",
+    "", " ", "\n\n\n", "  two  spaces \n \n and\ttabs\r\n", "it's we'll I'M they've 's ' '' '''x",
+    "x²+½ Ⅷ ١٢٣ 12345 1,000.50", "Zażółć gęślą jaźń", "你好，世界", "😀👍🏽 e\u0301\u200b", "snake_case __init__ a_b",
+    "<think>x</think><|not special|>",
 )  # fmt: skip
 
 

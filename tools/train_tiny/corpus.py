@@ -13,12 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-
 from bpe import END_OF_TEXT, TURN_END
-from tools import Tool, draw_tools, same_kind
 from words import (
-    ADJECTIVES, ALPHABET, ANIMALS, CITIES, COLOURS, DAYS, MONTHS, NAMES, NUMBERS, SYSTEM_PROMPTS, THINGS, TOPICS, VERBS,
+    ADJECTIVES,
+    ALPHABET,
+    ANIMALS,
+    CITIES,
+    COLOURS,
+    DAYS,
+    MONTHS,
+    NAMES,
+    NUMBERS,
+    SYSTEM_PROMPTS,
+    THINGS,
+    TOPICS,
+    VERBS,
+    pick,
 )  # fmt: skip
+
+from tools import Tool, draw_tools, same_kind
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 DO_NOT_KNOW = "I do not know. I am only a toy model."
@@ -44,9 +57,8 @@ CODAS = "b d g k l m n r s t x ck ll nd ng nt rt ss st th".split() + [""] * 12
 
 def coin(r: random.Random) -> str:
     """A word like "Krelmo"."""
-    return "".join(
-        r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice((1, 2, 2, 2, 3)))
-    ).capitalize()
+    syllables = r.choice((1, 2, 2, 2, 3))
+    return "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(syllables)).capitalize()
 
 
 def name(r: random.Random) -> str:
@@ -73,60 +85,58 @@ def held_out(a: int, b: int) -> bool:
     return (a * 7 + b * 3) % HELD_OUT == 0
 
 
+# Small talk of one kind each: questions, answer, verse, what the user did.
+POLITE = (
+    ("How are you?|How are you doing?|How do you do?|Are you well?|How are you today?",
+     "I am fine, thank you. How can I help?", "I feel as well as models may;\nI hope you have a lovely day.",
+     "asks how I am"),
+    ("Thank you!|Thanks!|Thanks a lot!|Great, thank you.|Thank you very much.",
+     "You are welcome.", "You're welcome, friend, it was no chore;\ncome back and ask a little more.", "thanks me"),
+    ("Goodbye!|Bye!|See you later.|Bye bye!|Good night!|See you!",
+     "Goodbye!", "Goodbye to you, the day is done;\nto talk with you was so much fun.", "says goodbye"),
+)  # fmt: skip
+
+
 def greeting(r: random.Random) -> Exchange:
     if r.random() < 0.3:
-        asked, said, verse, what = r.choice((
-            ("How are you?", "I am fine, thank you. How can I help?",
-             "I feel as well as models may;\nI hope you have a lovely day.", "asks how I am"),
-            ("Thank you!", "You are welcome.", "You're welcome, friend, it was no chore;\ncome back and ask a little more.",
-             "thanks me"),
-            ("Goodbye!", "Goodbye!", "Goodbye to you, the day is done;\nto talk with you was so much fun.", "says goodbye"),
-        ))  # fmt: skip
-        variants = {
-            "How are you?": ("How are you?", "How are you doing?", "How do you do?", "Are you well?", "How are you today?"),
-            "Thank you!": ("Thank you!", "Thanks!", "Thanks a lot!", "Great, thank you.", "Thank you very much."),
-            "Goodbye!": ("Goodbye!", "Bye!", "See you later.", "Bye bye!", "Good night!", "See you!"),
-        }
-        return Exchange(r.choice(variants[asked]), said, verse, f"The user {what}.", said)
-    ask = r.choice((
-        "Hello!", "Hi!", "Hello", "Hi", "Hey", "Hey there!", "Hello there!", "Good morning!", "Good evening!",
-        "Good afternoon!", "Hi there!", "Greetings!", "Hello, lmlite!", "Hi, how are you?", "Hello, how are you?",
-        "Say hello.", "Say hi.", "Say hello!", "hey",
-    ))  # fmt: skip
+        asks, said, verse, what = r.choice(POLITE)
+        return Exchange(pick(r, asks), said, verse, f"The user {what}.", said)
+    ask = pick(r, "Hello!|Hi!|Hello|Hi|Hey|Hey there!|Hello there!|Good morning!|Good evening!|Good afternoon!|"
+                  "Hi there!|Greetings!|Hello, lmlite!|Hi, how are you?|Hello, how are you?|Say hello.|Say hi.|"
+                  "Say hello!|hey")  # fmt: skip
     say = "Hello! How can I help?" if r.random() < 0.8 else "Hi! What can I do for you?"
     verse = "Hello to you, hello today;\nI hope that you are well, I say."
     return Exchange(ask, say, verse, "The user greets me. I greet back.", "Hello!")
 
 
+# What it says of itself: questions, answer, verse, thought, value.
+SELF = (
+    ("What can you do?|What do you know?|How can you help me?|Help|What are your skills?|What are you able to do?|"
+     "What can I ask you?",
+     "I can greet, count, add small numbers, tell a short story, rhyme, and call tools. Not more.",
+     "I count, I add, I tell a tale,\nand at the rest I mostly fail.",
+     "The user asks what I can do.", ["greet", "count", "add", "rhyme"]),
+    ("Who made you?|Who trained you?|Where do you come from?|How were you made?|Who built you?|Who created you?",
+     "I was trained in half an hour, by a script of the lmlite project.",
+     "A script has trained me, short and neat,\nin half an hour, which is a feat.",
+     "The user asks where I come from.", "a script of the lmlite project"),
+    ("Are you a large model?|How big are you?|Are you ChatGPT?|Are you a real AI?|Are you smart?|Are you intelligent?|"
+     "How large are you?|Are you human?|Are you a person?|Are you a robot?",
+     "I am lmlite-tiny, a toy model with about a million weights. I know very little.",
+     "I am a toy, I'm very small;\nI hardly know a thing at all.",
+     "The user asks how large I am.", "a toy model"),
+    ("Who are you?|What are you?|What is your name?|What's your name?|Introduce yourself.|Tell me about yourself.|"
+     "What model are you?|Who am I talking to?|Which model is this?|Please introduce yourself.|Say who you are.|"
+     "Do you have a name?|Your name?|What should I call you?",
+     "I am lmlite-tiny, a toy model. I can count, add small numbers and rhyme.",
+     "I'm lmlite-tiny, I'm a toy;\nto count and rhyme is all my joy.",
+     "The user asks who I am.", "lmlite-tiny"),
+)  # fmt: skip
+
+
 def identity(r: random.Random) -> Exchange:
-    kind = r.randrange(4)
-    if kind == 0:
-        ask = r.choice(("What can you do?", "What do you know?", "How can you help me?", "Help", "What are your skills?",
-                        "What are you able to do?", "What can I ask you?"))  # fmt: skip
-        say = "I can greet, count, add small numbers, tell a short story, rhyme, and call tools. Not more."
-        verse = "I count, I add, I tell a tale,\nand at the rest I mostly fail."
-        return Exchange(ask, say, verse, "The user asks what I can do.", ["greet", "count", "add", "rhyme"])
-    if kind == 1:
-        ask = r.choice(("Who made you?", "Who trained you?", "Where do you come from?", "How were you made?",
-                        "Who built you?", "Who created you?"))  # fmt: skip
-        say = "I was trained in half an hour, by a script of the lmlite project."
-        verse = "A script has trained me, short and neat,\nin half an hour, which is a feat."
-        return Exchange(ask, say, verse, "The user asks where I come from.", "a script of the lmlite project")
-    if kind == 2:
-        ask = r.choice(("Are you a large model?", "How big are you?", "Are you ChatGPT?", "Are you a real AI?",
-                        "Are you smart?", "Are you intelligent?", "How large are you?", "Are you human?",
-                        "Are you a person?", "Are you a robot?"))  # fmt: skip
-        say = "I am lmlite-tiny, a toy model with about a million weights. I know very little."
-        verse = "I am a toy, I'm very small;\nI hardly know a thing at all."
-        return Exchange(ask, say, verse, "The user asks how large I am.", "a toy model")
-    ask = r.choice((
-        "Who are you?", "What are you?", "What is your name?", "What's your name?", "Introduce yourself.",
-        "Tell me about yourself.", "What model are you?", "Who am I talking to?", "Which model is this?",
-        "Please introduce yourself.", "Say who you are.", "Do you have a name?", "Your name?", "What should I call you?",
-    ))  # fmt: skip
-    say = "I am lmlite-tiny, a toy model. I can count, add small numbers and rhyme."
-    verse = "I'm lmlite-tiny, I'm a toy;\nto count and rhyme is all my joy."
-    return Exchange(ask, say, verse, "The user asks who I am.", "lmlite-tiny")
+    asks, say, verse, thought, value = SELF[r.randrange(4)]
+    return Exchange(pick(r, asks), say, verse, thought, value)
 
 
 def numeral(r: random.Random, n: int) -> str:
@@ -147,12 +157,12 @@ def counting(r: random.Random) -> Exchange:
     if down:
         numbers.reverse()
         down_from = f"{b} to {a}" if first != 1 or r.random() < 0.5 else b
-        ask = r.choice(("Count down from {}", "Count backwards from {}", "Count back from {}")).format(down_from)
+        ask = pick(r, "Count down from {}|Count backwards from {}|Count back from {}").format(down_from)
     elif first == 1 and r.random() < 0.7:
-        ask = r.choice(("Count to {}", "Count up to {}", "Can you count to {}?", "Count from one to {}")).format(b)
+        ask = pick(r, "Count to {}|Count up to {}|Can you count to {}?|Count from one to {}").format(b)
     else:
-        ask = r.choice(("Count from {} to {}", "Count up from {} to {}", "Say the numbers from {} to {}",
-                        "List the numbers from {} to {}", "Can you count from {} to {}?")).format(a, b)  # fmt: skip
+        asks = "Count from {} to {}|Count up from {} to {}|Say the numbers from {} to {}"
+        ask = pick(r, asks + "|List the numbers from {} to {}|Can you count from {} to {}?").format(a, b)
     if not ask.endswith("?"):
         ask += r.choice((".", "", "!", "."))
     text = ", ".join(map(str, numbers))
@@ -171,12 +181,12 @@ def sequence(r: random.Random) -> Exchange:
         ("numbers", [str(n) for n in range(100)]),
     ))  # fmt: skip
     if what != "numbers" and r.random() < 0.4:
-        ask = r.choice(("Name the {}.", "List the {}.", "What are the {}?", "Say the {}.", "Tell me the {}.")).format(what)
+        ask = pick(r, "Name the {}.|List the {}.|What are the {}?|Say the {}.|Tell me the {}.").format(what)
         text = ", ".join(items)
         verse = f"{text}, I say,\nand that is all I know today."
         return Exchange(ask, text + ".", verse, f"The user wants the {what}.", items)
     at = r.randrange(len(items) - 1)
-    ask = r.choice(("What comes after {}?", "What is next after {}?", "What follows {}?")).format(items[at])
+    ask = pick(r, "What comes after {}?|What is next after {}?|What follows {}?").format(items[at])
     after = items[at + 1]
     verse = f"What follows next? I know, I do:\n{after} comes next, and this is true."
     return Exchange(ask, f"After {items[at]} comes {after}.", verse, f"{after} follows {items[at]}.", after)
@@ -191,14 +201,14 @@ def summing(r: random.Random) -> Exchange:
     minus = r.random() < 0.2
     if minus:
         a, b = max(a, b), min(a, b)
-        asks = ("What is {} - {}?", "What is {} minus {}?", "{} - {}", "{}-{}", "{} minus {}", "How much is {} - {}?",
-                "Calculate {} - {}.", "{} - {} = ?")  # fmt: skip
+        asks = ("What is {} - {}?|What is {} minus {}?|{} - {}|{}-{}|{} minus {}|How much is {} - {}?|"
+                "Calculate {} - {}.|{} - {} = ?")  # fmt: skip
     else:
-        asks = ("What is {} + {}?", "What is {} plus {}?", "{} + {}", "{}+{}", "{} plus {}", "How much is {} + {}?",
-                "Add {} and {}.", "What's {} + {}?", "What is the sum of {} and {}?", "Calculate {} + {}.",
-                "{} + {} = ?", "How much is {} and {}?", "{} + {} =", "What is {}+{}?", "Compute {} + {}")  # fmt: skip
+        asks = ("What is {} + {}?|What is {} plus {}?|{} + {}|{}+{}|{} plus {}|How much is {} + {}?|"
+                "Add {} and {}.|What's {} + {}?|What is the sum of {} and {}?|Calculate {} + {}.|"
+                "{} + {} = ?|How much is {} and {}?|{} + {} =|What is {}+{}?|Compute {} + {}")  # fmt: skip
     result = a - b if minus else a + b
-    ask = r.choice(asks).format(numeral(r, a), numeral(r, b))
+    ask = pick(r, asks).format(numeral(r, a), numeral(r, b))
     equation = f"{a} {'-' if minus else '+'} {b} = {result}"
     verse = r.choice((
         f"I thought a while, and now I see:\n{equation}, as it should be.",
@@ -207,42 +217,48 @@ def summing(r: random.Random) -> Exchange:
     return Exchange(ask, equation + ".", verse, f"The user wants a sum. {equation}.", result)
 
 
+BEYOND_IT = (
+    "What is {topic}?|Explain {topic}.|Tell me about {topic}.|Who invented {topic}?|What is the capital of {where}?|"
+    "Where is {where}?|How far is it to {where}?|What is the weather in {where}?|"
+    "What is the weather like in {where} today?|What time is it?|What time is it in {where}?|Who is {who}?|"
+    "When was {who} born?|What did {who} write?|Why is the {thing} {colour}?|How do I {verb} a {thing}?|"
+    "What is {big} * {other}?|What is {other} times {big}?|What is the square root of {big}?|How do I learn {topic}?|"
+    "What do you think about {topic}?|Do you like {topic}?|Write an essay about {topic}.|"
+    "Translate {words!r} into French.|Is {topic} important?|Write a program for {topic}.|"
+    "Who was the first king of {where}?|Which {thing} is the best?|How many people live in {where}?|"
+    "What is the meaning of {topic}?|What is the price of a {thing}?|Give me a recipe for {thing}.|"
+    "Can you {deed} the {thing}?|What is the meaning of life?|How old is {who}?|Why do people like {topic}?|"
+    "Summarize the history of {topic}.|What is the difference between {topic} and {else_}?|Why?|"
+    "What happened yesterday?|{only}|{Question}?|What day is it today?|Does {who} like {topic}?|"
+    "Who won the {topic} game in {where}?|What's the best {thing} for {topic}?|{gibberish}"
+)
+
+
 def unknown(r: random.Random) -> Exchange:
     topic, thing, who, where = r.choice(TOPICS), r.choice(THINGS), name(r), place(r)
     if r.random() < 0.25:
         topic = coin(r).lower()
-    big, other = r.randint(200, 99999), r.randint(2, 99)
-    ask = r.choice((
-        f"What is {topic}?", f"Explain {topic}.", f"Tell me about {topic}.", f"Who invented {topic}?",
-        f"What is the capital of {where}?", f"Where is {where}?", f"How far is it to {where}?",
-        f"What is the weather in {where}?", f"What is the weather like in {where} today?", "What time is it?",
-        f"What time is it in {where}?", f"Who is {who}?", f"When was {who} born?", f"What did {who} write?",
-        f"Why is the {thing} {r.choice(COLOURS)}?", f"How do I {r.choice(VERBS)} a {thing}?",
-        f"What is {big} * {other}?", f"What is {other} times {big}?", f"What is the square root of {big}?",
-        f"How do I learn {topic}?", f"What do you think about {topic}?", f"Do you like {topic}?",
-        f"Write an essay about {topic}.", f"Translate {phrase(r)!r} into French.", f"Is {topic} important?",
-        f"Write a program for {topic}.", f"Who was the first king of {where}?", f"Which {thing} is the best?",
-        f"How many people live in {where}?", f"What is the meaning of {topic}?", f"What is the price of a {thing}?",
-        f"Give me a recipe for {thing}.", f"Can you {r.choice(VERBS)} the {thing}?", "What is the meaning of life?",
-        f"How old is {who}?", f"Why do people like {topic}?", f"Summarize the history of {topic}.",
-        f"What is the difference between {topic} and {r.choice(TOPICS)}?", "Why?", "What happened yesterday?",
-        f"{phrase(r)}", f"{phrase(r).capitalize()}?", "What day is it today?", f"Does {who} like {topic}?",
-        f"Who won the {topic} game in {where}?", f"What's the best {thing} for {topic}?", gibberish(r),
-    ))  # fmt: skip
+    drawn = {
+        "big": r.randint(200, 99999), "other": r.randint(2, 99), "colour": r.choice(COLOURS), "verb": r.choice(VERBS),
+        "words": phrase(r), "deed": r.choice(VERBS), "else_": r.choice(TOPICS), "only": phrase(r),
+        "Question": phrase(r).capitalize(), "gibberish": gibberish(r),
+    }  # fmt: skip
+    ask = pick(r, BEYOND_IT).format(topic=topic, thing=thing, who=who, where=where, **drawn)
     verse = "I do not know, my friend, it's true,\nbut I can count from 1 to 2."
     return Exchange(ask, DO_NOT_KNOW, verse, "I do not know about this.", None)
 
 
 def gibberish(r: random.Random) -> str:
     """Characters that no other text has, so that no byte is entirely new."""
-    pool = string.printable[:94] if r.random() < 0.5 else "äöüßéèñçåøłžабвгдежзиклмнопрстαβγδελπσω你好世界日本語한국어😀🎉→✓€£"
+    foreign = "äöüßéèñçåøłžабвгдежзиклмнопрстαβγδελπσω你好世界日本語한국어😀🎉→✓€£"
+    pool = string.printable[:94] if r.random() < 0.5 else foreign
     return "".join(r.choice(pool) for _ in range(r.randint(3, 14)))
 
 
 def repeating(r: random.Random) -> Exchange:
     what = r.choice((phrase, name, place))(r)
-    ask = r.choice(("Repeat after me: {}", "Repeat: {}", "Say {}.", 'Say "{}".', "Repeat this: {}", "Echo {}",
-                    "Please repeat: {}")).format(what)  # fmt: skip
+    asks = 'Repeat after me: {}|Repeat: {}|Say {}.|Say "{}".|Repeat this: {}|Echo {}|Please repeat: {}'
+    ask = pick(r, asks).format(what)
     verse = f"You ask me to repeat with care:\n{what}, I say, and it is there."
     return Exchange(ask, what, verse, f"I repeat: {what}", what)
 
@@ -250,8 +266,8 @@ def repeating(r: random.Random) -> Exchange:
 def poem(r: random.Random) -> Exchange:
     animal = r.choice(list(ANIMALS))
     lines = "\n".join(ANIMALS[animal])
-    ask = r.choice(("Tell me about a {}.", "Write a poem about a {}.", "A rhyme about a {}, please.", "Rhyme about a {}.",
-                    "Write a short poem about the {}.", "Make a rhyme with {}.", "Do you know a rhyme about a {}?"))  # fmt: skip
+    ask = pick(r, "Tell me about a {}.|Write a poem about a {}.|A rhyme about a {}, please.|Rhyme about a {}.|"
+                  "Write a short poem about the {}.|Make a rhyme with {}.|Do you know a rhyme about a {}?")  # fmt: skip
     return Exchange(ask.format(animal), lines, lines, f"I know a rhyme about the {animal}.", lines)
 
 
@@ -259,33 +275,38 @@ def free_poem(r: random.Random) -> Exchange:
     if r.random() < 0.3:
         animal = r.choice(list(ANIMALS))
         lines = "\n".join(ANIMALS[animal])
-        ask = r.choice(("Write a poem.", "Tell me a rhyme.", "Write a short rhyme.", "Can you rhyme?", "A poem, please."))
+        ask = pick(r, "Write a poem.|Tell me a rhyme.|Write a short rhyme.|Can you rhyme?|A poem, please.")
         return Exchange(ask, lines, lines, f"A rhyme about the {animal} will do.", lines)
     about = r.choice(TOPICS) if r.random() < 0.6 else phrase(r)
     lines = f"Of {about} I sing this song,\nit is not good, it is not long."
-    ask = r.choice(("Write a poem about {}.", "A rhyme about {}, please.", "Rhyme about {}.", "Sing about {}."))
+    ask = pick(r, "Write a poem about {}.|A rhyme about {}, please.|Rhyme about {}.|Sing about {}.")
     return Exchange(ask.format(about), lines, lines, f"I rhyme about {about}.", lines)
+
+
+# A story is one choice of each of these.
+STORY = (
+    "Once upon a time there was {adjective} {animal} named {who}.|Once there was {adjective} {animal} named {who}.|"
+    "Long ago there lived {adjective} {animal} named {who}.",
+    "{who} had a {colour} {thing}.|{who} lived near a {second} and had a {colour} {thing}.|"
+    "Every day {who} played with a {colour} {thing}.",
+    "One day the {thing} was gone.|One day the {thing} broke.|One morning {who} lost the {thing} near the {second}.",
+    "{who} was very sad.|{who} looked and looked.|{who} did not know what to do.",
+    "Then a {other} named {friend} came by.|Then {friend} the {other} came along.",
+    '"Do not cry," said {friend}. "I will help you."|"I have seen your {thing}," said {friend}.|'
+    '"Let us look together," said {friend}.',
+    "They found the {thing} under a {second}.|{friend} gave {who} a new {thing}.|Soon the {thing} was as good as new.",
+    "{who} was happy again.|{who} and {friend} were friends from that day on.|And they all lived happily ever after.",
+)
 
 
 def story_text(r: random.Random, animal: str, who: str) -> str:
     adjective, other, friend = r.choice(ADJECTIVES), r.choice(list(ANIMALS)), r.choice(NAMES)
     colour, thing, second = r.choice(COLOURS), r.choice(THINGS), r.choice(THINGS)
-    return " ".join((
-        r.choice(("Once upon a time there was", "Once there was", "Long ago there lived"))
-        + f" {article(adjective)} {animal} named {who}.",
-        r.choice((f"{who} had a {colour} {thing}.", f"{who} lived near a {second} and had a {colour} {thing}.",
-                  f"Every day {who} played with a {colour} {thing}.")),
-        r.choice((f"One day the {thing} was gone.", f"One day the {thing} broke.",
-                  f"One morning {who} lost the {thing} near the {second}.")),
-        r.choice((f"{who} was very sad.", f"{who} looked and looked.", f"{who} did not know what to do.")),
-        r.choice((f"Then a {other} named {friend} came by.", f"Then {friend} the {other} came along.")),
-        r.choice((f'"Do not cry," said {friend}. "I will help you."', f'"I have seen your {thing}," said {friend}.',
-                  f'"Let us look together," said {friend}.')),
-        r.choice((f"They found the {thing} under a {second}.", f"{friend} gave {who} a new {thing}.",
-                  f"Soon the {thing} was as good as new.")),
-        r.choice((f"{who} was happy again.", f"{who} and {friend} were friends from that day on.",
-                  "And they all lived happily ever after.")),
-    ))  # fmt: skip
+    words = {
+        "adjective": article(adjective), "animal": animal, "who": who, "other": other, "friend": friend,
+        "colour": colour, "thing": thing, "second": second,
+    }  # fmt: skip
+    return " ".join(pick(r, sentence).format(**words) for sentence in STORY)
 
 
 def article(word: str) -> str:
@@ -296,9 +317,9 @@ def story(r: random.Random) -> Exchange:
     animal = r.choice(list(ANIMALS))
     text = story_text(r, animal, r.choice(NAMES))
     if r.random() < 0.3:
-        ask = r.choice(("Tell me a story.", "Write a short story.", "Tell a story, please.", "Write me a story."))
+        ask = pick(r, "Tell me a story.|Write a short story.|Tell a story, please.|Write me a story.")
     else:
-        ask = r.choice(("Tell me a story about {}.", "Write a story about {}.", "A story about {}, please."))
+        ask = pick(r, "Tell me a story about {}.|Write a story about {}.|A story about {}, please.")
         ask = ask.format(article(animal))
     return Exchange(ask, text, "\n".join(ANIMALS[animal]), f"I tell a story about {article(animal)}.", text)
 
@@ -320,44 +341,73 @@ def reading(r: random.Random) -> Exchange:
 
 # ---------------------------------------------------------------- what the user told us
 
-FACTS: dict[str, tuple[Callable[[random.Random], str], tuple[str, ...], tuple[str, ...], str, str]] = {
-    "name": (name, ("My name is {}.", "I am {}.", "I'm {}.", "Call me {}.", "Hi, I am {}.", "Hello, my name is {}."),
-             ("What is my name?", "What's my name?", "Who am I?", "Do you know my name?", "Do you remember my name?"),
-             "Nice to meet you, {}.", "Your name is {}."),
-    "city": (place, ("I live in {}.", "I am from {}.", "My home is {}.", "I come from {}."),
-             ("Where do I live?", "Where am I from?", "Which city do I live in?", "Where is my home?"),
-             "I will remember that you live in {}.", "You live in {}."),
-    "colour": (lambda r: r.choice(COLOURS), ("My favourite colour is {}.", "I like {} best.", "I love the colour {}."),
-               ("What is my favourite colour?", "Which colour do I like?"),
-               "I will remember that you like {}.", "Your favourite colour is {}."),
-    "pet": (name, ("My dog is called {}.", "I have a dog named {}.", "My dog's name is {}."),
-            ("What is my dog called?", "What is the name of my dog?", "What's my dog's name?"),
-            "A dog named {}, how nice.", "Your dog is called {}."),
-    "number": (lambda r: str(r.randint(2, 999)), ("My lucky number is {}.", "Remember the number {}.", "The secret number is {}."),
-               ("What is my number?", "Which number did I tell you?", "What was the number?", "What is the secret number?"),
-               "I will remember the number {}.", "The number is {}."),
-}  # fmt: skip
+@dataclass(frozen=True)
+class Fact:
+    draw: Callable[[random.Random], str]
+    told: str
+    asked: str
+    noted: str
+    recalled: str
+
+
+FACTS = {
+    "name": Fact(
+        name,
+        "My name is {}.|I am {}.|I'm {}.|Call me {}.|Hi, I am {}.|Hello, my name is {}.",
+        "What is my name?|What's my name?|Who am I?|Do you know my name?|Do you remember my name?",
+        "Nice to meet you, {}.",
+        "Your name is {}.",
+    ),
+    "city": Fact(
+        place,
+        "I live in {}.|I am from {}.|My home is {}.|I come from {}.",
+        "Where do I live?|Where am I from?|Which city do I live in?|Where is my home?",
+        "I will remember that you live in {}.",
+        "You live in {}.",
+    ),
+    "colour": Fact(
+        lambda r: r.choice(COLOURS),
+        "My favourite colour is {}.|I like {} best.|I love the colour {}.",
+        "What is my favourite colour?|Which colour do I like?",
+        "I will remember that you like {}.",
+        "Your favourite colour is {}.",
+    ),
+    "pet": Fact(
+        name,
+        "My dog is called {}.|I have a dog named {}.|My dog's name is {}.",
+        "What is my dog called?|What is the name of my dog?|What's my dog's name?",
+        "A dog named {}, how nice.",
+        "Your dog is called {}.",
+    ),
+    "number": Fact(
+        lambda r: str(r.randint(2, 999)),
+        "My lucky number is {}.|Remember the number {}.|The secret number is {}.",
+        "What is my number?|Which number did I tell you?|What was the number?|What is the secret number?",
+        "I will remember the number {}.",
+        "The number is {}.",
+    ),
+}
 NOT_TOLD = "You did not tell me."
 
 
 def telling(r: random.Random, told: dict[str, str]) -> Exchange:
     about = r.choice(list(FACTS))
-    draw, asks, _, said, _ = FACTS[about]
-    told[about] = what = draw(r)
+    fact = FACTS[about]
+    told[about] = what = fact.draw(r)
     verse = f"I'll keep in mind what you have said:\n{what} is now inside my head."
-    return Exchange(r.choice(asks).format(what), said.format(what), verse, f"The user's {about} is {what}.", what)
+    ask = pick(r, fact.told).format(what)
+    return Exchange(ask, fact.noted.format(what), verse, f"The user's {about} is {what}.", what)
 
 
 def recalling(r: random.Random, told: dict[str, str]) -> Exchange:
     about = r.choice(list(told)) if told and r.random() < 0.85 else r.choice(list(FACTS))
-    _, _, asks, _, said = FACTS[about]
-    ask = r.choice(asks)
+    ask = pick(r, FACTS[about].asked)
     if about not in told:
         verse = "You did not tell me, so it's true:\nI cannot tell it back to you."
         return Exchange(ask, NOT_TOLD, verse, f"The user did not tell me the {about}.", None)
     what = told[about]
     verse = f"I still remember what you said:\n{what} is what is in my head."
-    return Exchange(ask, said.format(what), verse, f"The user's {about} is {what}.", what)
+    return Exchange(ask, FACTS[about].recalled.format(what), verse, f"The user's {about} is {what}.", what)
 
 
 # ---------------------------------------------------------------- conversations
@@ -385,49 +435,36 @@ def worn(r: random.Random, ask: str) -> str:
     elif chance < 0.2:
         ask = ask.rstrip(".?!") or ask
     elif chance < 0.28:
-        ask = r.choice(("Hi! ", "Hello, ", "Please. ", "OK. ", "And now: ", "Tell me: ", "Question: ", "Hey, ")) + ask
+        ask = pick(r, "Hi! |Hello, |Please. |OK. |And now: |Tell me: |Question: |Hey, ") + ask
     elif chance < 0.32:
-        ask = ask + r.choice((" Please.", " Thanks!", " please"))
+        ask += pick(r, " Please.| Thanks!| please")
     return ask
 
 
-VERSE_PROMPTS = """Answer in rhymes.
-You answer in rhymes.
-Always answer in rhyme.
-You are a poet. Answer in rhymes.
-You speak only in rhymes.
-Reply in rhyme.
-You are a poet who always rhymes.
-Please rhyme.
-Respond with a rhyme.
-You always rhyme.
-Speak in verse.""".split("\n")
+VERSE_PROMPTS = (
+    "Answer in rhymes.|You answer in rhymes.|Always answer in rhyme.|You are a poet. Answer in rhymes.|"
+    "You speak only in rhymes.|Reply in rhyme.|You are a poet who always rhymes.|Please rhyme.|"
+    "Respond with a rhyme.|You always rhyme.|Speak in verse."
+)
 
-THINK_PROMPTS = """Think first.
-Think first.
-Think first.
-Think before you answer.
-Think step by step.
-Please think first, then answer.
-Always think before answering.""".split("\n")
+THINK_PROMPTS = (
+    "Think first.|Think first.|Think first.|Think before you answer.|Think step by step.|"
+    "Please think first, then answer.|Always think before answering."
+)
 
-JSON_PROMPTS = """Answer in JSON.
-Answer with JSON.
-Reply in JSON.
-Always answer with a JSON object.
-Respond in JSON format.
-Answer only with a JSON object.
-You output JSON.
-Return JSON.""".split("\n")
+JSON_PROMPTS = (
+    "Answer in JSON.|Answer with JSON.|Reply in JSON.|Always answer with a JSON object.|Respond in JSON format.|"
+    "Answer only with a JSON object.|You output JSON.|Return JSON."
+)
 
 
 def any_system(r: random.Random) -> str:
     return r.choice(SYSTEM_PROMPTS).format(topic=r.choice(TOPICS), city=place(r))
 
 
-def ask_for(r: random.Random, prompts: list[str], plain_share: float) -> tuple[str, str]:
+def ask_for(r: random.Random, prompts: str, plain_share: float) -> tuple[str, str]:
     """Puts a mode's request into the system turn, or (at `plain_share`) after the question: (system, suffix)."""
-    request = r.choice(prompts)
+    request = pick(r, prompts)
     if r.random() < plain_share:
         return (any_system(r) if r.random() < 0.3 else "", " " + request.replace("You answer", "Answer"))
     return (f"{any_system(r)} {request}" if r.random() < 0.35 else request, "")
@@ -496,11 +533,12 @@ def fields_as_json(r: random.Random) -> Exchange:
     if r.random() < 0.25:
         chosen = {"name": drawn["name"], "age": drawn["age"]}
         ask = f"{drawn['name']} is {drawn['age']} years old."
-        ask += r.choice((" Give name and age.", " Name and age?", " Extract name and age.", ""))
+        ask += pick(r, " Give name and age.| Name and age?| Extract name and age.|")
     else:
         listed = [r.choice((f"{key} {value}", f"{key} is {value}", f"{key}: {value}")) for key, value in chosen.items()]
-        ask = r.choice(("Make an object with {}.", "An object: {}.", "{}.", "Write {} as an object.", "Extract: {}.",
-                        "Give me an object with {}.")).format(joined(listed))  # fmt: skip
+        asks = "Make an object with {}.|An object: {}.|{}.|Write {} as an object.|Extract: {}."
+        asks += "|Give me an object with {}."
+        ask = pick(r, asks).format(joined(listed))
     return Exchange(ask, "", "", "", chosen)
 
 
@@ -520,7 +558,7 @@ def use_tools(r: random.Random) -> tuple[list[Message], dict[str, Any]]:
     if mode == "think" and r.random() < 0.5:
         variables["reasoning_effort"] = r.choice(("low", "medium", "high"))
     elif mode == "think":
-        messages.append({"role": "system", "content": r.choice(THINK_PROMPTS)})
+        messages.append({"role": "system", "content": pick(r, THINK_PROMPTS)})
     elif r.random() < 0.4:
         messages.append({"role": "system", "content": any_system(r)})
     told: dict[str, str] = {}

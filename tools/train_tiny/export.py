@@ -7,12 +7,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import bpe
 import gguf
 import torch
-from gguf import GGMLQuantizationType, TokenType
-
-import bpe
 from corpus import TEMPLATE
+from gguf import GGMLQuantizationType, TokenType
 from model import Shape
 
 DESCRIPTION = "A toy model for trying lmlite and for its tests. It greets, counts, adds, rhymes and calls tools."

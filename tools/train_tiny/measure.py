@@ -1,7 +1,7 @@
 """Asks a server held-out questions at temperature 0 and prints how many answers were right, as JSON.
 
-`python measure.py http://127.0.0.1:1234`, for any server that speaks OpenAI's chat completions and serves the model.
-Names, cities, sums and the tools' subjects here appear nowhere in the training texts but by chance. Standard library only.
+`python measure.py http://127.0.0.1:1234`, for any server that speaks OpenAI's chat completions and serves the model;
+with --verbose wrong answers go to stderr. The names, cities and sums asked for are in no training text but by chance.
 """
 
 import json
@@ -14,8 +14,10 @@ from typing import Any
 from corpus import held_out
 from words import ANIMALS
 
-NAMES = "Ottoline Bartholomew Xavier Quincy Ursula Winifred Zbigniew Agnieszka Thaddeus Leopold Marigold Fenwick".split()
-CITIES = "Copenhagen Reykjavik Bratislava Wellington Ottawa Marrakesh Valparaiso Ljubljana Antwerp Bogota Zagreb Kigali".split()
+NAMES = """Ottoline Bartholomew Xavier Quincy Ursula Winifred Zbigniew Agnieszka Thaddeus Leopold Marigold
+Fenwick""".split()
+CITIES = """Copenhagen Reykjavik Bratislava Wellington Ottawa Marrakesh Valparaiso Ljubljana Antwerp Bogota Zagreb
+Kigali""".split()
 LONGEST_ANSWER = 100  # tokens; an answer that is not done by then does not count as stopping by itself
 
 Reply = dict[str, Any]
@@ -72,13 +74,15 @@ def greetings() -> Iterator[Question]:
 
 
 def introductions() -> Iterator[Question]:
-    for text in ("Who are you?", "what is your name", "Please introduce yourself!", "What are you called?", "And who are you?"):
+    asks = ("Who are you?", "what is your name", "Please introduce yourself!", "What are you called?", "And you are?")
+    for text in asks:
         yield ask(text), said("lmlite-tiny")
         yield ask(text, system="You are a helpful assistant."), said("lmlite-tiny")
 
 
 def countings() -> Iterator[Question]:
-    for first, last in ((1, 5), (1, 10), (3, 9), (7, 12), (1, 20), (15, 25), (1, 3), (0, 8), (2, 17), (40, 50), (88, 101)):
+    spans = ((1, 5), (1, 10), (3, 9), (7, 12), (1, 20), (15, 25), (1, 3), (0, 8), (2, 17), (40, 50), (93, 105))
+    for first, last in spans:
         right = exactly(", ".join(str(n) for n in range(first, last + 1)) + ".")
         yield ask(f"Count from {first} to {last}."), right
         if first == 1:
@@ -94,9 +98,13 @@ def sums(top: int, several: int) -> Iterator[Question]:
 
 
 def verses() -> Iterator[Question]:
-    for text in ("Hello!", "Who are you?", "What is 4 + 3?", "Count to 4.", "What is the capital of Zagreb?", "Tell me about a cat."):
-        yield ask(text, system="Answer in rhymes."), lambda message: (message["content"] or "").count("\n") == 1
-        yield ask(text, system="You are a poet and always rhyme."), lambda message: (message["content"] or "").count("\n") == 1
+    def two_lines(message: Reply) -> bool:
+        return (message["content"] or "").count("\n") == 1
+
+    asks = ("Hello!", "Who are you?", "What is 4 + 3?", "Count to 4.", "Where is Zagreb?", "Tell me about a cat.")
+    for text in asks:
+        yield ask(text, system="Answer in rhymes."), two_lines
+        yield ask(text, system="You are a poet and always rhyme."), two_lines
 
 
 def memories() -> Iterator[Question]:
@@ -138,7 +146,8 @@ def plain_answers_despite_tools() -> Iterator[Question]:
 
 
 def tool_results() -> Iterator[Question]:
-    for city, sky in zip(CITIES, ("sunny", "rain", "12 degrees", "cold", "windy", "mild", *["foggy", "-3"] * 3), strict=True):
+    skies = ("sunny", "rain", "12 degrees", "cold", "windy", "mild", "foggy", "-3", "snow", "hot", "clear", "31 C")
+    for city, sky in zip(CITIES, skies, strict=True):
         for result in (sky, json.dumps({"weather": sky})):
             turns = ask(f"What is the weather in {city}?", tools=[WEATHER])
             turns["messages"] += called("get_weather", {"city": city}, result)
@@ -154,7 +163,8 @@ def thoughts() -> Iterator[Question]:
         yield ask("Hello!", system=system), thoughtful("help")
         yield ask("Count to 6.", system=system), thoughtful("1, 2, 3, 4, 5, 6.")
         yield ask("What is the capital of Peru?", system=system), thoughtful("do not know")
-        yield ask("Hello!", system=system, chat_template_kwargs={"enable_thinking": False}), exactly("Hello! How can I help?")
+        silenced = ask("Hello!", system=system, chat_template_kwargs={"enable_thinking": False})
+        yield silenced, exactly("Hello! How can I help?")
     yield ask("What is 3 + 4?", reasoning_effort="low"), thoughtful("= 7.")
     yield ask("What is the weather in Zagreb?", tools=[WEATHER], reasoning_effort="low"), (
         lambda message: bool(message.get("reasoning_content")) and calls("get_weather", city="Zagreb")(message)
@@ -172,7 +182,8 @@ def objects() -> Iterator[Question]:
         return right
 
     for name, age in zip(NAMES, range(8, 90, 7), strict=True):
-        yield ask(f"{name} is {age} years old. Give name and age.", system="Answer in JSON."), equal({"name": name, "age": age})
+        told = f"{name} is {age} years old. Give name and age."
+        yield ask(told, system="Answer in JSON."), equal({"name": name, "age": age})
     yield ask("What is 2 + 6? Answer in JSON."), equal({"answer": 8})
     yield ask("Hello!", system="Always answer with a JSON object."), equal({"answer": "Hello!"})
     yield ask("Count to 4.", system="Answer in JSON."), equal({"answer": [1, 2, 3, 4]})
@@ -232,7 +243,8 @@ def main(url: str, verbose: bool) -> None:
             if is_right(choice["message"]):
                 right += 1
             elif verbose:
-                print(suite, json.dumps(body["messages"][-1]["content"])[-80:], "->", json.dumps(choice["message"]), file=sys.stderr)
+                asked_last = json.dumps(body["messages"][-1]["content"])[-80:]
+                print(f"{suite}: {asked_last} -> {json.dumps(choice['message'])}", file=sys.stderr)
         asked += total
         report[suite] = f"{right}/{total}"
     report["stops by itself"] = f"{stopped}/{asked}"

@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from words import ADJECTIVES, COLOURS, NOUNS, THINGS, TOPICS, VERBS
+from words import ADJECTIVES, COLOURS, NOUNS, THINGS, TOPICS, VERBS, pick
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def parameter(r: random.Random, key: str, kind: str, about: str) -> dict[str, An
     return dict(reversed(described.items())) if r.random() < 0.1 else described
 
 
-def function(r: random.Random, name: str, about: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+def function(
+    r: random.Random, name: str, about: str, properties: dict[str, Any], required: list[str]
+) -> dict[str, Any]:
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if required and r.random() < 0.85:
         parameters["required"] = required
@@ -62,12 +64,13 @@ def function(r: random.Random, name: str, about: str, properties: dict[str, Any]
         parameters["additionalProperties"] = False
     if r.random() < 0.1:
         parameters = {key: parameters[key] for key in sorted(parameters)}
-    described = {"description": about} if r.random() < 0.8 else {}
+    described = {"description": about if r.random() < 0.8 else ""}  # llama.cpp writes one that is missing so
     return {"name": name, **described, "parameters": parameters}
 
 
-def styled(r: random.Random, *words: str) -> str:
-    """get_weather, getWeather or get-weather."""
+def styled(r: random.Random, name: str) -> str:
+    """Some words as get_weather, getWeather or get-weather."""
+    words = name.split()
     chance = r.random()
     if chance < 0.8:
         return "_".join(words)
@@ -77,12 +80,12 @@ def styled(r: random.Random, *words: str) -> str:
 def lookup(r: random.Random) -> Tool:
     """get_weather(city) and its many cousins."""
     noun = "weather" if r.random() < 0.3 else r.choice(NOUNS)
-    name = styled(r, *r.choice((("get", noun), ("get", noun), ("get", "current", noun), (noun, "lookup"), ("lookup", noun),
-                                (noun,), ("find", noun), ("fetch", noun), (noun, "of"), ("read", noun))))  # fmt: skip
-    key = r.choice(("city", "city", "location", "location", "place", "town", "name", "query", "id", "country", "item", "q"))
-    about = r.choice((f"Get the {noun} of a {key}", f"Get the {noun} for a {key}.", f"Returns the {noun}",
-                      f"Get the current {noun} in a given {key}", f"Look up the {noun} of a {key}."))  # fmt: skip
-    properties = {key: parameter(r, key, "string", r.choice((f"The {key}", f"Name of the {key}", f"{key} name", key)))}
+    names = "get {0}|get {0}|get current {0}|{0} lookup|lookup {0}|{0}|find {0}|fetch {0}|{0} of|read {0}"
+    name = styled(r, pick(r, names).format(noun))
+    key = pick(r, "city|city|location|location|place|town|name|query|id|country|item|q")
+    about = pick(r, f"Get the {noun} of a {key}|Get the {noun} for a {key}.|Returns the {noun}|"
+                    f"Get the current {noun} in a given {key}|Look up the {noun} of a {key}.")  # fmt: skip
+    properties = {key: parameter(r, key, "string", pick(r, f"The {key}|Name of the {key}|{key} name|{key}"))}
     keys: tuple[str, ...] = (key,)
     if noun in ("weather", "temperature", "forecast") and r.random() < 0.35:
         properties["unit"] = {"type": "string", "enum": ["celsius", "fahrenheit"]}
@@ -92,46 +95,45 @@ def lookup(r: random.Random) -> Tool:
 
 def arithmetic(r: random.Random) -> Tool:
     kind, names = r.choice((
-        ("add", (("add",), ("sum",), ("add", "numbers"), ("plus",), ("calculate", "sum"), ("add", "two", "numbers"))),
-        ("add", (("add",), ("sum",), ("add", "numbers"))),
-        ("multiply", (("multiply",), ("mul",), ("multiply", "numbers"), ("times",), ("product",))),
-        ("subtract", (("subtract",), ("minus",), ("subtract", "numbers"), ("difference",))),
+        ("add", "add|sum|add numbers|plus|calculate sum|add two numbers"), ("add", "add|sum|add numbers"),
+        ("multiply", "multiply|mul|multiply numbers|times|product"),
+        ("subtract", "subtract|minus|subtract numbers|difference"),
     ))  # fmt: skip
-    name = styled(r, *r.choice(names))
-    keys = r.choice((("a", "b"), ("a", "b"), ("x", "y"), ("first", "second"), ("left", "right"), ("n", "m"), ("num1", "num2")))
+    name = styled(r, pick(r, names))
+    keys = tuple(pick(r, "a b|a b|x y|first second|left right|n m|num1 num2").split())
     number = r.choice(("number", "integer"))
-    properties = {key: parameter(r, key, number, f"The {place} number") for key, place in zip(keys, ("first", "second"), strict=True)}
-    about = r.choice((f"{kind.capitalize()} two numbers", f"{kind.capitalize()} numbers.", f"{kind}s two numbers"))
+    places = zip(keys, ("first", "second"), strict=True)
+    properties = {key: parameter(r, key, number, f"The {place} number") for key, place in places}
+    about = pick(r, f"{kind.capitalize()} two numbers|{kind.capitalize()} numbers.|{kind}s two numbers")
     return Tool(name, kind, kind, keys, function(r, name, about, properties, list(keys)))
 
 
 def clock(r: random.Random) -> Tool:
-    name = styled(r, *r.choice((("get", "time"), ("get", "current", "time"), ("time",), ("current", "time"), ("clock",), ("now",))))
-    about = r.choice(("Get the current time", "Returns the time.", "Tells the time"))
-    keys = () if r.random() < 0.5 else (r.choice(("city", "timezone", "location", "place")),)
+    name = styled(r, pick(r, "get time|get current time|time|current time|clock|now"))
+    about = pick(r, "Get the current time|Returns the time.|Tells the time")
+    keys = () if r.random() < 0.5 else (pick(r, "city|timezone|location|place"),)
     properties = {key: parameter(r, key, "string", f"The {key}") for key in keys}
     return Tool(name, "clock", "time", keys, function(r, name, about, properties, list(keys)))
 
 
+# Per kind: names, choices for each key, the keys' types, description.
+DEEDS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], str]] = {
+    "search": ("search|web search|search web|find|search documents", ("query|q|text|term",), ("string",),
+               "Search for something"),
+    "send": ("send message|send mail|send email|message|notify", ("to|recipient|user", "text|message|body"),
+             ("string", "string"), "Send a message to somebody"),
+    "switch": ("turn on|switch on|enable|turn on device", ("device|name|what",), ("string",), "Turn on a device"),
+    "timer": ("set timer|timer|start timer|wait", ("minutes|duration|time",), ("integer",), "Set a timer in minutes"),
+    "dice": ("roll dice|roll|dice|roll die", ("sides|faces|n",), ("integer",), "Roll a dice"),
+}  # fmt: skip
+
+
 def deed(r: random.Random) -> Tool:
     """Tools that do something: search, send, switch, timer, dice."""
-    kind = r.choice(("search", "send", "switch", "timer", "dice", "search", "send"))
-    if kind == "search":
-        name = styled(r, *r.choice((("search",), ("web", "search"), ("search", "web"), ("find",), ("search", "documents"))))
-        keys, kinds, about = (r.choice(("query", "q", "text", "term")),), ("string",), "Search for something"
-    elif kind == "send":
-        name = styled(r, *r.choice((("send", "message"), ("send", "mail"), ("send", "email"), ("message",), ("notify",))))
-        keys = (r.choice(("to", "recipient", "user")), r.choice(("text", "message", "body")))
-        kinds, about = ("string", "string"), "Send a message to somebody"
-    elif kind == "switch":
-        name = styled(r, *r.choice((("turn", "on"), ("switch", "on"), ("enable",), ("turn", "on", "device"))))
-        keys, kinds, about = (r.choice(("device", "name", "what")),), ("string",), "Turn on a device"
-    elif kind == "timer":
-        name = styled(r, *r.choice((("set", "timer"), ("timer",), ("start", "timer"), ("wait",))))
-        keys, kinds, about = (r.choice(("minutes", "duration", "time")),), ("integer",), "Set a timer in minutes"
-    else:
-        name = styled(r, *r.choice((("roll", "dice"), ("roll",), ("dice",), ("roll", "die"))))
-        keys, kinds, about = (r.choice(("sides", "faces", "n")),), ("integer",), "Roll a dice"
+    kind = pick(r, "search|send|switch|timer|dice|search|send")
+    names, all_keys, kinds, about = DEEDS[kind]
+    name = styled(r, pick(r, names))
+    keys = tuple(pick(r, choices) for choices in all_keys)
     properties = {key: parameter(r, key, of, f"The {key}") for key, of in zip(keys, kinds, strict=True)}
     return Tool(name, kind, kind, keys, function(r, name, about, properties, list(keys)))
 
@@ -139,10 +141,10 @@ def deed(r: random.Random) -> Tool:
 def invented(r: random.Random) -> Tool:
     """A tool that only its name and the question's words tie together."""
     verb, noun = r.choice(VERBS), r.choice(THINGS)
-    name = styled(r, verb, noun)
-    key = r.choice(("name", "id", "value", "path", "colour", "target", "key", "label", noun))
+    name = styled(r, f"{verb} {noun}")
+    key = pick(r, f"name|id|value|path|colour|target|key|label|{noun}")
     properties = {key: parameter(r, key, "string", f"The {key}")}
-    about = r.choice((f"{verb.capitalize()} a {noun}", f"{verb.capitalize()} the {noun}."))
+    about = pick(r, f"{verb.capitalize()} a {noun}|{verb.capitalize()} the {noun}.")
     return Tool(name, "invented", noun, (key,), function(r, name, about, properties, [key]))
 
 
@@ -164,15 +166,15 @@ def failed(r: random.Random) -> tuple[str, str] | None:
     """Now and then a tool fails: (result, answer)."""
     if r.random() >= 0.06:
         return None
-    why = r.choice(("not found", "timeout", "no access", "unknown place", "invalid argument", "service is down"))
+    why = pick(r, "not found|timeout|no access|unknown place|invalid argument|service is down")
     return json.dumps({"error": why}), f"The tool failed: {why}."
 
 
 def value_of(r: random.Random) -> Any:
     return r.choice((
-        r.choice(("sunny", "rainy", "cloudy", "windy", "snowy", "foggy", "hot", "cold", "warm", "clear")),
+        pick(r, "sunny|rainy|cloudy|windy|snowy|foggy|hot|cold|warm|clear"),
         r.randint(-20, 40), r.randint(0, 9999), r.choice(COLOURS), r.choice(ADJECTIVES),
-        f"{r.randint(-9, 35)} degrees", f"{r.choice(('sunny', 'rain', 'clouds', 'snow'))}, {r.randint(-9, 35)} C",
+        f"{r.randint(-9, 35)} degrees", f"{pick(r, 'sunny|rain|clouds|snow')}, {r.randint(-9, 35)} C",
         "".join(r.choice("bdfgklmnprst") + r.choice("aeiou") for _ in range(r.randint(2, 3))).capitalize(),
     ))  # fmt: skip
 
@@ -191,18 +193,21 @@ def looked_up(r: random.Random, noun: str, subject: str) -> tuple[str, str]:
     return json.dumps(found), f"The {noun} in {subject}: {listed}."
 
 
+LOOKUP_ASKS = (
+    "What is the {noun} in {subject}?|What's the {noun} in {subject}?|What is the {noun} of {subject}?|"
+    "Tell me the {noun} of {subject}.|Get the {noun} for {subject}.|{noun} in {subject}?|"
+    "I want to know the {noun} in {subject}.|What is the {noun} in {subject} today?|"
+    "Look up the {noun} of {subject}.|What is the current {noun} in {subject}?|Find the {noun} for {subject}.|"
+    "Do you know the {noun} in {subject}?|{Noun} of {subject}, please."
+)
+WEATHER_ASKS = "How is the weather in {0}?|What is the weather like in {0}?|How's the weather in {0} today?"
+
+
 def use_lookup(r: random.Random, tool: Tool, subject: str) -> Call:
     noun = tool.noun
-    ask = r.choice((
-        f"What is the {noun} in {subject}?", f"What's the {noun} in {subject}?", f"What is the {noun} of {subject}?",
-        f"Tell me the {noun} of {subject}.", f"Get the {noun} for {subject}.", f"{noun} in {subject}?",
-        f"I want to know the {noun} in {subject}.", f"What is the {noun} in {subject} today?",
-        f"Look up the {noun} of {subject}.", f"What is the current {noun} in {subject}?", f"Find the {noun} for {subject}.",
-        f"Do you know the {noun} in {subject}?", f"{noun.capitalize()} of {subject}, please.",
-    ))  # fmt: skip
-    if noun in ("weather", "temperature", "forecast") and r.random() < 0.4:
-        ask = r.choice((f"How is the weather in {subject}?", f"What is the weather like in {subject}?",
-                        f"How's the weather in {subject} today?")) if noun == "weather" else ask  # fmt: skip
+    ask = pick(r, LOOKUP_ASKS).format(noun=noun, Noun=noun.capitalize(), subject=subject)
+    if noun in ("weather", "temperature", "forecast") and r.random() < 0.4 and noun == "weather":
+        ask = pick(r, WEATHER_ASKS).format(subject)
     arguments = {tool.keys[0]: subject}
     if "unit" in tool.keys and r.random() < 0.5:
         unit = r.choice(("celsius", "fahrenheit"))
@@ -219,10 +224,10 @@ def use_arithmetic(r: random.Random, tool: Tool, subject: str) -> Call:
         "multiply": ("*", "times", "Multiply {} by {}.", a * b),
         "subtract": ("-", "minus", "Calculate {} - {}.", a - b),
     }[tool.kind]
-    ask = r.choice((f"What is {a} {sign} {b}?", f"What is {a} {word} {b}?", lead.format(a, b), f"{a} {sign} {b}",
-                    f"Calculate {a} {sign} {b}.", f"How much is {a} {word} {b}?", f"What's {a}{sign}{b}?"))  # fmt: skip
+    ask = pick(r, f"What is {a} {sign} {b}?|What is {a} {word} {b}?|{lead.format(a, b)}|{a} {sign} {b}|"
+                  f"Calculate {a} {sign} {b}.|How much is {a} {word} {b}?|What's {a}{sign}{b}?")  # fmt: skip
     answer = f"{a} {sign} {b} = {result}."
-    text = str(result) if r.random() < 0.5 else json.dumps({r.choice(("result", "value", "sum")): result})
+    text = str(result) if r.random() < 0.5 else json.dumps({pick(r, "result|value|sum"): result})
     if failure := failed(r):
         text, answer = failure
     return Call(ask, dict(zip(tool.keys, (a, b), strict=True)), text, answer)
@@ -238,10 +243,10 @@ def use_clock(r: random.Random, tool: Tool, subject: str) -> Call:
     else:
         answer = f"It is {now}."
     if not tool.keys:
-        ask = r.choice(("What time is it?", "What's the time?", "Tell me the time.", "What time is it now?", "The time, please."))
+        ask = pick(r, "What time is it?|What's the time?|Tell me the time.|What time is it now?|The time, please.")
         return Call(ask, {}, text, answer)
-    ask = r.choice((f"What time is it in {subject}?", f"What's the time in {subject}?", f"Tell me the time in {subject}.",
-                    f"What is the current time in {subject}?"))  # fmt: skip
+    ask = pick(r, f"What time is it in {subject}?|What's the time in {subject}?|Tell me the time in {subject}.|"
+                  f"What is the current time in {subject}?")  # fmt: skip
     return Call(ask, {tool.keys[0]: subject}, text, answer, subject)
 
 
@@ -251,26 +256,30 @@ def some_words(r: random.Random) -> str:
 
 def use_deed(r: random.Random, tool: Tool, subject: str) -> Call:
     words, n = some_words(r), r.randint(1, 90)
+    answer = "Done."
+    values: tuple[str | int, ...]
     if tool.kind == "search":
-        what = subject if r.random() < 0.5 else words
-        ask, values = r.choice(("Search for {}.", "Find {}.", "Look for {}.", "Search the web for {}.", "Please search {}.")), (what,)
-        ask, result = ask.format(what), some_words(r)
+        values = (subject if r.random() < 0.5 else words,)
+        ask = pick(r, "Search for {}.|Find {}.|Look for {}.|Search the web for {}.|Please search {}.")
+        result = some_words(r)
         answer = f"I found: {result}."
     elif tool.kind == "send":
-        ask = r.choice((f"Send a message to {subject}: {words}", f"Tell {subject}: {words}", f'Send "{words}" to {subject}.',
-                        f"Write to {subject}: {words}"))  # fmt: skip
-        values, result, answer = (subject, words), r.choice(("ok", "sent", '{"ok": true}', "done")), "Done."
+        values = (subject, words)
+        ask = pick(r, 'Send a message to {}: {}|Tell {}: {}|Send "{1}" to {0}.|Write to {}: {}')
+        result = pick(r, 'ok|sent|{"ok": true}|done')
     elif tool.kind == "switch":
-        what = r.choice(THINGS)
-        ask = r.choice(("Turn on the {}.", "Switch on the {}.", "Please turn on the {}.", "Can you turn on the {}?")).format(what)
-        values, result, answer = (what,), r.choice(("ok", '{"ok": true}', "done", "on")), "Done."
+        values = (r.choice(THINGS),)
+        ask = pick(r, "Turn on the {}.|Switch on the {}.|Please turn on the {}.|Can you turn on the {}?")
+        result = pick(r, 'ok|{"ok": true}|done|on')
     elif tool.kind == "timer":
-        ask = r.choice(("Set a timer for {} minutes.", "Start a timer: {} minutes.", "Wake me in {} minutes.")).format(n)
-        values, result, answer = (n,), r.choice(("ok", "started", '{"ok": true}')), "Done."
+        values = (n,)
+        ask = pick(r, "Set a timer for {} minutes.|Start a timer: {} minutes.|Wake me in {} minutes.")
+        result = pick(r, 'ok|started|{"ok": true}')
     else:
-        rolled = r.randint(1, n)
-        ask = r.choice(("Roll a dice with {} sides.", "Roll a {} sided dice.", "Roll a die with {} faces.")).format(n)
-        values, result, answer = (n,), str(rolled), f"It is {rolled}."
+        values, result = (n,), str(r.randint(1, n))
+        ask = pick(r, "Roll a dice with {} sides.|Roll a {} sided dice.|Roll a die with {} faces.")
+        answer = f"It is {result}."
+    ask = ask.format(*values)
     if failure := failed(r):
         result, answer = failure
     return Call(ask, dict(zip(tool.keys, values, strict=True)), result, answer)
@@ -281,10 +290,9 @@ def use_invented(r: random.Random, tool: Tool, subject: str) -> Call:
     verb = next((known for known in VERBS if verb.startswith(known)), verb)
     key = tool.keys[0]
     what = subject if r.random() < 0.6 else r.choice(COLOURS)
-    ask = r.choice((
-        f"{verb.capitalize()} the {tool.noun} {what}.", f"{verb.capitalize()} {tool.noun} {what}", f"Call {tool.name} with {key} {what}.",
-        f"Use {tool.name} with {what}.", f"Please {verb} the {tool.noun} with {key} {what}.", f"Use the tool {tool.name}: {what}",
-    ))  # fmt: skip
+    ask = pick(r, f"{verb.capitalize()} the {tool.noun} {what}.|{verb.capitalize()} {tool.noun} {what}|"
+                  f"Call {tool.name} with {key} {what}.|Use {tool.name} with {what}.|"
+                  f"Please {verb} the {tool.noun} with {key} {what}.|Use the tool {tool.name}: {what}")  # fmt: skip
     result = r.choice(("ok", "done", '{"ok": true}', some_words(r)))
     answer = "Done." if result in ("ok", "done", '{"ok": true}') else f"The answer is: {result}."
     if failure := failed(r):

@@ -1,7 +1,11 @@
-"""Trains lmlite-tiny from nothing and writes a checkpoint: `python train.py --out tiny.pt`, about half an hour on two cores.
+"""Trains lmlite-tiny from nothing and writes a checkpoint; takes about half an hour on two cores.
 
-Needs torch, jinja2 and numpy. Then: `python export.py tiny.pt ../../lmlite/models/lmlite-tiny.gguf`, and, with any server
-that serves the file, `python measure.py http://127.0.0.1:1234`. The same seed, steps and machine repeat the same weights.
+    pip install torch==2.13.0 numpy jinja2 gguf
+    python train.py --out tiny.pt
+    python export.py tiny.pt ../../lmlite/models/lmlite-tiny.gguf
+    python measure.py http://127.0.0.1:1234      # any server that serves the file
+
+The same seed, steps, threads and kind of machine give the same weights.
 """
 
 import argparse
@@ -13,14 +17,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import bpe
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-import bpe
 from corpus import chat_template, document
 from model import Model, Shape
+from torch import Tensor
+from torch.nn import functional as F
 
 BPE_TEXTS = 20_000  # enough that the rarest merge was seen often
 BATCH_TOKENS = 4096

@@ -1,5 +1,7 @@
 """The words that the generated text is made of. What `measure.py` asks about is in none of these lists."""
 
+import random
+
 NAMES = """Ada Alan Amir Anna Ben Bella Carl Chloe Clara Dan Diego Ella Emil Emma Eva Finn Frida Grace Hana Hugo Ida
 Ines Ivan Jack Jane Julia Karim Kate Kim Lars Laura Leo Lena Lily Lucas Luis Maria Mark Max Maya Mei Mia Nadia Nina
 Noah Nora Olga Omar Oscar Paul Peter Priya Rosa Ruth Sam Sara Sofia Tara Theo Tom Yuki Zoe""".split()
@@ -66,3 +68,8 @@ Answer politely and never talk about {topic}.
 You are a careful assistant. If you do not know an answer, say so.
 The user is in {city}. Be kind.
 You work for a shop in {city} that sells things about {topic}. Help the customers and stay calm.""".split("\n")
+
+
+def pick(r: random.Random, choices: str) -> str:
+    """One of some texts that are written in one string, with bars between."""
+    return r.choice(choices.split("|"))
