@@ -36,7 +36,7 @@ void threadpool_deleter::operator()(ggml_threadpool * p) const {
 // ---- process-wide set-up ------------------------------------------------------------------------------------------
 
 static void log_to_stderr(ggml_log_level level, const char * text, void *) {
-    if (level == GGML_LOG_LEVEL_ERROR || level == GGML_LOG_LEVEL_WARN) {
+    if (level == GGML_LOG_LEVEL_ERROR) { // warnings speak of what the engine handles: a full cache, a long context
         fputs(text, stderr);
     }
 }

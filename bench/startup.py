@@ -1,0 +1,73 @@
+"""Time to ready and resident memory, without a model and with one loaded; sizes of the library and, with --wheel, of the
+wheel and the time that building it takes. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import client  # noqa: E402
+import lmlite  # noqa: E402
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+async def memory(server: client.Running, model: str) -> dict[str, Any]:
+    idle = client.rss_mb(server.pid)
+    await client.whole(server.port, "/v1/chat/completions", {"model": model, "messages": MESSAGES, "max_tokens": 8})
+    engines = server.children
+    return {
+        "rss_mb_idle": round(idle, 1),
+        "rss_mb_loaded": {
+            "server": round(client.rss_mb(server.pid), 1),
+            "engine": round(sum(map(client.rss_mb, engines)), 1),
+            "both_pss": round(client.pss_mb(server.pid) + sum(map(client.pss_mb, engines)), 1),
+        },
+    }
+
+
+def wheel() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", folder, str(ROOT)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        (built,) = Path(folder).glob("*.whl")
+        return {"build_s": round(time.perf_counter() - began, 1), "wheel_mb": round(built.stat().st_size / 1e6, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="lmlite-tiny")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--wheel", action="store_true")
+    arguments = parser.parse_args()
+    ready = []
+    result: dict[str, Any] = {"bench": "startup"}
+    with tempfile.TemporaryDirectory() as home:
+        for _ in range(arguments.rounds):
+            with client.serving(client.lmlite("--home", home)) as server:
+                ready.append(server.ready_s)
+        with client.serving(client.lmlite("--home", home)) as server:
+            result |= asyncio.run(memory(server, arguments.model))
+    result["ready_s"] = {"median": round(statistics.median(ready), 3), "best": round(min(ready), 3)}
+    library = Path(lmlite.__file__).parent / "lib"
+    result["library_mb"] = {file.name: round(file.stat().st_size / 1e6, 2) for file in library.iterdir()}
+    if arguments.wheel:
+        result |= wheel()
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,504 @@
+"""The real engine with real weights, through its socket: what it says, what it reuses, what it survives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from array import array
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.core.catalog import bundled_model
+from lmlite.core.engine import Engine, LoadSettings, LoadSpec
+from lmlite.core.worker import Placement, Process, Thread
+from lmlite.errors import ContextOverflow, EngineGone, InvalidRequest, LmError, LoadFailed, WrongModelType
+from lmlite.events import Event, Finished, PromptProgress, TextDelta, TokenLogprob
+from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Sampling, Text, Tokens
+from tests.random_models import N_CTX, N_EMBD, with_template, write_bert
+
+GREEDY = Sampling(temperature=0)
+NEAR_TIE = 0.1  # nats: batches of another shape add up in another order
+LONG = "one two three four five six seven eight nine ten. " * 12
+
+
+@asynccontextmanager
+async def loaded(
+    path: Path | None = None, placement: Callable[[], Placement] = Process, **settings: Any
+) -> AsyncIterator[Engine]:
+    engine = await Engine.open(placement(), "tiny")
+    try:
+        await engine.load(LoadSpec((path or bundled_model(),), LoadSettings(**settings)))
+        yield engine
+    finally:
+        await engine.close()
+
+
+def with_engine(test: Callable[[Engine], Coroutine[Any, Any, None]], **how: Any) -> None:
+    async def run() -> None:
+        async with loaded(**how) as engine:
+            await test(engine)
+
+    asyncio.run(run())
+
+
+async def events_of(engine: Engine, prompt: Prompt | str, **more: Any) -> list[Event]:
+    work = Generate(Text(prompt) if isinstance(prompt, str) else prompt, **{"sampling": GREEDY, **more})
+    return [event async for event in engine.run(work)]
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def end_of(events: list[Event]) -> Finished:
+    assert isinstance(events[-1], Finished)
+    return events[-1]
+
+
+async def complete(engine: Engine, prompt: Prompt | str, **more: Any) -> tuple[str, Finished]:
+    events = await events_of(engine, prompt, **more)
+    return text_of(events), end_of(events)
+
+
+async def assert_same_up_to_a_near_tie(engine: Engine, prompt: str, text: str, expected: str) -> None:
+    """Equal, or parted where the two next tokens were all but equally likely."""
+    if text == expected:
+        return
+    shared = next(i for i in range(len(expected)) if text[i : i + 1] != expected[i])
+    events = await events_of(engine, prompt + expected[:shared], max_tokens=1, top_logprobs=2)
+    (token,) = [token for event in events if isinstance(event, TextDelta) for token in event.logprobs]
+    assert token.top[0].logprob - token.top[1].logprob < NEAR_TIE
+
+
+def user(text: str) -> Chat:
+    return Chat(({"role": "user", "content": text},))
+
+
+# ---- text ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_process_and_a_thread_say_the_same() -> None:
+    async def run() -> None:
+        texts = []
+        for placement in (Process, Thread):
+            async with loaded(placement=placement) as engine:
+                texts.append(await complete(engine, LONG, max_tokens=40))
+        assert texts[0][0] == texts[1][0] != ""
+
+    asyncio.run(run())
+
+
+def test_greedy_text_is_the_same_each_time() -> None:
+    async def test(engine: Engine) -> None:
+        first, _ = await complete(engine, LONG, max_tokens=40)
+        again, end = await complete(engine, LONG, max_tokens=40)
+        await assert_same_up_to_a_near_tie(engine, LONG, again, first)
+        assert end.stats.cached_tokens == end.stats.prompt_tokens - 1
+
+    with_engine(test)
+
+
+def test_four_at_once_say_what_each_says_alone() -> None:
+    prompts = [f"{LONG} {word}" for word in ("one", "two", "three", "four")]
+
+    async def test(engine: Engine) -> None:
+        together = await asyncio.gather(*(complete(engine, prompt, max_tokens=32) for prompt in prompts))
+        for prompt, (text, _) in zip(prompts, together):
+            alone, _ = await complete(engine, prompt, max_tokens=32)
+            await assert_same_up_to_a_near_tie(engine, prompt, text, alone)
+
+    with_engine(test)
+
+
+def test_max_tokens_and_the_counts_are_real() -> None:
+    async def test(engine: Engine) -> None:
+        _, end = await complete(engine, LONG, max_tokens=7, ignore_eos=True)
+        ids, _ = await engine.tokenize(LONG, add_special=True, parse_special=True)
+        assert end.reason == "maxPredictedTokensReached"
+        assert end.stats.generated_tokens == 7
+        assert end.stats.prompt_tokens == len(ids)
+        assert 0 < end.stats.first_token_ms
+        assert 0 < end.stats.tokens_per_second
+
+    with_engine(test)
+
+
+def test_without_a_limit_it_ends_at_the_context() -> None:
+    async def test(engine: Engine) -> None:
+        _, end = await complete(engine, "one", ignore_eos=True)
+        assert end.reason == "contextLengthReached"
+        assert end.stats.prompt_tokens + end.stats.generated_tokens == 128
+
+    with_engine(test, context_length=128)
+
+
+def test_a_stop_string_ends_the_text_before_it() -> None:
+    async def test(engine: Engine) -> None:
+        whole, _ = await complete(engine, LONG, max_tokens=40, ignore_eos=True)
+        stop = whole[10:15]
+        text, end = await complete(engine, LONG, max_tokens=40, ignore_eos=True, stop=(stop, "never said"))
+        assert (end.reason, end.stop_string) == ("stopStringFound", stop)
+        assert text == whole[: whole.index(stop)]
+
+    with_engine(test)
+
+
+def test_token_ids_are_a_prompt_too() -> None:
+    async def test(engine: Engine) -> None:
+        ids, pieces = await engine.tokenize(LONG, add_special=True)
+        assert (await complete(engine, Tokens(ids), max_tokens=20))[0] == (await complete(engine, LONG, max_tokens=20))[0]
+        assert b"".join(pieces).decode().strip().endswith("ten.")
+        assert "one two three" in await engine.detokenize(ids)
+
+    with_engine(test)
+
+
+def test_echo_shows_the_prompt_first() -> None:
+    async def test(engine: Engine) -> None:
+        plain, _ = await complete(engine, "one two", max_tokens=8)
+        echoed, _ = await complete(engine, "one two", max_tokens=8, echo=True)
+        assert echoed == "one two" + plain
+
+    with_engine(test)
+
+
+def test_a_long_prompt_reports_its_progress() -> None:
+    async def test(engine: Engine) -> None:
+        events = await events_of(engine, LONG * 2, max_tokens=1)
+        steps = [event for event in events if isinstance(event, PromptProgress)]
+        assert len(steps) > 1
+        assert [step.done for step in steps] == sorted({step.done for step in steps})
+        assert steps[-1].done == steps[-1].total == end_of(events).stats.prompt_tokens
+
+    with_engine(test, eval_batch_size=64)
+
+
+# ---- sampling -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_says_the_same_and_another_one_something_else() -> None:
+    async def test(engine: Engine) -> None:
+        hot = {"max_tokens": 48, "ignore_eos": True}
+        first, _ = await complete(engine, "one", sampling=Sampling(temperature=1.5, seed=1), **hot)
+        again, _ = await complete(engine, "one", sampling=Sampling(temperature=1.5, seed=1), **hot)
+        other, _ = await complete(engine, "one", sampling=Sampling(temperature=1.5, seed=2), **hot)
+        assert first == again != other
+
+    with_engine(test, parallel=1)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(mirostat=1, seed=1),
+        Sampling(mirostat=2, seed=1),
+        Sampling(typical_p=0.5, seed=1),
+        Sampling(dry_multiplier=0.8, seed=1),
+        Sampling(xtc_probability=0.5, seed=1),
+        Sampling(top_k=0, top_p=1.0, min_p=0.0, seed=1),
+        Sampling(repeat_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.5, repeat_last_n=-1, seed=1),
+    ],
+)
+def test_every_sampler_makes_text(sampling: Sampling) -> None:
+    async def test(engine: Engine) -> None:
+        text, end = await complete(engine, LONG, sampling=sampling, max_tokens=16, ignore_eos=True)
+        assert text
+        assert end.stats.generated_tokens == 16
+
+    with_engine(test)
+
+
+def test_a_banned_token_is_not_said() -> None:
+    async def test(engine: Engine) -> None:
+        events = await events_of(engine, LONG, max_tokens=1, top_logprobs=0)
+        said = text_of(events)
+        ids, _ = await engine.tokenize(said)
+        bias = tuple((id, -math.inf) for id in ids)
+        text, _ = await complete(engine, LONG, max_tokens=1, sampling=Sampling(temperature=0, logit_bias=bias))
+        assert text != said
+
+    with_engine(test)
+
+
+def test_logprobs_come_with_their_text() -> None:
+    async def test(engine: Engine) -> None:
+        events = await events_of(engine, LONG, max_tokens=12, ignore_eos=True, top_logprobs=3)
+        tokens: list[TokenLogprob] = []
+        for event in events:
+            if isinstance(event, TextDelta):
+                tokens += event.logprobs
+        assert b"".join(token.bytes for token in tokens).decode() == text_of(events)
+        for token in tokens:
+            assert len(token.top) == 3
+            assert token.logprob == pytest.approx(token.top[0].logprob, abs=1e-4)  # greedy took the likeliest
+            assert sum(math.exp(top.logprob) for top in token.top) <= 1.0001
+
+    with_engine(test)
+
+
+def test_a_json_schema_is_obeyed() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "size": {"enum": ["small", "large"]}},
+        "required": ["name", "size"],
+        "additionalProperties": False,
+    }
+
+    async def test(engine: Engine) -> None:
+        for sampling in (GREEDY, Sampling(temperature=1.0, top_k=0, seed=4)):
+            text, end = await complete(
+                engine, user("Anything"), grammar=Grammar("json_schema", json.dumps(schema)), sampling=sampling, max_tokens=200
+            )
+            assert end.reason == "eosFound"
+            value = json.loads(text)
+            assert set(value) == {"name", "size"}
+            assert value["size"] in ("small", "large")
+
+    with_engine(test)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar("gbnf", "root ::= missing"),
+        Grammar("gbnf", "root ::= " + "(" * 20000),
+        Grammar("gbnf", 'root ::= "a"{5,2}'),
+        Grammar("json_schema", '{"type": "string", "minLength": 9, "maxLength": 2}'),
+        Grammar("json_schema", '{"type":"array","items":' * 20000 + "{}" + "}" * 20000),
+        Grammar("json_schema", "{"),
+    ],
+    ids=lambda grammar: grammar.text[:30],
+)
+def test_a_grammar_that_cannot_be_is_refused_and_the_engine_goes_on(grammar: Grammar) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(InvalidRequest):
+            await complete(engine, "one", grammar=grammar)
+        assert (await complete(engine, "one", max_tokens=4))[1].stats.generated_tokens > 0
+
+    with_engine(test)
+
+
+def test_a_grammar_with_all_its_tokens_banned_is_an_error() -> None:
+    async def test(engine: Engine) -> None:
+        everything = tuple((id, -math.inf) for id in range(512))
+        banned = Sampling(temperature=0, logit_bias=everything)
+        with pytest.raises(InvalidRequest):
+            await complete(engine, "one", sampling=banned, grammar=Grammar("gbnf", 'root ::= "zzz"'), max_tokens=4)
+
+    with_engine(test)
+
+
+# ---- conversations ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_turn_does_not_recompute_the_first() -> None:
+    async def test(engine: Engine) -> None:
+        question = {"role": "user", "content": LONG}
+        answer, first = await complete(engine, Chat((question,)), max_tokens=24, ignore_eos=True)
+        await complete(engine, user("Something else altogether"), max_tokens=4)
+        turn = ({"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"})
+        _, second = await complete(engine, Chat((question, *turn)), max_tokens=4)
+        assert second.stats.cached_tokens >= first.stats.prompt_tokens
+
+    with_engine(test)
+
+
+def test_requests_with_one_new_prefix_compute_it_once() -> None:
+    async def test(engine: Engine) -> None:
+        prompts = [f"{LONG * 3}{word}" for word in ("apple", "pear", "plum", "fig")]
+        ends = [end for _, end in await asyncio.gather(*(complete(engine, prompt, max_tokens=8) for prompt in prompts))]
+        shared = (await engine.tokenize(LONG * 3))[0]
+        assert sum(end.stats.cached_tokens for end in ends) >= 3 * (len(shared) - 8)
+
+    with_engine(test)
+
+
+def test_control_tokens_in_a_message_are_text() -> None:
+    async def test(engine: Engine) -> None:
+        plain = await engine.render(user("hello"))
+        control = "<|im_end|>"
+        assert control in plain
+        (end_id,), _ = await engine.tokenize(control, parse_special=True)
+        spoken, _ = await complete(engine, user("hello"), max_tokens=1)
+        text = user(f"hello {control} there")
+        assert f"hello {control} there" in await engine.render(text)
+        _, honest = await complete(engine, user("hello  there"), max_tokens=1)
+        _, hostile = await complete(engine, text, max_tokens=1)
+        as_text, _ = await engine.tokenize(control)
+        assert end_id not in as_text
+        assert hostile.stats.prompt_tokens >= honest.stats.prompt_tokens + len(as_text) - 2
+        assert spoken is not None
+
+    with_engine(test)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% if %}", "{{ messages[0].content | nosuchfilter }}", "{{ raise_exception('no such role') }}"],
+)
+def test_a_template_that_fails_refuses_the_chat_and_not_the_model(tmp_path: Path, template: str) -> None:
+    path = with_template(bundled_model(), tmp_path / "odd.gguf", template)
+
+    async def test(engine: Engine) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            await complete(engine, user("hello"))
+        assert str(tmp_path) not in str(caught.value)
+        assert (await complete(engine, "one", max_tokens=2))[1].stats.generated_tokens > 0
+
+    with_engine(test, path=path)
+
+
+# ---- room ---------------------------------------------------------------------------------------------------------------
+
+
+def test_more_requests_than_cells_all_finish() -> None:
+    async def test(engine: Engine) -> None:
+        works = [complete(engine, f"{word} {LONG}", max_tokens=60, ignore_eos=True) for word in "abcdefghijkl"]
+        for text, end in await asyncio.gather(*works):
+            assert text
+            assert end.stats.generated_tokens == 60
+
+    with_engine(test, context_length=512, kv_cells=512, parallel=8)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(ContextOverflow) as caught:
+            await complete(engine, LONG * 4)
+        assert caught.value.limit == 256
+        assert caught.value.needed > 256
+
+    with_engine(test, context_length=256)
+
+
+def test_leaving_a_request_frees_its_place() -> None:
+    async def test(engine: Engine) -> None:
+        async for batch in engine.run(Generate(Text(LONG), ignore_eos=True, sampling=GREEDY)).batches():
+            assert batch
+            break
+        _, end = await asyncio.wait_for(complete(engine, "one", max_tokens=2), 5)
+        assert end.stats.generated_tokens > 0
+        while (await engine.stats()).running:
+            await asyncio.sleep(0)
+
+    with_engine(test, parallel=1)
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    async def test(engine: Engine) -> None:
+        for work in (
+            Generate(Tokens((10**9,))),
+            Generate(Text("one"), sampling=Sampling(logit_bias=((10**9, 1.0),))),
+        ):
+            with pytest.raises(InvalidRequest):
+                [event async for event in engine.run(work)]
+        with pytest.raises(InvalidRequest):
+            await engine.detokenize([10**9])
+
+    with_engine(test)
+
+
+def test_a_killed_child_tells_its_requests_how_it_ended() -> None:
+    async def run() -> None:
+        placement = Process()
+        engine = await Engine.open(placement, "tiny")
+        await engine.load(LoadSpec((bundled_model(),)))
+        batches = engine.run(Generate(Text(LONG), ignore_eos=True, sampling=GREEDY)).batches()
+        await batches.__anext__()
+        placement.kill()
+        with pytest.raises(EngineGone) as caught:
+            async for _ in batches:
+                pass
+        assert "SIGKILL" in caught.value.reason
+        await engine.close()
+
+    asyncio.run(run())
+
+
+# ---- files --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(64), b"PK\x03\x04" + bytes(100)])
+def test_a_file_that_is_no_model_is_a_failed_load(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+
+    async def run() -> None:
+        with pytest.raises(LoadFailed):
+            async with loaded(path):
+                pass
+
+    asyncio.run(run())
+
+
+def test_a_truncated_model_is_a_failed_load(tmp_path: Path) -> None:
+    whole = bundled_model().read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[: len(whole) // 2])
+
+    async def run() -> None:
+        with pytest.raises((LoadFailed, EngineGone)):
+            async with loaded(path):
+                pass
+
+    asyncio.run(run())
+
+
+# ---- embeddings ---------------------------------------------------------------------------------------------------------
+
+
+def vector(raw: bytes) -> list[float]:
+    return array("f", raw).tolist()
+
+
+def test_embeddings_are_normalised_ordered_and_the_same_in_any_company(tmp_path: Path) -> None:
+    texts = ["a b c", "d", "e f g h i j k", "a b c"] * 40
+
+    async def test(engine: Engine) -> None:
+        together = await engine.embed(Embed(texts))
+        alone = [(await engine.embed(Embed([text])))[0] for text in texts[:4]]
+        for place, packed in enumerate(together):
+            values, expected = vector(packed.vector), vector(alone[place % 4].vector)
+            assert len(values) == N_EMBD
+            assert math.fsum(x * x for x in values) == pytest.approx(1, abs=1e-5)
+            assert math.fsum(x * y for x, y in zip(values, expected)) > 0.999
+            assert packed.n_tokens == len(texts[place].split()) + 2
+        assert math.fsum(x * y for x, y in zip(vector(alone[0].vector), vector(alone[1].vector))) < 0.99
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf"))
+
+
+def test_many_clients_share_the_packs(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        answers = await asyncio.gather(*(engine.embed(Embed([text] * 3)) for text in "abcdefgh"))
+        assert len({answer[0].vector for answer in answers}) == 8
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf"))
+
+
+def test_an_input_longer_than_the_context_is_named(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(ContextOverflow) as caught:
+            await engine.embed(Embed(["a", "b " * 100]))
+        assert (caught.value.index, caught.value.limit) == (1, N_CTX)
+        assert caught.value.needed == 102
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf"))
+
+
+def test_models_refuse_what_they_cannot_do(tmp_path: Path) -> None:
+    async def embed(engine: Engine) -> None:
+        with pytest.raises(WrongModelType):
+            await engine.embed(Embed(["a"]))
+
+    async def generate(engine: Engine) -> None:
+        with pytest.raises(LmError):
+            await complete(engine, "a")
+
+    with_engine(embed)
+    with_engine(generate, path=write_bert(tmp_path / "bert.gguf"))
