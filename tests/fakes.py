@@ -60,7 +60,7 @@ def loaded(command: dict[str, Any], embedding: bool = False) -> dict[str, Any]:
     }
 
 
-# ---- an engine that works alone ------------------------------------------------------------------------------------------
+# ---- an engine that works alone --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -224,7 +224,7 @@ def main() -> None:
     sys.exit(FakeEngine(Script(**script), lambda: os.kill(os.getpid(), signal.SIGABRT)).serve(int(sys.argv[2])))
 
 
-# ---- an engine that does nothing by itself ---------------------------------------------------------------------------------
+# ---- an engine that does nothing by itself ---------------------------------------------------------------------------
 
 
 class Peer:

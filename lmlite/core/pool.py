@@ -183,8 +183,7 @@ class Pool:
         """Ends with `ready` settled, but for a load that was given up: who gives it up settles it."""
         card = slot.card
         try:
-            while leaving := [task for task, card_id in self._closing.items() if card_id == card.id and task is not slot.load]:
-                await asyncio.wait(leaving)  # the memory of the last engine has to be free for the next
+            await self._all_gone(card.id)  # the memory of the last engine has to be free for the next
             slot.engine = await Engine.open(
                 self._place(), card.id, clock=self._own_clock, on_gone=lambda: self._lost(slot)
             )
@@ -230,7 +229,7 @@ class Pool:
     # ---- crashes
 
     def _lost(self, slot: _Slot) -> None:
-        """The engine has ended by itself. Its reason is known when it is closed; its requests get it from the engine."""
+        """The engine has ended by itself. Why is known once it is closed; its requests hear it from the engine."""
         crashes = self._crashes.setdefault(slot.card.id, _Crashes())
         now = self._clock.time()
         crashes.times = [time for time in crashes.times if now - time < CRASH_WINDOW_S] + [now]
@@ -316,7 +315,8 @@ class Pool:
         await self._all_gone()
 
     async def _all_gone(self, card_id: str | None = None) -> None:
-        while leaving := [task for task, owner in self._closing.items() if card_id in (None, owner)]:
+        own = asyncio.current_task()  # a load that was given up leaves too, and must not wait for itself
+        while leaving := {task for task, owner in self._closing.items() if card_id in (None, owner)} - {own}:
             await asyncio.wait(leaving)
 
 

@@ -28,8 +28,10 @@ CRASH_SIGNALS: Final = frozenset({"SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL", "SIG
 INHERITED: Final = frozenset(
     {"PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LD_PRELOAD"}
 )
-INHERITED_PREFIXES: Final = ("GGML_", "CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_", "VK_", "MTL_", "ASAN_", "UBSAN_", "TSAN_")
-"""What chooses and tunes devices. The rest, tokens and keys among it, is nothing that a parser of models should hold."""
+INHERITED_PREFIXES: Final = (
+    "GGML_", "CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_", "VK_", "MTL_", "ASAN_", "UBSAN_", "TSAN_"
+)  # fmt: skip
+"""What chooses and tunes devices. The rest, tokens and keys among it, is nothing for a parser of models to hold."""
 
 
 class Placement(Protocol):
@@ -105,7 +107,8 @@ class Process:
                 near.close()
                 raise
         self._ending = _Ending()
-        threading.Thread(target=self._attend, args=(self._child, self._ending), name="lmlite-child", daemon=True).start()
+        attended = (self._child, self._ending)
+        threading.Thread(target=self._attend, args=attended, name="lmlite-child", daemon=True).start()
         return near
 
     def _attend(self, child: subprocess.Popen[bytes], ending: _Ending) -> None:
@@ -172,9 +175,7 @@ def engine_command() -> tuple[str, ...]:
 
 def environment(outer: Mapping[str, str]) -> dict[str, str]:
     """The child's environment: the little of `outer` that it needs."""
-    inner = {
-        name: value for name, value in outer.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)
-    }
+    inner = {name: value for name, value in outer.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)}
     return {**inner, "GGML_NO_BACKTRACE": "1"}  # else an abort forks a debugger
 
 

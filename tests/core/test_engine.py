@@ -64,7 +64,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-# ---- a generation --------------------------------------------------------------------------------------------------------
+# ---- a generation ----------------------------------------------------------------------------------------------------
 
 
 def test_events_of_a_generation_in_order() -> None:
@@ -159,7 +159,9 @@ def test_a_large_frame_arrives_whole() -> None:
     async def scene(engine: Engine, peer: Peer) -> None:
         answer = asyncio.ensure_future(engine.detokenize([1]))
         _, request_id, _ = await peer.next()
-        peer.send(frame(Kind.RESULT, request_id, b"x" * (8 << 20)), frame(Kind.HEARTBEAT, 0, {"step_ms": 0, "prepare_ms": 0}))
+        peer.send(
+            frame(Kind.RESULT, request_id, b"x" * (8 << 20)), frame(Kind.HEARTBEAT, 0, {"step_ms": 0, "prepare_ms": 0})
+        )
         assert len(await answer) == 8 << 20
 
     play(scene)
@@ -195,7 +197,7 @@ def test_logprobs_go_with_the_text_that_follows() -> None:
     play(scene)
 
 
-# ---- leaving early -------------------------------------------------------------------------------------------------------
+# ---- leaving early ---------------------------------------------------------------------------------------------------
 
 
 async def expect_cancel(peer: Peer, request_id: int) -> None:
@@ -219,8 +221,8 @@ def test_a_broken_loop_cancels() -> None:
     async def scene(engine: Engine, peer: Peer) -> None:
         async def first_event() -> Event:
             async for event in engine.run(HELLO):
-                break
-            return event
+                return event
+            raise AssertionError("no event")
 
         first = asyncio.ensure_future(first_event())
         _, request_id, _ = await peer.next()
@@ -278,7 +280,7 @@ def test_a_finished_generation_is_not_cancelled() -> None:
     play(scene)
 
 
-# ---- the other commands ----------------------------------------------------------------------------------------------------
+# ---- the other commands ----------------------------------------------------------------------------------------------
 
 
 def with_fake(scene: Callable[[Engine, FakeEngine], Coroutine[Any, Any, None]], script: Script | None = None) -> None:
@@ -342,7 +344,7 @@ def test_many_generations_at_once_through_a_fake() -> None:
     with_fake(scene)
 
 
-# ---- commands on the wire ---------------------------------------------------------------------------------------------------
+# ---- commands on the wire --------------------------------------------------------------------------------------------
 
 
 def paragraph(name: str) -> str:
@@ -363,7 +365,11 @@ def test_generate_has_the_keys_of_the_protocol() -> None:
     documented = keys_of(paragraph("GENERATE")) | {"echo", "ignore_eos"}
     inner = {"kind"}  # of the grammar
     assert set().union(*spelled) == documented - inner | {"text"}
-    assert [{"messages", "text", "tokens"} & set(command) for command in spelled] == [{"messages"}, {"text"}, {"tokens"}]
+    assert [{"messages", "text", "tokens"} & set(command) for command in spelled] == [
+        {"messages"},
+        {"text"},
+        {"tokens"},
+    ]
     assert set(spelled[0]["grammar"]) == {"kind", "text"}
 
 
@@ -417,7 +423,7 @@ def test_what_no_frame_can_carry_is_refused_here(generate: Generate) -> None:
     play(scene)
 
 
-# ---- errors of one request --------------------------------------------------------------------------------------------------
+# ---- errors of one request -------------------------------------------------------------------------------------------
 
 ERRORS: list[tuple[dict[str, Any], type[errors.LmError], dict[str, Any]]] = [
     (
@@ -475,7 +481,7 @@ def test_text_before_an_error_is_delivered_first() -> None:
     play(scene)
 
 
-# ---- the engine's end ---------------------------------------------------------------------------------------------------------
+# ---- the engine's end ------------------------------------------------------------------------------------------------
 
 
 async def gone(*answers: asyncio.Future[Any]) -> set[str]:
@@ -631,7 +637,7 @@ def test_a_loop_that_ends_under_a_stream_leaves_nothing_running() -> None:
     asyncio.run(run(Peer()))
 
 
-# ---- the watchdog ------------------------------------------------------------------------------------------------------------
+# ---- the watchdog ----------------------------------------------------------------------------------------------------
 
 BEAT = frame(Kind.HEARTBEAT, 0, {"step_ms": 20, "prepare_ms": 0})
 
@@ -651,7 +657,9 @@ def test_silence_with_work_pending_is_a_hang() -> None:
     play(scene, clock)
 
 
-@pytest.mark.parametrize("sign", [BEAT, frame(Kind.TEXT, 1, b"a"), frame(Kind.PROMPT_PROGRESS, 1, {"done": 1, "total": 2})])
+@pytest.mark.parametrize(
+    "sign", [BEAT, frame(Kind.TEXT, 1, b"a"), frame(Kind.PROMPT_PROGRESS, 1, {"done": 1, "total": 2})]
+)
 def test_any_sign_of_life_keeps_the_engine(sign: bytes) -> None:
     clock = FakeClock()
 

@@ -258,7 +258,14 @@ def test_the_child_is_outside_the_terminals_group() -> None:
 
 
 def test_the_environment_has_devices_and_no_secrets() -> None:
-    outer = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "1", "GGML_METAL": "0", "HF_TOKEN": "s", "LMLITE_TOKEN": "s", "X": ""}
+    outer = {
+        "PATH": "/bin",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "GGML_METAL": "0",
+        "HF_TOKEN": "s",
+        "LMLITE_TOKEN": "s",
+        "X": "",
+    }
     assert environment(outer) == {
         "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": "1",

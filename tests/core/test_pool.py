@@ -144,7 +144,7 @@ async def failure(answer: asyncio.Future[Any], expected: type[errors.LmError]) -
     return caught.value
 
 
-# ---- loading ---------------------------------------------------------------------------------------------------------------
+# ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 def test_fifty_requests_one_load() -> None:
@@ -297,7 +297,7 @@ def test_models_load_side_by_side() -> None:
     play(scene)
 
 
-# ---- which model -----------------------------------------------------------------------------------------------------------
+# ---- which model -----------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_name_lists_the_known() -> None:
@@ -353,7 +353,7 @@ def test_no_name_and_no_model() -> None:
     play(scene, shelf=Shelf(()))
 
 
-# ---- idle time -------------------------------------------------------------------------------------------------------------
+# ---- idle time -------------------------------------------------------------------------------------------------------
 
 
 def test_an_idle_model_is_unloaded_after_its_time() -> None:
@@ -437,7 +437,7 @@ def test_the_next_load_waits_until_the_last_engine_is_gone() -> None:
     play(scene, Slow, ttl_s=60)
 
 
-# ---- death and crash loops ---------------------------------------------------------------------------------------------------
+# ---- death and crash loops -------------------------------------------------------------------------------------------
 
 
 async def load_and_crash(stage: Stage, how: str = "crashed (SIGSEGV)") -> None:
@@ -514,7 +514,7 @@ def test_a_file_that_kills_every_engine_is_refused_for_a_while() -> None:
     play(scene, lambda: FakeEngine(Script(die_at_load=True)))
 
 
-# ---- unload and close ----------------------------------------------------------------------------------------------------------
+# ---- unload and close ------------------------------------------------------------------------------------------------
 
 
 def test_unload_ends_requests_and_frees_the_model() -> None:
