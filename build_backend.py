@@ -10,6 +10,26 @@ import os
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from setuptools import build_meta
+from setuptools.build_meta import (  # the hooks that build nothing
+    get_requires_for_build_editable,
+    get_requires_for_build_sdist,
+    get_requires_for_build_wheel,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
+
 SWITCHES = ("cuda", "metal", "vulkan", "portable")
 VARIABLES = {
     **{name: f"LMLITE_{name.upper()}" for name in SWITCHES},
@@ -33,42 +53,16 @@ def apply_settings(settings: Settings, environ: MutableMapping[str, str]) -> Non
         environ[VARIABLES[name]] = value if isinstance(value, str) else " ".join(value)
 
 
-def _setuptools(settings: Settings) -> Any:
+def build_wheel(directory: str, settings: Settings = None, metadata_directory: str | None = None) -> str:
     apply_settings(settings, os.environ)
-    from setuptools import build_meta
-
-    return build_meta
+    return build_meta.build_wheel(directory, settings, metadata_directory)
 
 
-def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
-    return _setuptools(config_settings).build_wheel(wheel_directory, config_settings, metadata_directory)
+def build_editable(directory: str, settings: Settings = None, metadata_directory: str | None = None) -> str:
+    apply_settings(settings, os.environ)
+    return build_meta.build_editable(directory, settings, metadata_directory)
 
 
-def build_editable(
-    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
-) -> str:
-    return _setuptools(config_settings).build_editable(wheel_directory, config_settings, metadata_directory)
-
-
-def build_sdist(sdist_directory: str, config_settings: Settings = None) -> str:
-    return _setuptools(config_settings).build_sdist(sdist_directory, config_settings)
-
-
-def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    return _setuptools(config_settings).get_requires_for_build_wheel(config_settings)
-
-
-def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
-    return _setuptools(config_settings).get_requires_for_build_editable(config_settings)
-
-
-def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
-    return _setuptools(config_settings).get_requires_for_build_sdist(config_settings)
-
-
-def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: Settings = None) -> str:
-    return _setuptools(config_settings).prepare_metadata_for_build_wheel(metadata_directory, config_settings)
-
-
-def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: Settings = None) -> str:
-    return _setuptools(config_settings).prepare_metadata_for_build_editable(metadata_directory, config_settings)
+def build_sdist(directory: str, settings: Settings = None) -> str:
+    apply_settings(settings, os.environ)
+    return build_meta.build_sdist(directory, settings)

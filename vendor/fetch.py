@@ -74,7 +74,7 @@ def fill(tree: Path = TREE, archive: Path | None = None) -> Path:
     stamp = json.dumps({**pin._asdict(), "parts": PARTS, "left_out": LEFT_OUT}, indent=1)
     if _read_or_none(tree / STAMP) == stamp:
         return tree
-    with _pinned_archive(pin, archive) as source:
+    with pinned_archive(pin, archive) as source:
         fresh = Path(tempfile.mkdtemp(prefix=".llama.cpp-", dir=tree.parent))
         try:
             unpack(source, pin.folder, fresh, _wanted)
@@ -98,7 +98,7 @@ def copy_fixtures(folder: Path, archive: Path | None = None) -> list[Path]:
         return files
     pin = read_pin()
     folder.mkdir(parents=True, exist_ok=True)
-    with _pinned_archive(pin, archive) as source, tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with pinned_archive(pin, archive) as source, tempfile.TemporaryDirectory(dir=folder) as scratch:
         unpack(source, pin.folder, Path(scratch), wanted.__contains__)
         for path in sorted(wanted):
             name = path.removeprefix("models/ggml-vocab-")
@@ -157,7 +157,7 @@ def _read_or_none(path: Path) -> str | None:
 
 
 @contextmanager
-def _pinned_archive(pin: Pin, archive: Path | None) -> Iterator[Path]:
+def pinned_archive(pin: Pin, archive: Path | None = None) -> Iterator[Path]:
     """The verified archive: the given one, one laid into vendor/ by hand, or a download that is gone afterwards."""
     by_hand = archive or VENDOR / pin.archive_name
     if by_hand.exists():
