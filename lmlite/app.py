@@ -63,7 +63,7 @@ Spelling = Callable[[LmError], tuple[int, str]]
 Batch = list[tuple[int, Event]]
 
 
-# ---- models -----------------------------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------------------
 
 
 def open_catalog(config: Config) -> Catalog:
@@ -97,8 +97,8 @@ def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] |
 class Models:
     """What is on disk and what is loaded, for one event loop.
 
-    The disk is looked at in a thread, by one at a time and not too often. The first look brings the code for all of this
-    too: a server is ready before, as it should be on a machine where models come late or never.
+    The disk is looked at in a thread, by one at a time and not too often. The first look brings the code for all of
+    this too: a server is ready before that.
     """
 
     def __init__(self, config: Config, place: Callable[[], Placement] | None = None, max_age_s: float = RESCAN_S):
@@ -173,7 +173,7 @@ class Models:
             await self._opened[1].close()
 
 
-# ---- the application --------------------------------------------------------------------------------------------------
+# ---- the application -------------------------------------------------------------------------------------------------
 
 
 class App:
@@ -281,7 +281,7 @@ def headers_of(error: LmError) -> tuple[tuple[str, str], ...]:
             return ()
 
 
-# ---- generation -------------------------------------------------------------------------------------------------------
+# ---- generation ------------------------------------------------------------------------------------------------------
 
 
 def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
@@ -384,7 +384,7 @@ async def run_many(engine: Engine, runs: Sequence[Generate]) -> AsyncGenerator[B
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-# ---- what is asked of a model besides ---------------------------------------------------------------------------------
+# ---- what is asked of a model besides --------------------------------------------------------------------------------
 
 
 def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
@@ -425,7 +425,7 @@ async def detokenize(app: App, request: Request, reply: Reply, _: str) -> None:
     await reply.whole(200, call.reply(text).encode())
 
 
-# ---- lists of models, and signs of life -------------------------------------------------------------------------------
+# ---- lists of models, and signs of life ------------------------------------------------------------------------------
 
 
 async def list_openai(app: App, request: Request, reply: Reply, _: str) -> None:
@@ -460,7 +460,7 @@ async def greet(app: App, request: Request, reply: Reply, _: str) -> None:
     await reply.whole(200, b'{"lmstudio":true}')
 
 
-# ---- tables -----------------------------------------------------------------------------------------------------------
+# ---- tables ----------------------------------------------------------------------------------------------------------
 
 ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/health", health),

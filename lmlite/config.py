@@ -30,7 +30,7 @@ SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "f
 T = TypeVar("T")
 
 
-# ---- kinds of values --------------------------------------------------------------------------------------------------
+# ---- kinds of values -------------------------------------------------------------------------------------------------
 
 
 class Refused(Exception):
@@ -92,7 +92,8 @@ def whole(low: int, high: int, **words: int) -> Kind:
             raise Refused
         return value
 
-    return Kind(" or ".join((f"a whole number from {low} to {high}", *words)), convert, "|".join(("N", *words)), tuple(words.items()))
+    allowed = " or ".join((f"a whole number from {low} to {high}", *words))
+    return Kind(allowed, convert, "|".join(("N", *words)), tuple(words.items()))
 
 
 def seconds(high: float) -> Kind:
@@ -163,7 +164,8 @@ def pairs() -> Kind:
             raise Refused
         return tuple((str(name), str(target)) for name, target in split)
 
-    return Kind("NAME=MODEL (in a variable: joined by ','; in the file: an object)", convert, "NAME=MODEL", shape="many")
+    allowed = "NAME=MODEL (in a variable: joined by ','; in the file: an object)"
+    return Kind(allowed, convert, "NAME=MODEL", shape="many")
 
 
 def to_path(value: object) -> Path:
@@ -182,7 +184,7 @@ def to_items(value: object, separator: str) -> list[object]:
     raise Refused
 
 
-# ---- the options ------------------------------------------------------------------------------------------------------
+# ---- the options -----------------------------------------------------------------------------------------------------
 
 
 def option(default: T, kind: Kind, help: str, *, positional: bool = False) -> T:
@@ -191,7 +193,7 @@ def option(default: T, kind: Kind, help: str, *, positional: bool = False) -> T:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Config:
-    """The settings of one server. Build it with `gather` (command line) or `of` (Python API), which check the values."""
+    """The settings of one server. `gather` (command line) and `of` (Python API) build it of checked values."""
 
     models: tuple[Path, ...] = option((), paths(), "GGUF files to serve besides those in the folders", positional=True)
 
@@ -202,7 +204,7 @@ class Config:
         False, switch(), "allow an address that other machines can reach, although nothing asks them for a token"
     )
     allow_host: tuple[str, ...] = option((), names(), "a further name that clients may call this server by")
-    allow_origin: tuple[str, ...] = option((), names(), "a web origin that may call this server from a browser; * for all")
+    allow_origin: tuple[str, ...] = option((), names(), "a web origin that may call this server; * for all")
 
     # ---- what it serves
     home: Path = option(DEFAULT_HOME, path(), "folder of config.json and models/")
@@ -212,7 +214,7 @@ class Config:
 
     # ---- how a model is run
     isolation: str = option("process", one_of("process", "thread"), "run each model in a child process or in a thread")
-    context_length: int = option(4096, whole(0, 1 << 24), "tokens one request may use; 0: what the model was trained for")
+    context_length: int = option(4096, whole(0, 1 << 24), "tokens one request may use; 0: the model's own limit")
     parallel: int = option(4, whole(1, 64), "sequences that decode at once")
     kv_cells: int = option(0, whole(0, 1 << 28), "cells of the KV cache that all sequences share; 0: chosen by memory")
     eval_batch_size: int = option(512, whole(1, 1 << 16), "prompt tokens per batch")
@@ -255,7 +257,7 @@ def options() -> Iterator[Option]:
         yield Option(item.name, item.metadata["help"], item.metadata["kind"], item.default, item.metadata["positional"])
 
 
-# ---- where values come from -------------------------------------------------------------------------------------------
+# ---- where values come from ------------------------------------------------------------------------------------------
 
 
 def gather(flags: Mapping[str, object], environ: Mapping[str, str]) -> Config:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from .app import open_pool
 from .config import Config
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SAMPLING_NAMES = frozenset(item.name for item in fields(Sampling))
 GENERATE_NAMES = frozenset(item.name for item in fields(Generate)) - {"prompt", "sampling"}
 
-Piece = Union[str, BaseException, None]
+Piece = str | BaseException | None
 
 
 def load(path: str | Path, **options: Any) -> Model:
@@ -62,8 +62,8 @@ class Model:
     # ---- answers
 
     def chat(self, messages: Sequence[Mapping[str, str]], **params: Any) -> str:
-        """The answer to `messages` (`{"role": ..., "content": ...}`), rendered by the model's own template. `params` are
-        the fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`, `grammar`, `temperature`, ..."""
+        """The answer to `messages` (`{"role": ..., "content": ...}`), rendered by the model's own template. `params`
+        are fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`, `grammar`, `temperature`, ..."""
         return "".join(self.chat_stream(messages, **params))
 
     def chat_stream(self, messages: Sequence[Mapping[str, str]], **params: Any) -> Iterator[str]:
@@ -134,7 +134,9 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -38,7 +38,7 @@ FLUSH_S = 1.0
 T = TypeVar("T")
 
 
-# ---- listening --------------------------------------------------------------------------------------------------------
+# ---- listening -------------------------------------------------------------------------------------------------------
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -125,7 +125,7 @@ class Acceptor:
         self._socket.close()
 
 
-# ---- a server in a running loop ---------------------------------------------------------------------------------------
+# ---- a server in a running loop --------------------------------------------------------------------------------------
 
 
 class Service:
@@ -177,7 +177,7 @@ class Service:
                 task.cancel()
 
 
-# ---- a server in a program --------------------------------------------------------------------------------------------
+# ---- a server in a program -------------------------------------------------------------------------------------------
 
 
 class LoopThread:
@@ -229,8 +229,8 @@ class LoopThread:
 
 
 class Server:
-    """A server inside this program. `with Server(port=0) as server:` runs it in a thread of its own, `async with` in the
-    caller's loop. Options are those of `Config`; neither the environment nor a config file is looked at."""
+    """A server inside this program. `with Server(port=0) as server:` runs it in a thread of its own, `async with` in
+    the caller's loop. Options are those of `Config`; neither the environment nor a config file is looked at."""
 
     def __init__(self, config: Config | None = None, **options: Any):
         if config is not None and options:
@@ -270,7 +270,9 @@ class Server:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     async def __aenter__(self) -> Server:

@@ -90,6 +90,7 @@ class FakeServer:
     config: Config
     script: Script = field(default_factory=Script)
     engines: list[FakeEngine] = field(default_factory=list)
+    clients: list[Client] = field(default_factory=list)
     service: Service = field(init=False)
     thread: LoopThread = field(init=False)
     closing: threading.Lock = field(default_factory=threading.Lock)
@@ -112,7 +113,8 @@ class FakeServer:
         return self.engines[-1]
 
     def client(self) -> Client:
-        return Client(self.port)
+        self.clients.append(Client(self.port))
+        return self.clients[-1]
 
     def close(self) -> None:
         with self.closing:
@@ -125,7 +127,8 @@ class FakeServer:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text model `talker` and an embedding model `text-embedding-embedder`; only their headers are sound."""
     folder = tmp_path_factory.mktemp("models")
-    for place, values in (("acme/talker-GGUF/talker-Q4_K_M.gguf", llama()), ("acme/embedder/embedder-Q4_K_M.gguf", bert())):
+    models = {"acme/talker-GGUF/talker-Q4_K_M.gguf": llama(), "acme/embedder/embedder-Q4_K_M.gguf": bert()}
+    for place, values in models.items():
         path = folder / place
         path.parent.mkdir(parents=True)
         path.write_bytes(gguf(values))
@@ -147,6 +150,8 @@ def serve_fake(
 
     yield serve
     for server in servers:
+        for client in server.clients:
+            client.close()
         server.close()
 
 

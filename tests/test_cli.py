@@ -1,4 +1,4 @@
-"""The command line: where options come from and which one wins, how wrong ones are refused, and a server's whole life."""
+"""The command line: where options come from and which one wins, how wrong ones are refused, a server's whole life."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_file(home: Path, content: str) -> dict[str, str]:
     return {"LMLITE_HOME": str(home)}
 
 
-# ---- one name, three places -------------------------------------------------------------------------------------------
+# ---- one name, three places ------------------------------------------------------------------------------------------
 
 
 def test_flag_wins_over_variable_over_file_over_default(home: Path) -> None:
@@ -85,7 +85,7 @@ def test_gpu_layers_takes_words(home: Path, text: str, layers: int) -> None:
     assert gather({"gpu_layers": text}, {"LMLITE_HOME": str(home)}).gpu_layers == layers
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", " 1", "+1", "1_0", "٥", "1.0", "-1", "65", "1" * 40, "nan"])
@@ -140,7 +140,7 @@ def test_python_options_are_checked_in_the_same_words() -> None:
         Config.of(paralel=4)
 
 
-# ---- the command ------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------
 
 
 def lmlite(*arguments: str, home: Path, **popen: object) -> subprocess.Popen[str]:
