@@ -236,7 +236,8 @@ class BuildNative(Command):
         copy_licences(find_tree(environ), package / "lib")
         write_bindings(package / "core" / "_lib.py")
         if self.tests:
-            shutil.copy2(folder / "lmlite-tests", ROOT / "build" / "lmlite-tests")
+            shutil.copy2(folder / "lmlite-tests", ROOT / "build" / "lmlite-tests.new")
+            (ROOT / "build" / "lmlite-tests.new").replace(ROOT / "build" / "lmlite-tests")  # it may be running
 
     def get_outputs(self) -> list[str]:
         package = self.package()

@@ -197,6 +197,9 @@ void model::make_context(const load_spec & spec) {
     if (trained <= 0) {
         throw error("load_failed", "the file states no usable context length");
     }
+    if (llama_model_is_diffusion(m) || (llama_model_has_encoder(m) && llama_model_has_decoder(m))) {
+        throw error("load_failed", "models of the kind '" + arch_ + "' do not write token by token and are not served");
+    }
     embedding_ = pools_embeddings(m, arch_);
     context_length_ = spec.context_length == 0 ? trained : std::min(spec.context_length, trained);
     const bool stateful = llama_model_is_recurrent(m) || llama_model_is_hybrid(m);
