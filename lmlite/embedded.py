@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -66,8 +66,8 @@ class Model:
         are fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`, `grammar`, `temperature`, ..."""
         return "".join(self.chat_stream(messages, **params))
 
-    def chat_stream(self, messages: Sequence[Mapping[str, str]], **params: Any) -> Iterator[str]:
-        """The same in pieces, as they are made. Leaving the iterator early ends the work."""
+    def chat_stream(self, messages: Sequence[Mapping[str, str]], **params: Any) -> Generator[str, None, None]:
+        """The same in pieces, as they are made. Closing the generator early ends the work."""
         template_kwargs = params.pop("template_kwargs", {})
         return self._pieces(generate(Chat(tuple(messages), template_kwargs), params))
 
@@ -75,7 +75,7 @@ class Model:
         """What follows `prompt`; no template is applied."""
         return "".join(self.complete_stream(prompt, **params))
 
-    def complete_stream(self, prompt: str, **params: Any) -> Iterator[str]:
+    def complete_stream(self, prompt: str, **params: Any) -> Generator[str, None, None]:
         return self._pieces(generate(Text(prompt), params))
 
     def embed(self, texts: Sequence[str]) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
@@ -92,7 +92,7 @@ class Model:
         async with self._pool.lease(self._name, "embedding") as lease:
             return lease.instance.n_embd, await lease.engine.embed(embed) if embed.inputs else []
 
-    def _pieces(self, work: Generate) -> Iterator[str]:
+    def _pieces(self, work: Generate) -> Generator[str, None, None]:
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         future = self._thread.start(self._pump(work, pieces))
         try:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lmlite.config import Config, gather, options
 from lmlite.errors import ConfigError
+from tests.conftest import TIMEOUT_S, Client
 
 
 @pytest.fixture
@@ -143,9 +147,12 @@ def test_python_options_are_checked_in_the_same_words() -> None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def lmlite(*arguments: str, home: Path, **popen: object) -> subprocess.Popen[str]:
+def lmlite(*arguments: str, home: Path, shell: str = "") -> subprocess.Popen[str]:
+    """The command; `shell` runs before it in the same process."""
     environ = {**os.environ, "LMLITE_HOME": str(home), "HOME": str(home)}
     command = [sys.executable, "-m", "lmlite", *arguments]
+    if shell:
+        command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *command]
     return subprocess.Popen(
         command, env=environ, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -206,3 +213,99 @@ def test_signal_stops_the_server_with_exit_code_0(home: Path, number: signal.Sig
     process.send_signal(number)
     code, out, _ = ended(process)
     assert (code, out) == (0, "")
+
+
+# ---- a whole life, with the real engine and the bundled model -------------------------------------------------------
+
+ENDLESS = {"model": "lmlite-tiny", "prompt": ["Hello"] * 64, "max_tokens": 1900, "ignore_eos": True, "stream": True}
+"""Far more text than a connection holds while nobody reads it."""
+SHORT = {"model": "lmlite-tiny", "prompt": "Hello", "max_tokens": 3}
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    process = lmlite("serve", "--port", "0", "--drain", "60", home=home)
+    url, _ = started(process)
+    client = Client(int(url.rpartition(":")[2]))
+    yield process, client
+    client.close()
+    process.kill()
+    process.communicate()
+
+
+def test_the_printed_curl_works(home: Path) -> None:
+    process = lmlite("serve", "--port", "0", home=home)
+    _, (_, line) = started(process)
+    done = subprocess.run(["sh", "-c", f"{line.removeprefix('try: ')} -s"], capture_output=True, text=True)
+    process.terminate()
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+    assert ended(process)[0] == 0
+
+
+def test_second_signal_does_not_wait_for_running_requests(server: tuple[subprocess.Popen[str], Client]) -> None:
+    process, client = server
+    response = client.start("POST", "/v1/completions", ENDLESS)
+    assert response.status == 200
+    assert response.read1(1)
+    process.terminate()
+    assert process.stderr is not None
+    assert "second signal" in process.stderr.readline()
+    assert process.poll() is None
+    process.terminate()
+    code, _, _ = ended(process)
+    assert code == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the child through /proc")
+def test_killed_engine_ends_its_stream_with_an_error_and_the_next_request_is_answered(
+    server: tuple[subprocess.Popen[str], Client],
+) -> None:
+    process, client = server
+    response = client.start("POST", "/v1/completions", ENDLESS)
+    assert response.read1(1)
+    (engine,) = children(process.pid)
+    os.kill(engine, signal.SIGKILL)
+    *_, last = response.read().split(b"\n\n")[:-1]
+    assert last.startswith(b"event: error\ndata: ")
+    assert b"SIGKILL" in last
+    assert client.post("/v1/completions", SHORT).status == 200
+    process.terminate()
+    code, _, err = ended(process)
+    assert code == 0
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the child through /proc")
+def test_no_engine_outlives_its_server(server: tuple[subprocess.Popen[str], Client]) -> None:
+    process, client = server
+    client.post("/v1/completions", SHORT)
+    (engine,) = children(process.pid)
+    process.kill()
+    process.communicate()
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(engine)
+        with contextlib.closing(select.epoll()) as poll:
+            poll.register(pidfd, select.EPOLLIN)
+            assert poll.poll(TIMEOUT_S), "the engine still runs"
+        os.close(pidfd)
+
+
+def test_server_out_of_descriptors_pauses_and_recovers(home: Path) -> None:
+    process = lmlite("serve", "--port", "0", home=home, shell="ulimit -n 48")
+    url, _ = started(process)
+    port = int(url.rpartition(":")[2])
+    with contextlib.ExitStack() as crowd:
+        for _ in range(100):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert process.stderr is not None
+        assert "cannot accept connections" in process.stderr.readline()
+    client = Client(port)
+    assert client.post("/v1/completions", SHORT).status == 200
+    client.close()
+    process.terminate()
+    code, _, err = ended(process)
+    assert (code, "Traceback" in err) == (0, False)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,18 +52,19 @@ def test_module_imports_lower_ranks_or_its_own_folder(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_module_names_neither_the_package_nor_other_dependencies(file: Path) -> None:
-    import sys
-
     for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names = [node.module or ""]
+        match node:
+            case ast.Import(names=aliases):
+                names = [alias.name for alias in aliases]
+            case ast.ImportFrom(module=str(name), level=0):
+                names = [name]
+            case _:
+                names = []
         for name in names:
             top = name.split(".")[0]
-            assert top != "lmlite", f"{file}:{node.lineno} imports the package by its name"
-            assert top in sys.stdlib_module_names or top in OUTSIDE, f"{file}:{node.lineno} imports {top}"
+            assert top != "lmlite", f"{file} imports the package by its name"
+            assert top in sys.stdlib_module_names or top in OUTSIDE, f"{file} imports {top}"
+
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_module_has_no_state(file: Path) -> None:

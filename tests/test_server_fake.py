@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TIMEOUT_S, Answer, Client, FakeServer
 
 from lmlite.core.frames import Kind
 from lmlite.server import Server
+from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.core.gguf_files import gguf, llama
 from tests.fakes import Gate, Script, error
 
@@ -40,13 +40,16 @@ def background() -> Iterator[ThreadPoolExecutor]:
 
 
 class Heard:
-    """A script's `hold` that tells when the engine was sent a command, and blocks nothing."""
+    """A script's `hold` that tells when the engine was sent a command, and blocks only where `gate` does."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate | None = None) -> None:
         self._events = {kind: threading.Event() for kind in Kind}
+        self._gate = gate
 
     def __call__(self, kind: Kind) -> None:
         self._events[kind].set()
+        if self._gate is not None:
+            self._gate(kind)
 
     def wait(self, kind: Kind) -> bool:
         return self._events[kind].wait(TIMEOUT_S)
@@ -359,8 +362,9 @@ def test_two_servers_live_side_by_side(serve_fake: Serve) -> None:
 def test_stop_lets_running_requests_finish_and_takes_no_further_ones(
     serve_fake: Serve, background: ThreadPoolExecutor
 ) -> None:
-    gate, heard = Gate(Kind.GENERATE), Heard()
-    server = serve_fake(Script(hold=lambda kind: (heard(kind), gate(kind))[0]), drain=TIMEOUT_S)
+    gate = Gate(Kind.GENERATE)
+    heard = Heard(gate)
+    server = serve_fake(Script(hold=heard), drain=TIMEOUT_S)
     idle = server.client()
     idle.get("/health")
     running = background.submit(server.client().post, "/v1/chat/completions", HELLO)
@@ -400,8 +404,9 @@ def test_stop_answers_503_to_a_request_without_an_answer_yet(serve_fake: Serve, 
 
 
 def test_server_can_be_stopped_while_a_model_loads(serve_fake: Serve, background: ThreadPoolExecutor) -> None:
-    heard, gate = Heard(), Gate(Kind.LOAD)
-    server = serve_fake(Script(hold=lambda kind: (heard(kind), gate(kind))[0]), drain=0.05)
+    gate = Gate(Kind.LOAD)
+    heard = Heard(gate)
+    server = serve_fake(Script(hold=heard), drain=0.05)
     running = background.submit(server.client().post, "/v1/chat/completions", HELLO)
     assert heard.wait(Kind.LOAD)
     closing = background.submit(server.close)

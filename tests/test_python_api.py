@@ -1,0 +1,162 @@
+"""The Python API: one model without HTTP, with the real engine and the bundled model; and what importing costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+
+import lmlite
+from lmlite.core.catalog import bundled_model
+from lmlite.errors import ConfigError, ContextOverflow, InvalidRequest, LoadFailed, WrongModelType
+from tests.random_models import write_bert
+
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+@pytest.fixture(scope="module", params=["thread", "process"])
+def model(request: pytest.FixtureRequest) -> Iterator[lmlite.Model]:
+    with lmlite.load(bundled_model(), isolation=request.param, context_length=512) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lmlite.Model]:
+    with lmlite.load(write_bert(tmp_path_factory.mktemp("bert") / "bert.gguf")) as loaded:
+        yield loaded
+
+
+def test_chat_answers_and_stops_by_itself(model: lmlite.Model) -> None:
+    answer = model.chat(HELLO, temperature=0.0, max_tokens=100)
+    assert "Hello" in answer or "Hi" in answer
+    assert answer == model.chat(HELLO, temperature=0.0, max_tokens=100)
+
+
+def test_stream_is_the_whole_answer_in_pieces(model: lmlite.Model) -> None:
+    count = [{"role": "user", "content": "Count to five."}]
+    pieces = list(model.chat_stream(count, temperature=0.0, max_tokens=60))
+    assert "".join(pieces) == model.chat(count, temperature=0.0, max_tokens=60)
+    assert len(pieces) > 1
+
+
+def test_complete_takes_sampling_and_stop(model: lmlite.Model) -> None:
+    whole = model.complete("Hello", max_tokens=20, temperature=1.0, seed=7, ignore_eos=True)
+    assert whole == model.complete("Hello", max_tokens=20, temperature=1.0, seed=7, ignore_eos=True)
+    cut = whole[len(whole) // 2 :][:2]
+    stopped = model.complete("Hello", max_tokens=20, temperature=1.0, seed=7, ignore_eos=True, stop=(cut,))
+    assert stopped == whole[: whole.index(cut)]
+
+
+def test_grammar_constrains_the_answer(model: lmlite.Model) -> None:
+    grammar = lmlite.Grammar("gbnf", 'root ::= "yes" | "no"')
+    assert model.chat(HELLO, grammar=grammar) in ("yes", "no")
+
+
+def test_stream_that_is_left_early_frees_the_model(model: lmlite.Model) -> None:
+    for _ in range(12):  # three times what runs at once
+        pieces = model.complete_stream("Hello", max_tokens=400, ignore_eos=True)
+        assert next(pieces)
+        pieces.close()
+    assert model.chat(HELLO, max_tokens=3, ignore_eos=True)
+
+
+def test_threads_share_a_model(model: lmlite.Model) -> None:
+    alone = model.chat(HELLO, temperature=0.0, max_tokens=20)
+    answers: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(model.chat(HELLO, temperature=0.0, max_tokens=20)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 6
+    assert all(answer[:5] == alone[:5] for answer in answers)
+
+
+def test_errors_are_facts(model: lmlite.Model) -> None:
+    with pytest.raises(ContextOverflow) as overflow:
+        model.complete("word " * 5000)
+    assert overflow.value.limit == 512 < overflow.value.needed
+    with pytest.raises(InvalidRequest):
+        model.chat(HELLO, temperature=-1.0)
+    with pytest.raises(WrongModelType):
+        model.embed(["a text model has no vectors to give"])
+
+
+def test_unknown_parameters_are_refused_before_anything_runs(model: lmlite.Model) -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        model.chat_stream(HELLO, temprature=1.0)
+    with pytest.raises(TypeError, match="sequence"):
+        model.embed("one text")
+    with pytest.raises(ConfigError, match="no such option"):
+        lmlite.load(bundled_model(), contextlength=1)
+
+
+def test_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(LoadFailed):
+        lmlite.load(path)
+    with pytest.raises(LoadFailed):
+        lmlite.load(tmp_path / "missing.gguf")
+
+
+def test_closed_model_says_so_and_may_be_closed_again() -> None:
+    model = lmlite.load(bundled_model())
+    pieces = model.complete_stream("Hello", max_tokens=2000, ignore_eos=True)
+    next(pieces)
+    model.close()
+    model.close()
+    with pytest.raises(lmlite.LmError):
+        for _ in pieces:
+            pass
+    with pytest.raises(RuntimeError, match="closed"):
+        model.chat(HELLO)
+
+
+def test_importing_does_nothing() -> None:
+    """No module of the package but itself, nothing heavy, no thread."""
+    code = (
+        "import sys, threading, lmlite; "
+        "print([n for n in sys.modules if n.startswith('lmlite.') or n in ('asyncio', 'cffi', 'numpy', 'json')], "
+        "threading.active_count())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] 1\n"
+
+
+def test_server_with_child_engines_loads_neither_numpy_nor_cffi(tmp_path: Path) -> None:
+    code = (
+        "import sys, urllib.request, lmlite\n"
+        "with lmlite.Server(port=0, home=sys.argv[1]) as server:\n"
+        "    body = b'{\"prompt\": \"Hello\", \"max_tokens\": 1, \"model\": \"lmlite-tiny\"}'\n"
+        "    headers = {'Content-Type': 'application/json'}\n"
+        "    urllib.request.urlopen(urllib.request.Request(server.url + '/v1/completions', body, headers)).read()\n"
+        "    print([name for name in ('numpy', 'cffi', '_cffi_backend') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in lmlite.__all__:
+        assert getattr(lmlite, name) is not None
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = lmlite.nothing_like_it
+
+
+def test_embeddings_are_unit_rows(embedder: lmlite.Model) -> None:
+    rows = embedder.embed(["one text", "another", "one text"])
+    assert rows.dtype == numpy.float32
+    assert (rows.ndim, len(rows)) == (2, 3)
+    assert numpy.allclose(numpy.linalg.norm(rows, axis=1), 1.0, atol=1e-3)
+    assert numpy.allclose(rows[0], rows[2], atol=1e-3)
+    assert not numpy.allclose(rows[0], rows[1], atol=1e-3)
+    assert embedder.embed([]).shape == (0, rows.shape[1])
