@@ -128,10 +128,10 @@ class Models:
         return card
 
     async def _current(self, again: bool = False) -> tuple[Catalog, Pool]:
-        if self._look is None and (self._opened is None or again):
-            self._look = asyncio.get_running_loop().run_in_executor(None, self._scan)
-            self._look.add_done_callback(self._note)
-        if self._look is not None:
+        if self._opened is None or again:
+            if self._look is None:
+                self._look = asyncio.get_running_loop().run_in_executor(None, self._scan)
+                self._look.add_done_callback(self._note)
             await asyncio.shield(self._look)  # others wait for the same one
         assert self._opened is not None
         return self._opened

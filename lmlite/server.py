@@ -144,6 +144,9 @@ class Service:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     async def open(self) -> None:
+        for path in self.config.models:
+            if not path.exists():
+                raise ConfigError(f"models: there is no file {str(path)!r}")
         sockets = bind(self.config.host, self.config.port)
         self.port = sockets[0].getsockname()[1]
         self._expired = asyncio.Event()

@@ -204,6 +204,22 @@ def test_port_in_use_exits_2_and_says_so(home: Path) -> None:
     assert f"{port} on 127.0.0.1 is in use" in err
 
 
+def test_model_file_that_is_not_there_exits_2(home: Path) -> None:
+    code, out, err = ended(lmlite("serve", "no-such.gguf", home=home))
+    assert (code, out) == (2, "")
+    assert "no-such.gguf" in err
+
+
+def test_model_of_the_command_line_is_the_one_to_try(home: Path, model_folder: Path) -> None:
+    named = model_folder / "acme" / "embedder" / "embedder-Q4_K_M.gguf"
+    process = lmlite("serve", str(named), "--models-dir", str(model_folder), "--port", "0", home=home)
+    url, said = started(process)
+    process.terminate()
+    assert ended(process)[0] == 0
+    assert said[0] == "models: talker, text-embedding-embedder"
+    assert said[1].startswith(f"try: curl {url}/v1/embeddings ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_the_server_with_exit_code_0(home: Path, number: signal.Signals) -> None:
     process = lmlite("serve", "--port", "0", home=home)

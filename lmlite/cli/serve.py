@@ -6,9 +6,11 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from ..card import ModelCard
 from ..config import Config, Option, gather, options
@@ -81,14 +83,17 @@ async def announce(service: Service) -> None:
     """The models and a first thing to try, once the disk has been looked at."""
     cards = await service.cards()
     print(f"models: {', '.join(card.id if card.id.isprintable() else repr(card.id) for card in cards)}")
-    if (card := worth_trying(cards)) is not None:
+    if (card := worth_trying(cards, service.config.models)) is not None:
         print(f"try: {curl(service.url, card)}")
     sys.stdout.flush()
 
 
-def worth_trying(cards: tuple[ModelCard, ...]) -> ModelCard | None:
+def worth_trying(cards: tuple[ModelCard, ...], named: tuple[Path, ...]) -> ModelCard | None:
+    """A model of the command line before others, one that talks before one that does not."""
+    files = {os.path.realpath(path) for path in named}
     sound = [card for card in cards if card.problem is None]
-    return next((card for card in sound if card.type != "embedding"), sound[0] if sound else None)
+    sound.sort(key=lambda card: (os.path.realpath(card.paths[0]) not in files, card.type == "embedding"))
+    return sound[0] if sound else None
 
 
 def curl(url: str, card: ModelCard) -> str:
