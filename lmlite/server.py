@@ -144,6 +144,8 @@ class Service:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     async def open(self) -> None:
+        if self._expired is not None:
+            raise RuntimeError("a server runs once; make another one")
         for path in self.config.models:
             if not path.exists():
                 raise ConfigError(f"models: there is no file {str(path)!r}")
@@ -250,14 +252,13 @@ class Server:
         return self._service.port
 
     def start(self) -> None:
-        if self._thread is not None:
-            raise RuntimeError("the server is running already")
-        self._thread = LoopThread("lmlite-server")
+        thread = LoopThread("lmlite-server")
         try:
-            self._thread.call(self._service.open())
+            thread.call(self._service.open())
         except BaseException:
-            self.close()
+            thread.close()
             raise
+        self._thread = thread
 
     def close(self) -> None:
         """Stops in order, see above; may be called twice."""

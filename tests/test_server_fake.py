@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lmlite.core.frames import Kind
+from lmlite.errors import ConfigError
 from lmlite.server import Server
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.core.gguf_files import gguf, llama
@@ -419,9 +420,23 @@ def test_server_object_runs_in_a_thread_and_may_be_closed_twice(model_folder: Pa
     with Server(port=0, models_dir=[model_folder], home=tmp_path) as server:
         assert status_of(server.port) == 200
         assert server.url == f"http://127.0.0.1:{server.port}"
+        with pytest.raises(RuntimeError, match="once"):
+            server.start()
     server.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port))
+    with pytest.raises(RuntimeError, match="once"):
+        server.start()
+
+
+def test_server_that_cannot_listen_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        before = threading.active_count()
+        server = Server(port=taken.getsockname()[1], home=tmp_path)
+        with pytest.raises(ConfigError, match="in use"):
+            server.start()
+        server.close()
+    assert threading.active_count() == before
 
 
 def test_server_object_runs_in_the_callers_loop(model_folder: Path, tmp_path: Path) -> None:
