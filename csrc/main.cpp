@@ -2,6 +2,7 @@
 // Serves the inherited socket FD until the peer closes it. Exits 0 then, 1-3 for a negative lm_status, 64 for wrong usage.
 #include "lmlite.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
@@ -16,8 +17,9 @@
 
 static constexpr int EXIT_USAGE = 64; // EX_USAGE of sysexits.h
 
-// An engine is the first to go when memory runs out: the server answers for it and can load it again.
-static constexpr int OOM_SCORE_ADJ = 300;
+// An engine goes before its server when memory runs out: the server answers for it and can load it again.
+static constexpr int OOM_SCORE_STEP = 300;
+static constexpr int OOM_SCORE_MAX = 1000;
 
 static int parse_fd(const char * text) {
     char * end = nullptr;
@@ -47,8 +49,12 @@ static void die_quietly() {
     setrlimit(RLIMIT_CORE, &none);
     setenv("GGML_NO_BACKTRACE", "1", 1); // else an abort forks a debugger
 #if defined(__linux__)
-    if (FILE * file = fopen("/proc/self/oom_score_adj", "w")) { // raising one's own score needs no rights
-        fprintf(file, "%d", OOM_SCORE_ADJ);
+    if (FILE * file = fopen("/proc/self/oom_score_adj", "r+")) { // raising one's own score needs no rights
+        int score = 0;
+        if (fscanf(file, "%d", &score) == 1) {
+            rewind(file);
+            fprintf(file, "%d", std::min(score + OOM_SCORE_STEP, OOM_SCORE_MAX));
+        }
         fclose(file);
     }
 #endif

@@ -1,0 +1,319 @@
+"""What the build decides: what it fetches and refuses, what the switches mean, what a failure says. Compiles nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEADER = (ROOT / "csrc" / "lmlite.h").read_text(encoding="utf-8")
+TOP = "llama_cpp_python-9/vendor/llama.cpp"
+
+
+def load_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"under_test_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("fetch", "build_backend"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return load_module(ROOT / "setup.py")
+
+
+@pytest.fixture
+def backend() -> Any:
+    return load_module(ROOT / "build_backend.py")
+
+
+@pytest.fixture
+def fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """vendor/fetch.py with a vendor folder of its own, so that nothing real is touched."""
+    module = load_module(ROOT / "vendor" / "fetch.py")
+    vendor = tmp_path / "vendor"
+    vendor.mkdir()
+    monkeypatch.setattr(module, "VENDOR", vendor)
+    monkeypatch.setattr(module, "TREE", vendor / "llama.cpp")
+    return module
+
+
+def archive(path: Path, members: Mapping[str, bytes], extra: Callable[[tarfile.TarFile], None] | None = None) -> str:
+    """Writes a source archive and returns its SHA-256."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        if extra is not None:
+            extra(tar)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pin(fetch: Any, monkeypatch: pytest.MonkeyPatch, sha256: str) -> Any:
+    pinned = fetch.Pin("llama-cpp-python", "9", sha256, "vendor/llama.cpp", "0" * 40)
+    monkeypatch.setattr(fetch, "read_pin", lambda: pinned)
+    return pinned
+
+
+TREE = {
+    f"{TOP}/include/llama.h": b"header",
+    f"{TOP}/src/llama.cpp": b"source",
+    f"{TOP}/ggml/src/ggml.c": b"kernel",
+    f"{TOP}/ggml/src/ggml-sycl/x.cpp": b"another backend",
+    f"{TOP}/models/ggml-vocab-gpt-2.gguf": b"vocabulary",
+    f"{TOP}/tools/server/server.cpp": b"server",
+    "llama_cpp_python-9/setup.py": b"not llama.cpp's",
+}
+
+
+# ---- the source of llama.cpp -----------------------------------------------------------------------------------------
+
+
+def test_the_tree_holds_only_what_the_build_needs(fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin(fetch, monkeypatch, archive(tmp_path / "a.tar.gz", TREE))
+    tree = fetch.fill(fetch.TREE, tmp_path / "a.tar.gz")
+    files = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
+    assert files == {"include/llama.h", "src/llama.cpp", "ggml/src/ggml.c", fetch.STAMP}
+    assert [path.name for path in tree.parent.iterdir()] == ["llama.cpp"]
+
+
+def test_a_filled_tree_is_left_alone(fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin(fetch, monkeypatch, archive(tmp_path / "a.tar.gz", TREE))
+    tree = fetch.fill(fetch.TREE, tmp_path / "a.tar.gz")
+    before = tree.stat().st_ino
+    assert fetch.fill(fetch.TREE, tmp_path / "gone.tar.gz").stat().st_ino == before
+
+
+def test_another_pin_replaces_the_whole_tree(fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin(fetch, monkeypatch, archive(tmp_path / "a.tar.gz", TREE))
+    fetch.fill(fetch.TREE, tmp_path / "a.tar.gz")
+    pin(fetch, monkeypatch, archive(tmp_path / "b.tar.gz", {f"{TOP}/include/llama.h": b"newer"}))
+    tree = fetch.fill(fetch.TREE, tmp_path / "b.tar.gz")
+    assert (tree / "include" / "llama.h").read_bytes() == b"newer"
+    assert not (tree / "src").exists()
+
+
+def test_an_archive_with_another_checksum_is_not_unpacked(
+    fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive(tmp_path / "a.tar.gz", TREE)
+    pin(fetch, monkeypatch, "0" * 64)
+    with pytest.raises(fetch.FetchError, match=r"SHA-256 is [0-9a-f]{64}, expected 0{64}"):
+        fetch.fill(fetch.TREE, tmp_path / "a.tar.gz")
+    assert list(fetch.VENDOR.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [f"{TOP}/src/../../../../escape.cpp", f"{TOP}/src/./../../x", f"{TOP}//src/x"])
+def test_a_path_that_leaves_the_folder_is_refused(fetch: Any, tmp_path: Path, name: str) -> None:
+    archive(tmp_path / "a.tar.gz", {name: b"x"})
+    with pytest.raises(fetch.FetchError, match="leaves its folder"):
+        fetch.unpack(tmp_path / "a.tar.gz", "vendor/llama.cpp", tmp_path / "out", lambda path: True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_and_devices_are_not_unpacked(fetch: Any, tmp_path: Path) -> None:
+    def add(tar: tarfile.TarFile) -> None:
+        for name, kind in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE), ("pipe", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(f"{TOP}/src/{name}")
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+
+    archive(tmp_path / "a.tar.gz", {f"{TOP}/src/file": b"x"}, add)
+    fetch.unpack(tmp_path / "a.tar.gz", "vendor/llama.cpp", tmp_path / "out", lambda path: True)
+    assert [path.name for path in (tmp_path / "out" / "src").iterdir()] == ["file"]
+
+
+def test_a_copy_in_vendor_saves_the_download(fetch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = fetch.VENDOR / "llama_cpp_python-9.tar.gz"
+    pin(fetch, monkeypatch, archive(copy, TREE))
+    assert (fetch.fill(fetch.TREE) / "include" / "llama.h").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "cause"),
+    [("No module named pip", "pip is missing"), ("Could not find a version", "see pip's words above")],
+)
+def test_a_failed_download_says_how_to_do_without(
+    fetch: Any, monkeypatch: pytest.MonkeyPatch, output: str, cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pin(fetch, monkeypatch, "0" * 64)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, stdout=output))
+    with pytest.raises(fetch.FetchError) as caught:
+        fetch.fill(fetch.TREE)
+    for word in (cause, "llama-cpp-python==9", "llama_cpp_python-9.tar.gz", "LMLITE_LLAMA_CPP", "000000000"):
+        assert word in str(caught.value)
+    assert output in capsys.readouterr().err
+    assert list(fetch.VENDOR.iterdir()) == []
+
+
+def test_fixtures_are_copied_once_and_under_short_names(
+    fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "FIXTURES", ("gpt-2",))
+    members = {f"{TOP}/models/ggml-vocab-gpt-2.gguf{end}": end.encode() for end in ("", ".inp", ".out")}
+    pin(fetch, monkeypatch, archive(tmp_path / "a.tar.gz", {**TREE, **members}))
+    expected = [tmp_path / "fixtures" / "gpt-2.gguf"]
+    assert fetch.copy_fixtures(tmp_path / "fixtures", tmp_path / "a.tar.gz") == expected
+    assert {path.name for path in expected[0].parent.iterdir()} == {"gpt-2.gguf", "gpt-2.gguf.inp", "gpt-2.gguf.out"}
+    assert fetch.copy_fixtures(tmp_path / "fixtures", tmp_path / "gone.tar.gz") == expected
+
+
+def test_the_pin_names_a_full_commit_and_checksum() -> None:
+    pinned = load_module(ROOT / "vendor" / "fetch.py").read_pin()
+    assert re.fullmatch("[0-9a-f]{40}", pinned.commit) and re.fullmatch("[0-9a-f]{64}", pinned.sha256)
+
+
+# ---- switches --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environ", "arguments"),
+    [
+        ({}, []),
+        ({"LMLITE_CUDA": "1"}, ["-DGGML_CUDA=ON"]),
+        ({"LMLITE_METAL": "off"}, ["-DGGML_METAL=OFF"]),
+        ({"LMLITE_VULKAN": "ON", "LMLITE_PORTABLE": "true"}, ["-DGGML_VULKAN=ON", "-DLMLITE_PORTABLE=ON"]),
+        ({"LMLITE_CUDA": ""}, []),
+        (
+            {"LMLITE_CUDA": "1", "CMAKE_ARGS": "-DGGML_CUDA=OFF '-DCMAKE_CXX_FLAGS=-g -O1'"},
+            ["-DGGML_CUDA=ON", "-DGGML_CUDA=OFF", "-DCMAKE_CXX_FLAGS=-g -O1"],
+        ),
+    ],
+)
+def test_switches_become_cmake_arguments(setup: Any, environ: dict[str, str], arguments: list[str]) -> None:
+    assert setup.cmake_switches(environ) == arguments
+
+
+@pytest.mark.parametrize("environ", [{"LMLITE_CUDA": "maybe"}, {"CMAKE_ARGS": "'unclosed"}])
+def test_a_switch_that_means_nothing_ends_the_build(setup: Any, environ: dict[str, str]) -> None:
+    with pytest.raises(SystemExit, match=next(iter(environ))):
+        setup.cmake_switches(environ)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables"),
+    [
+        (None, {}),
+        ({"cuda": "1"}, {"LMLITE_CUDA": "1"}),
+        ({"LMLITE_PORTABLE": "1"}, {"LMLITE_PORTABLE": "1"}),
+        ({"cmake-args": ["-DA=1", "-DB=2"]}, {"CMAKE_ARGS": "-DA=1 -DB=2"}),
+        ({"CMAKE_ARGS": "-DA=1"}, {"CMAKE_ARGS": "-DA=1"}),
+        ({"llama_cpp": "/tree"}, {"LMLITE_LLAMA_CPP": "/tree"}),
+        ({"editable_mode": "strict", "--build-option": "-q"}, {}),
+    ],
+)
+def test_settings_become_variables(backend: Any, settings: Any, variables: dict[str, str]) -> None:
+    environ: dict[str, str] = {}
+    backend.apply_settings(settings, environ)
+    assert environ == variables
+
+
+def test_a_setting_wins_over_the_variable(backend: Any) -> None:
+    environ = {"LMLITE_CUDA": "1"}
+    backend.apply_settings({"cuda": "0"}, environ)
+    assert environ == {"LMLITE_CUDA": "0"}
+
+
+def test_an_unknown_setting_ends_the_build(backend: Any) -> None:
+    with pytest.raises(SystemExit, match="no build setting 'cdua'. Known: cuda, metal, vulkan, portable"):
+        backend.apply_settings({"cdua": "1"}, {})
+
+
+def test_portable_names_every_cpu_feature_of_llama_cpp() -> None:
+    cmake = ROOT / "vendor" / "llama.cpp" / "ggml" / "CMakeLists.txt"
+    if not cmake.exists():
+        pytest.skip("built from a tree of one's own")
+    text = cmake.read_text(encoding="utf-8")
+    theirs = set(re.findall(r"option\(GGML_(SSE\w+|AVX\w*|BMI\w*|FMA|F16C|AMX\w*)\s", text))
+    ours = (ROOT / "csrc" / "CMakeLists.txt").read_text(encoding="utf-8")
+    named = {word for words in re.findall(r"foreach\(feature ([^)]*)\)", ours) for word in words.split()}
+    assert len(theirs) > 10 and named == theirs
+
+
+# ---- what a failure says ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("present", "environ", "words"),
+    [
+        ([], {}, ["cmake is missing", "pip install cmake ninja"]),
+        (["cmake"], {}, ["no C++ compiler", "apt install g++", "xcode-select --install"]),
+        (["cmake", "g++"], {"CXX": "nowhere-c++ -m64"}, ["no C++ compiler", "nowhere-c++"]),
+        (["cmake", "g++"], {"LMLITE_CUDA": "1", "CUDA_PATH": "/nowhere"}, ["nvcc", "CUDACXX"]),
+        (["cmake", "g++"], {"LMLITE_VULKAN": "1"}, ["glslc"]),
+    ],
+)
+def test_what_is_missing_is_named_with_its_cure(
+    setup: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    present: list[str],
+    environ: dict[str, str],
+    words: list[str],
+) -> None:
+    monkeypatch.setattr(setup, "cuda_roots", lambda environ: [environ.get("CUDA_PATH", "")])
+    make_programs(tmp_path, present)
+    missing = setup.find_missing({"PATH": str(tmp_path), **environ})
+    assert missing is not None
+    assert [word for word in words if word not in missing] == []
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {"LMLITE_CUDA": "0"}, {"CXX": "g++ -m64"}, {"CMAKE_ARGS": "-DCMAKE_CXX_COMPILER=/opt/cc", "CXX": "nowhere"}],
+)
+def test_nothing_is_missing_where_all_is_there(setup: Any, tmp_path: Path, environ: dict[str, str]) -> None:
+    make_programs(tmp_path, ["cmake", "g++"])
+    assert setup.find_missing({"PATH": str(tmp_path), **environ}) is None
+
+
+def make_programs(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+
+
+def test_a_folder_that_is_no_llama_cpp_is_refused(setup: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no include/llama.h"):
+        setup.find_tree({"LMLITE_LLAMA_CPP": str(tmp_path)})
+
+
+def test_a_tree_of_ones_own_is_used_as_it_is(setup: Any, tmp_path: Path) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "llama.h").touch()
+    assert setup.find_tree({"LMLITE_LLAMA_CPP": str(tmp_path)}) == tmp_path.resolve()
+
+
+# ---- the surface of the library --------------------------------------------------------------------------------------
+
+
+def exported() -> set[str]:
+    return set(re.findall(r"^LM_API .*?\b(lm_\w+)\(", HEADER, flags=re.MULTILINE))
+
+
+def test_the_bindings_hold_the_header(setup: Any, tmp_path: Path) -> None:
+    setup.write_bindings(tmp_path / "core" / "_lib.py")
+    text = (tmp_path / "core" / "_lib.py").read_text()
+    assert set(re.findall(r"(?<=x23)lm_\w+", text)) == exported() != set()
+    assert "LM_ABI_VERSION" in text
+
+
+def test_the_list_for_macos_is_the_header(setup: Any) -> None:
+    listed = {line.removeprefix("_") for line in (ROOT / "csrc" / "exports.txt").read_text().split()}
+    assert listed == exported()
