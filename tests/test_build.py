@@ -1,4 +1,4 @@
-"""What the build decides: what it fetches and refuses, what the switches mean, what a failure says. Compiles nothing."""
+"""What the build fetches and refuses, what the switches mean, what a failure says. Nothing is compiled."""
 
 from __future__ import annotations
 
