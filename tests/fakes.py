@@ -1,7 +1,7 @@
 """A fake engine: the far end of an engine's socket in plain Python, for tests of all that stands in front of one.
 
-`FakeEngine.serve` works alone (in a thread through `fake_thread`, in a process as `python -m tests.fakes FD [JSON]`);
-`Peer` does nothing by itself: a test reads the commands and writes the frames by hand, in its own loop.
+`FakeEngine.serve` works alone (in a thread through `fake_thread`, in a process through `fake_process`); `Peer` does
+nothing by itself: a test reads the commands and writes the frames by hand, in its own loop.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
@@ -210,11 +211,11 @@ def fake_thread(engine: FakeEngine | None = None) -> Thread:
 
 
 def fake_process(log: Callable[[str], None] | None = None, **script: Any) -> Process:
-    """A placement with the fake in a child process; run it from the repository's root."""
+    """A placement with the fake in a child process; `script` are the fields of `Script`."""
     return Process((sys.executable, "-c", START, json.dumps(script)), log)
 
 
-START = "import sys; sys.path.insert(0, '.'); from tests.fakes import main; main()"
+START = f"import sys; sys.path.append({str(Path(__file__).parents[1])!r}); from tests.fakes import main; main()"
 
 
 def main() -> None:

@@ -508,9 +508,7 @@ class Line(asyncio.BufferedProtocol):
         size = max(self._need, BUFFER_SIZE)
         if size != len(self._buffer):
             self._buffer = memoryview(bytearray(size))
-            self._buffer[: len(rest)] = rest
-        else:
-            self._buffer[: len(rest)] = bytes(rest)  # the two may overlap
+        self._buffer[: len(rest)] = rest  # a move: the two may overlap
 
     def _dispatch(self, data: memoryview) -> int:
         """Hands out the whole frames in `data`; returns the bytes that they took, and notes how many the next needs."""

@@ -155,6 +155,20 @@ def test_frames_cut_anywhere(piece: int) -> None:
     play(scene)
 
 
+def test_frames_across_the_ends_of_reads() -> None:
+    """Frames of every size up to some that no read holds, so that what is left of one read never starts a buffer."""
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(text_of(engine, HELLO))
+        _, request_id, _ = await peer.next()
+        texts = [chr(97 + place % 26) * (place * 1009 % 70_000) for place in range(120)]
+        peer.send(*[frame(Kind.TEXT, request_id, text.encode()) for text in texts])
+        peer.send(frame(Kind.FINISHED, request_id, finished()))
+        assert await answer == "".join(texts)
+
+    play(scene)
+
+
 def test_a_large_frame_arrives_whole() -> None:
     async def scene(engine: Engine, peer: Peer) -> None:
         answer = asyncio.ensure_future(engine.detokenize([1]))
@@ -729,6 +743,22 @@ def test_an_idle_engine_may_be_silent() -> None:
         clock.advance(HANG_S - 1)
         peer.send(frame(Kind.RESULT, request_id, b"y"))
         assert await answer == "y"
+
+    play(scene, clock)
+
+
+def test_the_silence_between_two_requests_counts_for_neither() -> None:
+    clock = FakeClock()
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        for wait in (0.0, 1.0):
+            answer = asyncio.ensure_future(engine.detokenize([1]))
+            _, request_id, _ = await peer.next()
+            clock.advance(wait)  # in the second round the watch of the first request looks here
+            await settle()
+            peer.send(frame(Kind.RESULT, request_id, b"x"))
+            assert await answer == "x"
+            clock.advance(HANG_S - 0.5)
 
     play(scene, clock)
 

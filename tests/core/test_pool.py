@@ -371,6 +371,8 @@ def test_an_idle_model_is_unloaded_after_its_time() -> None:
 
 def test_idle_time_counts_from_the_end_of_the_last_request() -> None:
     async def scene(stage: Stage) -> None:
+        await stage.ask()
+        stage.clock.advance(30)
         _, first_done = await stage.hold()
         _, second_done = await stage.hold()
         stage.clock.advance(1000)
@@ -399,6 +401,16 @@ def test_the_request_that_loads_sets_the_time() -> None:
         assert (stage.pool.state("a"), stage.pool.state("b")) == ("not-loaded", "loaded")
         stage.clock.advance(50)
         assert stage.pool.state("b") == "not-loaded"
+
+    play(scene, FakeEngine, ttl_s=60)
+
+
+def test_a_shorter_time_overtakes_a_longer_one() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ask("b")
+        await stage.ask("a", ttl_s=10)
+        stage.clock.advance(10)
+        assert (stage.pool.state("a"), stage.pool.state("b")) == ("not-loaded", "loaded")
 
     play(scene, FakeEngine, ttl_s=60)
 
