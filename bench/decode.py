@@ -1,6 +1,8 @@
-"""Single-stream decoding through the whole server against llama-bench of the same tree, in turns on the same machine.
+"""Single-stream decoding through the whole server against llama-bench, and CPU per streamed token against llama-server,
+both of the same tree, in turns on the same machine.
 
-Without a model, one of 100 M random parameters is made. Prints one JSON object; ratios are what to quote.
+The speed is that of a model of 100 M random parameters unless --model names another. The CPU is measured with the bundled
+toy on one thread, where a decode step is short enough for the rest to show. Prints one JSON object; quote the ratios.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -16,21 +19,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path.append(str(ROOT))  # at the end: an installed lmlite is the one to measure
 
-import client  # noqa: E402
-import peers  # noqa: E402
+from bench import client, peers  # noqa: E402
+from lmlite.core.catalog import bundled_model  # noqa: E402
 
 CACHE = ROOT / "bench" / "models"
 
 
-def random_model(params: str, n_vocab: int = 32000) -> Path:
-    import random_model as random_models
+def random_weights(params: str, n_vocab: int = 32000) -> Path:
+    from bench import random_model
 
     path = CACHE / f"random-{params}-{n_vocab}.gguf"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
-        random_models.write(path, params, n_vocab)
+        random_model.write(path, params, n_vocab)
     return path
 
 
@@ -40,23 +43,75 @@ def llama_bench(model: Path, n: int, threads: int) -> float:
     return float(json.loads(done.stdout)[0]["avg_ts"])
 
 
-async def through_the_server(model: Path, n: int, threads: int) -> dict[str, float]:
-    """Tokens per second as the client sees them, and the server process's CPU per token."""
+def ask(n: int, model: str) -> dict[str, Any]:
+    return {"model": model, "prompt": "a", "max_tokens": n, "ignore_eos": True, "temperature": 0}
+
+
+async def speed(model: Path, n: int, threads: int) -> float:
+    """Tokens per second as the client sees them, in a server that has just started."""
     with client.serving(client.lmlite(model, "--threads", str(threads), "--context-length", "2048")) as server:
-        body: dict[str, Any] = {"model": model.stem, "prompt": "a", "max_tokens": 8, "ignore_eos": True, "temperature": 0}
-        body.pop("model")
-        await client.whole(server.port, "/v1/completions", {**body, "model": await only_model(server.port, model)})
-        body["model"] = await only_model(server.port, model)
-        before = client.cpu_s(server.pid)
-        chunks, seconds = await client.stream(server.port, "/v1/completions", {**body, "max_tokens": n})
-        cpu = client.cpu_s(server.pid) - before
-        return {"tokens_per_s": (n - 1) / seconds, "cpu_us": cpu / n * 1e6, "chunks": chunks}
+        name = await id_of(server.port, model)
+        await client.whole(server.port, "/v1/completions", ask(8, name))
+        _, seconds = await client.stream(server.port, "/v1/completions", ask(n, name))
+        return (n - 1) / seconds
 
 
-async def only_model(port: int, model: Path) -> str:
+async def id_of(port: int, model: Path) -> str:
     listed = (await client.whole(port, "/v1/models"))["data"]
-    wanted = model.stem.lower()
-    return str(next(entry["id"] for entry in listed if wanted in entry["id"] or entry["id"] in wanted))
+    return str(next(entry["id"] for entry in listed if entry["id"].removesuffix("-q8_0") in model.stem.lower()))
+
+
+# ---- CPU per streamed token ------------------------------------------------------------------------------------------
+
+
+async def cpu_us(port: int, pids: list[int], name: str, n: int, rounds: int) -> list[float]:
+    """Of each process, per token."""
+    await client.whole(port, "/v1/completions", ask(8, name))
+    before = [client.cpu_s(pid) for pid in pids]
+    for _ in range(rounds):
+        await client.stream(port, "/v1/completions", ask(n, name))
+    return [(client.cpu_s(pid) - start) / (n * rounds) * 1e6 for pid, start in zip(pids, before)]
+
+
+def our_cpu(model: Path, n: int, rounds: int) -> dict[str, float]:
+    with client.serving(client.lmlite(model, "--threads", "1")) as server:
+        name = asyncio.run(id_of(server.port, model))
+        asyncio.run(client.whole(server.port, "/v1/completions", ask(8, name)))
+        ours, engine = asyncio.run(cpu_us(server.port, [server.pid, *server.children], name, n, rounds))
+        return {"server": ours, "engine": engine}
+
+
+def their_cpu(model: Path, n: int, rounds: int) -> float:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [peers.binary("llama-server"), "-m", model, "--port", port, "-t", 1]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            asyncio.run(until_healthy(port))
+            return asyncio.run(cpu_us(port, [process.pid], "any", n, rounds))[0]
+        finally:
+            process.terminate()
+
+
+async def until_healthy(port: int) -> None:
+    for _ in range(200):
+        try:
+            await client.whole(port, "/health")
+            return
+        except (OSError, RuntimeError, IndexError):
+            await asyncio.sleep(0.05)
+    raise RuntimeError("llama-server did not start")
+
+
+def overhead(model: Path, n: int, rounds: int) -> dict[str, float]:
+    raw = 1e6 / llama_bench(model, n, 1)
+    ours, theirs = our_cpu(model, n, rounds), their_cpu(model, n, rounds)
+    return {
+        "raw_decode": round(raw, 1),
+        "lmlite_server_process": round(ours["server"], 1),
+        "lmlite_over_raw": round(ours["server"] + ours["engine"] - raw, 1),
+        "llama_server_over_raw": round(theirs - raw, 1),
+    }
 
 
 def main() -> None:
@@ -67,20 +122,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    model = arguments.model or random_model(arguments.params)
+    model = arguments.model or random_weights(arguments.params)
     theirs, ours = [], []
     for _ in range(arguments.rounds):
         theirs.append(llama_bench(model, arguments.tokens, arguments.threads))
-        ours.append(asyncio.run(through_the_server(model, arguments.tokens, arguments.threads)))
-    ratios = [mine["tokens_per_s"] / peer for mine, peer in zip(ours, theirs)]
+        ours.append(asyncio.run(speed(model, arguments.tokens, arguments.threads)))
+    ratios = [mine / peer for mine, peer in zip(ours, theirs)]
     result = {
         "bench": "decode",
         "model": model.name,
         "threads": arguments.threads,
         "llama_bench_tokens_per_s": [round(speed, 1) for speed in theirs],
-        "lmlite_tokens_per_s": [round(mine["tokens_per_s"], 1) for mine in ours],
+        "lmlite_tokens_per_s": [round(mine, 1) for mine in ours],
         "ratio_median": round(statistics.median(ratios), 3),
-        "server_cpu_us_per_token": round(statistics.median(mine["cpu_us"] for mine in ours), 1),
+        "cpu_us_per_token": overhead(bundled_model(), 400, 5),
     }
     print(json.dumps(result, indent=1))
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path.append(str(ROOT))  # at the end: an installed lmlite is the one to measure
 
-import client  # noqa: E402
 import lmlite  # noqa: E402
+from bench import client  # noqa: E402
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path.append(str(ROOT))  # at the end: an installed lmlite is the one to measure
 
-import client  # noqa: E402
+from bench import client  # noqa: E402
 from tests.core import gguf_files  # noqa: E402
 from tests.fakes import FakeEngine, Script  # noqa: E402
 

@@ -76,7 +76,7 @@ def open_catalog(config: Config) -> Catalog:
 
 def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] | None = None) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there."""
-    from .core.engine import LoadSettings
+    from .core.payloads import LoadSettings
     from .core.pool import Pool
     from .core.worker import Process, Thread
 

@@ -7,7 +7,7 @@ the iterator that yields these raises `errors.LmError`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 StopReason = Literal[
     "eosFound",
@@ -91,4 +91,4 @@ class Finished:
     stop_string: str | None = None
 
 
-Event = Union[LoadProgress, PromptProgress, TextDelta, Finished]
+Event = LoadProgress | PromptProgress | TextDelta | Finished

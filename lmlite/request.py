@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 UNLIMITED = -1
 """`max_tokens`: no limit but the context."""
@@ -59,7 +59,7 @@ class Tokens:
     ids: tuple[int, ...]
 
 
-Prompt = Union[Chat, Text, Tokens]
+Prompt = Chat | Text | Tokens
 
 
 @dataclass(slots=True, frozen=True)

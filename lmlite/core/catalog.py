@@ -161,7 +161,7 @@ def _names_projector(name: str) -> bool:
     return "mmproj" in name.lower()
 
 
-# ---- a scan's steps ----------------------------------------------------------------------------------------------------
+# ---- a scan's steps --------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -329,7 +329,7 @@ class Catalog:
         return list(by_real_path.values())
 
 
-# ---- finding -----------------------------------------------------------------------------------------------------------
+# ---- finding ---------------------------------------------------------------------------------------------------------
 
 
 def _walk(folder: Path, follow_links_out: bool) -> Iterator[tuple[str, _Found]]:
@@ -427,7 +427,7 @@ def _same_model(one: _FileName, other: _FileName) -> bool:
     return other.parts > 1 and (one.stem, one.parts) == (other.stem, other.parts)
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------------
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _inspect(path: Path, old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> _Seen:
@@ -499,7 +499,7 @@ def _entry(parts: list[tuple[_Found, _Seen]]) -> _Entry:
     return _Entry(files=[found for found, _ in parts], seen=[seen for _, seen in parts], facts=known)
 
 
-# ---- naming ------------------------------------------------------------------------------------------------------------
+# ---- naming ----------------------------------------------------------------------------------------------------------
 
 
 def _name_all(entries: list[_Entry]) -> None:
@@ -584,7 +584,7 @@ def _pick_rank(entry: _Entry) -> tuple[bool, bool, float, int, str]:
     return _problem(entry) is not None, entry.tag != "q4_k_m", abs((bits or 99) - 4.8), entry.size, entry.id
 
 
-# ---- cards -------------------------------------------------------------------------------------------------------------
+# ---- cards -----------------------------------------------------------------------------------------------------------
 
 
 def _bundled_card(old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> ModelCard | None:

@@ -15,7 +15,9 @@ from typing import Final, Literal, Protocol
 
 from ..card import Instance, ModelCard, Runtime
 from ..errors import EngineGone, InternalError, LmError, LoadFailed, ModelNotFound, ShuttingDown, WrongModelType
-from .engine import Clock, Engine, Loaded, LoadSettings, LoadSpec, Timer
+from .engine import Engine
+from .line import Clock, Timer
+from .payloads import Loaded, LoadSettings, LoadSpec
 from .worker import Placement
 
 MAX_CRASHES: Final = 3

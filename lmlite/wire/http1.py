@@ -364,7 +364,7 @@ def framing(fields: Mapping[str, str], version: str) -> tuple[int, bool]:
     return int(length), False
 
 
-# ---- the answer -------------------------------------------------------------------------------------------------------
+# ---- the answer ------------------------------------------------------------------------------------------------------
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"

@@ -9,13 +9,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from golden_files import GOLDEN, SERVED
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlite.api import lmstudio_v0, openai_embeddings, tokens
 from lmlite.errors import EngineError, InvalidRequest, MissingField
 from lmlite.request import Embedding
+from tests.api.golden_files import GOLDEN, SERVED
 
 
 def pack(*numbers: float) -> bytes:

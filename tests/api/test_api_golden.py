@@ -7,13 +7,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from golden_files import GOLDEN, PARSE, SERVED, cases, read_events, spell_call, stream_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlite.api.fields import parse_body
 from lmlite.errors import EngineGone, InternalError
 from lmlite.events import Event, Finished, PromptProgress, Stats, TextDelta
+from tests.api.golden_files import GOLDEN, PARSE, SERVED, cases, read_events, spell_call, stream_frames
 
 REQUESTS = dict(cases("requests"))
 ANSWERS = dict(cases("answers"))

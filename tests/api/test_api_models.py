@@ -8,9 +8,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from golden_files import CARD, GOLDEN, INSTANCE
 
 from lmlite.api import lmstudio_v0, lmstudio_v1, openai_models
+from tests.api.golden_files import CARD, GOLDEN, INSTANCE
 
 OWL = replace(
     CARD, id="text-embedding-owl", type="embedding", quantization="?", bits_per_weight=None, params_string=None

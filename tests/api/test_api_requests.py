@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from golden_files import PARSE
 
 from lmlite.api.fields import parse_body
 from lmlite.errors import InvalidRequest, MissingField, UnsupportedField
 from lmlite.request import Chat
+from tests.api.golden_files import PARSE
 
 USER = {"role": "user", "content": "Hi"}
 CHAT = {"messages": [USER]}

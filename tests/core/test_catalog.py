@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import F16, F32, Q4_K, Q8_0, Tensor, bert, gguf, llama, projector
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from lmlite.card import ModelCard
 from lmlite.core import catalog as module
 from lmlite.core import gguf as reader
 from lmlite.core.catalog import Catalog, bundled_model, model_folders
+from tests.core.gguf_files import F16, F32, Q4_K, Q8_0, Tensor, bert, gguf, llama, projector
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15, "q5_k_m": 17}
 TENSORS = {"f32": Tensor("a", (256,), F32), "f16": Tensor("a", (256,), F16), "q8_0": Tensor("a", (256,), Q8_0)}

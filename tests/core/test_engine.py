@@ -16,17 +16,10 @@ from typing import Any
 import pytest
 
 from lmlite import errors
-from lmlite.core.engine import (
-    HANG_S,
-    LOGPROB_FLOOR,
-    Engine,
-    LoadSettings,
-    LoadSpec,
-    encode,
-    generate_object,
-    load_object,
-)
+from lmlite.core.engine import Engine
 from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
+from lmlite.core.line import HANG_S
+from lmlite.core.payloads import LOGPROB_FLOOR, LoadSettings, LoadSpec, encode, generate_object, load_object
 from lmlite.events import Event, Finished, PromptProgress, Stats, TextDelta
 from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Sampling, Text, Tokens
 from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, finished, frame, loaded

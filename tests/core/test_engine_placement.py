@@ -15,8 +15,9 @@ import pytest
 
 from lmlite import errors
 from lmlite.core import worker
-from lmlite.core.engine import Engine, LoadSpec
+from lmlite.core.engine import Engine
 from lmlite.core.frames import Kind
+from lmlite.core.payloads import LoadSpec
 from lmlite.core.worker import STDERR_TAIL, Process, Thread, environment
 from lmlite.events import TextDelta
 from lmlite.request import Generate, Text

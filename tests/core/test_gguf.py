@@ -6,9 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import F16, F32, Q4_K, Q8_0, Tensor, Typed, bert, floats, gguf, llama, projector, strings, uint32
 
 from lmlite.core.gguf import Facts, Header, facts, read_header, reads_tools
+from tests.core.gguf_files import (
+    F16,
+    F32,
+    Q4_K,
+    Q8_0,
+    Tensor,
+    Typed,
+    bert,
+    floats,
+    gguf,
+    llama,
+    projector,
+    strings,
+    uint32,
+)
 
 
 def header_of(tmp_path: Path, content: bytes) -> Header:

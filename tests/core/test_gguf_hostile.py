@@ -12,7 +12,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from gguf_files import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmlite.core import gguf as reader
+from lmlite.core.gguf import GgufError, facts, read_header, reads_tools
+from tests.core.gguf_files import (
     ARRAY,
     F32,
     FLOAT32,
@@ -30,11 +35,6 @@ from gguf_files import (
     text,
     uint32,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from lmlite.core import gguf as reader
-from lmlite.core.gguf import GgufError, facts, read_header, reads_tools
 
 HUGE = [2**31, 2**60, 2**63, 2**64 - 1]
 SOUND = gguf(

@@ -12,8 +12,8 @@ import pytest
 
 from lmlite import errors
 from lmlite.card import ModelCard, ModelType
-from lmlite.core.engine import LoadSettings
 from lmlite.core.frames import Kind
+from lmlite.core.payloads import LoadSettings
 from lmlite.core.pool import CRASH_WINDOW_S, FAILED_S, MAX_CRASHES, Lease, Needs, Pool
 from lmlite.core.worker import Placement
 from lmlite.events import TextDelta

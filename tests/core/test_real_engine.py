@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine, LoadSettings, LoadSpec
+from lmlite.core.engine import Engine
+from lmlite.core.payloads import LoadSettings, LoadSpec
 from lmlite.core.worker import Placement, Process, Thread
 from lmlite.errors import ContextOverflow, EngineGone, InvalidRequest, LmError, LoadFailed, WrongModelType
 from lmlite.events import Event, Finished, PromptProgress, TextDelta, TokenLogprob
@@ -79,7 +80,7 @@ def user(text: str) -> Chat:
     return Chat(({"role": "user", "content": text},))
 
 
-# ---- text ---------------------------------------------------------------------------------------------------------------
+# ---- text ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_child_process_and_a_thread_say_the_same() -> None:
@@ -178,7 +179,7 @@ def test_a_long_prompt_reports_its_progress() -> None:
     with_engine(test, eval_batch_size=64)
 
 
-# ---- sampling -----------------------------------------------------------------------------------------------------------
+# ---- sampling --------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_says_the_same_and_another_one_something_else() -> None:
@@ -293,7 +294,7 @@ def test_a_grammar_with_all_its_tokens_banned_is_an_error() -> None:
     with_engine(test)
 
 
-# ---- conversations ------------------------------------------------------------------------------------------------------
+# ---- conversations ---------------------------------------------------------------------------------------------------
 
 
 def test_a_second_turn_does_not_recompute_the_first() -> None:
@@ -353,7 +354,7 @@ def test_a_template_that_fails_refuses_the_chat_and_not_the_model(tmp_path: Path
     with_engine(test, path=path)
 
 
-# ---- room ---------------------------------------------------------------------------------------------------------------
+# ---- room ------------------------------------------------------------------------------------------------------------
 
 
 def test_more_requests_than_cells_all_finish() -> None:
@@ -420,7 +421,7 @@ def test_a_killed_child_tells_its_requests_how_it_ended() -> None:
     asyncio.run(run())
 
 
-# ---- files --------------------------------------------------------------------------------------------------------------
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(64), b"PK\x03\x04" + bytes(100)])
@@ -449,7 +450,7 @@ def test_a_truncated_model_is_a_failed_load(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-# ---- embeddings ---------------------------------------------------------------------------------------------------------
+# ---- embeddings ------------------------------------------------------------------------------------------------------
 
 
 def vector(raw: bytes) -> list[float]:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from wire_fakes import PEER, Client, answers, get, post
 
 from lmlite.errors import HttpError, LmError, ShuttingDown
 from lmlite.wire import sse
 from lmlite.wire.connection import Limits, Reply, Request
 from lmlite.wire.guard import Policy
+from tests.wire.wire_fakes import PEER, Client, answers, get, post
 
 JSON = "Content-Type: application/json"
 Connect = Callable[..., Client]
@@ -51,7 +51,7 @@ async def short_stream(request: Request, reply: Reply) -> None:
     await reply.finish(sse.DONE)
 
 
-# ---- requests and answers ----------------------------------------------------------------------------------------------
+# ---- requests and answers --------------------------------------------------------------------------------------------
 
 
 def test_whole_answer(connect: Connect) -> None:
@@ -190,7 +190,7 @@ def test_pipelining_client_is_not_read_beyond_the_backlog(connect: Connect) -> N
     assert len(answers(client.transport.taken)) == 100
 
 
-# ---- before the body ---------------------------------------------------------------------------------------------------
+# ---- before the body -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_cors_headers_are_on_every_answer_to_an_allowed_origin(connect: Connect)
     assert "access-control-allow-origin" not in answers(client.send(get("/")))[0][1]
 
 
-# ---- errors ------------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_framing_error_is_answered_once_and_ends_the_connection(connect: Connect) -> None:
@@ -377,7 +377,7 @@ def test_reply_refuses_what_would_break_the_framing(connect: Connect) -> None:
     assert len(answers(connect(handler).send(get("/")))) == 1
 
 
-# ---- the clock ---------------------------------------------------------------------------------------------------------
+# ---- the clock -------------------------------------------------------------------------------------------------------
 
 
 def test_slow_head_gets_408(connect: Connect) -> None:
@@ -447,7 +447,7 @@ def test_busy_connection_keeps_one_timer(connect: Connect) -> None:
     assert len(client.loop._scheduled) <= 2  # type: ignore[attr-defined]
 
 
-# ---- clients that leave or do not read ------------------------------------------------------------------------------------
+# ---- clients that leave or do not read -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("handler", [never, never_ending_stream])
@@ -566,7 +566,7 @@ def test_closing_connection_whose_answer_nobody_takes_is_cut(connect: Connect) -
     assert client.transport.aborted
 
 
-# ---- the server's stop -------------------------------------------------------------------------------------------------
+# ---- the server's stop -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sent", [b"", get("/x")[:9], post("/x", b"{}", JSON)[:-1], get("/x")])

@@ -81,7 +81,7 @@ def chunked(body: bytes) -> bytes:
     return post(b"Transfer-Encoding: chunked\r\n", body)
 
 
-# ---- what is accepted -------------------------------------------------------------------------------------------------
+# ---- what is accepted ------------------------------------------------------------------------------------------------
 
 
 def test_get_yields_head_and_end() -> None:
@@ -193,7 +193,7 @@ def test_paths_are_decoded_once(target: str, path: str) -> None:
     assert (head.target, head.path, head.query) == (target, path, "")
 
 
-# ---- what is refused: the H rows ---------------------------------------------------------------------------------------
+# ---- what is refused: the H rows -------------------------------------------------------------------------------------
 
 BIG = b"x" * 100_000
 REFUSED: list[tuple[str, int, bytes]] = [
@@ -353,7 +353,7 @@ def test_tiny_chunks_are_refused_once_they_are_many() -> None:
     assert parse(chunked(many), max_body=1 << 20)[-1] == 400
 
 
-# ---- invariance and cost -----------------------------------------------------------------------------------------------
+# ---- invariance and cost ---------------------------------------------------------------------------------------------
 
 CORPUS = [
     get("/a?b") + post(b"Content-Length: 3\r\n", b"abc") + get("/c"),
@@ -439,7 +439,7 @@ def test_refusing_a_line_takes_linear_time(pattern: re.Pattern[bytes], build: Ca
     assert min(seconds(large) for _ in range(5)) < 1e-4 + 64 * min(seconds(small) for _ in range(5))
 
 
-# ---- the answer --------------------------------------------------------------------------------------------------------
+# ---- the answer ------------------------------------------------------------------------------------------------------
 
 
 def test_head_of_an_answer() -> None:

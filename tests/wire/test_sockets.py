@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from wire_fakes import DEFAULT, answers, echo, get, post, spell_error
-
 from lmlite.wire import sse
 from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Reply, Request
 from lmlite.wire.guard import Policy
+from tests.wire.wire_fakes import DEFAULT, answers, echo, get, post, spell_error
 
 PATIENCE_S = 20.0
 """Only ever reached by a failing test."""

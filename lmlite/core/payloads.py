@@ -1,0 +1,282 @@
+"""What the frames carry: commands as JSON, answers as values (csrc/protocol.md), and nothing of sockets.
+
+Each reader raises one of `MALFORMED` for what the protocol does not allow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from ..errors import (
+    ContextOverflow,
+    EngineError,
+    InvalidRequest,
+    LmError,
+    LoadFailed,
+    QueueFull,
+    WrongModelType,
+)
+from ..events import Finished, Stats, StopReason, TokenLogprob, TopToken
+from ..request import Chat, Generate, Sampling, Text, Tokens
+from .frames import MAX_PAYLOAD
+
+LOGPROB_FLOOR: Final = -9999.0
+"""Stands for a probability of zero, whose logarithm JSON cannot say; the value that OpenAI's API uses too."""
+MALFORMED: Final = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
+"""What reading a payload raises when it is not what the protocol says."""
+
+
+# ---- what an engine is told and what it reports ----------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class LoadSettings:
+    """How models are loaded; zeros and None leave the choice to the engine (csrc/protocol.md, LOAD)."""
+
+    context_length: int = 4096  # tokens; 0: what the model was trained for
+    parallel: int = 4
+    kv_cells: int = 0
+    eval_batch_size: int = 512
+    threads: int = 0
+    gpu_layers: int = -1  # -1: all that fit
+    flash_attention: bool | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class LoadSpec:
+    """`paths` is the model's file, or all its split parts in order."""
+
+    paths: tuple[Path, ...]
+    settings: LoadSettings = LoadSettings()
+    vocab_only: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Loaded:
+    """The effective settings and the facts of the model, as the engine reported them."""
+
+    type: str  # "llm", "embedding", "vocab"
+    arch: str
+    context_length: int
+    train_context_length: int
+    parallel: int
+    kv_cells: int
+    eval_batch_size: int
+    flash_attention: bool
+    gpu_layers: int
+    n_params: int
+    n_embd: int
+    vocab_size: int
+    size_bytes: int
+    load_ms: float
+    has_chat_template: bool
+    runtime_name: str
+    runtime_version: str
+
+
+@dataclass(slots=True, frozen=True)
+class Report:
+    """The engine's counters: the first four of this moment, the rest since the load."""
+
+    running: int
+    queued: int
+    cells: int
+    cells_used: int
+    decode_steps: int
+    decoded_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+
+
+# ---- commands as JSON ------------------------------------------------------------------------------------------------
+
+
+def encode(command: Mapping[str, Any]) -> bytes:
+    """Raises `InvalidRequest` for what no frame can carry: lone surrogates, numbers that are not finite, sheer size."""
+    try:
+        payload = json.dumps(command, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("text is not valid Unicode") from None
+    except (ValueError, RecursionError):
+        raise InvalidRequest("a value is not a finite number, or is nested too deeply") from None
+    if len(payload) > MAX_PAYLOAD:
+        raise InvalidRequest(f"the request is larger than {MAX_PAYLOAD} bytes")
+    return payload
+
+
+def load_object(spec: LoadSpec) -> dict[str, Any]:
+    settings = {field.name: getattr(spec.settings, field.name) for field in fields(LoadSettings)}
+    command = {"path": str(spec.paths[0]), **settings, "vocab_only": spec.vocab_only}
+    if len(spec.paths) > 1:
+        command["splits"] = [str(path) for path in spec.paths]
+    return command
+
+
+def chat_object(chat: Chat) -> dict[str, Any]:
+    return {"messages": [dict(message) for message in chat.messages], "template_kwargs": dict(chat.template_kwargs)}
+
+
+def sampling_object(sampling: Sampling) -> dict[str, Any]:
+    return {
+        **{field.name: getattr(sampling, field.name) for field in fields(Sampling)},
+        "logit_bias": [[token, None if bias == float("-inf") else bias] for token, bias in sampling.logit_bias],
+    }
+
+
+def generate_object(generate: Generate) -> dict[str, Any]:
+    match generate.prompt:
+        case Chat() as chat:
+            prompt = chat_object(chat)
+        case Text(text):
+            prompt = {"text": text}
+        case Tokens(ids):
+            prompt = {"tokens": ids}
+    grammar = generate.grammar
+    return {
+        **prompt,
+        "max_tokens": generate.max_tokens,
+        "stop": generate.stop,
+        "echo": generate.echo,
+        "ignore_eos": generate.ignore_eos,
+        "top_logprobs": generate.top_logprobs,
+        **({"grammar": {"kind": grammar.kind, "text": grammar.text}} if grammar else {}),
+        "sampling": sampling_object(generate.sampling),
+    }
+
+
+# ---- payloads as values ----------------------------------------------------------------------------------------------
+
+
+def read_object(payload: bytes) -> dict[str, Any]:
+    value = json.loads(payload)
+    if not isinstance(value, dict):
+        raise TypeError("not an object")
+    return value
+
+
+def read_text(payload: bytes) -> str:
+    return payload.decode("utf-8", "replace")
+
+
+def read_tokens(payload: bytes) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+    value = read_object(payload)
+    return tuple(map(int, value["tokens"])), tuple(map(bytes, value["pieces"]))
+
+
+def read_loaded(payload: bytes) -> Loaded:
+    value = read_object(payload)
+    return Loaded(
+        type=str(value["type"]),
+        arch=str(value["arch"]),
+        context_length=int(value["context_length"]),
+        train_context_length=int(value["train_context_length"]),
+        parallel=int(value["parallel"]),
+        kv_cells=int(value["kv_cells"]),
+        eval_batch_size=int(value["eval_batch_size"]),
+        flash_attention=bool(value["flash_attention"]),
+        gpu_layers=int(value["gpu_layers"]),
+        n_params=int(value["n_params"]),
+        n_embd=int(value["n_embd"]),
+        vocab_size=int(value["vocab_size"]),
+        size_bytes=int(value["size_bytes"]),
+        load_ms=float(value["load_ms"]),
+        has_chat_template=bool(value["has_chat_template"]),
+        runtime_name=str(value["runtime"]["name"]),
+        runtime_version=str(value["runtime"]["version"]),
+    )
+
+
+def read_report(payload: bytes) -> Report:
+    value = read_object(payload)
+    return Report(**{field.name: int(value[field.name]) for field in fields(Report)})
+
+
+def read_logprobs(payload: bytes) -> list[TokenLogprob]:
+    found = []
+    for token in read_object(payload)["tokens"]:
+        raw = bytes(token["b"])
+        top = tuple(TopToken(read_text(piece), piece, read_logprob(p)) for piece, p in read_top(token["top"]))
+        found.append(TokenLogprob(read_text(raw), raw, read_logprob(token["p"]), top))
+    return found
+
+
+def read_top(pairs: list[Any]) -> list[tuple[bytes, float | None]]:
+    return [(bytes(piece), logprob) for piece, logprob in pairs]
+
+
+def read_logprob(value: float | None) -> float:
+    return LOGPROB_FLOOR if value is None else max(float(value), LOGPROB_FLOOR)
+
+
+def read_finished(payload: bytes) -> Finished:
+    value = read_object(payload)
+    reason: StopReason = value["reason"]
+    if reason not in get_args(StopReason):
+        raise ValueError(f"stop reason {reason!r}")
+    stop_string = value["stop_string"]
+    stats = Stats(
+        prompt_tokens=int(value["prompt_tokens"]),
+        cached_tokens=int(value["cached_tokens"]),
+        generated_tokens=int(value["generated_tokens"]),
+        queue_ms=float(value["queue_ms"]),
+        first_token_ms=float(value["first_token_ms"]),
+        generation_ms=float(value["generation_ms"]),
+    )
+    return Finished(reason, stats, None if stop_string is None else str(stop_string))
+
+
+# -- errors: the engine's code chooses the class
+
+
+def _context_overflow(name: str, message: str, details: Mapping[str, Any]) -> LmError:
+    index = details.get("index")
+    return ContextOverflow(int(details["needed"]), int(details["limit"]), None if index is None else int(index))
+
+
+def _queue_full(name: str, message: str, details: Mapping[str, Any]) -> LmError:
+    return QueueFull(int(details["limit"]))
+
+
+def _load_failed(name: str, message: str, details: Mapping[str, Any]) -> LmError:
+    return LoadFailed(name, message)
+
+
+def _model_type(name: str, message: str, details: Mapping[str, Any]) -> LmError:
+    return WrongModelType(name, str(details["needs"]))
+
+
+def _invalid_request(name: str, message: str, details: Mapping[str, Any]) -> LmError:
+    param = details.get("param")
+    return InvalidRequest(message, None if param is None else str(param))
+
+
+def _out_of_memory(name: str, message: str, details: Mapping[str, Any]) -> LmError:
+    return EngineError("out_of_memory", message, status=503)
+
+
+def _internal(name: str, message: str, details: Mapping[str, Any]) -> LmError:
+    return EngineError("internal", message)
+
+
+_ERRORS: Final[Mapping[str, Callable[[str, str, Mapping[str, Any]], LmError]]] = {
+    "context_overflow": _context_overflow,
+    "queue_full": _queue_full,
+    "load_failed": _load_failed,
+    "model_type": _model_type,
+    "invalid_request": _invalid_request,
+    "out_of_memory": _out_of_memory,
+    "internal": _internal,
+}
+
+
+def read_error(name: str, payload: bytes) -> LmError:
+    """A code that is not in the table is no error of this protocol."""
+    value = read_object(payload)
+    details = value.get("details") or {}
+    if not isinstance(details, dict):
+        raise TypeError("details are not an object")
+    return _ERRORS[value["code"]](name, str(value["message"]), details)
