@@ -279,7 +279,7 @@ class _Cursor:
         while count:
             block, at, walked = self._block, self.position - self._start, 0
             try:
-                for _ in range(count):
+                for walked in range(count):  # noqa: B007 - read after the loop has failed
                     at += 8 + length_at(block, at)[0]
                 walked = count
             except (struct.error, OverflowError):  # string `walked` starts behind this block
