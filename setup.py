@@ -22,6 +22,7 @@ from pathlib import Path
 from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+from setuptools.command.install import install as setuptools_install
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
@@ -260,6 +261,14 @@ class Build(build):
         super().run()
 
 
+class Install(setuptools_install):
+    """Into the folder for packages with machine code, although setuptools knows of no extension module here."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.install_lib = self.install_platlib
+
+
 class Wheel(bdist_wheel):
     """One wheel per platform: the library is loaded through its ABI and never sees Python's."""
 
@@ -283,4 +292,12 @@ class SourceArchive(sdist):
 
 
 if __name__ == "__main__":
-    setup(cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel, "sdist": SourceArchive})
+    setup(
+        cmdclass={
+            "build": Build,
+            "build_native": BuildNative,
+            "install": Install,
+            "bdist_wheel": Wheel,
+            "sdist": SourceArchive,
+        }
+    )
