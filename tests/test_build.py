@@ -76,7 +76,7 @@ TREE = {
     f"{TOP}/src/llama.cpp": b"source",
     f"{TOP}/ggml/src/ggml.c": b"kernel",
     f"{TOP}/ggml/src/ggml-sycl/x.cpp": b"another backend",
-    f"{TOP}/models/ggml-vocab-gpt-2.gguf": b"vocabulary",
+    f"{TOP}/models/ggml-vocab-aquila.gguf": b"vocabulary",
     f"{TOP}/tools/server/server.cpp": b"server",
     "llama_cpp_python-9/setup.py": b"not llama.cpp's",
 }
@@ -160,18 +160,6 @@ def test_a_failed_download_says_how_to_do_without(
         assert word in str(caught.value)
     assert output in capsys.readouterr().err
     assert list(fetch.VENDOR.iterdir()) == []
-
-
-def test_fixtures_are_copied_once_and_under_short_names(
-    fetch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fetch, "FIXTURES", ("gpt-2",))
-    members = {f"{TOP}/models/ggml-vocab-gpt-2.gguf{end}": end.encode() for end in ("", ".inp", ".out")}
-    pin(fetch, monkeypatch, archive(tmp_path / "a.tar.gz", {**TREE, **members}))
-    expected = [tmp_path / "fixtures" / "gpt-2.gguf"]
-    assert fetch.copy_fixtures(tmp_path / "fixtures", tmp_path / "a.tar.gz") == expected
-    assert {path.name for path in expected[0].parent.iterdir()} == {"gpt-2.gguf", "gpt-2.gguf.inp", "gpt-2.gguf.out"}
-    assert fetch.copy_fixtures(tmp_path / "fixtures", tmp_path / "gone.tar.gz") == expected
 
 
 def test_the_pin_names_a_full_commit_and_checksum() -> None:

