@@ -20,12 +20,15 @@ ROOT = Path(__file__).parent.parent
 # At the end: where lmlite is installed, that is what is tested, not the tree beside the tests.
 sys.path.append(str(ROOT))
 
+import lmlite  # noqa: E402
 from lmlite.app import App  # noqa: E402
 from lmlite.config import Config  # noqa: E402
 from lmlite.server import LoopThread, Server, Service  # noqa: E402
 from tests.core.gguf_files import bert, gguf, llama  # noqa: E402
 from tests.fakes import FakeEngine, Script, fake_thread  # noqa: E402
 
+INSTALLED = Path(lmlite.__file__).parent.parent
+"""Where the package lies that is tested, for the PYTHONPATH of child processes."""
 TIMEOUT_S = 30.0
 """Far above any answer of a fake engine: a test that waits this long has found a hang."""
 

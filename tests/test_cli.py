@@ -17,7 +17,7 @@ import pytest
 
 from lmlite.config import Config, gather, options
 from lmlite.errors import ConfigError
-from tests.conftest import TIMEOUT_S, Client
+from tests.conftest import INSTALLED, TIMEOUT_S, Client
 
 
 @pytest.fixture
@@ -149,13 +149,14 @@ def test_python_options_are_checked_in_the_same_words() -> None:
 
 def lmlite(*arguments: str, home: Path, shell: str = "") -> subprocess.Popen[str]:
     """The command; `shell` runs before it in the same process."""
-    environ = {**os.environ, "LMLITE_HOME": str(home), "HOME": str(home)}
+    home.mkdir(exist_ok=True)
+    environ = {**os.environ, "LMLITE_HOME": str(home), "HOME": str(home), "PYTHONPATH": str(INSTALLED)}
     command = [sys.executable, "-m", "lmlite", *arguments]
     if shell:
         command = ["sh", "-c", f'{shell}; exec "$@"', "sh", *command]
-    return subprocess.Popen(
-        command, env=environ, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipe, no_input = subprocess.PIPE, subprocess.DEVNULL
+    # From another folder: the current one would come before what is installed.
+    return subprocess.Popen(command, cwd=home, env=environ, text=True, stdin=no_input, stdout=pipe, stderr=pipe)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 import lmlite
 from lmlite.core.catalog import bundled_model
 from lmlite.errors import ConfigError, ContextOverflow, InvalidRequest, LoadFailed, WrongModelType
+from tests.conftest import INSTALLED
 from tests.random_models import write_bert
 
 HELLO = [{"role": "user", "content": "Hello!"}]
@@ -121,28 +123,33 @@ def test_closed_model_says_so_and_may_be_closed_again() -> None:
         model.chat(HELLO)
 
 
-def test_importing_does_nothing() -> None:
+def python(code: str, folder: Path) -> str:
+    """What a program says that has nothing but the tested package."""
+    environ = {**os.environ, "PYTHONPATH": str(INSTALLED), "HOME": str(folder)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, env=environ, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def test_importing_does_nothing(tmp_path: Path) -> None:
     """No module of the package but itself, nothing heavy, no thread."""
     code = (
         "import sys, threading, lmlite; "
         "print([n for n in sys.modules if n.startswith('lmlite.') or n in ('asyncio', 'cffi', 'numpy', 'json')], "
         "threading.active_count())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[] 1\n"
+    assert python(code, tmp_path) == "[] 1\n"
 
 
 def test_server_with_child_engines_loads_neither_numpy_nor_cffi(tmp_path: Path) -> None:
     code = (
         "import sys, urllib.request, lmlite\n"
-        "with lmlite.Server(port=0, home=sys.argv[1]) as server:\n"
+        "with lmlite.Server(port=0, home='home') as server:\n"
         "    body = b'{\"prompt\": \"Hello\", \"max_tokens\": 1, \"model\": \"lmlite-tiny\"}'\n"
         "    headers = {'Content-Type': 'application/json'}\n"
         "    urllib.request.urlopen(urllib.request.Request(server.url + '/v1/completions', body, headers)).read()\n"
         "    print([name for name in ('numpy', 'cffi', '_cffi_backend') if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert python(code, tmp_path) == "[]\n"
 
 
 def test_every_public_name_is_there() -> None:
