@@ -318,14 +318,14 @@ async def stream(app: App, call: Call, served: Served, batches: AsyncGenerator[B
             if reply.paused:
                 await reply.drain()
             reply.write(spell(spelled, batch))
-        last = spelled.end()
+        last = frames(spelled.end())
     except asyncio.CancelledError:
         if not app.expired:
             raise
-        last = spelled.failed(ShuttingDown())
+        last = frames(spelled.failed(ShuttingDown()))
     except Exception as exc:  # noqa: BLE001 - a stream that has begun must not end without a word
-        last = spelled.failed(fact(exc))
-    await reply.finish(frames(last))
+        last = frames(spelled.failed(fact(exc)))
+    await reply.finish(last)
 
 
 def spell(spelled: Spelled, batch: Batch) -> bytes:
