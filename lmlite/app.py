@@ -14,9 +14,10 @@ import math
 import os
 import string
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .api import (
     lmstudio_v0,
@@ -30,7 +31,7 @@ from .api import (
 )
 from .api.call import Call, EmbedCall, Frame
 from .api.call import Reply as Spelled
-from .api.fields import parse_body
+from .api.fields import INLINE_BYTES_MAX, parse_body
 from .api.served import Served
 from .card import Instance, ModelCard
 from .config import Config
@@ -60,7 +61,8 @@ SUFFIX_LENGTH: Final = 22
 
 Endpoint = Callable[["App", Request, Reply, str], Awaitable[None]]
 Spelling = Callable[[LmError], tuple[int, str]]
-Batch = list[tuple[int, Event]]
+
+T = TypeVar("T")
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ class App:
 
     async def handle(self, request: Request, reply: Reply) -> None:
         if request.method == "OPTIONS" and (allowed := preflight(self._policy, request.method, request.headers)):
-            await reply.whole(204, b"", allowed)
+            reply.whole(204, b"", allowed)
             return
         match = self._router.match(request.method, request.path, request.target)
         await match.route.endpoint(self, request, reply, "".join(match.parameters.values()))
@@ -288,100 +290,77 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
     """The endpoint of a dialect that generates."""
 
     async def endpoint(app: App, request: Request, reply: Reply, _: str) -> None:
-        call = parse(parse_body(request.body))
+        call = await parsed(parse, request.body)
         async with app.models.lease(call.model, call.needs, call.ttl_s) as lease:
-            async with contextlib.aclosing(run(lease.engine, call.runs)) as batches:
-                if call.stream:
-                    await stream(app, call, app.served(lease), batches, reply)
-                else:
-                    await answer(call, app.served(lease), batches, reply)
+            if call.stream:
+                await stream(app, call, app.served(lease), lease.engine, reply)
+            else:
+                await answer(call, app.served(lease), lease.engine, reply)
 
     return endpoint
 
 
-async def answer(call: Call, served: Served, batches: AsyncGenerator[Batch, None], reply: Reply) -> None:
-    events: list[list[Event]] = [[] for _ in call.runs]
-    async for batch in batches:
-        for index, event in batch:
-            events[index].append(event)
-    await reply.whole(200, call.reply(served).whole(events).encode())
+async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes) -> T:
+    """A large body is read in a thread: others' streams must not wait for it."""
+    if len(body) <= INLINE_BYTES_MAX:
+        return parse(parse_body(body))
+    return await asyncio.to_thread(lambda: parse(parse_body(body)))
 
 
-async def stream(app: App, call: Call, served: Served, batches: AsyncGenerator[Batch, None], reply: Reply) -> None:
-    """One write per batch, however many events and frames that is."""
+async def answer(call: Call, served: Served, engine: Engine, reply: Reply) -> None:
+    async def collect(work: Generate) -> list[Event]:
+        return [event async for event in engine.run(work)]
+
+    events = await together([collect(work) for work in call.runs])
+    reply.whole(200, call.reply(served).whole(events).encode())
+
+
+async def stream(app: App, call: Call, served: Served, engine: Engine, reply: Reply) -> None:
+    """One write per batch of a run, however many events and frames that is."""
     spelled = call.reply(served)
-    first = await batches.__anext__()  # until it is there, a failure is an HTTP status
-    await reply.start(200, sse.HEADERS)
+
+    def take(index: int, events: list[Event]) -> bool:
+        said = spell(spelled, index, events)
+        if not reply.started:  # until there is an event, a failure is an HTTP status
+            reply.start(200, sse.HEADERS)
+            said = frames(spelled.begin()) + said
+        reply.write(said)
+        return not reply.paused
+
     try:
-        reply.write(frames(spelled.begin()) + spell(spelled, first))
-        async for batch in batches:
-            if reply.paused:
-                await reply.drain()
-            reply.write(spell(spelled, batch))
-        last = frames(spelled.end())
+        runs = (engine.run(work).feed(partial(take, index), reply.drain) for index, work in enumerate(call.runs))
+        await together(list(runs))
+        last = spelled.end()
     except asyncio.CancelledError:
-        if not app.expired:
+        if not (app.expired and reply.started):
             raise
-        last = frames(spelled.failed(ShuttingDown()))
+        last = spelled.failed(ShuttingDown())
     except Exception as exc:  # noqa: BLE001 - a stream that has begun must not end without a word
-        last = frames(spelled.failed(fact(exc)))
-    await reply.finish(last)
+        if not reply.started:
+            raise
+        last = spelled.failed(fact(exc))
+    reply.finish(frames(last))
 
 
-def spell(spelled: Spelled, batch: Batch) -> bytes:
-    return b"".join(
-        [sse.frame(name, payload) for index, event in batch for name, payload in spelled.stream(index, event)]
-    )
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all; the first failure ends the others."""
+    if len(works) == 1:
+        return [await works[0]]
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def spell(spelled: Spelled, index: int, events: Iterable[Event]) -> bytes:
+    return b"".join([sse.frame(name, payload) for event in events for name, payload in spelled.stream(index, event)])
 
 
 def frames(pairs: Iterable[Frame]) -> bytes:
     return b"".join([sse.frame(name, payload) for name, payload in pairs])
-
-
-def run(engine: Engine, runs: Sequence[Generate]) -> AsyncGenerator[Batch, None]:
-    """The events of all runs as they come, in batches; the first failure ends them all."""
-    return run_one(engine, runs[0]) if len(runs) == 1 else run_many(engine, runs)
-
-
-async def run_one(engine: Engine, generate: Generate) -> AsyncGenerator[Batch, None]:
-    async with contextlib.aclosing(engine.run(generate).batches()) as batches:
-        async for batch in batches:
-            yield [(0, event) for event in batch]
-
-
-async def run_many(engine: Engine, runs: Sequence[Generate]) -> AsyncGenerator[Batch, None]:
-    """Each run has a task that adds to the one batch that is taken next: what comes together goes together."""
-    loop = asyncio.get_running_loop()
-    ready: Batch = []
-    arrived = asyncio.Event()
-
-    async def pump(index: int, generate: Generate) -> None:
-        nonlocal ready
-        async with contextlib.aclosing(engine.run(generate).batches()) as batches:
-            async for batch in batches:
-                ready += [(index, event) for event in batch]
-                arrived.set()
-
-    pumps = [loop.create_task(pump(index, generate)) for index, generate in enumerate(runs)]
-    for task in pumps:
-        task.add_done_callback(lambda _: arrived.set())
-    try:
-        while True:
-            if ready:
-                batch, ready = ready, []
-                yield batch
-                continue
-            for task in pumps:
-                if task.done():
-                    task.result()
-            if all(task.done() for task in pumps):
-                return
-            arrived.clear()
-            await arrived.wait()
-    finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 # ---- what is asked of a model besides --------------------------------------------------------------------------------
@@ -389,11 +368,11 @@ async def run_many(engine: Engine, runs: Sequence[Generate]) -> AsyncGenerator[B
 
 def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
     async def endpoint(app: App, request: Request, reply: Reply, _: str) -> None:
-        call = parse(parse_body(request.body))
+        call = await parsed(parse, request.body)
         async with app.models.lease(call.model, "embedding", call.ttl_s) as lease:
             vectors = await lease.engine.embed(call.embed)
             served = app.served(lease)
-        await reply.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
+        reply.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
 
     return endpoint
 
@@ -410,54 +389,54 @@ async def in_turns(pieces: Iterable[str]) -> AsyncIterator[str]:
 
 
 async def tokenize(app: App, request: Request, reply: Reply, _: str) -> None:
-    call = tokens.parse_tokenize(parse_body(request.body))
+    call = await parsed(tokens.parse_tokenize, request.body)
     async with await app.models.lease_any(call.model) as lease:
         ids, pieces = await lease.engine.tokenize(
             call.text, add_special=call.add_special, parse_special=call.parse_special
         )
-    await reply.whole(200, call.reply(ids, pieces).encode())
+    reply.whole(200, call.reply(ids, pieces).encode())
 
 
 async def detokenize(app: App, request: Request, reply: Reply, _: str) -> None:
-    call = tokens.parse_detokenize(parse_body(request.body))
+    call = await parsed(tokens.parse_detokenize, request.body)
     async with await app.models.lease_any(call.model) as lease:
         text = await lease.engine.detokenize(call.tokens)
-    await reply.whole(200, call.reply(text).encode())
+    reply.whole(200, call.reply(text).encode())
 
 
 # ---- lists of models, and signs of life ------------------------------------------------------------------------------
 
 
 async def list_openai(app: App, request: Request, reply: Reply, _: str) -> None:
-    await reply.whole(200, openai_models.models(card.id for card in await app.models.cards()).encode())
+    reply.whole(200, openai_models.models(card.id for card in await app.models.cards()).encode())
 
 
 async def list_v0(app: App, request: Request, reply: Reply, _: str) -> None:
     listed = lmstudio_v0.models(await app.models.cards(), app.models.instances(), app.config.v0_extras)
-    await reply.whole(200, listed.encode())
+    reply.whole(200, listed.encode())
 
 
 async def list_v1(app: App, request: Request, reply: Reply, _: str) -> None:
-    await reply.whole(200, lmstudio_v1.models(await app.models.cards(), app.models.instances()).encode())
+    reply.whole(200, lmstudio_v1.models(await app.models.cards(), app.models.instances()).encode())
 
 
 async def show_openai(app: App, request: Request, reply: Reply, name: str) -> None:
-    await reply.whole(200, openai_models.model((await app.models.resolve(name)).id).encode())
+    reply.whole(200, openai_models.model((await app.models.resolve(name)).id).encode())
 
 
 async def show_v0(app: App, request: Request, reply: Reply, name: str) -> None:
     card = await app.models.resolve(name)
     instance = next((instance for instance in app.models.instances() if instance.id == card.id), None)
-    await reply.whole(200, lmstudio_v0.model(card.id, card, instance, app.config.v0_extras).encode())
+    reply.whole(200, lmstudio_v0.model(card.id, card, instance, app.config.v0_extras).encode())
 
 
 async def health(app: App, request: Request, reply: Reply, _: str) -> None:
-    await reply.whole(200, b'{"status":"ok"}')
+    reply.whole(200, b'{"status":"ok"}')
 
 
 async def greet(app: App, request: Request, reply: Reply, _: str) -> None:
     """What LM Studio's own client looks for."""
-    await reply.whole(200, b'{"lmstudio":true}')
+    reply.whole(200, b'{"lmstudio":true}')
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ The socket, the requests' ends and the engine's death are `line.Line`'s work; th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 from ..errors import LmError
@@ -113,7 +113,8 @@ class Engine:
 
 
 class Run:
-    """The events of one `Generate`, ending with `Finished` or an `LmError`. Iterate once, over this or over `batches`.
+    """The events of one `Generate`, ending with `Finished` or an `LmError`. Use once: iterate over this or over
+    `batches`, or `feed` them.
 
     Leaving early cancels the request. A loop that is left by `break` leaves its iterator to the garbage collector;
     `contextlib.aclosing(run.batches())` makes the moment exact.
@@ -127,7 +128,7 @@ class Run:
     async def batches(self) -> AsyncGenerator[list[Event], None]:
         """All that has arrived since the last batch, never empty; texts that arrived together are one `TextDelta`."""
         line = self._line
-        stream = _Stream(line.loop)
+        stream = _Stream(line)
         request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
         try:
             while not stream.over:
@@ -136,6 +137,26 @@ class Run:
                     await arrival
                 if batch := stream.take():
                     yield batch
+            if stream.error is not None:
+                raise stream.error
+        finally:
+            line.leave(request_id, stream)
+
+    async def feed(self, take: Callable[[list[Event]], bool], drained: Callable[[], Awaitable[None]]) -> None:
+        """The same batches, each handed to `take` in the very turn of the loop that read it, without a task in between.
+
+        `take` returns whether it can take more; if not, what comes is kept until `drained` has returned. Returns after
+        the last batch.
+        """
+        line = self._line
+        stream = _Stream(line, take)
+        request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
+        try:
+            while not stream.over:
+                await stream.halt()
+                if stream.held:
+                    await drained()
+                    stream.release()
             if stream.error is not None:
                 raise stream.error
         finally:
@@ -215,19 +236,25 @@ class _Vectors(_Answer[list[Embedding]]):
 
 
 class _Stream:
-    """The events of one generation, between the arrival of their frames and the moment their reader runs."""
+    """The events of one generation, between the arrival of their frames and the moment their reader takes them.
 
-    __slots__ = ("_ahead", "_arrival", "_events", "_logprobs", "_loop", "_text", "ended", "error")
+    The reader either waits for an `arrival`, or is called: `take` gets each read's events at its end.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self._loop = loop
+    __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_take", "_text", "ended", "error",
+                 "held")  # fmt: skip
+
+    def __init__(self, line: Line, take: Callable[[list[Event]], bool] | None = None):
+        self._line, self._take = line, take
         self._events: list[Event] = []
         self._text: list[bytes] = []  # of the delta that is still open
         self._logprobs: list[TokenLogprob] = []  # of the same delta
         self._ahead: list[TokenLogprob] = []  # of tokens whose text has not come yet
         self._arrival: asyncio.Future[None] | None = None
-        self.error: LmError | None = None
+        self._deferred = False
+        self.error: Exception | None = None
         self.ended = False
+        self.held = False
 
     # the connection's side
 
@@ -252,11 +279,29 @@ class _Stream:
             self.ended = True
         else:
             raise ValueError(f"kind {kind}")
-        self._wake()
+        self._notify()
 
     def fail(self, error: LmError) -> None:
         self.error, self.ended = error, True
-        self._wake()
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._take is None:
+            self._wake()
+        elif not self._deferred:
+            self._deferred = True
+            self._line.defer(self._deliver)
+
+    def _deliver(self) -> None:
+        self._deferred = False
+        if self._take is not None and not self.held and (self._text or self._events):
+            try:
+                self.held = not self._take(self.take())
+            except Exception as error:  # noqa: BLE001 - the reader's own fault, and nobody else's
+                self.error, self.ended = error, True
+                self.take()
+        if self.held or self.ended:
+            self._wake()
 
     def _wake(self) -> None:
         arrival = self._arrival
@@ -276,8 +321,19 @@ class _Stream:
         """What to await before there is something to take; None if there is something, or the end."""
         if self._text or self._events or self.ended:
             return None
-        self._arrival = self._loop.create_future()
+        self._arrival = self._line.loop.create_future()
         return self._arrival
+
+    async def halt(self) -> None:
+        """Returns when the reader cannot take more, or nothing more comes."""
+        if not self.held and not self.ended:
+            self._arrival = self._line.loop.create_future()
+            await self._arrival
+
+    def release(self) -> None:
+        """The reader can take again, and gets what was kept."""
+        self.held = False
+        self._deliver()
 
     def take(self) -> list[Event]:
         self._close_delta()

@@ -57,7 +57,7 @@ class Sink(Protocol):
     def fail(self, error: LmError) -> None: ...
 
 
-class Reply(Sink, Protocol[T]):
+class Waiting(Sink, Protocol[T]):
     future: asyncio.Future[T]
 
 
@@ -89,6 +89,7 @@ class Line(asyncio.BufferedProtocol):
         # requests
         self._sinks: dict[int, Sink] = {}
         self._last_id = 0
+        self._deferred: list[Callable[[], None]] = []
         # what has arrived and is not handed out: less than one frame, which needs so many bytes
         self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._filled = 0
@@ -121,7 +122,7 @@ class Line(asyncio.BufferedProtocol):
         self._transport.write(pack(kind, request_id, payload))
         return request_id
 
-    async def ask(self, kind: Kind, payload: bytes, reply: Reply[T]) -> T:
+    async def ask(self, kind: Kind, payload: bytes, reply: Waiting[T]) -> T:
         """Sends a command and waits for its one answer."""
         request_id = self.send(kind, payload, reply)
         try:
@@ -135,6 +136,15 @@ class Line(asyncio.BufferedProtocol):
             self._sinks[request_id] = _Abandoned()
             if self._transport is not None and not self._ended:
                 self._transport.write(pack(Kind.CANCEL, request_id))
+
+    def defer(self, call: Callable[[], None]) -> None:
+        """For sinks: runs `call` once all frames of this read are handed out."""
+        self._deferred.append(call)
+
+    def _run_deferred(self) -> None:
+        calls, self._deferred = self._deferred, []
+        for call in calls:
+            call()
 
     def _next_id(self) -> int:
         while True:
@@ -160,6 +170,8 @@ class Line(asyncio.BufferedProtocol):
             self._filled -= used
             if self._filled or len(self._buffer) != BUFFER_SIZE:
                 self._keep(self._buffer[used : used + self._filled])
+        if self._deferred:
+            self._run_deferred()
 
     def _keep(self, rest: memoryview) -> None:
         """Moves the part of a frame that has arrived to the front of a buffer that can hold the whole."""
@@ -269,3 +281,4 @@ class Line(asyncio.BufferedProtocol):
         sinks, self._sinks = self._sinks, {}
         for sink in sinks.values():
             sink.fail(error)
+        self._run_deferred()

@@ -83,10 +83,7 @@ class Reply:
         self.paused = False
         """The client is a write buffer behind: `await drain()` before producing more."""
 
-    async def whole(self, status: int, body: bytes, headers: Headers = (), content_type: str = JSON) -> None:
-        self.put(status, body, headers, content_type)
-
-    async def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers) -> None:
         """Begins an answer of unknown length: chunked, or for HTTP/1.0 ended by the connection's end."""
         self._expect_unstarted()
         framing = (("Transfer-Encoding", "chunked"),) if self._chunked else ()
@@ -106,15 +103,14 @@ class Reply:
         if self.paused:
             await self._connection.writable()
 
-    async def finish(self, last: bytes = b"") -> None:
+    def finish(self, last: bytes = b"") -> None:
         """Ends a started answer, after the bytes `last`, which leave in the same packet as the end."""
         ending = http1.chunk(last) + LAST_CHUNK if self._chunked else last
         self._send(ending)
         self.complete = True
         self._send = refuse_write
 
-    def put(self, status: int, body: bytes, headers: Headers = (), content_type: str = JSON) -> None:
-        """`whole`, for callers that cannot wait."""
+    def whole(self, status: int, body: bytes, headers: Headers = (), content_type: str = JSON) -> None:
         self._expect_unstarted()
         bodiless = status in http1.BODILESS
         framing = () if bodiless else (("Content-Type", content_type), ("Content-Length", str(len(body))))
@@ -419,7 +415,7 @@ class Connection(asyncio.Protocol):
     def _spell_error(self, reply: Reply, request: Request | None, error: Exception) -> None:
         try:
             status, headers, body = self._hooks.on_error(request, error)
-            reply.put(status, body, headers)
+            reply.whole(status, body, headers)
         except Exception as bug:  # noqa: BLE001 - the last line of defence: nothing is left that could be said
             self._report(bug)
             self._abort()

@@ -174,6 +174,112 @@ def test_a_large_frame_arrives_whole() -> None:
     play(scene)
 
 
+# ---- being fed -------------------------------------------------------------------------------------------------------
+
+
+class Taker:
+    """Takes what it is fed; after `room` batches it can take no more until it is told to go on."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.batches: list[list[Event]] = []
+        self.room = room
+        self.full, self.go_on = asyncio.Event(), asyncio.Event()
+        self.taken = asyncio.Event()
+
+    def take(self, events: list[Event]) -> bool:
+        self.batches.append(events)
+        self.taken.set()
+        self.room -= 1
+        return self.room > 0
+
+    async def drained(self) -> None:
+        self.full.set()
+        await self.go_on.wait()
+        self.room = 1000
+
+
+def test_what_is_read_together_is_fed_together() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        taker = Taker()
+        work = asyncio.ensure_future(engine.run(HELLO).feed(taker.take, taker.drained))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"a"), frame(Kind.TEXT, request_id, b"b"))
+        await taker.taken.wait()
+        peer.send(frame(Kind.TEXT, request_id, b"c"), frame(Kind.FINISHED, request_id, finished()))
+        await work
+        assert [batch[0] for batch in taker.batches] == [TextDelta("ab"), TextDelta("c")]
+        assert isinstance(taker.batches[-1][-1], Finished)
+
+    play(scene)
+
+
+def test_a_full_reader_is_not_fed_and_loses_nothing() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        taker = Taker(room=1)
+        work = asyncio.ensure_future(engine.run(HELLO).feed(taker.take, taker.drained))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"a"))
+        await taker.full.wait()
+        peer.send(frame(Kind.TEXT, request_id, b"b"))
+        peer.send(frame(Kind.TEXT, request_id, b"c"), frame(Kind.FINISHED, request_id, finished()))
+        await settle()
+        assert taker.batches == [[TextDelta("a")]]
+        taker.go_on.set()
+        await work
+        assert taker.batches[1][0] == TextDelta("bc")
+
+    play(scene)
+
+
+def test_an_error_ends_the_feeding_after_the_text_before_it() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        taker = Taker()
+        work = asyncio.ensure_future(engine.run(HELLO).feed(taker.take, taker.drained))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"a"), frame(Kind.ERROR, request_id, error("internal")))
+        with pytest.raises(errors.EngineError):
+            await work
+        assert taker.batches == [[TextDelta("a")]]
+
+    play(scene)
+
+
+def test_a_reader_that_fails_ends_its_own_request_only() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        def refuse(events: list[Event]) -> bool:
+            raise ZeroDivisionError
+
+        taker = Taker()
+        bad = asyncio.ensure_future(engine.run(HELLO).feed(refuse, taker.drained))
+        _, bad_id, _ = await peer.next()
+        good = asyncio.ensure_future(engine.run(HELLO).feed(taker.take, taker.drained))
+        _, good_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, bad_id, b"a"), frame(Kind.TEXT, good_id, b"b"))
+        with pytest.raises(ZeroDivisionError):
+            await bad
+        assert (await peer.next())[:2] == (Kind.CANCEL, bad_id)
+        peer.send(frame(Kind.FINISHED, good_id, finished()))
+        await good
+        assert taker.batches[0] == [TextDelta("b")]
+
+    play(scene)
+
+
+def test_an_engine_that_dies_ends_the_feeding() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        taker = Taker()
+        work = asyncio.ensure_future(engine.run(HELLO).feed(taker.take, taker.drained))
+        await peer.next()
+        peer.end("crashed (SIGABRT)")
+        with pytest.raises(errors.EngineGone):
+            await work
+
+    play(scene)
+
+
+# ---- what events carry -----------------------------------------------------------------------------------------------
+
+
 def test_logprobs_go_with_the_text_that_follows() -> None:
     def logprob(byte: int) -> dict[str, Any]:
         return {"b": [byte], "p": -0.5, "top": [[[byte], -0.5], [[0xFF], None]]}

@@ -37,18 +37,18 @@ async def never(request: Request, reply: Reply) -> None:
 
 
 async def never_ending_stream(request: Request, reply: Reply) -> None:
-    await reply.start(200, sse.HEADERS)
+    reply.start(200, sse.HEADERS)
     reply.write(sse.frame(None, "1"))
     await asyncio.Event().wait()
 
 
 async def short_stream(request: Request, reply: Reply) -> None:
-    await reply.start(200, sse.HEADERS)
+    reply.start(200, sse.HEADERS)
     for piece in ("1", "2"):
         reply.write(sse.frame(None, piece))
         if reply.paused:
             await reply.drain()
-    await reply.finish(sse.DONE)
+    reply.finish(sse.DONE)
 
 
 # ---- requests and answers --------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_head_of_a_stream_has_no_body(connect: Connect) -> None:
 
 def test_no_content_has_no_body(connect: Connect) -> None:
     async def handler(request: Request, reply: Reply) -> None:
-        await reply.whole(204, b"", (("X", "y"),))
+        reply.whole(204, b"", (("X", "y"),))
 
     assert answers(connect(handler).send(get("/"))) == [
         (204, {"x": "y", "connection": "keep-alive", "keep-alive": "timeout=5"}, b"")
@@ -124,10 +124,10 @@ def test_stream_is_chunked_with_one_write_per_event(connect: Connect) -> None:
 
 def test_empty_write_does_not_end_a_stream(connect: Connect) -> None:
     async def handler(request: Request, reply: Reply) -> None:
-        await reply.start(200, ())
+        reply.start(200, ())
         reply.write(b"")
         reply.write(b"x")
-        await reply.finish()
+        reply.finish()
 
     assert answers(connect(handler).send(get("/")))[0][2] == b"x"
 
@@ -156,7 +156,7 @@ def test_pipelined_requests_are_answered_in_order(connect: Connect) -> None:
     async def handler(request: Request, reply: Reply) -> None:
         turns.append(asyncio.Event())
         await turns[-1].wait()
-        await reply.whole(200, request.target.encode())
+        reply.whole(200, request.target.encode())
 
     client = connect(handler)
     client.send(get("/0") + get("/1") + get("/2"))
@@ -177,7 +177,7 @@ def test_pipelining_client_is_not_read_beyond_the_backlog(connect: Connect) -> N
         await gate.wait()
         served += 1
         assert not client.transport.reading or served == 100
-        await reply.whole(200, b"")
+        reply.whole(200, b"")
 
     client = connect(handler, Limits(backlog=1000))
     client.send(get("/"))
@@ -318,7 +318,7 @@ def test_unexpected_exception_is_handed_to_the_app(connect: Connect) -> None:
 def test_handler_that_forgets_to_answer_is_a_bug(connect: Connect, started: bool) -> None:
     async def handler(request: Request, reply: Reply) -> None:
         if started:
-            await reply.start(200, ())
+            reply.start(200, ())
 
     client = connect(handler)
     client.send(get("/x"))
@@ -331,7 +331,7 @@ def test_handler_that_forgets_to_answer_is_a_bug(connect: Connect, started: bool
 @pytest.mark.parametrize(("error", "reported"), [(LmError("late"), 0), (ValueError("late"), 1)])
 def test_error_in_a_stream_that_has_begun_cuts_it(connect: Connect, error: Exception, reported: int) -> None:
     async def handler(request: Request, reply: Reply) -> None:
-        await reply.start(200, sse.HEADERS)
+        reply.start(200, sse.HEADERS)
         reply.write(b"x")
         raise error
 
@@ -344,8 +344,8 @@ def test_error_in_a_stream_that_has_begun_cuts_it(connect: Connect, error: Excep
 
 def test_error_that_the_app_wrote_itself_ends_the_stream_in_order(connect: Connect) -> None:
     async def handler(request: Request, reply: Reply) -> None:
-        await reply.start(200, sse.HEADERS)
-        await reply.finish(sse.frame("error", "{}"))
+        reply.start(200, sse.HEADERS)
+        reply.finish(sse.frame("error", "{}"))
         raise LmError("told already")
 
     client = connect(handler)
@@ -368,11 +368,14 @@ def test_reply_refuses_what_would_break_the_framing(connect: Connect) -> None:
         with pytest.raises(RuntimeError):
             reply.write(b"x")
         with pytest.raises(ValueError, match="not a header"):
-            await reply.whole(200, b"", (("X", "a\r\nb"),))
-        await reply.whole(200, b"")
-        for second in (reply.whole(200, b""), reply.start(200, ()), reply.finish()):
-            with pytest.raises(RuntimeError):
-                await second
+            reply.whole(200, b"", (("X", "a\r\nb"),))
+        reply.whole(200, b"")
+        with pytest.raises(RuntimeError):
+            reply.whole(200, b"")
+        with pytest.raises(RuntimeError):
+            reply.start(200, ())
+        with pytest.raises(RuntimeError):
+            reply.finish()
 
     assert len(answers(connect(handler).send(get("/")))) == 1
 
@@ -494,7 +497,7 @@ def test_incomplete_request_then_gone_starts_nothing(connect: Connect, cut: int,
 
 
 async def flood(request: Request, reply: Reply) -> None:
-    await reply.start(200, sse.HEADERS)
+    reply.start(200, sse.HEADERS)
     while True:
         reply.write(b"x" * 1000)
         if reply.paused:
@@ -530,7 +533,7 @@ def test_reader_that_catches_up_in_time_goes_on(connect: Connect) -> None:
 
 
 async def big(request: Request, reply: Reply) -> None:
-    await reply.whole(200, b"x" * 50_000)
+    reply.whole(200, b"x" * 50_000)
 
 
 def test_no_request_is_started_while_the_last_answer_is_unread(connect: Connect) -> None:
@@ -583,7 +586,7 @@ def test_shutdown_lets_the_running_request_finish(connect: Connect) -> None:
 
     async def handler(request: Request, reply: Reply) -> None:
         await gate.wait()
-        await reply.whole(200, b"")
+        reply.whole(200, b"")
 
     client = connect(handler)
     client.send(get("/a") + get("/b"))
@@ -602,9 +605,9 @@ def test_shutdown_ends_a_stream_that_promised_keep_alive(connect: Connect) -> No
     gate = asyncio.Event()
 
     async def handler(request: Request, reply: Reply) -> None:
-        await reply.start(200, sse.HEADERS)
+        reply.start(200, sse.HEADERS)
         await gate.wait()
-        await reply.finish(sse.DONE)
+        reply.finish(sse.DONE)
 
     client = connect(handler)
     client.send(get("/a"))

@@ -94,7 +94,7 @@ def test_stream_that_is_never_read_is_cut() -> None:
         cancelled = asyncio.Event()
 
         async def flood(request: Request, reply: Reply) -> None:
-            await reply.start(200, sse.HEADERS)
+            reply.start(200, sse.HEADERS)
             try:
                 while True:
                     reply.write(b"x" * 65536)

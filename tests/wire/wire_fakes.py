@@ -120,7 +120,7 @@ def spell_error(request: Request | None, error: Exception) -> tuple[int, Iterabl
 
 
 async def echo(request: Request, reply: Reply) -> None:
-    await reply.whole(200, f"{request.method} {request.target} {request.body.decode()}".encode())
+    reply.whole(200, f"{request.method} {request.target} {request.body.decode()}".encode())
 
 
 class Client:
