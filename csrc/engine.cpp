@@ -6,9 +6,6 @@
 
 namespace lm {
 
-// Requests that wait beyond this are refused; the server has a narrower limit of its own.
-static constexpr uint64_t MAX_WAITING = 4096;
-
 // A step's prompt part is cut so that the step takes about this long: running streams see no longer gap, and an
 // abandoned request frees its place at the end of the step.
 static constexpr double PREFILL_MS_BESIDE_STREAMS = 100;
@@ -19,8 +16,8 @@ static constexpr size_t SMALLEST_CHUNK = 16;
 // A request waits for a prefill that is under way if that spares it at least this many tokens.
 static constexpr size_t WORTH_JOINING = 32;
 
-engine::engine(model & m, outbox & out, pulse & p)
-    : model_(m), outbox_(out), pulse_(p), batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free) {
+engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
+    : model_(m), outbox_(out), pulse_(p), max_queue_(max_queue), batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free) {
     if (m.is_embedding()) {
         embedder_ = std::make_unique<embedder>(m, p);
     } else {
@@ -33,10 +30,10 @@ engine::engine(model & m, outbox & out, pulse & p)
 // ---- the other threads' side ------------------------------------------------------------------------------------------
 
 void engine::submit(std::unique_ptr<sequence> s) {
-    if (pulse_.queued >= MAX_WAITING) {
-        throw error("queue_full", "too many requests wait", json_object().add("limit", MAX_WAITING).text());
-    }
     std::lock_guard<std::mutex> lock(mutex_);
+    if (pulse_.queued >= max_queue_) {
+        throw error("queue_full", "too many requests wait", json_object().add("limit", max_queue_).text());
+    }
     pulse_.queued++;
     arrivals_.push_back(std::move(s));
     arrived_.notify_one();

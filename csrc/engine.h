@@ -19,8 +19,8 @@ namespace lm {
 
 class engine {
   public:
-    // `m`, `out` and `p` are borrowed and outlive the engine.
-    engine(model & m, outbox & out, pulse & p);
+    // `m`, `out` and `p` are borrowed and outlive the engine. More than `max_queue` waiting requests are refused.
+    engine(model & m, outbox & out, pulse & p, uint64_t max_queue);
 
     // Thread safe. Ownership moves to the decode thread. Throws error("queue_full").
     void submit(std::unique_ptr<sequence> s);
@@ -61,6 +61,7 @@ class engine {
     model & model_;   // borrowed
     outbox & outbox_; // borrowed
     pulse & pulse_;   // borrowed
+    const uint64_t max_queue_;
     std::unique_ptr<embedder> embedder_;
     std::unique_ptr<prefix_cache> cache_;
     std::unique_ptr<llama_batch_ext, void (*)(llama_batch_ext *)> batch_;

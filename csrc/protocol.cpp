@@ -127,6 +127,7 @@ load_spec parse_load(const std::string & payload) {
     read(object, "gpu_layers", spec.gpu_layers, -1, 1 << 20);
     read(object, "context_length", spec.context_length, 0, MAX_CONTEXT);
     read(object, "parallel", spec.parallel, 1, MAX_PARALLEL);
+    read(object, "max_queue", spec.max_queue, 1, 1 << 20);
     read(object, "kv_cells", spec.kv_cells, 0, MAX_CONTEXT);
     read(object, "eval_batch_size", spec.eval_batch_size, 1, MAX_BATCH);
     read(object, "threads", spec.threads, 0, MAX_THREADS);

@@ -19,6 +19,7 @@ struct load_spec {
     int32_t gpu_layers = -1;
     int32_t context_length = 4096; // 0: the model's own
     int32_t parallel = 4;
+    int32_t max_queue = 512; // requests that may wait for admission
     int32_t kv_cells = 0; // 0: chosen from the free memory
     int32_t eval_batch_size = 512;
     int32_t threads = 0; // 0: one per core

@@ -239,7 +239,7 @@ void server::load(const work & item) {
     };
     model_ = std::make_unique<model>(spec, progress, [&] { pulse_.preparation.start(); });
     if (!model_->is_vocab_only()) {
-        auto started = std::make_shared<engine>(*model_, outbox_, pulse_);
+        auto started = std::make_shared<engine>(*model_, outbox_, pulse_, uint64_t(spec.max_queue));
         decoder_ = std::thread([started] { started->run(); });
         std::lock_guard<std::mutex> lock(mutex_);
         engine_ = std::move(started);

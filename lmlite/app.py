@@ -85,6 +85,7 @@ def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] |
     settings = LoadSettings(
         context_length=config.context_length,
         parallel=config.parallel,
+        max_queue=config.max_queue,
         kv_cells=config.kv_cells,
         eval_batch_size=config.eval_batch_size,
         threads=config.threads,

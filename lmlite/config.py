@@ -216,6 +216,7 @@ class Config:
     isolation: str = option("process", one_of("process", "thread"), "run each model in a child process or in a thread")
     context_length: int = option(4096, whole(0, 1 << 24), "tokens one request may use; 0: the model's own limit")
     parallel: int = option(4, whole(1, 64), "sequences that decode at once")
+    max_queue: int = option(512, whole(1, 1 << 20), "requests that may wait for a model; those beyond get 429")
     kv_cells: int = option(0, whole(0, 1 << 28), "cells of the KV cache that all sequences share; 0: chosen by memory")
     eval_batch_size: int = option(512, whole(1, 1 << 16), "prompt tokens per batch")
     threads: int = option(0, whole(0, 1024), "CPU threads per model; 0: as many as cores")

@@ -39,6 +39,7 @@ class LoadSettings:
 
     context_length: int = 4096  # tokens; 0: what the model was trained for
     parallel: int = 4
+    max_queue: int = 512
     kv_cells: int = 0
     eval_batch_size: int = 512
     threads: int = 0

@@ -17,7 +17,7 @@ from lmlite.core.catalog import bundled_model
 from lmlite.core.engine import Engine
 from lmlite.core.payloads import LoadSettings, LoadSpec
 from lmlite.core.worker import Placement, Process, Thread
-from lmlite.errors import ContextOverflow, EngineGone, InvalidRequest, LmError, LoadFailed, WrongModelType
+from lmlite.errors import ContextOverflow, EngineGone, InvalidRequest, LmError, LoadFailed, QueueFull, WrongModelType
 from lmlite.events import Event, Finished, PromptProgress, TextDelta, TokenLogprob
 from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Sampling, Text, Tokens
 from tests.random_models import N_CTX, N_EMBD, with_template, write_bert
@@ -365,6 +365,20 @@ def test_more_requests_than_cells_all_finish() -> None:
             assert end.stats.generated_tokens == 60
 
     with_engine(test, context_length=512, kv_cells=512, parallel=8)
+
+
+def test_a_full_queue_refuses_at_once_and_serves_the_rest() -> None:
+    async def test(engine: Engine) -> None:
+        works = [complete(engine, word, max_tokens=30, ignore_eos=True) for word in "abcdefghij"]
+        results = await asyncio.gather(*works, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, QueueFull)]
+        served = [result for result in results if isinstance(result, tuple)]
+        assert len(refused) + len(served) == len(works)
+        assert refused and all(error.limit == 2 for error in refused)
+        assert len(served) >= 2
+        assert all(end.stats.generated_tokens == 30 for _, end in served)
+
+    with_engine(test, parallel=1, max_queue=2)
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None:
