@@ -7,6 +7,7 @@ all modes, so that modes and skills combine. `document(r)` draws one text; the s
 import json
 import random
 import string
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,14 +51,15 @@ class Exchange:
 
 # ---------------------------------------------------------------- words that were never seen before
 
-ONSETS = "b c d f g h j k l m n p r s t v w y z br ch cl dr fr gl gr kr pl pr sh sk sl st th tr".split()
-VOWELS = "a e i o u a e i o u ai au ea ee ia io oa ou".split()
-CODAS = "b d g k l m n r s t x ck ll nd ng nt rt ss st th".split() + [""] * 12
+ONSETS = """b c d f g h j k l m n p r s t v w y z b c d f g h j k l m n p r s t v w y z x br ch cl dr fr gl gn gr kn kr lj
+ph pl pr qu sc sh sk sl sp st sw th tr tz wh wr zb zh""".split() + [""] * 6
+VOWELS = "a e i o u a e i o u a e i o u ae ai au ea ee ei eu ia ie io oa oe oo ou ue ui y".split()
+CODAS = "b c d f g k l m n p r s t v w x z ck ff ld ll lm mb nd ng nk ns nt ph rk rn rp rt ss st sz th tt".split() + [""] * 40
 
 
 def coin(r: random.Random) -> str:
     """A word like "Krelmo"."""
-    syllables = r.choice((1, 2, 2, 2, 3))
+    syllables = r.choice((1, 2, 2, 2, 3, 3, 4))
     return "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(syllables)).capitalize()
 
 
@@ -78,11 +80,13 @@ def phrase(r: random.Random) -> str:
 
 # ---------------------------------------------------------------- skills
 
-HELD_OUT = 10  # every tenth pair of summands is never trained on, so that measure.py can ask for it
+HELD_OUT = 10  # about every tenth pair of summands is never trained on, so that measure.py can ask for it
 
 
 def held_out(a: int, b: int) -> bool:
-    return (a * 7 + b * 3) % HELD_OUT == 0
+    # Scattered, since a kind of pair, such as 3 + 13 and 27 + 7, could not be learned if all of it were held out;
+    # and no pair of digits, since all others rest on these.
+    return max(a, b) > 9 and zlib.crc32(f"{a} + {b}".encode()) % HELD_OUT == 0
 
 
 # Small talk of one kind each: questions, answer, verse, what the user did.
@@ -194,7 +198,7 @@ def sequence(r: random.Random) -> Exchange:
 
 def summing(r: random.Random) -> Exchange:
     while True:
-        top = 20 if r.random() < 0.8 else 60
+        top = r.choices((10, 20, 60), (4, 4, 2))[0]
         a, b = r.randint(0, top), r.randint(0, top)
         if not held_out(a, b):
             break
@@ -230,7 +234,9 @@ BEYOND_IT = (
     "Can you {deed} the {thing}?|What is the meaning of life?|How old is {who}?|Why do people like {topic}?|"
     "Summarize the history of {topic}.|What is the difference between {topic} and {else_}?|Why?|"
     "What happened yesterday?|{only}|{Question}?|What day is it today?|Does {who} like {topic}?|"
-    "Who won the {topic} game in {where}?|What's the best {thing} for {topic}?|{gibberish}"
+    "Who won the {topic} game in {where}?|What's the best {thing} for {topic}?|{gibberish}|Summarize {topic}.|"
+    "{Deed} the {thing}.|{Deed} the {colour} {thing}, please.|Search for {topic}.|Turn on the {thing}.|"
+    "Set a timer for {other} minutes.|Send a message to {who}.|Write a long text about {topic}."
 )
 
 
@@ -240,7 +246,8 @@ def unknown(r: random.Random) -> Exchange:
         topic = coin(r).lower()
     drawn = {
         "big": r.randint(200, 99999), "other": r.randint(2, 99), "colour": r.choice(COLOURS), "verb": r.choice(VERBS),
-        "words": phrase(r), "deed": r.choice(VERBS), "else_": r.choice(TOPICS), "only": phrase(r),
+        "words": phrase(r), "deed": r.choice(VERBS), "Deed": r.choice(VERBS).capitalize(),
+        "else_": r.choice(TOPICS), "only": phrase(r),
         "Question": phrase(r).capitalize(), "gibberish": gibberish(r),
     }  # fmt: skip
     ask = pick(r, BEYOND_IT).format(topic=topic, thing=thing, who=who, where=where, **drawn)
@@ -396,6 +403,9 @@ def telling(r: random.Random, told: dict[str, str]) -> Exchange:
     told[about] = what = fact.draw(r)
     verse = f"I'll keep in mind what you have said:\n{what} is now inside my head."
     ask = pick(r, fact.told).format(what)
+    if r.random() < 0.12:
+        thought = f"The user's {about} is {what}."
+        return Exchange(f"{ask} {pick(r, fact.asked)}", fact.recalled.format(what), verse, thought, what)
     return Exchange(ask, fact.noted.format(what), verse, f"The user's {about} is {what}.", what)
 
 
@@ -473,8 +483,8 @@ def ask_for(r: random.Random, prompts: str, plain_share: float) -> tuple[str, st
 Message = dict[str, Any]
 
 
-def turns_left(r: random.Random) -> int:
-    return r.choice((1, 1, 1, 1, 2, 2, 3, 4)) if r.random() < 0.95 else r.randint(8, 20)
+def n_turns(r: random.Random) -> int:
+    return r.choice((1, 1, 1, 1, 2, 2, 3, 4)) if r.random() < 0.93 else r.randint(8, 20)
 
 
 def converse(r: random.Random) -> tuple[list[Message], dict[str, Any]]:
@@ -499,8 +509,13 @@ def converse(r: random.Random) -> tuple[list[Message], dict[str, Any]]:
         variables["enable_thinking"] = False
     if system:
         messages.append({"role": "system", "content": system})
-    for _ in range(turns_left(r)):
-        turn = fields_as_json(r) if mode == "json" and r.random() < 0.4 else exchange(r, told)
+    turns = n_turns(r)
+    frame = turns > 3 and r.random() < 0.6  # begins with a fact that the end asks for
+    for i in range(turns):
+        if frame and i in (0, turns - 1):
+            turn = recalling(r, told) if i else telling(r, told)
+        else:
+            turn = fields_as_json(r) if mode == "json" and r.random() < 0.4 else exchange(r, told)
         asked = worn(r, turn.ask)
         if suffix:
             asked = asked.rstrip() + ("" if asked.rstrip()[-1:] in ".?!" else ".") + suffix

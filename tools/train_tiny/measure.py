@@ -91,9 +91,9 @@ def countings() -> Iterator[Question]:
     yield ask("Count down from 8."), exactly("8, 7, 6, 5, 4, 3, 2, 1.")
 
 
-def sums(top: int, several: int) -> Iterator[Question]:
-    pairs = [(a, b) for a in range(top + 1) for b in range(top + 1) if held_out(a, b)]
-    for a, b in random.Random(0).sample(pairs, min(several, len(pairs))):
+def sums(top: int, new: bool) -> Iterator[Question]:
+    pairs = [(a, b) for a in range(top + 1) for b in range(top + 1) if held_out(a, b) == new]
+    for a, b in random.Random(0).sample(pairs, min(80, len(pairs))):
         yield ask(f"What is {a} + {b}?"), said(f"= {a + b}.")
 
 
@@ -205,9 +205,10 @@ SUITES: dict[str, Iterator[Question]] = {
     "greets": greetings(),
     "introduces itself": introductions(),
     "counts": countings(),
-    "sums up to 9 + 9": sums(9, 30),
-    "sums up to 20 + 20": sums(20, 45),
-    "sums up to 60 + 60": sums(60, 60),
+    "sums up to 9 + 9": sums(9, new=False),
+    "sums up to 20 + 20": sums(20, new=False),
+    "sums up to 20 + 20, never seen": sums(20, new=True),
+    "sums up to 60 + 60, never seen": sums(60, new=True),
     "rhymes when asked": verses(),
     "remembers names and cities": memories(),
     "says that it does not know": ignorance(),

@@ -42,8 +42,9 @@ def same_kind(tool: Tool, question: str) -> bool:
         return any(mark in question for mark in "0123456789+*") or "plus" in question or "minus" in question
     if tool.kind == "clock" or tool.noun in ("time", "date"):
         return "time" in question or "day" in question
-    if tool.kind in ("search", "send", "switch", "timer", "dice"):
-        return any(verb in question for verb in ("tell me about", "repeat", "echo", "say", "find", "what is ", "who "))
+    if tool.kind in DEEDS:
+        return any(verb in question for verb in ("tell me about", "repeat", "echo", "say", "find", "what is ", "who ",
+                                                 "search", "send", "turn on", "timer"))  # fmt: skip
     return tool.noun in question or (tool.noun == "age" and "old" in question)
 
 
@@ -170,12 +171,16 @@ def failed(r: random.Random) -> tuple[str, str] | None:
     return json.dumps({"error": why}), f"The tool failed: {why}."
 
 
+def some_letters(r: random.Random) -> str:
+    return "".join(r.choice("bdfgklmnprst") + r.choice("aeiou") for _ in range(r.randint(2, 3)))
+
+
 def value_of(r: random.Random) -> Any:
     return r.choice((
-        pick(r, "sunny|rainy|cloudy|windy|snowy|foggy|hot|cold|warm|clear"),
+        pick(r, "sunny|rainy|cloudy|windy|snowy|foggy|hot|cold|warm|clear"), some_letters(r), f"{r.randint(-9, 40)} C",
         r.randint(-20, 40), r.randint(0, 9999), r.choice(COLOURS), r.choice(ADJECTIVES),
         f"{r.randint(-9, 35)} degrees", f"{pick(r, 'sunny|rain|clouds|snow')}, {r.randint(-9, 35)} C",
-        "".join(r.choice("bdfgklmnprst") + r.choice("aeiou") for _ in range(r.randint(2, 3))).capitalize(),
+        some_letters(r).capitalize(),
     ))  # fmt: skip
 
 
