@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -82,25 +81,8 @@ def our_cpu(model: Path, n: int, rounds: int) -> dict[str, float]:
 
 
 def their_cpu(model: Path, n: int, rounds: int) -> float:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [peers.binary("llama-server"), "-m", model, "--port", port, "-t", 1]
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            asyncio.run(until_healthy(port))
-            return asyncio.run(cpu_us(port, [process.pid], "any", n, rounds))[0]
-        finally:
-            process.terminate()
-
-
-async def until_healthy(port: int) -> None:
-    for _ in range(200):
-        try:
-            await client.whole(port, "/health")
-            return
-        except (OSError, RuntimeError, IndexError):
-            await asyncio.sleep(0.05)
-    raise RuntimeError("llama-server did not start")
+    with peers.llama_server(model, "-t", 1) as (port, pid):
+        return asyncio.run(cpu_us(port, [pid], "any", n, rounds))[0]
 
 
 def overhead(model: Path, n: int, rounds: int) -> dict[str, float]:

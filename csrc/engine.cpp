@@ -7,17 +7,18 @@
 namespace lm {
 
 // A step's prompt part is cut so that the step takes about this long: running streams see no longer gap, and an
-// abandoned request frees its place at the end of the step.
-static constexpr double PREFILL_MS_BESIDE_STREAMS = 100;
-static constexpr double PREFILL_MS_ALONE = 250;
-static constexpr size_t FIRST_CHUNK = 128; // until the speed is known
-static constexpr size_t SMALLEST_CHUNK = 16;
+// abandoned request frees its place at the end of the step. Shorter steps would not be fairer, only slower: attention over
+// a long cache costs twice as much per token in batches of less than about a hundred.
+static constexpr double PREFILL_MS_BESIDE_STREAMS = 250;
+static constexpr double PREFILL_MS_ALONE = 350;
 
 // A request waits for a prefill that is under way if that spares it at least this many tokens.
 static constexpr size_t WORTH_JOINING = 32;
 
 engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
-    : model_(m), outbox_(out), pulse_(p), max_queue_(max_queue), batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free) {
+    : model_(m), outbox_(out), pulse_(p), max_queue_(max_queue),
+      batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free), alone_(PREFILL_MS_ALONE),
+      beside_streams_(PREFILL_MS_BESIDE_STREAMS) {
     if (m.is_embedding()) {
         embedder_ = std::make_unique<embedder>(m, p);
     } else {
@@ -195,12 +196,12 @@ void engine::admit() {
 
 // ---- one batch ------------------------------------------------------------------------------------------------------------
 
-size_t engine::prefill_budget(bool streams_run) const {
-    if (prefill_ms_per_token_ <= 0) {
-        return FIRST_CHUNK;
+void prefill_pace::learn(size_t n, double step_ms) {
+    const bool full = double(n) >= tokens_ - 1; // a shorter prompt tells only that it was not too long
+    if (full || step_ms > target_ms_) {
+        const double scale = std::clamp(target_ms_ / std::max(step_ms, 0.1), 0.5, full ? 2.0 : 1.0);
+        tokens_ = std::clamp(tokens_ * scale, LEAST, MOST);
     }
-    const double target = streams_run ? PREFILL_MS_BESIDE_STREAMS : PREFILL_MS_ALONE;
-    return std::max(SMALLEST_CHUNK, size_t(std::min(target / prefill_ms_per_token_, 1e6)));
 }
 
 void engine::add_to_batch(sequence & s, size_t n) {
@@ -238,7 +239,8 @@ void engine::plan() {
     if (prefilling.empty()) {
         return;
     }
-    size_t left = std::min(prefill_budget(n_batched_ > 0), size_t(model_.n_batch()) - n_batched_);
+    pace_ = n_batched_ > 0 ? &beside_streams_ : &alone_;
+    size_t left = std::min(pace_->tokens(), size_t(model_.n_batch()) - n_batched_);
     sequence * oldest = prefilling.front();
     std::stable_sort(prefilling.begin(), prefilling.end(),
                      [](const sequence * a, const sequence * b) { return a->n_pending() < b->n_pending(); });
@@ -266,7 +268,9 @@ bool engine::decode() {
             llama_synchronize(model_.context());
             now_ = steady::now();
             step_ms_ = ms_between(began, now_);
-            learn_speed(step_ms_);
+            if (n_prefilled_ > 0) {
+                pace_->learn(n_prefilled_, step_ms_);
+            }
             pulse_.decode_steps++;
             return true;
         }
@@ -301,13 +305,6 @@ void engine::preempt(sequence & s) {
     waiting_.push_front(std::move(*it));
     running_.erase(it);
     pulse_.queued++;
-}
-
-void engine::learn_speed(double step_ms) {
-    if (n_prefilled_ >= SMALLEST_CHUNK) {
-        const double measured = step_ms / double(n_batched_);
-        prefill_ms_per_token_ = prefill_ms_per_token_ <= 0 ? measured : (prefill_ms_per_token_ + measured) / 2;
-    }
 }
 
 // ---- after the decode -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,25 @@
 
 namespace lm {
 
+// How many prompt tokens a step may take so that it lasts about `target_ms`: learned from the steps themselves, because
+// the cost of a token depends on the model, the machine, the batch and what is in the cache.
+class prefill_pace {
+  public:
+    explicit prefill_pace(double target_ms) : target_ms_(target_ms) {}
+
+    size_t tokens() const { return size_t(tokens_); }
+    // A step with `n` prompt tokens took `step_ms`.
+    void learn(size_t n, double step_ms);
+
+  private:
+    static constexpr double FIRST = 128;
+    static constexpr double LEAST = 16;
+    static constexpr double MOST = 1 << 14;
+
+    double target_ms_;
+    double tokens_ = FIRST;
+};
+
 class engine {
   public:
     // `m`, `out` and `p` are borrowed and outlive the engine. More than `max_queue` waiting requests are refused.
@@ -43,11 +62,9 @@ class engine {
     void end_cancelled();
     bool decode();
     void plan();
-    size_t prefill_budget(bool streams_run) const;
     void add_to_batch(sequence & s, size_t n);
     bool make_room();
     void preempt(sequence & s);
-    void learn_speed(double step_ms);
     void advance(sequence & s);
     void sample(sequence & s);
     void say(sequence & s);
@@ -83,7 +100,9 @@ class engine {
     size_t n_prefilled_ = 0; // prompt tokens among them
     steady::time_point now_; // the end of this step's computation
     double step_ms_ = 0;
-    double prefill_ms_per_token_ = 0; // learned; 0: not yet
+    prefill_pace alone_;
+    prefill_pace beside_streams_;
+    prefill_pace * pace_ = &alone_; // this step's
 };
 
 }  // namespace lm
