@@ -236,7 +236,8 @@ def test_logprobs_come_with_their_text() -> None:
         assert b"".join(token.bytes for token in tokens).decode() == text_of(events)
         for token in tokens:
             assert len(token.top) == 3
-            assert token.logprob == pytest.approx(token.top[0].logprob, abs=1e-4)  # greedy took the likeliest
+            # greedy took the likeliest, or the next one where the likeliest would have ended the text
+            assert token.logprob in [pytest.approx(top.logprob, abs=1e-4) for top in token.top[:2]]
             assert sum(math.exp(top.logprob) for top in token.top) <= 1.0001
 
     with_engine(test)
@@ -314,7 +315,8 @@ def test_requests_with_one_new_prefix_compute_it_once() -> None:
         prompts = [f"{LONG * 3}{word}" for word in ("apple", "pear", "plum", "fig")]
         ends = [end for _, end in await asyncio.gather(*(complete(engine, prompt, max_tokens=8) for prompt in prompts))]
         shared = (await engine.tokenize(LONG * 3))[0]
-        assert sum(end.stats.cached_tokens for end in ends) >= 3 * (len(shared) - 8)
+        almost = len(shared) - 32  # what is left to compute of a prefix is not worth waiting for
+        assert sum(end.stats.cached_tokens for end in ends) >= 3 * almost
 
     with_engine(test)
 
