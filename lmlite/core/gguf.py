@@ -466,7 +466,8 @@ def _padded(n: int, alignment: int) -> int:
 
 def _shown(name: bytes) -> str:
     """A name from the file, safe to print: reasons reach logs and clients."""
-    return ascii(name[:64].decode("utf-8", "replace"))
+    shown = ascii(name[:64].decode("utf-8", "replace"))
+    return shown if len(shown) <= 100 else shown[:96] + "...'"  # escapes are up to six times as long
 
 
 # ---- what the header says of the model -------------------------------------------------------------------------------
