@@ -120,11 +120,6 @@ bool prefix_cache::evict() {
     return true;
 }
 
-void prefix_cache::clear() {
-    while (evict()) {
-    }
-}
-
 size_t prefix_cache::idle_tokens() const {
     size_t n = 0;
     for (const entry & e : idle_) {

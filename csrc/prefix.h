@@ -24,7 +24,6 @@ class prefix_cache {
     void drop(sequence & s);
     // Forgets the least recently used idle sequence; false if there is none.
     bool evict();
-    void clear();
 
     size_t idle_tokens() const;
 

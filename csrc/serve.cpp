@@ -12,7 +12,6 @@
 #include "pulse.h"
 #include "wire.h"
 
-#include <csignal>
 #include <condition_variable>
 #include <deque>
 #include <memory>

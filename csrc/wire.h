@@ -37,7 +37,6 @@ class frame_reader {
 class frame_batch {
   public:
     void add(frame_kind kind, uint32_t request_id, std::string_view payload);
-    bool empty() const { return bytes_.empty(); }
 
   private:
     friend class outbox;
