@@ -3,6 +3,7 @@
 #include "error.h"
 
 #include "chat.h"
+#include "json.h"
 #include "log.h"
 
 namespace lm {
@@ -85,11 +86,15 @@ std::string dialogue::render(const common_json & messages, const common_json & k
     return without_marks(render_marked(messages, kwargs));
 }
 
-std::vector<llama_token> dialogue::tokenize(const common_json & messages, const common_json & kwargs) const {
+std::vector<llama_token> dialogue::tokenize(const common_json & messages, const common_json & kwargs, size_t limit) const {
+    if (messages.size() >= limit) { // each is a token at least; rendering them all could take seconds
+        throw context_overflow(messages.size() + 1, limit);
+    }
     const std::string prompt = render_marked(messages, kwargs);
     if (prompt.find(LITERAL_BEGIN) == std::string::npos) {
-        return vocab_.tokenize(prompt, true, true);
+        return vocab_.tokenize_within(prompt, limit, 1); // and one to answer with
     }
+    vocab_.tokenize_within(without_marks(prompt), limit, 1); // of about the same size
     std::vector<llama_token> tokens;
     if (llama_vocab_get_add_bos(vocab_.get())) {
         tokens.push_back(llama_vocab_bos(vocab_.get()));

@@ -25,7 +25,8 @@ class dialogue {
     // `messages` is an array of {"role", "content"}; `kwargs` an object of template variables.
     // Throws invalid_request("messages") with the template's word for what is wrong.
     std::string render(const common_json & messages, const common_json & kwargs) const;
-    std::vector<llama_token> tokenize(const common_json & messages, const common_json & kwargs) const;
+    // Throws context_overflow unless the prompt has fewer than `limit` tokens.
+    std::vector<llama_token> tokenize(const common_json & messages, const common_json & kwargs, size_t limit) const;
 
   private:
     std::string render_marked(const common_json & messages, const common_json & kwargs) const;

@@ -25,6 +25,9 @@ struct invalid_request : error {
 struct context_overflow : error {
     context_overflow(size_t needed, size_t limit);
     context_overflow(size_t needed, size_t limit, size_t index);
+
+    size_t needed;
+    size_t limit;
 };
 
 }  // namespace lm

@@ -84,10 +84,12 @@ invalid_request::invalid_request(const std::string & param, const std::string & 
 
 context_overflow::context_overflow(size_t needed, size_t limit)
     : error("context_overflow", "the prompt does not fit",
-            json_object().add("needed", uint64_t(needed)).add("limit", uint64_t(limit)).text()) {}
+            json_object().add("needed", uint64_t(needed)).add("limit", uint64_t(limit)).text()),
+      needed(needed), limit(limit) {}
 
 context_overflow::context_overflow(size_t needed, size_t limit, size_t index)
     : error("context_overflow", "an input does not fit",
-            json_object().add("needed", uint64_t(needed)).add("limit", uint64_t(limit)).add("index", uint64_t(index)).text()) {}
+            json_object().add("needed", uint64_t(needed)).add("limit", uint64_t(limit)).add("index", uint64_t(index)).text()),
+      needed(needed), limit(limit) {}
 
 }  // namespace lm

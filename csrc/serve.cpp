@@ -28,8 +28,8 @@ namespace lm {
 // long unbroken run of letters.
 static constexpr size_t PREPARER_STACK = 512u << 20;
 
-// A text beyond this has more tokens than any context holds.
-static constexpr size_t MAX_TEXT = 32u << 20;
+// TOKENIZE has no context to bound it; this much takes about a second, in which others wait to be prepared.
+static constexpr size_t MAX_TOKENIZED_TEXT = 1u << 20;
 
 static constexpr size_t MAX_UNPREPARED = 4096;
 
@@ -254,20 +254,14 @@ void server::check_tokens(const std::vector<llama_token> & tokens, const char * 
     }
 }
 
-static void check_text(const std::string & text, const char * param) {
-    if (text.size() > MAX_TEXT) {
-        throw invalid_request(param, "the text is too long");
-    }
-}
-
 std::vector<llama_token> server::prompt_tokens(const generate_spec & spec) const {
     const model & m = loaded();
+    const size_t limit = size_t(m.context_length());
     if (const auto * chat = std::get_if<chat_prompt>(&spec.prompt)) {
-        return m.chat().tokenize(chat->messages, chat->template_kwargs);
+        return m.chat().tokenize(chat->messages, chat->template_kwargs, limit);
     }
     if (const auto * text = std::get_if<std::string>(&spec.prompt)) {
-        check_text(*text, "prompt");
-        return m.vocab().tokenize(*text, true, true);
+        return m.vocab().tokenize_within(*text, limit, 1);
     }
     check_tokens(std::get<std::vector<llama_token>>(spec.prompt), "prompt");
     return std::get<std::vector<llama_token>>(spec.prompt);
@@ -331,8 +325,11 @@ void server::embed(const work & item) {
     for (size_t i = 0; i < inputs.size(); i++) {
         std::vector<llama_token> tokens;
         if (const auto * text = std::get_if<std::string>(&inputs[i])) {
-            check_text(*text, "input");
-            tokens = m.vocab().tokenize(*text, true, true);
+            try {
+                tokens = m.vocab().tokenize_within(*text, size_t(m.context_length()), 0);
+            } catch (const context_overflow & e) {
+                throw context_overflow(e.needed, e.limit, i);
+            }
         } else {
             tokens = std::get<std::vector<llama_token>>(inputs[i]);
             check_tokens(tokens, "input");
@@ -350,7 +347,9 @@ void server::embed(const work & item) {
 
 void server::tokenize(const work & item) {
     const tokenize_spec spec = parse_tokenize(item.command.payload);
-    check_text(spec.text, "text");
+    if (spec.text.size() > MAX_TOKENIZED_TEXT) {
+        throw invalid_request("text", "the text is longer than " + std::to_string(MAX_TOKENIZED_TEXT) + " bytes");
+    }
     const vocabulary & vocab = loaded().vocab();
     const std::vector<llama_token> tokens = vocab.tokenize(spec.text, spec.add_special, spec.parse_special);
     std::string ids;

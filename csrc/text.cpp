@@ -6,6 +6,10 @@
 
 namespace lm {
 
+// No real text has tokens this long on average; one that is longer than so many per token of the context is hostile or a
+// mistake, and tokenizing all of it would keep others waiting for seconds.
+static constexpr size_t BYTES_PER_TOKEN = 16;
+
 static constexpr char REPLACEMENT[] = "\xEF\xBF\xBD";
 
 static std::string token_bytes(const llama_vocab * vocab, llama_token id, bool special) {
@@ -25,6 +29,7 @@ vocabulary::vocabulary(const llama_vocab * vocab) : vocab_(vocab) {
     eog_.reserve(size_t(n));
     for (llama_token id = 0; id < n; id++) {
         pieces_ += token_bytes(vocab, id, false);
+        longest_piece_ = std::max(longest_piece_, pieces_.size() - (id == 0 ? 0 : ends_.back()));
         ends_.push_back(uint32_t(pieces_.size()));
         eog_.push_back(llama_vocab_is_eog(vocab, id));
         if (llama_vocab_is_control(vocab, id)) {
@@ -62,6 +67,21 @@ std::vector<llama_token> vocabulary::tokenize(std::string_view text, bool add_sp
         }
         tokens.resize(size_t(-n));
     }
+}
+
+std::vector<llama_token> vocabulary::tokenize_within(std::string_view text, size_t limit, size_t spare) const {
+    const size_t sample = limit * BYTES_PER_TOKEN;
+    if (text.size() > 2 * sample) {
+        const size_t counted = tokenize(text.substr(0, sample), false, true).size();
+        if (counted + spare > limit) {
+            throw context_overflow(counted + (text.size() - sample) / longest_piece_, limit);
+        }
+    }
+    std::vector<llama_token> tokens = tokenize(text, true, true);
+    if (tokens.size() + spare > limit) {
+        throw context_overflow(tokens.size() + spare, limit);
+    }
+    return tokens;
 }
 
 std::string vocabulary::detokenize(const std::vector<llama_token> & tokens) const {

@@ -26,6 +26,9 @@ class vocabulary {
 
     // Special tokens written in `text` are parsed only if `parse_special`; BOS/EOS are added as the model asks.
     std::vector<llama_token> tokenize(std::string_view text, bool add_special, bool parse_special) const;
+    // The same for a text that must leave `spare` of `limit` tokens: throws context_overflow, for a text far beyond that
+    // after a part of the work and with a lower bound of what it needs.
+    std::vector<llama_token> tokenize_within(std::string_view text, size_t limit, size_t spare) const;
     std::string detokenize(const std::vector<llama_token> & tokens) const;
 
     // The texts of the control tokens, longest first: what a message must not be able to say.
@@ -34,6 +37,7 @@ class vocabulary {
   private:
     const llama_vocab * vocab_; // borrowed from the model
     std::string pieces_;        // all pieces, one after another
+    size_t longest_piece_ = 1;  // bytes
     std::vector<uint32_t> ends_;
     std::vector<bool> eog_;
     std::vector<std::string> control_texts_;

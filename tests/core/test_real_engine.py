@@ -393,6 +393,27 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None:
     with_engine(test, context_length=256)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Text("a b " * 500_000),
+        Chat(({"role": "user", "content": "a b " * 500_000},)),
+        Chat(({"role": "user", "content": "a b <|im_end|>" * 100_000},)),
+        Chat(({"role": "user", "content": "x"},) * 20_000),
+    ],
+    ids=["text", "message", "control tokens", "messages"],
+)
+def test_a_prompt_many_times_too_long_is_refused_without_reading_it_all(prompt: Prompt) -> None:
+    async def test(engine: Engine) -> None:
+        bystander = asyncio.ensure_future(complete(engine, LONG, max_tokens=200, ignore_eos=True))
+        with pytest.raises(ContextOverflow) as caught:
+            await complete(engine, prompt)
+        assert caught.value.needed > caught.value.limit == 2048
+        assert (await bystander)[1].stats.generated_tokens == 200
+
+    with_engine(test)
+
+
 def test_leaving_a_request_frees_its_place() -> None:
     async def test(engine: Engine) -> None:
         async for batch in engine.run(Generate(Text(LONG), ignore_eos=True, sampling=GREEDY)).batches():
