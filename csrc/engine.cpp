@@ -314,7 +314,7 @@ void engine::advance(sequence & s) {
     s.n_cached += s.n_step;
     if (was_prompt) {
         pulse_.prompt_tokens += s.n_step;
-        if (s.n_step < s.n_prompt - s.n_reused) { // more than one chunk
+        if (!s.whole && s.n_step < s.n_prompt - s.n_reused) { // more than one chunk
             events_.add(frame_kind::PROMPT_PROGRESS, s.request->id,
                         json_object().add("done", uint64_t(s.n_cached)).add("total", uint64_t(s.n_prompt)).text());
         }
@@ -370,7 +370,9 @@ void engine::sample(sequence & s) {
     if (s.tokens.size() >= size_t(model_.context_length())) {
         return finish(s, stop_reason::context_length);
     }
-    say(s);
+    if (!s.whole) {
+        say(s);
+    }
 }
 
 void engine::say(sequence & s) {

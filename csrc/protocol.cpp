@@ -219,6 +219,7 @@ generate_spec parse_generate(const std::string & payload) {
     }
     spec.stops = read_strings(object, "stop", MAX_STOPS, MAX_STOP_LENGTH);
     spec.echo = read_bool(object, "echo", false);
+    spec.whole = read_bool(object, "whole", false);
     spec.ignore_eos = read_bool(object, "ignore_eos", false);
     if (has(object, "top_logprobs")) {
         spec.top_logprobs = int32_t(integer(object.at("top_logprobs"), "top_logprobs", 0, MAX_TOP_LOGPROBS));

@@ -44,6 +44,7 @@ struct generate_spec {
     int32_t max_tokens = -1;
     std::vector<std::string> stops;
     bool echo = false;
+    bool whole = false;
     bool ignore_eos = false;
     std::optional<int32_t> top_logprobs;
     std::optional<grammar_spec> grammar;

@@ -40,6 +40,7 @@ struct sequence {
     int32_t max_tokens = -1;
     bool ignore_eos = false;
     std::string echo; // text shown ahead of the answer
+    bool whole = false; // nobody listens before the end: a frame per token would only wake the server
     std::optional<int32_t> top_logprobs;
     std::unique_ptr<sampler> choose;
     answer_text text{{}};

@@ -299,6 +299,7 @@ void server::generate(const work & item) {
         }
     }
     s->max_tokens = spec.max_tokens;
+    s->whole = spec.whole;
     s->text = answer_text(std::move(spec.stops));
     s->top_logprobs = spec.top_logprobs;
     if (spec.echo) {

@@ -16,6 +16,7 @@ import string
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -310,7 +311,7 @@ async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes) -> T:
 
 async def answer(call: Call, served: Served, engine: Engine, reply: Reply) -> None:
     async def collect(work: Generate) -> list[Event]:
-        return [event async for event in engine.run(work)]
+        return [event async for event in engine.run(replace(work, whole=True))]
 
     events = await together([collect(work) for work in call.runs])
     reply.whole(200, call.reply(served).whole(events).encode())

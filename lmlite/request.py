@@ -82,6 +82,7 @@ class Generate:
     top_logprobs: int | None = None  # None: no logprobs; 0: only the sampled token's
     echo: bool = False  # the prompt's text is the first text delta
     ignore_eos: bool = False
+    whole: bool = False  # the text is wanted at the end, in one piece
 
 
 @dataclass(slots=True, frozen=True)

@@ -142,6 +142,7 @@ def generate_object(generate: Generate) -> dict[str, Any]:
         "max_tokens": generate.max_tokens,
         "stop": generate.stop,
         "echo": generate.echo,
+        "whole": generate.whole,
         "ignore_eos": generate.ignore_eos,
         "top_logprobs": generate.top_logprobs,
         **({"grammar": {"kind": grammar.kind, "text": grammar.text}} if grammar else {}),
