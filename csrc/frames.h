@@ -16,6 +16,8 @@ namespace lm {
     X(RENDER, 6)          \
     X(CANCEL, 7)          \
     X(STATS, 8)           \
+    X(RERANK, 9)          \
+    X(ATTACH_DRAFT, 10)   \
     X(LOAD_PROGRESS, 64)  \
     X(LOADED, 65)         \
     X(PROMPT_PROGRESS, 66) \
@@ -27,7 +29,9 @@ namespace lm {
     X(RESULT, 72)         \
     X(REPORT, 73)         \
     X(HEARTBEAT, 74)      \
-    X(ERROR, 75)
+    X(ERROR, 75)          \
+    X(REASONING, 76)      \
+    X(TOOL_CALL, 77)
 
 enum class frame_kind : uint32_t {
 #define X(name, value) name = value,

@@ -25,6 +25,8 @@ class Kind(IntEnum):
     RENDER = 6
     CANCEL = 7
     STATS = 8
+    RERANK = 9
+    ATTACH_DRAFT = 10
     # events, engine -> server
     LOAD_PROGRESS = 64
     LOADED = 65
@@ -38,6 +40,8 @@ class Kind(IntEnum):
     REPORT = 73
     HEARTBEAT = 74
     ERROR = 75
+    REASONING = 76
+    TOOL_CALL = 77
 
 
 def pack(kind: Kind, request_id: int, payload: bytes = b"") -> bytes:
