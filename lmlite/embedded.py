@@ -7,13 +7,17 @@ Errors are `errors.LmError`.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from .api.answer import Answer, fold, spell_calls
+from .api.fields import Fields
+from .api.tools import parse_offer
 from .app import open_pool
 from .config import Config
 from .core.catalog import Catalog
@@ -30,6 +34,7 @@ SAMPLING_NAMES = frozenset(item.name for item in fields(Sampling))
 GENERATE_NAMES = frozenset(item.name for item in fields(Generate)) - {"prompt", "sampling"}
 
 Piece = str | BaseException | None
+Messages = Sequence[Mapping[str, Any]]
 
 
 def load(path: str | Path, **options: Any) -> Model:
@@ -61,13 +66,30 @@ class Model:
 
     # ---- answers
 
-    def chat(self, messages: Sequence[Mapping[str, str]], **params: Any) -> str:
-        """The answer to `messages` (`{"role": ..., "content": ...}`), rendered by the model's own template. `params`
-        are fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`, `grammar`, `temperature`, ..."""
-        return "".join(self.chat_stream(messages, **params))
+    @overload
+    def chat(self, messages: Messages, *, tools: None = None, **params: Any) -> str: ...
 
-    def chat_stream(self, messages: Sequence[Mapping[str, str]], **params: Any) -> Generator[str, None, None]:
-        """The same in pieces, as they are made. Closing the generator early ends the work."""
+    @overload
+    def chat(self, messages: Messages, *, tools: Sequence[Mapping[str, Any]], **params: Any) -> dict[str, Any]: ...
+
+    def chat(
+        self, messages: Messages, *, tools: Sequence[Mapping[str, Any]] | None = None, **params: Any
+    ) -> str | dict[str, Any]:
+        """The answer to `messages` (`{"role": ..., "content": ...}`), rendered by the model's own template. `params`
+        are fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`, `grammar`, `temperature`, ...
+
+        With `tools`, and if need be `tool_choice` and `parallel_tool_calls`, all as in OpenAI's API, the answer is the
+        assistant's whole message, to be appended to `messages`, before what its `tool_calls` give."""
+        if tools is None:
+            return "".join(self.chat_stream(messages, **params))
+        names = ("tool_choice", "parallel_tool_calls")
+        offer = parse_offer(Fields({"tools": list(tools), **{name: params.pop(name, None) for name in names}}))
+        template_kwargs = params.pop("template_kwargs", {})
+        prompt = Chat(tuple(messages), template_kwargs, offer.tools, offer.choice, offer.parallel)
+        return spell_message(self._thread.call(self._answer(generate(prompt, {**params, "whole": True}))))
+
+    def chat_stream(self, messages: Messages, **params: Any) -> Generator[str, None, None]:
+        """The text of an answer in pieces, as they are made. Closing the generator early ends the work."""
         template_kwargs = params.pop("template_kwargs", {})
         return self._pieces(generate(Chat(tuple(messages), template_kwargs), params))
 
@@ -102,6 +124,10 @@ class Model:
                 yield piece
         finally:
             future.cancel()
+
+    async def _answer(self, work: Generate) -> Answer:
+        async with self._pool.lease(self._name, "chat") as lease:
+            return fold([event async for event in lease.engine.run(work)])
 
     async def _pump(self, work: Generate, pieces: queue.SimpleQueue[Piece]) -> None:
         """Runs in the loop; the last piece is None or the error."""
@@ -138,6 +164,15 @@ class Model:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def spell_message(answer: Answer) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = spell_calls(os.urandom(8).hex(), 0, answer.tool_calls)
+    return message
 
 
 def generate(prompt: Prompt, params: Mapping[str, Any]) -> Generate:

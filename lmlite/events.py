@@ -64,6 +64,39 @@ class TextDelta:
 
 
 @dataclass(slots=True, frozen=True)
+class ReasoningDelta:
+    """A piece of what the model thinks before or between its answers, whole UTF-8, without the template's marks."""
+
+    text: str
+
+
+@dataclass(slots=True, frozen=True)
+class ToolCallStart:
+    """The model begins to call the tool `name`. Calls are numbered from 0; one ends where the next or the answer does."""
+
+    index: int
+    name: str
+
+
+@dataclass(slots=True, frozen=True)
+class ToolCallArguments:
+    """A piece of the call's arguments; all of them together are one JSON object, unless the answer was cut short."""
+
+    index: int
+    text: str
+
+
+@dataclass(slots=True, frozen=True)
+class DraftCounts:
+    """Guessed tokens: those verified and kept, those verified and not kept, and those not looked at."""
+
+    total: int
+    accepted: int
+    rejected: int
+    ignored: int
+
+
+@dataclass(slots=True, frozen=True)
 class Stats:
     """What one request cost. Times are milliseconds by the engine's monotonic clock."""
 
@@ -76,6 +109,10 @@ class Stats:
     """From the command's arrival to the first sampled token (0 if none was sampled)."""
     generation_ms: float
     """From the first sampled token to the last, at least one decode step's worth."""
+    reasoning_tokens: int = 0
+    """Those of the generated tokens that were reasoning."""
+    draft: DraftCounts | None = None
+    """None where nothing was drafted."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -91,4 +128,4 @@ class Finished:
     stop_string: str | None = None
 
 
-Event = LoadProgress | PromptProgress | TextDelta | Finished
+Event = LoadProgress | PromptProgress | ReasoningDelta | TextDelta | ToolCallStart | ToolCallArguments | Finished

@@ -37,12 +37,22 @@ class Sampling:
     seed: int | None = None  # 0 .. 2**32-2; None: drawn by the engine
 
 
+ToolChoice = Literal["auto", "none", "required"]
+
+
 @dataclass(slots=True, frozen=True)
 class Chat:
-    """A conversation to be rendered by the model's own template. `messages` are `{"role": ..., "content": str}`."""
+    """A conversation to be rendered by the model's own template, and the tools that the model may call.
+
+    `messages` are `{"role": ..., "content": str}`; an assistant's may have `reasoning_content` and `tool_calls`, a
+    tool's has the `tool_call_id` that it answers. `tools` are `{"type": "function", "function": {"name", ...}}`.
+    """
 
     messages: tuple[Mapping[str, Any], ...]
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
 
 
 @dataclass(slots=True, frozen=True)
@@ -71,6 +81,16 @@ class Grammar:
 
 
 @dataclass(slots=True, frozen=True)
+class Draft:
+    """Speculation: tokens are guessed by the attached draft model or from repetitions in the text, then verified."""
+
+    kind: Literal["model", "ngram"]
+    max: int = 16  # guessed at once
+    min: int = 0  # fewer are not worth a verification
+    min_p: float = 0.75  # a less likely guess of the draft model is the last
+
+
+@dataclass(slots=True, frozen=True)
 class Generate:
     """One sequence to be generated. A request with `n` choices or several prompts is several of these."""
 
@@ -83,6 +103,8 @@ class Generate:
     echo: bool = False  # the prompt's text is the first text delta
     ignore_eos: bool = False
     whole: bool = False  # the text is wanted at the end, in one piece
+    overflow: Literal["error", "stop", "drop_middle"] = "error"  # what happens to what does not fit the context
+    draft: Draft | None = None
 
 
 @dataclass(slots=True, frozen=True)

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def frame(kind: Kind, request_id: int, value: Any) -> bytes:
 
 def finished(reason: str = "eosFound", n_tokens: int = 1, **more: Any) -> dict[str, Any]:
     times = {"queue_ms": 0.5, "first_token_ms": 2.0, "generation_ms": 10.0}
-    counts = {"prompt_tokens": 3, "cached_tokens": 1, "generated_tokens": n_tokens}
+    counts = {"prompt_tokens": 3, "cached_tokens": 1, "generated_tokens": n_tokens, "reasoning_tokens": 0}
     return {"reason": reason, "stop_string": None, **counts, **times, **more}
 
 
@@ -57,6 +57,7 @@ def loaded(command: dict[str, Any], embedding: bool = False) -> dict[str, Any]:
         "size_bytes": 4000,
         "load_ms": 1.5,
         "has_chat_template": not embedding,
+        "tool_use": not embedding,
         "runtime": {"name": "llama.cpp-linux-x86_64-cpu", "version": "fake"},
     }
 
@@ -69,6 +70,8 @@ class Script:
     """What the fake does. All fields but `hold` can be given as JSON to the process."""
 
     words: tuple[str, ...] = WORDS  # said over and over until max_tokens; once, if that is unlimited
+    reasoning: tuple[str, ...] = ()  # said before the words, in a chat
+    calls: tuple[tuple[str, tuple[str, ...]], ...] = ()  # made instead of the words, where tools are offered: name, arguments
     burst: bool = False  # all tokens of a request in one write; else one write per token
     embedding: bool = False
     load_error: dict[str, Any] | None = None
@@ -158,8 +161,14 @@ class FakeEngine:
         script = self.script
         prompt = command.get("text") or command.get("tokens") or rendered(command)
         limit = command.get("max_tokens", -1)
-        n_tokens = len(script.words) if limit < 0 else limit
-        texts = [pack(Kind.TEXT, request_id, word.encode()) for word in script.words]
+        is_chat, calling = "messages" in command, command.get("tools") and command["tool_choice"] != "none"
+        texts = [pack(Kind.REASONING, request_id, word.encode()) for word in script.reasoning if is_chat]
+        n_reasoning = len(texts)
+        if calling and script.calls:
+            texts += tool_calls(request_id, script.calls)
+        else:
+            texts += [pack(Kind.TEXT, request_id, word.encode()) for word in script.words]
+        n_tokens = len(texts) if limit < 0 else limit
         yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": len(prompt), "total": len(prompt)})
         for place in range(n_tokens):
             if place == script.die_after:
@@ -169,8 +178,11 @@ class FakeEngine:
             if place == script.garbage_after:
                 yield b"\xff" * 64
             yield texts[place % len(texts)]
-        reason = "eosFound" if limit < 0 else "maxPredictedTokensReached"
-        yield frame(Kind.FINISHED, request_id, finished(reason, n_tokens, prompt_tokens=len(prompt), cached_tokens=0))
+        reason = "maxPredictedTokensReached" if limit >= 0 else "toolCalls" if calling and script.calls else "eosFound"
+        counts = {"prompt_tokens": len(prompt), "cached_tokens": 0, "reasoning_tokens": min(n_reasoning, n_tokens)}
+        if "draft" in command:
+            counts["draft"] = {"total": 6, "accepted": 3, "rejected": 2, "ignored": 1}
+        yield frame(Kind.FINISHED, request_id, finished(reason, n_tokens, **counts))
 
     def _die(self) -> None:
         if self.die is not None:
@@ -180,6 +192,15 @@ class FakeEngine:
 
 class _Died(Exception):
     pass
+
+
+def tool_calls(request_id: int, calls: Iterable[tuple[str, Iterable[str]]]) -> list[bytes]:
+    """Frames of whole calls: the name alone, then the pieces of the arguments."""
+    frames = []
+    for index, (name, pieces) in enumerate(calls):
+        frames.append(frame(Kind.TOOL_CALL, request_id, {"index": index, "name": name, "arguments": ""}))
+        frames += [frame(Kind.TOOL_CALL, request_id, {"index": index, "arguments": piece}) for piece in pieces]
+    return frames
 
 
 def rendered(chat: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from tests.core.gguf_files import gguf, llama
 from tests.fakes import Gate, Script, error
 
 Serve = Callable[..., FakeServer]
-HELLO = {"model": "talker", "messages": [{"role": "user", "content": "hi"}]}
+HELLO: dict[str, Any] = {"model": "talker", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = "The quick brown fox jumps over the lazy dog. "
 
 
@@ -68,6 +68,52 @@ def test_chat_whole_and_streamed_say_the_same(client: Client, path: str) -> None
     assert streamed.headers["Content-Type"] == "text/event-stream"
     assert chat_text(streamed) == TEXT
     assert streamed.events[-1] == (None, "[DONE]")
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/v0/chat/completions"])
+@pytest.mark.parametrize("burst", [False, True])
+def test_reasoning_and_tool_calls_reach_the_client_whole_and_streamed(serve_fake: Serve, path: str, burst: bool) -> None:
+    server = serve_fake(Script(reasoning=("I ", "see. "), calls=(("look", ('{"at":', '"it"}')),), burst=burst))
+    body = {**HELLO, "tools": TOOLS}
+    choice = server.client().post(path, body).json["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["type"], call["function"]) == ("function", {"name": "look", "arguments": '{"at":"it"}'})
+    streamed = server.client().post(path, {**body, "stream": True})
+    deltas = [json.loads(payload)["choices"][0]["delta"] for _, payload in streamed.events[:-1]]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "I see. "
+    pieces = [piece for delta in deltas for piece in delta.get("tool_calls", [])]
+    assert "".join(piece["function"]["arguments"] for piece in pieces) == '{"at":"it"}'
+    assert pieces[0]["function"]["name"] == "look" and deltas[-1] == {}
+    assert all("content" not in delta for delta in deltas)
+
+
+def test_tool_round_trip_reaches_the_engine_as_it_was(serve_fake: Serve) -> None:
+    server = serve_fake(Script(calls=(("look", ("{}",)),)))
+    client = server.client()
+    message = client.post("/v1/chat/completions", {**HELLO, "tools": TOOLS}).json["choices"][0]["message"]
+    answered = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "a fox"}
+    body = {**HELLO, "messages": [*HELLO["messages"], message, answered], "tools": TOOLS, "tool_choice": "none"}
+    final = client.post("/v1/chat/completions", body).json["choices"][0]
+    assert (final["message"]["content"], final["message"]["tool_calls"]) == (TEXT, [])
+    command = next(command for kind, _, command in reversed(server.engine.commands) if kind == Kind.GENERATE)
+    assert command["tools"] == TOOLS and command["tool_choice"] == "none"
+    assert command["messages"][1:] == [
+        {"role": "assistant", "content": "", "tool_calls": message["tool_calls"]},
+        {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "name": "look", "content": "a fox"},
+    ]
+
+
+def test_counts_of_guessed_tokens_are_told_to_who_asked(client: Client) -> None:
+    counts = {"total": 6, "accepted": 3, "rejected": 2, "ignored": 1}
+    told = {f"{name}_draft_tokens_count": count for name, count in counts.items()}
+    body = {"model": "talker", "prompt": "x", "speculative": {"max": 4}}
+    assert client.post("/v1/completions", body).json["stats"] == told
+    assert told.items() <= client.post("/api/v0/completions", body).json["stats"].items()
+    assert not told.keys() & client.post("/api/v0/completions", {**body, "speculative": False}).json["stats"].keys()
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/api/v0/completions"])

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InternalError
-from ..events import Event, Finished, StopReason, TextDelta, TokenLogprob
+from ..events import (
+    Event,
+    Finished,
+    ReasoningDelta,
+    StopReason,
+    TextDelta,
+    TokenLogprob,
+    ToolCallArguments,
+    ToolCallStart,
+)
 
 FINISH_REASON: Mapping[StopReason, str] = {
     "eosFound": "stop",
@@ -24,26 +33,71 @@ LOGPROB_MIN = -9999.0
 """OpenAI's number for a token of no probability: JSON has no infinity, and a broken model's NaN goes here too."""
 
 
+CALL_IDS = 10**9
+"""LM Studio's ids of tool calls are nine decimal digits."""
+
+CALL_STRIDE = 618_033_989
+"""From one call's id to the next: no divisor in common with `CALL_IDS`, so that no two calls of an answer meet."""
+
+CALLS_PER_CHOICE = 2**16
+
+
+@dataclass(slots=True, frozen=True)
+class ToolCall:
+    name: str
+    arguments: str  # the text of a JSON object, unless the answer was cut short
+
+
 @dataclass(slots=True, frozen=True)
 class Answer:
+    reasoning: str
     text: str
+    tool_calls: tuple[ToolCall, ...]
     logprobs: tuple[TokenLogprob, ...]
     finished: Finished
 
 
 def fold(events: Iterable[Event]) -> Answer:
+    reasoning: list[str] = []
     texts: list[str] = []
     logprobs: list[TokenLogprob] = []
+    calls: list[tuple[str, list[str]]] = []
     finished: Finished | None = None
     for event in events:
-        if isinstance(event, TextDelta):
-            texts.append(event.text)
-            logprobs.extend(event.logprobs)
-        elif isinstance(event, Finished):
-            finished = event
+        match event:
+            case TextDelta():
+                texts.append(event.text)
+                logprobs.extend(event.logprobs)
+            case ReasoningDelta(text):
+                reasoning.append(text)
+            case ToolCallStart(_, name):
+                calls.append((name, []))
+            case ToolCallArguments(index, text):
+                calls[index][1].append(text)
+            case Finished():
+                finished = event
     if finished is None:
         raise InternalError
-    return Answer("".join(texts), tuple(logprobs), finished)
+    tool_calls = tuple(ToolCall(name, "".join(arguments)) for name, arguments in calls)
+    return Answer("".join(reasoning), "".join(texts), tool_calls, tuple(logprobs), finished)
+
+
+def call_id(suffix: str, choice: int, index: int) -> str:
+    """Of the tool call `index` of a choice: the same in a stream and in the whole answer. `suffix` is `Served`'s."""
+    place = choice * CALLS_PER_CHOICE + index
+    return f"{(int(suffix, 36) + place * CALL_STRIDE) % CALL_IDS:09d}"
+
+
+def spell_calls(suffix: str, choice: int, calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
+    """As OpenAI's messages have them."""
+    return [
+        {
+            "id": call_id(suffix, choice, index),
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for index, call in enumerate(calls)
+    ]
 
 
 def count_usage(finished: Sequence[Finished], n: int) -> dict[str, Any]:
@@ -54,6 +108,18 @@ def count_usage(finished: Sequence[Finished], n: int) -> dict[str, Any]:
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def count_drafts(finished: Sequence[Finished], draft_model: str | None) -> dict[str, Any]:
+    """LM Studio's counters of guessed tokens, for answers whose request asked for guesses."""
+    counts = [choice.stats.draft for choice in finished if choice.stats.draft is not None]
+    return {
+        **({"draft_model": draft_model} if draft_model else {}),
+        "total_draft_tokens_count": sum(count.total for count in counts),
+        "accepted_draft_tokens_count": sum(count.accepted for count in counts),
+        "rejected_draft_tokens_count": sum(count.rejected for count in counts),
+        "ignored_draft_tokens_count": sum(count.ignored for count in counts),
     }
 
 

@@ -36,7 +36,8 @@ class Reply(Protocol):
 
 @dataclass(slots=True, frozen=True)
 class Call:
-    """`model` is None where the request names none; `ttl_s` counts only if this request loads the model."""
+    """`model` is None where the request names none; `ttl_s` counts only if this request loads the model. Runs that are
+    drafted by a model are so by `draft_model`."""
 
     model: str | None
     runs: tuple[Generate, ...]
@@ -44,6 +45,7 @@ class Call:
     ttl_s: int | None
     reply: Callable[[Served], Reply]
     needs: Literal["chat", "text"]
+    draft_model: str | None = None
 
 
 @dataclass(slots=True, frozen=True)

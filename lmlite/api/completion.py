@@ -7,14 +7,14 @@ choice's events one after the other in the order of the engine; `whole` folds th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from json.encoder import encode_basestring as quote
 from typing import Any, ClassVar
 
 from ..errors import InternalError, LmError
-from ..events import Event, Finished, TextDelta, TokenLogprob
-from .answer import FINISH_REASON, Answer, clamp_logprob, fold
+from ..events import Event, Finished, ReasoningDelta, TextDelta, TokenLogprob, ToolCallArguments, ToolCallStart
+from .answer import FINISH_REASON, Answer, call_id, clamp_logprob, fold
 from .call import DONE, Frame
 from .openai_error import error_object
 from .served import Served
@@ -26,22 +26,25 @@ def dumps(value: Any) -> str:
 
 
 @dataclass(slots=True, frozen=True)
-class Projection:
-    """What sets a dialect's payloads apart: the usage (of `n` choices per prompt), the keys that close a whole answer,
-    and those that a whole chat message has beyond role and content."""
-
-    usage: Callable[[Sequence[Finished], int], dict[str, Any]]
-    closing: Callable[[Served, Sequence[Finished]], dict[str, Any]]
-    message_extras: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(slots=True, frozen=True)
 class Choices:
-    """How many choices a request has, `n` for each prompt, `total` in all; and whether its stream ends in usage."""
+    """How many choices a request has, `n` for each prompt, `total` in all; whether its stream ends in usage; whether
+    tokens are guessed for it, and by which model if by one."""
 
     total: int
     n: int
     include_usage: bool
+    drafted: bool = False
+    draft_model: str | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Projection:
+    """What sets a dialect's payloads apart: the usage (of `n` choices per prompt), the keys that close a whole answer,
+    and those that a whole chat message has beyond role and content (of the choice that the number says)."""
+
+    usage: Callable[[Sequence[Finished], int], dict[str, Any]]
+    closing: Callable[[Served, Sequence[Finished], Choices], dict[str, Any]]
+    message: Callable[[Served, int, Answer], dict[str, Any]] | None = None
 
 
 class Completion:
@@ -95,6 +98,10 @@ class Completion:
             return ((None, self._heads[index] + quote(event.text) + self._tail),)
         if type(event) is Finished:
             return self._finish(index, event)
+        return self.spell_other(index, event)
+
+    def spell_other(self, index: int, event: Event) -> Iterable[Frame]:
+        """Of what is neither text nor the end."""
         return ()
 
     def _text_with_logprobs(self, index: int, event: TextDelta) -> Frame:
@@ -132,7 +139,7 @@ class Completion:
                 "model": self._served.model,
                 "choices": [self.spell_choice(i, answer) for i, answer in enumerate(answers)],
                 "usage": self._projection.usage(finished, self._choices.n),
-                **self._projection.closing(self._served, finished),
+                **self._projection.closing(self._served, finished, self._choices),
             }
         )
 
@@ -144,10 +151,32 @@ class ChatCompletion(Completion):
     delta_head = '"delta":{"role":"assistant","content":'
     delta_tail = "},"
 
+    def spell_other(self, index: int, event: Event) -> Iterable[Frame]:
+        if type(event) is ReasoningDelta:
+            return (self._delta(index, f'"role":"assistant","reasoning_content":{quote(event.text)}'),)
+        if type(event) is ToolCallArguments:
+            call = f'{{"index":{event.index},"function":{{"arguments":{quote(event.text)}}}}}'
+            return (self._delta(index, f'"tool_calls":[{call}]'),)
+        if type(event) is ToolCallStart:
+            id = call_id(self._served.suffix, index, event.index)
+            function = f'{{"name":{quote(event.name)},"arguments":""}}'
+            call = f'{{"index":{event.index},"id":"{id}","type":"function","function":{function}}}'
+            return (self._delta(index, f'"role":"assistant","tool_calls":[{call}]'),)
+        return ()
+
+    def _delta(self, index: int, members: str) -> Frame:
+        self._started[index] = True
+        return None, f'{self._chunk}{{"index":{index},"delta":{{{members}{self._tail}'
+
     def spell_choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        more = self._projection.message
         return {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text, **self._projection.message_extras},
+            "message": {
+                "role": "assistant",
+                "content": answer.text,
+                **(more(self._served, index, answer) if more else {}),
+            },
             "logprobs": self.spell_logprobs(index, answer.logprobs) if answer.logprobs else None,
             "finish_reason": FINISH_REASON[answer.finished.reason],
         }

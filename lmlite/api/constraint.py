@@ -42,7 +42,8 @@ _BOUNDS = (
     ("minimum", "exclusiveMaximum"),
     ("exclusiveMinimum", "exclusiveMaximum"),
 )
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+COUNTS_MOST = ("maxLength", "maxItems", "maxProperties")
+_COUNTS = ("minLength", "minItems", "minProperties", *COUNTS_MOST)
 
 
 def parse_constraint(fields: Fields) -> Grammar | None:
@@ -77,6 +78,14 @@ def _parse_response_format(form: Fields | None) -> Grammar | None:
 
 def spell_schema(schema: Any, where: str) -> str:
     """The schema as JSON text, checked. Its depth is bounded already, by the body's."""
+    text, n_enum = check_schema(schema, where)
+    if n_enum > ENUM_MAX:
+        raise InvalidRequest(f"'{where}' must have at most {ENUM_MAX} enum values", where)
+    return text
+
+
+def check_schema(schema: Any, where: str) -> tuple[str, int]:
+    """The schema as JSON text, and how many enum values it has."""
     text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     if len(text) > GRAMMAR_CHARS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {GRAMMAR_CHARS_MAX} characters", where)
@@ -90,9 +99,7 @@ def spell_schema(schema: Any, where: str) -> str:
             _check_repetitions(structure, where)
         enum = node.get("enum")
         n_enum += len(enum) if isinstance(enum, list) else 0
-    if n_enum > ENUM_MAX:
-        raise InvalidRequest(f"'{where}' must have at most {ENUM_MAX} enum values", where)
-    return text
+    return text, n_enum
 
 
 def _objects(schema: Any) -> Iterator[dict[str, Any]]:

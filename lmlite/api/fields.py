@@ -211,6 +211,12 @@ class Fields:
             raise MissingField(self.where(name))
         return value
 
+    def require_string(self, name: str) -> str:
+        return as_string(self.require(name), self.where(name))
+
+    def require_object(self, name: str) -> Fields:
+        return Fields(as_object(self.require(name), self.where(name)), self.where(name))
+
     def integer(self, name: str, low: int, high: int) -> int | None:
         value = self.values.get(name)
         return None if value is None else as_integer(value, self.where(name), low, high)

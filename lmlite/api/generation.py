@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import InvalidRequest, InvalidType, OutOfRange, UnsupportedField
-from ..request import UNLIMITED, Generate, Prompt, Sampling
+from ..request import UNLIMITED, Draft, Generate, Prompt, Sampling
+from .completion import Choices
 from .constraint import parse_constraint
-from .fields import Fields, as_array, as_integer, as_number, as_string, clip
+from .fields import Fields, as_array, as_integer, as_number, as_object, as_string, clip
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -35,6 +36,16 @@ BREAKERS_MAX = 64
 BREAKER_CHARS_MAX = 256
 
 TOP_LOGPROBS_MAX = 20
+
+DRAFT_MAX = 64
+"""Tokens guessed at once: each takes a place in the batch that verifies them."""
+
+OVERFLOW: Mapping[str, Literal["error", "stop", "drop_middle"]] = {
+    "error": "error",
+    "stopAtLimit": "stop",
+    "truncateMiddle": "drop_middle",
+}
+"""LM Studio's words for what happens to what does not fit the context; an error is our default."""
 
 SEEDS = 2**32 - 1
 """Seeds the engine knows: 0 up to this number, excluded."""
@@ -66,15 +77,12 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "chat_template": ("",),
-    "draft_model": ("",),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "json_schema": (),
     "modalities": ([], ["text"]),
     "prediction": (),
     "preset": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "web_search_options": (),
 }
 """Fields that are not served, with the values that ask for nothing."""
@@ -89,7 +97,11 @@ class Shared:
     stream: bool
     include_usage: bool
     n: int
+    draft_model: str | None
     generate: Generate
+
+    def choices(self, total: int) -> Choices:
+        return Choices(total, self.n, self.include_usage, self.generate.draft is not None, self.draft_model)
 
     def runs(
         self, prompts: Sequence[Prompt], top_logprobs: int | None = None, echo: bool = False
@@ -107,10 +119,9 @@ class Shared:
 
 def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
     """`prompt` is what the options are built around; `Shared.runs` puts the real ones in its place."""
-    for name, harmless in _REFUSED.items():
-        value = fields.get(name)
-        if value is not None and value not in harmless:
-            raise UnsupportedField(name)
+    refuse(fields, _REFUSED)
+    draft_model = fields.name("draft_model")
+    draft = _parse_draft(fields, draft_model)
     stream_options = fields.object("stream_options")
     return Shared(
         model=fields.name("model"),
@@ -118,6 +129,7 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
         stream=fields.boolean("stream"),
         include_usage=stream_options.boolean("include_usage") if stream_options else False,
         n=fields.integer("n", 1, RUNS_MAX) or 1,
+        draft_model=draft_model if draft and draft.kind == "model" else None,
         generate=Generate(
             prompt=prompt,
             max_tokens=_parse_max_tokens(fields),
@@ -125,8 +137,35 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
             sampling=_parse_sampling(fields),
             grammar=parse_constraint(fields),
             ignore_eos=fields.boolean("ignore_eos"),
+            overflow=OVERFLOW[fields.choice("context_overflow_policy", tuple(OVERFLOW)) or "error"],
+            draft=draft,
         ),
     )
+
+
+def refuse(fields: Fields, unsupported: Mapping[str, tuple[Any, ...]]) -> None:
+    """`unsupported` are names of fields, each with the values that ask for nothing."""
+    for name, harmless in unsupported.items():
+        value = fields.get(name)
+        if value is not None and value not in harmless:
+            raise UnsupportedField(name)
+
+
+def _parse_draft(fields: Fields, draft_model: str | None) -> Draft | None:
+    """`draft_model` is LM Studio's; `speculative` is ours: false for none, true or an object for guesses from the text's
+    own repetitions where no draft model is named, `max` for how many at once."""
+    kind: Literal["model", "ngram"] = "model" if draft_model else "ngram"
+    given = fields.get("speculative")
+    if given is None or isinstance(given, bool):
+        return Draft(kind) if given or (given is None and draft_model) else None
+    wish = Fields(as_object(given, "speculative"), "speculative")
+    ngram = wish.boolean("ngram", default=not draft_model)
+    if ngram and draft_model:
+        raise InvalidRequest("'speculative.ngram' and 'draft_model' exclude each other", "speculative.ngram")
+    n_max = wish.integer("max", 1, DRAFT_MAX)
+    if not ngram and not draft_model:
+        return None
+    return Draft(kind) if n_max is None else Draft(kind, n_max)
 
 
 def _reseed(sampling: Sampling, k: int) -> Sampling:

@@ -11,9 +11,9 @@ from typing import Any
 from ..card import Instance, ModelCard
 from ..events import Finished
 from . import openai_chat, openai_error, openai_text
-from .answer import count_usage
+from .answer import Answer, count_drafts, count_usage, spell_calls
 from .call import Call, EmbedCall
-from .completion import Projection, dumps
+from .completion import Choices, Projection, dumps
 from .openai_embeddings import parse_embeddings as parse_openai_embeddings
 from .served import Served
 
@@ -40,10 +40,21 @@ def parse_embeddings(body: dict[str, Any]) -> EmbedCall:
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-def _close(served: Served, finished: Sequence[Finished]) -> dict[str, Any]:
+def _spell_message(served: Served, choice: int, answer: Answer) -> dict[str, Any]:
+    """Tool calls go beyond the published schema where there are any; the reasoning that newer builds add is an extra."""
+    message: dict[str, Any] = {}
+    if served.extras and answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = spell_calls(served.suffix, choice, answer.tool_calls)
+    return message
+
+
+def _close(served: Served, finished: Sequence[Finished], choices: Choices) -> dict[str, Any]:
+    drafts = count_drafts(finished, choices.draft_model) if choices.drafted else {}
     instance, card = served.instance, served.instance.card
     return {
-        "stats": _spell_stats(finished),
+        "stats": {**_spell_stats(finished), **drafts},
         "model_info": {
             "arch": card.arch,
             "quant": card.quantization,
@@ -71,7 +82,7 @@ def _spell_stats(finished: Sequence[Finished]) -> dict[str, Any]:
     }
 
 
-V0 = Projection(count_usage, _close)
+V0 = Projection(count_usage, _close, _spell_message)
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------

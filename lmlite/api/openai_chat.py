@@ -1,6 +1,6 @@
 """`POST /v1/chat/completions`: the request becomes one run per choice of a rendered conversation.
 
-Tool calls and parts other than text are refused by name until they are served.
+Parts of messages other than text are refused by name until they are served.
 """
 
 from __future__ import annotations
@@ -8,27 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..errors import InvalidRequest, InvalidType, UnsupportedField
+from ..errors import InvalidRequest, InvalidType
 from ..events import Finished
 from ..request import Chat
 from . import openai_error
-from .answer import count_usage
+from .answer import Answer, count_drafts, count_usage, spell_calls
 from .call import Call, Reply
 from .completion import ChatCompletion, Choices, Projection
-from .fields import Fields, as_array, as_object, as_string, clip
+from .fields import Fields
 from .generation import TOP_LOGPROBS_MAX, parse_shared
+from .messages import parse_messages
 from .served import Served
+from .tools import parse_offer
 
 error = openai_error.error
-
-ROLES: Mapping[str, str] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
-"""What a client may write, and what templates know."""
 
 TEMPLATE_RESERVED = frozenset(
     (
@@ -48,6 +41,8 @@ TEMPLATE_RESERVED = frozenset(
 )
 """Variables of a template that are the renderer's to set: through them a request could speak past its own messages."""
 
+EFFORTS = ("none", "minimal", "low", "medium", "high")
+
 
 def parse_chat(body: dict[str, Any]) -> Call:
     return parse_as(body, OPENAI)
@@ -55,17 +50,27 @@ def parse_chat(body: dict[str, Any]) -> Call:
 
 def parse_as(body: dict[str, Any], projection: Projection) -> Call:
     fields = Fields(body)
-    prompt = Chat(parse_messages(fields), _parse_template_kwargs(fields))
+    offer = parse_offer(fields)
+    prompt = Chat(
+        parse_messages(fields),
+        _parse_template_kwargs(fields),
+        tools=offer.tools,
+        tool_choice=offer.choice,
+        parallel_tool_calls=offer.parallel,
+    )
     shared = parse_shared(fields, prompt)
+    grammar = shared.generate.grammar
+    if offer.callable and grammar is not None and grammar.kind == "gbnf":
+        raise InvalidRequest("'grammar' and 'tools' exclude each other; 'response_format' goes with them", "grammar")
     top_logprobs = _parse_logprobs(fields)
-    choices = Choices(shared.n, shared.n, shared.include_usage)
     return Call(
         model=shared.model,
         runs=shared.runs((prompt,), top_logprobs=top_logprobs),
         stream=shared.stream,
         ttl_s=shared.ttl_s,
-        reply=make_reply(projection, choices),
+        reply=make_reply(projection, shared.choices(shared.n)),
         needs="chat",
+        draft_model=shared.draft_model,
     )
 
 
@@ -76,57 +81,34 @@ def make_reply(projection: Projection, choices: Choices) -> Callable[[Served], R
     return reply
 
 
-def parse_messages(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    messages = as_array(fields.require("messages"), "messages")
-    if not messages:
-        raise InvalidRequest("'messages' must not be empty", "messages")
-    return tuple(_parse_message(message, f"messages[{i}]") for i, message in enumerate(messages))
-
-
-def _parse_message(value: object, where: str) -> Mapping[str, Any]:
-    message = Fields(as_object(value, where), where)
-    role = ROLES.get(as_string(message.require("role"), message.where("role")))
-    if role is None:
-        raise InvalidRequest(f"'{where}.role' must be one of {', '.join(ROLES)}", f"{where}.role")
-    message.name("name")
-    for field in ("tool_calls", "function_call", "audio"):
-        if message.get(field):
-            raise UnsupportedField(message.where(field))
-    if role == "tool":
-        raise InvalidRequest(f"'{where}' answers no tool call before it", f"{where}.role")
-    return {"role": role, "content": _parse_content(message.require("content"), message.where("content"))}
-
-
-def _parse_content(content: object, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidType(where, "a string or an array of text parts")
-    if not content:
-        raise InvalidRequest(f"'{where}' must not be empty", where)
-    return "\n".join(_parse_part(part, f"{where}[{i}]") for i, part in enumerate(content))
-
-
-def _parse_part(value: object, where: str) -> str:
-    part = Fields(as_object(value, where), where)
-    kind = as_string(part.require("type"), part.where("type"))
-    if kind != "text":
-        raise UnsupportedField(part.where("type"), f"of '{clip(kind)}' is not supported")
-    return as_string(part.require("text"), part.where("text"))
-
-
 def _parse_template_kwargs(fields: Fields) -> Mapping[str, Any]:
+    """What the client sets of the template's variables itself stands before what an effort says of them."""
     given = fields.object("chat_template_kwargs") or Fields({})
     for name in given.values:
         if name in TEMPLATE_RESERVED:
             raise InvalidRequest(f"'{given.where(name)}' is not for requests to set", given.where(name))
-    variables = dict(given.values)
-    effort = fields.string("reasoning_effort")
-    if effort == "none":
-        variables.setdefault("enable_thinking", False)
-    elif effort is not None:
-        raise UnsupportedField("reasoning_effort", f"of '{clip(effort)}' is not supported, only 'none'")
-    return variables
+    if not isinstance(given.values.get("enable_thinking", True), bool):
+        raise InvalidType(given.where("enable_thinking"), "true or false")
+    return {**_parse_effort(fields), **given.values}
+
+
+def _parse_effort(fields: Fields) -> Mapping[str, Any]:
+    """`reasoning_effort` is OpenAI's, and so is `reasoning` with an effort; LM Studio's own `reasoning` is a word."""
+    effort = fields.choice("reasoning_effort", EFFORTS)
+    if effort is not None:
+        return set_effort(effort)
+    if isinstance(fields.get("reasoning"), dict):
+        effort = (fields.object("reasoning") or fields).choice("effort", EFFORTS)
+    else:
+        effort = fields.choice("reasoning", ("off", "on", *EFFORTS[1:]))
+    return {} if effort is None else set_effort(effort)
+
+
+def set_effort(effort: str) -> Mapping[str, Any]:
+    """The variables that templates of reasoning models read; others ignore them."""
+    if effort in ("none", "off"):
+        return {"enable_thinking": False}
+    return {"enable_thinking": True} if effort == "on" else {"enable_thinking": True, "reasoning_effort": effort}
 
 
 def _parse_logprobs(fields: Fields) -> int | None:
@@ -143,15 +125,27 @@ def _parse_logprobs(fields: Fields) -> int | None:
 
 def detail_usage(finished: Sequence[Finished], n: int) -> dict[str, Any]:
     cached_tokens = sum(choice.stats.cached_tokens for choice in finished[::n])
+    reasoning_tokens = sum(choice.stats.reasoning_tokens for choice in finished)
     return {
         **count_usage(finished, n),
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 
-def _close(served: Served, finished: Sequence[Finished]) -> dict[str, Any]:
-    return {"stats": {}, "system_fingerprint": served.model}
+def _spell_message(served: Served, choice: int, answer: Answer) -> dict[str, Any]:
+    """Always both, even empty."""
+    return {
+        "reasoning_content": answer.reasoning,
+        "tool_calls": spell_calls(served.suffix, choice, answer.tool_calls),
+    }
 
 
-OPENAI = Projection(detail_usage, _close, message_extras={"reasoning_content": "", "tool_calls": []})
+def _close(served: Served, finished: Sequence[Finished], choices: Choices) -> dict[str, Any]:
+    return {
+        "stats": count_drafts(finished, choices.draft_model) if choices.drafted else {},
+        "system_fingerprint": served.model,
+    }
+
+
+OPENAI = Projection(detail_usage, _close, _spell_message)

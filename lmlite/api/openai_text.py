@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import InvalidRequest, InvalidType, UnsupportedField
 from ..events import Finished
 from ..request import Prompt, Text, Tokens
+from .answer import count_drafts
 from .call import Call, Reply
 from .completion import Choices, Projection, TextCompletion
 from .fields import Fields, as_string
-from .generation import RUNS_MAX, TOP_LOGPROBS_MAX, as_token_ids, parse_shared
+from .generation import RUNS_MAX, TOP_LOGPROBS_MAX, as_token_ids, parse_shared, refuse
 from .openai_chat import detail_usage
 from .served import Served
+
+CHAT_ONLY: Mapping[str, tuple[Any, ...]] = {"tool_choice": ("none", "auto"), "tools": ([],)}
 
 
 def parse_completions(body: dict[str, Any]) -> Call:
@@ -31,6 +34,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         raise UnsupportedField("suffix")
     if (fields.integer("best_of", 1, RUNS_MAX) or 1) > 1:
         raise UnsupportedField("best_of", "above 1 is not supported")
+    refuse(fields, CHAT_ONLY)
     shared = parse_shared(fields, prompts[0])
     runs = shared.runs(prompts, top_logprobs=top_logprobs, echo=echo)
     return Call(
@@ -38,8 +42,9 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         runs=runs,
         stream=shared.stream,
         ttl_s=shared.ttl_s,
-        reply=make_reply(projection, Choices(len(runs), shared.n, shared.include_usage)),
+        reply=make_reply(projection, shared.choices(len(runs))),
         needs="text",
+        draft_model=shared.draft_model,
     )
 
 
@@ -65,8 +70,11 @@ def parse_prompts(given: object) -> tuple[Prompt, ...]:
     return (Tokens(as_token_ids(given, "prompt")),)
 
 
-def _close(served: Served, finished: Sequence[Finished]) -> dict[str, Any]:
-    return {"system_fingerprint": served.model}
+def _close(served: Served, finished: Sequence[Finished], choices: Choices) -> dict[str, Any]:
+    return {
+        **({"stats": count_drafts(finished, choices.draft_model)} if choices.drafted else {}),
+        "system_fingerprint": served.model,
+    }
 
 
 OPENAI = Projection(detail_usage, _close)

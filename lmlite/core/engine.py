@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Final, Generic, TypeVar
 
 from ..errors import LmError
-from ..events import Event, PromptProgress, TextDelta, TokenLogprob
+from ..events import Event, PromptProgress, ReasoningDelta, TextDelta, TokenLogprob, ToolCallArguments, ToolCallStart
 from ..request import Chat, Embed, Embedding, Generate
 from .frames import Kind
 from .line import Clock, Line
@@ -29,10 +29,13 @@ from .payloads import (
     read_report,
     read_text,
     read_tokens,
+    read_tool_call,
 )
 from .worker import Placement
 
 _TEXT: Final = int(Kind.TEXT)
+_REASONING: Final = int(Kind.REASONING)
+_TOOL_CALL: Final = int(Kind.TOOL_CALL)
 
 T = TypeVar("T")
 
@@ -126,7 +129,8 @@ class Run:
         self._line, self._generate = line, generate
 
     async def batches(self) -> AsyncGenerator[list[Event], None]:
-        """All that has arrived since the last batch, never empty; texts that arrived together are one `TextDelta`."""
+        """All that has arrived since the last batch, never empty; texts that arrived together are one `TextDelta`, and so
+        with the other deltas."""
         line = self._line
         stream = _Stream(line)
         request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
@@ -241,15 +245,17 @@ class _Stream:
     The reader either waits for an `arrival`, or is called: `take` gets each read's events at its end.
     """
 
-    __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_take", "_text", "ended", "error",
-                 "held")  # fmt: skip
+    __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_n_calls", "_open", "_take", "_text",
+                 "ended", "error", "held")  # fmt: skip
 
     def __init__(self, line: Line, take: Callable[[list[Event]], bool] | None = None):
         self._line, self._take = line, take
         self._events: list[Event] = []
-        self._text: list[bytes] = []  # of the delta that is still open
-        self._logprobs: list[TokenLogprob] = []  # of the same delta
+        self._open = _TEXT  # the kind of the delta that is still open
+        self._text: list[bytes] = []  # of the same delta
+        self._logprobs: list[TokenLogprob] = []  # of the same delta, if it is of the content
         self._ahead: list[TokenLogprob] = []  # of tokens whose text has not come yet
+        self._n_calls = 0
         self._arrival: asyncio.Future[None] | None = None
         self._deferred = False
         self.error: Exception | None = None
@@ -260,10 +266,20 @@ class _Stream:
 
     def frame(self, kind: int, payload: bytes) -> None:
         if kind == _TEXT:
+            if self._open != _TEXT:
+                self._begin_delta(_TEXT)
             self._text.append(payload)
             if self._ahead:
                 self._logprobs += self._ahead
                 self._ahead.clear()
+        elif kind == _REASONING:
+            if self._open != _REASONING:
+                self._begin_delta(_REASONING)
+            self._text.append(payload)
+            self._ahead.clear()  # log probabilities are told of the content only
+        elif kind == _TOOL_CALL:
+            self._call_tool(*read_tool_call(payload))
+            self._ahead.clear()
         elif kind == Kind.LOGPROBS:
             self._ahead += read_logprobs(payload)
             return  # nothing to see before its text
@@ -273,13 +289,26 @@ class _Stream:
             self._events.append(PromptProgress(int(progress["done"]), int(progress["total"])))
         elif kind == Kind.FINISHED:
             finished = read_finished(payload)
-            self._logprobs += self._ahead  # tokens that never made a text, or one that was cut
+            if self._open == _TEXT:
+                self._logprobs += self._ahead  # tokens that never made a text, or one that was cut
             self._close_delta()
             self._events.append(finished)
             self.ended = True
         else:
             raise ValueError(f"kind {kind}")
         self._notify()
+
+    def _call_tool(self, index: int, name: str | None, arguments: str) -> None:
+        if index != (self._n_calls - 1 if name is None else self._n_calls):
+            raise ValueError(f"tool call {index} out of turn")
+        if name is not None:
+            self._begin_delta(_TOOL_CALL)
+            self._n_calls += 1
+            self._events.append(ToolCallStart(index, name))
+        elif self._open != _TOOL_CALL:
+            self._begin_delta(_TOOL_CALL)
+        if arguments:
+            self._text.append(arguments.encode())
 
     def fail(self, error: LmError) -> None:
         self.error, self.ended = error, True
@@ -340,9 +369,18 @@ class _Stream:
         events, self._events = self._events, []
         return events
 
+    def _begin_delta(self, kind: int) -> None:
+        self._close_delta()
+        self._open = kind
+
     def _close_delta(self) -> None:
         if self._text or self._logprobs:
             text = b"".join(self._text).decode("utf-8", "replace")
-            self._events.append(TextDelta(text, tuple(self._logprobs)))
+            if self._open == _TEXT:
+                self._events.append(TextDelta(text, tuple(self._logprobs)))
+            elif self._open == _REASONING:
+                self._events.append(ReasoningDelta(text))
+            else:
+                self._events.append(ToolCallArguments(self._n_calls - 1, text))
             self._text.clear()
             self._logprobs.clear()

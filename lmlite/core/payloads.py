@@ -20,8 +20,8 @@ from ..errors import (
     QueueFull,
     WrongModelType,
 )
-from ..events import Finished, Stats, StopReason, TokenLogprob, TopToken
-from ..request import Chat, Generate, Sampling, Text, Tokens
+from ..events import DraftCounts, Finished, Stats, StopReason, TokenLogprob, TopToken
+from ..request import Chat, Draft, Generate, Sampling, Text, Tokens
 from .frames import MAX_PAYLOAD
 
 LOGPROB_FLOOR: Final = -9999.0
@@ -118,7 +118,18 @@ def load_object(spec: LoadSpec) -> dict[str, Any]:
 
 
 def chat_object(chat: Chat) -> dict[str, Any]:
-    return {"messages": [dict(message) for message in chat.messages], "template_kwargs": dict(chat.template_kwargs)}
+    return {
+        "messages": [dict(message) for message in chat.messages],
+        "template_kwargs": dict(chat.template_kwargs),
+        **({"tools": [dict(tool) for tool in chat.tools]} if chat.tools else {}),
+    }
+
+
+def choice_object(chat: Chat) -> dict[str, Any]:
+    """What is said of tools to a generation, besides the tools themselves."""
+    if not chat.tools:
+        return {}
+    return {"tool_choice": chat.tool_choice, "parallel_tool_calls": chat.parallel_tool_calls}
 
 
 def sampling_object(sampling: Sampling) -> dict[str, Any]:
@@ -131,7 +142,7 @@ def sampling_object(sampling: Sampling) -> dict[str, Any]:
 def generate_object(generate: Generate) -> dict[str, Any]:
     match generate.prompt:
         case Chat() as chat:
-            prompt = chat_object(chat)
+            prompt = {**chat_object(chat), **choice_object(chat)}
         case Text(text):
             prompt = {"text": text}
         case Tokens(ids):
@@ -147,7 +158,18 @@ def generate_object(generate: Generate) -> dict[str, Any]:
         "top_logprobs": generate.top_logprobs,
         **({"grammar": {"kind": grammar.kind, "text": grammar.text}} if grammar else {}),
         "sampling": sampling_object(generate.sampling),
+        **options_object(generate),
     }
+
+
+def options_object(generate: Generate) -> dict[str, Any]:
+    """What few requests ask for, and only those carry."""
+    options: dict[str, Any] = {}
+    if generate.overflow != "error":
+        options["overflow"] = generate.overflow
+    if generate.draft is not None:
+        options["draft"] = {field.name: getattr(generate.draft, field.name) for field in fields(Draft)}
+    return options
 
 
 # ---- payloads as values ----------------------------------------------------------------------------------------------
@@ -227,8 +249,23 @@ def read_finished(payload: bytes) -> Finished:
         queue_ms=float(value["queue_ms"]),
         first_token_ms=float(value["first_token_ms"]),
         generation_ms=float(value["generation_ms"]),
+        reasoning_tokens=int(value.get("reasoning_tokens", 0)),
+        draft=read_draft(value.get("draft")),
     )
     return Finished(reason, stats, None if stop_string is None else str(stop_string))
+
+
+def read_draft(value: Mapping[str, Any] | None) -> DraftCounts | None:
+    return None if value is None else DraftCounts(**{field.name: int(value[field.name]) for field in fields(DraftCounts)})
+
+
+def read_tool_call(payload: bytes) -> tuple[int, str | None, str]:
+    """The call's index, its name if this begins it, and a piece of its arguments."""
+    value = read_object(payload)
+    index, name, arguments = int(value["index"]), value.get("name"), value["arguments"]
+    if not isinstance(arguments, str) or not (name is None or (isinstance(name, str) and name)):
+        raise TypeError("a name or arguments that are no string")
+    return index, name, arguments
 
 
 # -- errors: the engine's code chooses the class

@@ -13,13 +13,17 @@ from lmlite.api.call import Call, Reply
 from lmlite.api.served import Served
 from lmlite.card import Instance, ModelCard, Runtime
 from lmlite.events import (
+    DraftCounts,
     Event,
     Finished,
     LoadProgress,
     PromptProgress,
+    ReasoningDelta,
     Stats,
     TextDelta,
     TokenLogprob,
+    ToolCallArguments,
+    ToolCallStart,
     TopToken,
 )
 
@@ -77,6 +81,7 @@ def spell_call(call: Call) -> dict[str, Any]:
         "stream": call.stream,
         "ttl_s": call.ttl_s,
         "needs": call.needs,
+        **({"draft_model": call.draft_model} if call.draft_model else {}),
         "runs": [_changes(run) for run in call.runs],
     }
 
@@ -101,11 +106,21 @@ def read_events(run: Sequence[dict[str, Any]]) -> list[Event]:
 def _read_event(event: dict[str, Any]) -> Event:
     if "text" in event:
         return TextDelta(event["text"], tuple(_read_token(token) for token in event.get("logprobs", ())))
+    if "reasoning" in event:
+        return ReasoningDelta(event["reasoning"])
+    if "call" in event:
+        return ToolCallStart(*event["call"])
+    if "arguments" in event:
+        return ToolCallArguments(*event["arguments"])
     if "finished" in event:
-        return Finished(event["finished"], Stats(**event["stats"]), event.get("stop_string"))
+        return Finished(event["finished"], _read_stats(**event["stats"]), event.get("stop_string"))
     if "prompt" in event:
         return PromptProgress(*event["prompt"])
     return LoadProgress(event["load"])
+
+
+def _read_stats(draft: list[int] | None = None, **stats: Any) -> Stats:
+    return Stats(**stats, draft=None if draft is None else DraftCounts(*draft))
 
 
 def _read_token(token: list[Any]) -> TokenLogprob:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -10,9 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmlite.api.answer import call_id
 from lmlite.api.fields import parse_body
 from lmlite.errors import EngineGone, InternalError
-from lmlite.events import Event, Finished, PromptProgress, Stats, TextDelta
+from lmlite.events import (
+    Event,
+    Finished,
+    PromptProgress,
+    ReasoningDelta,
+    Stats,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+)
 from tests.api.golden_files import GOLDEN, PARSE, SERVED, cases, read_events, spell_call, stream_frames
 
 REQUESTS = dict(cases("requests"))
@@ -20,13 +31,22 @@ ANSWERS = dict(cases("answers"))
 SCHEMAS = {"v0_chat": "v0_chat_completions", "v0_text": "v0_completions"}
 
 
+def published(text: str) -> str:
+    """Without what a v0 answer has beyond the published schema if a request asked for it: tool calls, draft counts."""
+    answer = json.loads(text)
+    for choice in answer["choices"]:
+        assert choice.get("message", {}).pop("tool_calls", True), "empty lists are not for v0"
+    answer["stats"] = {name: value for name, value in answer["stats"].items() if "draft" not in name}
+    return json.dumps(answer)
+
+
 def validate(text: str, schema: str) -> None:
     jsonschema.validate(json.loads(text), json.loads((GOLDEN / "schemas" / f"{schema}.json").read_text()))
 
 
 def test_the_golden_folders_are_found() -> None:
-    assert len(REQUESTS) >= 9
-    assert len(ANSWERS) >= 12
+    assert len(REQUESTS) >= 20
+    assert len(ANSWERS) >= 24
 
 
 @pytest.mark.parametrize("case", REQUESTS.values(), ids=REQUESTS)
@@ -48,7 +68,7 @@ def test_events_become_whole(case: dict[str, Any]) -> None:
     whole = reply.whole([read_events(run) for run in case["runs"]])
     assert whole == case["whole"]
     if case["parse"] in SCHEMAS:
-        validate(whole, SCHEMAS[case["parse"]])
+        validate(published(whole), SCHEMAS[case["parse"]])
 
 
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
@@ -56,23 +76,60 @@ TEXT = {"prompt": "x"}
 BODIES: dict[str, dict[str, Any]] = {"openai_chat": CHAT, "v0_chat": CHAT, "openai_text": TEXT, "v0_text": TEXT}
 STATS = Stats(4, 1, 2, 0.5, 10.0, 20.0)
 
-deltas = st.builds(TextDelta, st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+deltas = st.builds(TextDelta, words)
 progress = st.builds(PromptProgress, st.integers(0, 9), st.just(9))
-reasons = st.sampled_from(["eosFound", "maxPredictedTokensReached", "userStopped"])
+reasons = st.sampled_from(["eosFound", "maxPredictedTokensReached", "userStopped", "toolCalls"])
 finishes = st.builds(lambda reason: Finished(reason, STATS), reasons)
-runs_of_events = st.builds(lambda body, end: [*body, end], st.lists(deltas | progress, max_size=12), finishes)
+runs_of_text = st.builds(lambda body, end: [*body, end], st.lists(deltas | progress, max_size=12), finishes)
+calls = st.tuples(words.filter(bool), st.lists(words, max_size=3))
+Call = tuple[str, list[str]]
 
 
-def text_of(choice: dict[str, Any]) -> str:
+def call_events(calls: list[Call]) -> list[Event]:
+    events: list[Event] = []
+    for index, (name, pieces) in enumerate(calls):
+        events += [ToolCallStart(index, name), *(ToolCallArguments(index, piece) for piece in pieces)]
+    return events
+
+
+runs_of_chat = st.builds(
+    lambda body, calls, after, end: [*body, *call_events(calls), *after, end],
+    st.lists(deltas | progress | st.builds(ReasoningDelta, words), max_size=12),
+    st.lists(calls, max_size=3),
+    st.lists(deltas, max_size=2),
+    finishes,
+)
+
+
+def said(choice: dict[str, Any], name: str) -> str:
+    """A choice's text or reasoning, of a chunk or of the whole answer."""
     part = choice.get("delta") or choice.get("message") or choice
-    text = part.get("content", part.get("text", ""))
+    text = part.get(name, part.get("text", "") if name == "content" else "")
     assert isinstance(text, str)
     return text
 
 
+def called(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a client makes of the tool deltas of one choice."""
+    calls: list[dict[str, Any]] = []
+    for delta in (delta for part in parts for delta in part.get("delta", {}).get("tool_calls", [])):
+        if "id" in delta:
+            assert delta.pop("index") == len(calls)
+            calls.append(delta)
+        else:
+            assert delta["index"] == len(calls) - 1 and set(delta) == {"index", "function"}
+            calls[-1]["function"]["arguments"] += delta["function"]["arguments"]
+    return calls
+
+
 @settings(max_examples=60, deadline=None)
-@given(dialect=st.sampled_from(sorted(BODIES)), runs=st.lists(runs_of_events, min_size=1, max_size=3))
-def test_streamed_text_is_the_whole_text(dialect: str, runs: list[list[Event]]) -> None:
+@given(
+    st.tuples(st.sampled_from(["openai_chat", "v0_chat"]), st.lists(runs_of_chat, min_size=1, max_size=3))
+    | st.tuples(st.sampled_from(["openai_text", "v0_text"]), st.lists(runs_of_text, min_size=1, max_size=3))
+)
+def test_streamed_answer_is_the_whole_answer(given_runs: tuple[str, list[list[Event]]]) -> None:
+    dialect, runs = given_runs
     call = PARSE[dialect]({**BODIES[dialect], "n": len(runs), "stream_options": {"include_usage": True}})
     frames = stream_frames(call.reply(SERVED), runs)
     whole = json.loads(call.reply(SERVED).whole(runs))
@@ -81,10 +138,31 @@ def test_streamed_text_is_the_whole_text(dialect: str, runs: list[list[Event]]) 
     assert len(chunks) == len(frames) - 1
     for index, choice in enumerate(whole["choices"]):
         parts = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
-        assert "".join(map(text_of, parts)) == text_of(choice)
+        for part in parts:
+            assert len({"content", "reasoning_content", "tool_calls"} & set(part.get("delta", {}))) <= 1
+        assert "".join(said(part, "content") for part in parts) == said(choice, "content")
+        if dialect == "openai_chat":
+            reasoning = "".join(said(part, "reasoning_content") for part in parts)
+            assert reasoning == said(choice, "reasoning_content")
+        assert called(parts) == choice.get("message", {}).get("tool_calls", [])
         assert [part["finish_reason"] for part in parts if part["finish_reason"]] == [choice["finish_reason"]]
         assert parts[-1]["finish_reason"] == choice["finish_reason"]
     assert chunks[-1]["usage"] == whole["usage"]
+
+
+def test_ids_of_tool_calls_are_nine_digits_and_no_two_are_the_same() -> None:
+    ids = {call_id(SERVED.suffix, choice, index) for choice in range(128) for index in range(200)}
+    assert len(ids) == 128 * 200
+    assert all(len(id) == 9 and id.isdecimal() for id in ids)
+    assert call_id("a" * 22, 0, 0) != call_id("b" * 22, 0, 0)
+
+
+def test_whole_v0_message_has_reasoning_only_as_an_extra() -> None:
+    events: list[Event] = [ReasoningDelta("Hm."), TextDelta("Si"), Finished("eosFound", STATS)]
+    reply = PARSE["v0_chat"](CHAT).reply
+    plain, extra = (json.loads(reply(replace(SERVED, extras=extras)).whole([events])) for extras in (False, True))
+    assert plain["choices"][0]["message"] == {"role": "assistant", "content": "Si"}
+    assert extra["choices"][0]["message"] == {"role": "assistant", "content": "Si", "reasoning_content": "Hm."}
 
 
 @pytest.mark.parametrize("dialect", sorted(BODIES))

@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmlite.api.fields import parse_body
 from lmlite.errors import InvalidRequest, MissingField, UnsupportedField
@@ -30,6 +32,39 @@ def schema_format(schema: Any) -> dict[str, Any]:
 
 def content(part: dict[str, Any]) -> dict[str, Any]:
     return {"messages": [USER, {"role": "user", "content": [{"type": "text", "text": "a"}, part]}]}
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+BAD_ARGUMENTS: list[Any] = [
+    {},
+    1,
+    "[]",
+    "1",
+    '"{}"',
+    '{"a":',
+    "{} {}",
+    '{"a":NaN}',
+    '{"a":"\\ud800"}',
+    '{"a":' * 100 + "1" + "}" * 100,
+]
+ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
+PARAMETERS = "tools[0].function.parameters"
+
+
+def history(*after: dict[str, Any], calls: Any = (CALL,), reasoning: Any = None) -> dict[str, Any]:
+    """A user's message, the assistant's with tool calls if there are any, and what comes after."""
+    calling = {"role": "assistant", "content": None, "tool_calls": list(calls) if isinstance(calls, tuple) else calls}
+    thinking = {} if reasoning is None else {"reasoning_content": reasoning}
+    return {"messages": [USER, *([] if calls is None else [calling | thinking]), *after]}
+
+
+def tools(*names: Any, **function: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": name, **function}} for name in names]}
+
+
+def object_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": schema}}
 
 
 SCHEMA = "response_format.json_schema.schema"
@@ -104,6 +139,18 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": True}, "stream_options"),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"ignore_eos": 1}, "ignore_eos"),
+    ({"context_overflow_policy": "rollingWindow"}, "context_overflow_policy"),
+    ({"context_overflow_policy": 1}, "context_overflow_policy"),
+    # guessing
+    ({"draft_model": 1}, "draft_model"),
+    ({"draft_model": "a\0b"}, "draft_model"),
+    ({"speculative": "yes"}, "speculative"),
+    ({"speculative": 1}, "speculative"),
+    ({"speculative": {"max": 0}}, "speculative.max"),
+    ({"speculative": {"max": 65}}, "speculative.max"),
+    ({"speculative": {"max": 2.0}}, "speculative.max"),
+    ({"speculative": {"ngram": 1}}, "speculative.ngram"),
+    ({"speculative": {"ngram": True}, "draft_model": "small"}, "speculative.ngram"),
     # the model
     ({"model": 1}, "model"),
     ({"model": "a\0b"}, "model"),
@@ -159,7 +206,72 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages[1].content"),
     ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
-    ({"messages": [USER, {"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[1].role"),
+    (history({"role": "tool", "content": "x", "tool_call_id": "1"}, calls=None), "messages[1].tool_call_id"),
+    (history({"role": "tool", "content": "x", "tool_call_id": "2"}), "messages[2].tool_call_id"),
+    (history({"role": "tool", "content": "x"}), "messages[2].tool_call_id"),
+    (history({"role": "tool", "content": "x", "tool_call_id": ""}), "messages[2].tool_call_id"),
+    (history({"role": "tool", "content": "x", "tool_call_id": 1}), "messages[2].tool_call_id"),
+    (history({"role": "tool", "content": None, "tool_call_id": "1"}), "messages[2].content"),
+    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}, CALLING]}, "messages[0].tool_call_id"),
+    ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+    (history(calls=[]), "messages[1].content"),
+    (history(calls={}), "messages[1].tool_calls"),
+    (history(calls=["f"]), "messages[1].tool_calls[0]"),
+    (history(calls=[CALL] * 1000), "messages[1].tool_calls"),
+    (history(calls=[CALL, CALL]), "messages[1].tool_calls[1].id"),
+    (history(calls=[CALL | {"id": None}]), "messages[1].tool_calls[0].id"),
+    (history(calls=[CALL | {"id": ""}]), "messages[1].tool_calls[0].id"),
+    (history(calls=[CALL | {"function": None}]), "messages[1].tool_calls[0].function"),
+    (history(calls=[CALL | {"function": {"arguments": "{}"}}]), "messages[1].tool_calls[0].function.name"),
+    (history(calls=[CALL | {"function": {"name": "f"}}]), ARGUMENTS),
+    *[
+        (history(calls=[CALL | {"function": {"name": "f", "arguments": arguments}}]), ARGUMENTS)
+        for arguments in BAD_ARGUMENTS
+    ],
+    (history(reasoning=["x"]), "messages[1].reasoning_content"),
+    # tools
+    ({"tools": {}}, "tools"),
+    ({"tools": ["f"]}, "tools[0]"),
+    ({"tools": [{}]}, "tools[0].type"),
+    ({"tools": [{"type": 1}]}, "tools[0].type"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [{"type": "function", "function": "f"}]}, "tools[0].function"),
+    ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "tools[0].function"),
+    *[(tools(name), "tools[0].function.name") for name in ("", "x" * 129, "x" * 100_000, "a b", "a\n", "é", "f\0", 1)],
+    (tools("f", "g", "f"), "tools[2].function.name"),
+    (tools("f", description=1), "tools[0].function.description"),
+    (tools("f", parameters=[]), "tools[0].function.parameters"),
+    (tools("f", parameters={"type": "string"}), PARAMETERS),
+    (tools("f", parameters={"type": ["object", "null"]}), PARAMETERS),
+    (tools("f", parameters=object_of({"minimum": 2, "maximum": 1})), PARAMETERS),
+    (tools("f", parameters=object_of({"pattern": "^" + "(" * 100})), PARAMETERS),
+    (tools("f", parameters=object_of({"minItems": 10**6})), f"{PARAMETERS}: minItems"),
+    (tools("f", parameters=object_of({"maxItems": "1"})), f"{PARAMETERS}: maxItems"),
+    (tools("f", parameters=object_of({"description": "x" * 200_000})), PARAMETERS),
+    (tools("f", strict="yes"), "tools[0].function.strict"),
+    (tools("f", strict=1), "tools[0].function.strict"),
+    (tools(*[f"f{i}" for i in range(513)]), "tools"),
+    (tools("f", "g", description="x" * 300_000), "tools"),
+    (tools("f", "g", parameters=object_of({"enum": list(range(3000))})), "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tool_choice": "required", "tools": []}, "tool_choice"),
+    ({"tool_choice": "any", **tools("f")}, "tool_choice"),
+    ({"tool_choice": 1}, "tool_choice"),
+    ({"tool_choice": {}, **tools("f")}, "tool_choice.type"),
+    ({"tool_choice": {"type": "function"}, **tools("f")}, "tool_choice.function"),
+    ({"tool_choice": {"type": "function", "function": {}}, **tools("f")}, "tool_choice.function.name"),
+    ({"tool_choice": {"type": "function", "function": {"name": "g"}}, **tools("f")}, "tool_choice"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ({"grammar": "root ::= [a]", **tools("f")}, "grammar"),
+    # reasoning
+    ({"reasoning_effort": "extreme"}, "reasoning_effort"),
+    ({"reasoning_effort": 1}, "reasoning_effort"),
+    ({"reasoning": "none"}, "reasoning"),
+    ({"reasoning": {"effort": "off"}}, "reasoning.effort"),
+    ({"reasoning": 1}, "reasoning"),
+    ({"chat_template_kwargs": {"enable_thinking": "false"}}, "chat_template_kwargs.enable_thinking"),
     ({"messages": [{**USER, "name": "a\0"}]}, "messages[0].name"),
     (content({"type": "text"}), "messages[1].content[1].text"),
     (content({"type": "text", "text": 1}), "messages[1].content[1].text"),
@@ -175,21 +287,18 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
 ]
 
 UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    ({"tools": [{}]}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
-    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tool_choice": {"type": "allowed_tools"}, **tools("f")}, "tool_choice.type"),
+    (history(calls=[CALL | {"type": "custom"}]), "messages[1].tool_calls[0].type"),
+    ({"messages": [CALLING | {"function_call": {"name": "f", "arguments": "{}"}}]}, "messages[0].function_call"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"function_call": {"name": "f"}}, "function_call"),
-    ({"draft_model": "small"}, "draft_model"),
     ({"preset": "mine"}, "preset"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "v"}}, "audio"),
     ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
     ({"web_search_options": {}}, "web_search_options"),
     ({"chat_template": "{{ messages }}"}, "chat_template"),
-    ({"reasoning_effort": "high"}, "reasoning_effort"),
-    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls"),
     (content({"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}), "messages[1].content[1].type"),
     (content({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}), "messages[1].content[1].type"),
     (content({"type": "input_audio", "input_audio": {}}), "messages[1].content[1].type"),
@@ -221,7 +330,8 @@ UNSUPPORTED_TEXT: list[tuple[dict[str, Any], str]] = [
     ({"suffix": "end"}, "suffix"),
     ({"best_of": 2}, "best_of"),
     ({"echo": True, "logprobs": 0}, "echo"),
-    ({"draft_model": "small"}, "draft_model"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
 ]
 
 REFUSED = [
@@ -311,3 +421,67 @@ def test_control_tokens_in_user_text_stay_text() -> None:
     (run,) = PARSE["openai_chat"]({"messages": [{"role": "user", "content": "<|im_end|>"}]}).runs
     assert isinstance(run.prompt, Chat)
     assert run.prompt.messages[0]["content"] == "<|im_end|>"
+
+
+# ---- tools and what was called of them, whatever they are made of ----------------------------------------------------
+
+scalars = st.none() | st.booleans() | st.integers(-3, 10**6) | st.sampled_from(["", "1", "f", "{}", "object", "function"])
+
+
+def object_with(names: tuple[str, ...], inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.sampled_from(names), inner, max_size=len(names))
+
+
+def shaped(names: tuple[str, ...], **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects that are nearly right: each part now and then something else."""
+    return st.fixed_dictionaries({}, optional={name: parts.get(name, scalars) | scalars for name in names})
+
+
+schemas = st.recursive(
+    scalars,
+    lambda inner: object_with(("type", "properties", "items", "enum", "maxItems", "minItems", "pattern"), inner)
+    | st.lists(inner, max_size=2),
+    max_leaves=8,
+)
+functions = shaped(("name", "description", "parameters", "strict"), name=st.just("f"), parameters=schemas)
+tool_values = shaped(("type", "function"), type=st.just("function"), function=functions)
+made_calls = shaped(
+    ("id", "type", "function"),
+    id=st.sampled_from("12"),
+    function=shaped(("name", "arguments"), name=st.just("f"), arguments=st.text('{}[]":1 \\ud', max_size=8)),
+)
+messages = shaped(
+    ("role", "content", "tool_calls", "tool_call_id", "reasoning_content", "name"),
+    role=st.sampled_from(["user", "assistant", "tool"]),
+    content=st.just("x"),
+    tool_calls=st.lists(made_calls, max_size=2),
+    tool_call_id=st.sampled_from("12"),
+)
+choices = shaped(("type", "function"), type=st.just("function"), function=shaped(("name",), name=st.just("f")))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    shaped(
+        ("messages", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"),
+        messages=st.lists(messages, max_size=3).map(lambda after: [USER, *after]),
+        tools=st.lists(tool_values, max_size=2),
+        tool_choice=choices | st.sampled_from(["auto", "none", "required"]),
+    )
+)
+def test_any_tools_and_calls_are_a_conversation_or_a_named_refusal(body: dict[str, Any]) -> None:
+    try:
+        (run,) = PARSE["openai_chat"](body).runs
+    except InvalidRequest as refused:
+        assert refused.param is not None and len(refused.message) < 300
+        return
+    assert isinstance(run.prompt, Chat)
+    known: set[str] = set()
+    for message in run.prompt.messages:
+        assert isinstance(message["content"], str)
+        for call in message.get("tool_calls", ()):
+            assert isinstance(json.loads(call["function"]["arguments"]), dict)
+            known.add(call["id"])
+        assert message["role"] != "tool" or message["tool_call_id"] in known
+    assert run.prompt.tools or run.prompt.tool_choice == "auto"
+    assert all(isinstance(tool["function"]["parameters"], dict) for tool in run.prompt.tools)

@@ -19,12 +19,31 @@ from lmlite import errors
 from lmlite.core.engine import Engine
 from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
 from lmlite.core.line import HANG_S
-from lmlite.core.payloads import LOGPROB_FLOOR, LoadSettings, LoadSpec, encode, generate_object, load_object
-from lmlite.events import Event, Finished, PromptProgress, Stats, TextDelta
-from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Sampling, Text, Tokens
+from lmlite.core.payloads import (
+    LOGPROB_FLOOR,
+    LoadSettings,
+    LoadSpec,
+    chat_object,
+    encode,
+    generate_object,
+    load_object,
+)
+from lmlite.events import (
+    DraftCounts,
+    Event,
+    Finished,
+    PromptProgress,
+    ReasoningDelta,
+    Stats,
+    TextDelta,
+    ToolCallArguments,
+    ToolCallStart,
+)
+from lmlite.request import Chat, Draft, Embed, Generate, Grammar, Prompt, Sampling, Text, Tokens
 from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, finished, frame, loaded
 
 PROTOCOL = (Path(__file__).parents[2] / "csrc" / "protocol.md").read_text(encoding="utf-8")
+RENDER = next(line for line in PROTOCOL.splitlines() if line.startswith("| RENDER |"))
 HELLO = Generate(Text("hello"))
 SPEC = LoadSpec((Path("m.gguf"),))
 
@@ -99,6 +118,116 @@ def test_progress_between_texts_keeps_their_order() -> None:
             frame(Kind.FINISHED, request_id, finished()),
         )
         assert (await answer)[:3] == [TextDelta("a"), PromptProgress(1, 1), TextDelta("b")]
+
+    play(scene)
+
+
+def test_reasoning_text_and_tool_calls_keep_their_order_and_join_with_their_own_kind() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
+        _, request_id, _ = await peer.next()
+        calls = [
+            {"index": 0, "name": "f", "arguments": ""},
+            {"index": 0, "arguments": '{"a":'},
+            {"index": 0, "arguments": "1}"},
+            {"index": 1, "name": "g", "arguments": "{"},
+            {"index": 1, "arguments": '"ü":2}'},
+            {"index": 2, "name": "h", "arguments": "{}"},
+        ]
+        drafted = {"total": 9, "accepted": 5, "rejected": 3, "ignored": 1}
+        peer.send(
+            *[frame(Kind.REASONING, request_id, text) for text in (b"I ", b"think")],
+            *[frame(Kind.TEXT, request_id, text) for text in (b"so", b"!")],
+            frame(Kind.REASONING, request_id, b"or"),
+            *[frame(Kind.TOOL_CALL, request_id, call) for call in calls],
+            frame(Kind.FINISHED, request_id, finished("toolCalls", 30, reasoning_tokens=3, draft=drafted)),
+        )
+        assert await answer == [
+            ReasoningDelta("I think"),
+            TextDelta("so!"),
+            ReasoningDelta("or"),
+            ToolCallStart(0, "f"),
+            ToolCallArguments(0, '{"a":1}'),
+            ToolCallStart(1, "g"),
+            ToolCallArguments(1, '{"ü":2}'),
+            ToolCallStart(2, "h"),
+            ToolCallArguments(2, "{}"),
+            Finished("toolCalls", Stats(3, 1, 30, 0.5, 2.0, 10.0, 3, DraftCounts(9, 5, 3, 1))),
+        ]
+
+    play(scene)
+
+
+def test_arguments_that_arrive_apart_stay_with_their_call() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        batches = engine.run(HELLO).batches()
+        first = asyncio.ensure_future(anext(batches))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TOOL_CALL, request_id, {"index": 0, "name": "f", "arguments": "{"}))
+        assert await first == [ToolCallStart(0, "f"), ToolCallArguments(0, "{")]
+        peer.send(frame(Kind.TOOL_CALL, request_id, {"index": 0, "arguments": "}"}))
+        assert await anext(batches) == [ToolCallArguments(0, "}")]
+        peer.send(frame(Kind.TEXT, request_id, b"done"))
+        assert await anext(batches) == [TextDelta("done")]
+        await batches.aclose()
+
+    play(scene)
+
+
+def test_logprobs_are_told_of_the_content_only() -> None:
+    def logprobs(request_id: int, byte: int) -> bytes:
+        return frame(Kind.LOGPROBS, request_id, {"tokens": [{"b": [byte], "p": -1.0, "top": []}]})
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
+        _, request_id, _ = await peer.next()
+        peer.send(
+            logprobs(request_id, 97),
+            frame(Kind.REASONING, request_id, b"a"),
+            logprobs(request_id, 98),
+            frame(Kind.TEXT, request_id, b"b"),
+            logprobs(request_id, 99),
+            frame(Kind.TOOL_CALL, request_id, {"index": 0, "name": "f", "arguments": "{}"}),
+            logprobs(request_id, 100),
+            frame(Kind.FINISHED, request_id, finished("toolCalls")),
+        )
+        events = await answer
+        assert [type(event) for event in events] == [
+            ReasoningDelta,
+            TextDelta,
+            ToolCallStart,
+            ToolCallArguments,
+            Finished,
+        ]
+        assert isinstance(events[1], TextDelta) and [token.bytes for token in events[1].logprobs] == [b"b"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [{"index": 0, "arguments": "{}"}],
+        [{"index": 1, "name": "f", "arguments": "{}"}],
+        [{"index": 0, "name": "", "arguments": "{}"}],
+        [{"index": 0, "name": 1, "arguments": "{}"}],
+        [{"index": 0, "name": "f"}],
+        [{"index": 0, "name": "f", "arguments": {}}],
+        [{"index": 0, "name": "f", "arguments": ""}, {"index": 0, "name": "f", "arguments": ""}],
+        [
+            {"index": 0, "name": "f", "arguments": "{}"},
+            {"index": 1, "name": "g", "arguments": "{}"},
+            {"index": 0, "arguments": "{}"},
+        ],
+    ],
+)
+def test_tool_calls_out_of_turn_condemn_the_engine(calls: list[dict[str, Any]]) -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
+        _, request_id, _ = await peer.next()
+        peer.send(*[frame(Kind.TOOL_CALL, request_id, call) for call in calls])
+        with pytest.raises(errors.EngineGone, match="malformed"):
+            await answer
 
     play(scene)
 
@@ -484,6 +613,23 @@ def test_generate_has_the_keys_of_the_protocol() -> None:
         {"tokens"},
     ]
     assert set(spelled[0]["grammar"]) == {"kind", "text"}
+
+
+def test_what_few_requests_ask_for_is_sent_for_those_only() -> None:
+    plain = generate_object(Generate(Chat(({"role": "user", "content": "x"},))))
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    chat = Chat(({"role": "user", "content": "x"},), tools=(tool,), tool_choice="required", parallel_tool_calls=False)
+    full = generate_object(Generate(chat, overflow="drop_middle", draft=Draft("ngram", max=4)))
+    added = {name: value for name, value in full.items() if name not in plain}
+    assert added == {
+        "tools": [tool],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "overflow": "drop_middle",
+        "draft": {"kind": "ngram", "max": 4, "min": 0, "min_p": 0.75},
+    }
+    assert {*added, *added["draft"]} <= keys_of(paragraph("GENERATE"))
+    assert set(chat_object(chat)) == {"messages", "tools", "template_kwargs"} <= set(re.findall(r'"(\w+)"', RENDER))
 
 
 def test_sampling_has_the_keys_of_its_class() -> None:
