@@ -15,6 +15,10 @@ static constexpr double PREFILL_MS_ALONE = 350;
 // A request waits for a prefill that is under way if that spares it at least this many tokens.
 static constexpr size_t WORTH_JOINING = 32;
 
+// Sequences with different LoRA adapters take turns of about this length: a change costs a few milliseconds, so turns of
+// single steps would waste much of the time, and long ones would leave gaps in the other streams.
+static constexpr double LORA_TURN_MS = 100;
+
 engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
     : model_(m), outbox_(out), pulse_(p), max_queue_(max_queue),
       batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free), alone_(PREFILL_MS_ALONE),
@@ -158,7 +162,7 @@ bool engine::joins_a_prefill(const sequence & s) const {
         return false;
     }
     for (const auto & other : running_) {
-        if (other->is_prefilling() && !other->done) {
+        if (other->is_prefilling() && !other->done && other->cache_key == s.cache_key) {
             const size_t most = std::min(s.tokens.size() - 1, other->tokens.size());
             size_t n = 0;
             while (n < most && s.tokens[n] == other->tokens[n]) {
@@ -188,6 +192,7 @@ void engine::admit() {
             s.n_reused = s.n_cached;
             pulse_.cached_tokens += s.n_cached;
         }
+        s.turn = turn_ - 1; // as if it had missed only this one: those that wait longer come first
         running_.push_back(std::move(*it));
         it = waiting_.erase(it);
         pulse_.queued--;
@@ -221,6 +226,29 @@ void engine::add_to_batch(sequence & s, size_t n) {
     n_batched_ += n;
 }
 
+// The running sequences that one batch can hold: all, unless they differ in their LoRA adapters.
+std::vector<sequence *> engine::in_turn() {
+    std::vector<sequence *> all = running();
+    if (model_.loras().empty() || all.empty()) {
+        return all;
+    }
+    const auto other = [this](const sequence * s) { return s->loras != loras_; };
+    const bool over = ms_between(turn_began_, steady::now()) >= LORA_TURN_MS;
+    if (over || std::all_of(all.begin(), all.end(), other)) {
+        const auto waited_longest = std::min_element(
+            all.begin(), all.end(), [](const sequence * a, const sequence * b) { return a->turn < b->turn; });
+        loras_ = (*waited_longest)->loras;
+        turn_began_ = steady::now();
+        turn_++;
+    }
+    all.erase(std::remove_if(all.begin(), all.end(), other), all.end());
+    for (sequence * s : all) {
+        s->turn = turn_;
+    }
+    model_.use(loras_);
+    return all;
+}
+
 // Decode tokens first; then the prompts share what the time budget leaves: the oldest is sure of a quarter, the shortest
 // go first with the rest.
 void engine::plan() {
@@ -230,6 +258,8 @@ void engine::plan() {
     for (sequence * s : running()) {
         s->n_step = 0;
         s->output = -1;
+    }
+    for (sequence * s : in_turn()) {
         if (s->is_prefilling()) {
             prefilling.push_back(s);
         } else {

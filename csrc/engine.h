@@ -62,6 +62,7 @@ class engine {
     void end_cancelled();
     bool decode();
     void plan();
+    std::vector<sequence *> in_turn();
     void add_to_batch(sequence & s, size_t n);
     bool make_room();
     void preempt(sequence & s);
@@ -96,6 +97,9 @@ class engine {
     std::vector<std::unique_ptr<sequence>> running_; // in the order of their admission
     frame_batch events_; // of this step, sent at its end
     std::vector<float> row_; // a copy of the logits row where the original is still needed
+    lora_scales loras_; // those of this turn
+    uint64_t turn_ = 1;
+    steady::time_point turn_began_;
     size_t n_batched_ = 0;
     size_t n_prefilled_ = 0; // prompt tokens among them
     steady::time_point now_; // the end of this step's computation

@@ -6,13 +6,20 @@
 #include "build-info.h"
 #include "common.h"
 #include "ggml-cpu.h"
+#include "gguf.h"
 #include "log.h"
 
+#include "../src/llama-ext.h" // the memory that a context takes, by device
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <mutex>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 namespace lm {
@@ -23,8 +30,14 @@ static constexpr int32_t CACHED_SEQUENCES = 28;
 static constexpr int32_t CACHED_STATES = 2;
 static constexpr int32_t EMBEDDING_SEQUENCES = 64;
 
-// The KV cache holds `parallel` full contexts where that costs at most this share of the free memory.
+// The KV cache holds `parallel` full contexts where that costs at most this share of the free memory. A GPU's is for little
+// else than models.
 static constexpr double CELLS_MEMORY_SHARE = 0.25;
+static constexpr double CELLS_GPU_SHARE = 0.5;
+
+// Contexts that only show what is possible and what it costs.
+static constexpr uint32_t PROBE_CELLS = 256;
+static constexpr uint32_t PROBE_BATCH = 16;
 
 // Threads only get in each other's way where a decode step is shorter than waking one.
 static constexpr uint64_t SINGLE_THREAD_BYTES = 16u << 20;
@@ -124,58 +137,277 @@ static uint64_t free_memory() {
 
 static int64_t metadata_number(const llama_model * m, const std::string & key, int64_t fallback) {
     char text[64];
-    return llama_model_meta_val_str(m, key.c_str(), text, sizeof text) > 0 ? strtoll(text, nullptr, 10) : fallback;
+    if (llama_model_meta_val_str(m, key.c_str(), text, sizeof text) <= 0) {
+        return fallback;
+    }
+    return strtoll(text + (text[0] == '['), nullptr, 10); // of an array, one number per layer: the first
 }
 
 static int32_t round_up(int64_t n, int32_t to) {
     return int32_t((n + to - 1) / to * to);
 }
 
-int32_t model::choose_cells(const load_spec & spec) const {
-    const int64_t wanted = int64_t(context_length_) * parallel_;
-    if (spec.kv_cells > 0) {
-        return round_up(std::max(spec.kv_cells, context_length_), 256);
+static uint64_t free_memory(ggml_backend_dev_t device) {
+    size_t free = 0;
+    size_t total = 0;
+    if (device != nullptr) {
+        ggml_backend_dev_memory(device, &free, &total);
     }
-    llama_model * m = model_.get();
-    const int64_t heads = std::max(1, llama_model_n_head(m));
-    const int64_t kv_heads = std::max(1, llama_model_n_head_kv(m));
-    const int64_t key = metadata_number(m, arch_ + ".attention.key_length", llama_model_n_embd(m) / heads);
-    const int64_t value = metadata_number(m, arch_ + ".attention.value_length", key);
-    const int64_t bytes_per_cell = llama_model_n_layer(m) * kv_heads * (key + value) * int64_t(sizeof(uint16_t));
-    const double affordable = double(free_memory()) * CELLS_MEMORY_SHARE / double(std::max<int64_t>(bytes_per_cell, 1));
-    const int64_t cells = std::min<int64_t>(wanted, int64_t(std::min(affordable, 1e9)));
-    return round_up(std::max<int64_t>(cells, context_length_), 256);
+    return total > 0 ? free : free_memory();
+}
+
+// A context that only shows whether these settings are possible and what they cost; null if they are not.
+model::context_ptr model::probe(llama_context_params params, uint32_t n_cells) const {
+    params.n_ctx = n_cells;
+    params.n_batch = params.n_ubatch = PROBE_BATCH;
+    params.n_seq_max = params.n_outputs_max = 1;
+    params.n_threads = params.n_threads_batch = 1;
+    return context_ptr(llama_init_from_model(model_.get(), params));
+}
+
+// Quantised blocks must divide each head. llama.cpp checks this with flash attention and aborts without.
+void model::check_cache_types(llama_context_params params) const {
+    if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED && ggml_is_quantized(params.type_v)) {
+        throw invalid_request("v_cache_type", "a quantised V cache needs flash attention");
+    }
+    if (params.type_k == GGML_TYPE_F16 && params.type_v == GGML_TYPE_F16) {
+        return;
+    }
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_AUTO;
+    if (probe(params, PROBE_CELLS)) {
+        return;
+    }
+    const std::string k = ggml_type_name(params.type_k);
+    const std::string v = ggml_type_name(params.type_v);
+    for (const ggml_type other : {params.type_k, GGML_TYPE_F16}) {
+        params.type_v = other;
+        if (v != ggml_type_name(other) && probe(params, PROBE_CELLS)) {
+            throw invalid_request("v_cache_type", "this model cannot have a V cache of type " + v + " beside a K cache of type " +
+                                                      k + "; " + ggml_type_name(other) + " is possible");
+        }
+    }
+    throw invalid_request("k_cache_type", "this model cannot have a K cache of type " + k);
+}
+
+static std::map<ggml_backend_dev_t, uint64_t> cache_bytes(const llama_context * ctx) {
+    std::map<ggml_backend_dev_t, uint64_t> bytes;
+    for (const auto & [type, use] : llama_get_memory_breakdown(ctx)) {
+        bytes[ggml_backend_buft_is_host(type) ? nullptr : ggml_backend_buft_get_device(type)] += use.context;
+    }
+    return bytes;
+}
+
+// Measured, because architectures differ in what a cell holds: heads per layer, latent attention, layers without a cache.
+model::cell_bytes model::bytes_per_cell(const llama_context_params & params) const {
+    const bool has_states = llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
+    const context_ptr with_cells = probe(params, 2 * PROBE_CELLS);
+    const context_ptr with_half = has_states ? probe(params, PROBE_CELLS) : nullptr; // whose states are as large
+    cell_bytes bytes = with_cells ? cache_bytes(with_cells.get()) : cell_bytes();
+    const cell_bytes half = with_half ? cache_bytes(with_half.get()) : cell_bytes();
+    for (auto & [device, n] : bytes) {
+        const auto found = half.find(device);
+        n = (found == half.end() ? n : 2 * (n - found->second)) / (2 * PROBE_CELLS);
+    }
+    return bytes;
+}
+
+// As many cells as were asked for, or as are cheap, but never fewer than one context: the cache is filled with zeros when it
+// is made, so one that is larger than the memory would end the process.
+int32_t model::choose_cells(const load_spec & spec, const cell_bytes & bytes) const {
+    int64_t cheap = int64_t(context_length_) * parallel_;
+    int64_t possible = std::numeric_limits<int64_t>::max();
+    for (const auto & [device, per_cell] : bytes) {
+        const double free = double(free_memory(device));
+        const double share = device == nullptr ? CELLS_MEMORY_SHARE : CELLS_GPU_SHARE;
+        if (per_cell == 0) {
+            continue;
+        }
+        cheap = std::min(cheap, int64_t(free * share / double(per_cell)));
+        possible = std::min(possible, int64_t(free / double(per_cell)));
+    }
+    const int64_t chosen = spec.kv_cells > 0 ? spec.kv_cells : cheap;
+    const int32_t cells = round_up(std::max<int64_t>(chosen, context_length_), 256);
+    if (cells > possible) {
+        throw error("out_of_memory", "there is memory for a KV cache of " + std::to_string(possible) + " cells, not of " +
+                                         std::to_string(cells));
+    }
+    return cells;
+}
+
+// ---- what this machine and this file allow ------------------------------------------------------------------------
+
+static bool is_same_card(ggml_backend_dev_t a, ggml_backend_dev_t b) {
+    ggml_backend_dev_props of_a;
+    ggml_backend_dev_props of_b;
+    ggml_backend_dev_get_props(a, &of_a);
+    ggml_backend_dev_get_props(b, &of_b);
+    return of_a.device_id != nullptr && of_b.device_id != nullptr && strcmp(of_a.device_id, of_b.device_id) == 0;
+}
+
+// The devices that llama.cpp splits a model across, in its order: each card once, integrated ones only where there are no others.
+static std::vector<ggml_backend_dev_t> gpus() {
+    std::vector<ggml_backend_dev_t> cards;
+    std::vector<ggml_backend_dev_t> integrated;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        const auto same = [&](ggml_backend_dev_t other) { return is_same_card(device, other); };
+        if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU) {
+            integrated.push_back(device);
+        } else if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU &&
+                   std::none_of(cards.begin(), cards.end(), same)) {
+            cards.push_back(device);
+        }
+    }
+    return cards.empty() ? integrated : cards;
+}
+
+static bool can_split_rows(ggml_backend_dev_t device) {
+    return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_split_buffer_type") != nullptr;
+}
+
+static void check_devices(const load_spec & spec) {
+    const std::vector<ggml_backend_dev_t> devices = gpus();
+    const std::string count = "this machine has " + std::to_string(devices.size()) + " GPUs that llama.cpp can use";
+    if (spec.main_gpu > 0 && size_t(spec.main_gpu) >= devices.size()) {
+        throw invalid_request("main_gpu", "there is no GPU " + std::to_string(spec.main_gpu) + ": " + count);
+    }
+    if (spec.tensor_split.size() > devices.size()) {
+        throw invalid_request("tensor_split", "there are more shares than GPUs: " + count);
+    }
+    const auto is_zero = [](float share) { return share == 0; };
+    if (!spec.tensor_split.empty() && std::all_of(spec.tensor_split.begin(), spec.tensor_split.end(), is_zero)) {
+        throw invalid_request("tensor_split", "no GPU has a share above 0");
+    }
+    if (spec.split_mode == LLAMA_SPLIT_MODE_ROW && !std::all_of(devices.begin(), devices.end(), can_split_rows)) {
+        throw invalid_request("split_mode", "these GPUs cannot split a model by rows");
+    }
+    if (spec.split_mode == LLAMA_SPLIT_MODE_TENSOR) {
+        if (devices.empty()) {
+            throw invalid_request("split_mode", "splitting by tensors needs a GPU: " + count);
+        }
+        if (spec.flash_attention && !*spec.flash_attention) {
+            throw invalid_request("flash_attention", "splitting by tensors needs flash attention");
+        }
+    }
+}
+
+// Whether this much memory may be locked, found out with pages that never come to be.
+static bool can_lock(size_t bytes) {
+#if defined(__linux__) && defined(MLOCK_ONFAULT)
+    void * pages = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (pages == MAP_FAILED) {
+        return false;
+    }
+    const bool refused = mlock2(pages, bytes, MLOCK_ONFAULT) != 0 && (errno == ENOMEM || errno == EPERM || errno == EAGAIN);
+    munmap(pages, bytes);
+    return !refused;
+#else
+    return bytes > 0; // llama.cpp locks what it may
+#endif
+}
+
+static std::vector<std::string> files_of(const load_spec & spec) {
+    return spec.splits.empty() ? std::vector<std::string>{spec.path} : spec.splits;
+}
+
+static void check_mlock(const load_spec & spec) {
+    const bool stays_in_memory = spec.gpu_layers == 0 || gpus().empty();
+    if (!spec.mlock || spec.vocab_only || !stays_in_memory) {
+        return;
+    }
+    size_t bytes = 0;
+    for (const std::string & path : files_of(spec)) {
+        struct stat file;
+        bytes += stat(path.c_str(), &file) == 0 ? size_t(file.st_size) : 0;
+    }
+    if (bytes > 0 && !can_lock(bytes)) {
+        throw invalid_request("mlock", "this process may not lock " + std::to_string(bytes) +
+                                           " bytes of memory; raise its limit (ulimit -l)");
+    }
+}
+
+struct gguf_deleter {
+    void operator()(gguf_context * file) const { gguf_free(file); }
+};
+
+// The metadata key that sets how many experts a token has, checked against the file: llama.cpp aborts for a number out of range.
+static std::string experts_key(const load_spec & spec) {
+    const std::unique_ptr<gguf_context, gguf_deleter> file(gguf_init_from_file(files_of(spec)[0].c_str(), {true, nullptr}));
+    if (!file) {
+        return {}; // the load itself will fail
+    }
+    const auto find = [&](const std::string & key, gguf_type type) {
+        const int64_t id = gguf_find_key(file.get(), key.c_str());
+        return id >= 0 && gguf_get_kv_type(file.get(), id) == type ? id : -1;
+    };
+    const int64_t arch_id = find("general.architecture", GGUF_TYPE_STRING);
+    const std::string arch = arch_id < 0 ? "" : gguf_get_val_str(file.get(), arch_id);
+    const int64_t count_id = find(arch + ".expert_count", GGUF_TYPE_UINT32);
+    const uint32_t count = count_id < 0 ? 0 : gguf_get_val_u32(file.get(), count_id);
+    if (count == 0) {
+        throw invalid_request("n_experts", "this model has no experts");
+    }
+    if (uint32_t(spec.n_experts) > count) {
+        throw invalid_request("n_experts", "this model has " + std::to_string(count) + " experts");
+    }
+    const std::string key = arch + ".expert_used_count";
+    if (find(key, GGUF_TYPE_ARRAY) >= 0) {
+        throw invalid_request("n_experts", "this model's layers differ in their number of experts, which cannot be changed");
+    }
+    return key;
 }
 
 // ---- loading ------------------------------------------------------------------------------------------------------
 
 model::model(const load_spec & spec, const progress_fn & progress, const std::function<void()> & before_template) {
     init_backend();
+    check_devices(spec);
+    check_mlock(spec);
     load_weights(spec, progress);
     vocab_ = std::make_unique<vocabulary>(llama_model_get_vocab(model_.get()));
     if (spec.vocab_only) {
         return;
     }
+    loras_ = lora_adapters(model_.get(), spec.loras);
     make_context(spec);
     before_template();
     chat_ = std::make_unique<dialogue>(model_.get(), *vocab_);
+}
+
+static llama_load_mode load_mode(const load_spec & spec) {
+    if (spec.mlock) {
+        return spec.mmap ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
+    }
+    return spec.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE; // AUTO: unless a device cannot
 }
 
 void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers = spec.gpu_layers;
     params.vocab_only = spec.vocab_only;
+    params.load_mode = load_mode(spec);
+    params.main_gpu = spec.main_gpu;
+    params.split_mode = spec.split_mode;
     params.progress_callback = [](float fraction, void * fn) { return (*static_cast<const progress_fn *>(fn))(fraction); };
     params.progress_callback_user_data = const_cast<progress_fn *>(&progress);
-    if (spec.splits.empty()) {
-        model_.reset(llama_model_load_from_file(spec.path.c_str(), params));
-    } else {
-        std::vector<const char *> paths;
-        for (const std::string & split : spec.splits) {
-            paths.push_back(split.c_str());
-        }
-        model_.reset(llama_model_load_from_splits(paths.data(), paths.size(), params));
+    std::vector<float> shares = spec.tensor_split;
+    if (!shares.empty()) {
+        shares.resize(llama_max_devices(), 0.0f);
+        params.tensor_split = shares.data();
     }
+    llama_model_kv_override overrides[2] = {}; // the second one ends the list
+    if (spec.n_experts > 0) {
+        overrides[0].tag = LLAMA_KV_OVERRIDE_TYPE_INT;
+        overrides[0].val_i64 = spec.n_experts;
+        snprintf(overrides[0].key, sizeof overrides[0].key, "%s", experts_key(spec).c_str());
+        params.kv_overrides = overrides;
+    }
+    std::vector<const char *> paths;
+    for (const std::string & split : spec.splits) {
+        paths.push_back(split.c_str());
+    }
+    model_.reset(paths.empty() ? llama_model_load_from_file(spec.path.c_str(), params)
+                               : llama_model_load_from_splits(paths.data(), paths.size(), params));
     if (!model_) {
         throw error("load_failed", "llama.cpp refused the file");
     }
@@ -184,6 +416,11 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     arch_ = arch;
     const int32_t layers = llama_model_n_layer(model_.get()) + 1; // the output layer counts as one
     gpu_layers_ = !llama_supports_gpu_offload() ? 0 : spec.gpu_layers < 0 ? layers : std::min(spec.gpu_layers, layers);
+    offload_kv_cache_ = spec.offload_kv_cache && gpu_layers_ > 0;
+    if (!spec.vocab_only && llama_model_n_expert(model_.get()) > 0) {
+        n_experts_ = spec.n_experts > 0 ? spec.n_experts
+                                        : int32_t(metadata_number(model_.get(), arch_ + ".expert_used_count", 0));
+    }
 }
 
 static bool pools_embeddings(const llama_model * m, const std::string & arch) {
@@ -206,10 +443,25 @@ void model::make_context(const load_spec & spec) {
     sharing_ = stateful ? sharing::whole_only : sharing::any_prefix;
     parallel_ = embedding_ ? EMBEDDING_SEQUENCES : spec.parallel;
     n_sequences_ = embedding_ ? EMBEDDING_SEQUENCES : parallel_ + (stateful ? CACHED_STATES : CACHED_SEQUENCES);
-    kv_cells_ = embedding_ ? context_length_ : choose_cells(spec);
-    n_batch_ = embedding_ ? context_length_ : std::min(spec.eval_batch_size, kv_cells_);
 
     llama_context_params params = llama_context_default_params();
+    params.embeddings = embedding_;
+    params.kv_unified = true;
+    params.swa_full = true; // the window's cells could not be shared otherwise
+    params.no_perf = true;
+    params.offload_kqv = spec.offload_kv_cache;
+    if (spec.flash_attention) {
+        params.flash_attn_type = *spec.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    }
+    if (embedding_) {
+        kv_cells_ = n_batch_ = context_length_;
+    } else {
+        params.type_k = spec.k_cache_type;
+        params.type_v = spec.v_cache_type;
+        check_cache_types(params);
+        kv_cells_ = choose_cells(spec, bytes_per_cell(params));
+        n_batch_ = std::min(spec.eval_batch_size, kv_cells_);
+    }
     params.n_ctx = uint32_t(kv_cells_);
     params.n_batch = uint32_t(std::max(n_batch_, parallel_));
     params.n_ubatch = params.n_batch;
@@ -218,13 +470,6 @@ void model::make_context(const load_spec & spec) {
     params.n_threads = spec.threads > 0                                     ? spec.threads
                        : llama_model_size(m) < SINGLE_THREAD_BYTES ? 1 : std::max(1, common_cpu_get_num_math());
     params.n_threads_batch = params.n_threads;
-    params.embeddings = embedding_;
-    params.kv_unified = true;
-    params.swa_full = true; // the window's cells could not be shared otherwise
-    params.no_perf = true;
-    if (spec.flash_attention) {
-        params.flash_attn_type = *spec.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    }
     context_.reset(llama_init_from_model(m, params));
     if (!context_) {
         throw error("out_of_memory", "llama.cpp could not create a context of " + std::to_string(kv_cells_) + " cells");
@@ -235,6 +480,7 @@ void model::make_context(const load_spec & spec) {
         kv_cells_ = 0;
     }
     attach_threads(params.n_threads);
+    warm_up_loras();
     warm_up();
 }
 
@@ -245,6 +491,15 @@ void model::attach_threads(int32_t n_threads) {
         throw error("out_of_memory", "the compute threads could not be started");
     }
     llama_attach_threadpool(context_.get(), threads_.get(), threads_.get());
+}
+
+// With all adapters at once: one that cannot be computed must end the load, not somebody's request.
+void model::warm_up_loras() {
+    if (!loras_.empty()) {
+        use(loras_.full());
+        warm_up();
+        use(loras_.scales_for({}));
+    }
 }
 
 // One token through the whole model: pages of a mapped file are read and buffers allocated before the first request.
@@ -284,6 +539,8 @@ std::string model::describe(double load_ms) const {
         .add("eval_batch_size", n_batch_)
         .add("flash_attention", flash_attention_)
         .add("gpu_layers", gpu_layers_)
+        .add("offload_kv_cache", offload_kv_cache_)
+        .add("n_experts", n_experts_)
         .add("n_params", llama_model_n_params(m))
         .add("n_embd", is_vocab_only() ? 0 : llama_model_n_embd_out(m))
         .add("vocab_size", vocab_->size())

@@ -2,11 +2,13 @@
 #pragma once
 
 #include "dialogue.h"
+#include "lora.h"
 #include "protocol.h"
 
 #include "llama.h"
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -35,7 +37,8 @@ class model {
     // Returns false to cancel.
     using progress_fn = std::function<bool(float)>;
 
-    // Throws error("load_failed") or error("out_of_memory"). `before_template` is called ahead of the work whose time
+    // Throws error("load_failed"), error("out_of_memory"), or invalid_request with the key of a setting that this model
+    // or machine cannot have. `before_template` is called ahead of the work whose time
     // depends on the file's own program, its chat template.
     model(const load_spec & spec, const progress_fn & progress, const std::function<void()> & before_template);
 
@@ -52,23 +55,34 @@ class model {
     int32_t n_batch() const { return n_batch_; }
     int32_t n_sequences() const { return n_sequences_; } // sequence ids there are, live and cached ones together
     int32_t kv_cells() const { return kv_cells_; }
+    const lora_adapters & loras() const { return loras_; }
+    // The scales of the adapters from the next decode on.
+    void use(const lora_scales & scales) { loras_.apply(context_.get(), scales); }
 
     // The LOADED event.
     std::string describe(double load_ms) const;
 
   private:
+    using context_ptr = std::unique_ptr<llama_context, context_deleter>;
+    using cell_bytes = std::map<ggml_backend_dev_t, uint64_t>; // per device; the machine's own memory under null
+
     void load_weights(const load_spec & spec, const progress_fn & progress);
     void make_context(const load_spec & spec);
     void attach_threads(int32_t n_threads);
     void warm_up();
-    int32_t choose_cells(const load_spec & spec) const;
+    void warm_up_loras();
+    context_ptr probe(llama_context_params params, uint32_t n_cells) const;
+    void check_cache_types(llama_context_params params) const;
+    cell_bytes bytes_per_cell(const llama_context_params & params) const;
+    int32_t choose_cells(const load_spec & spec, const cell_bytes & bytes) const;
 
     // in order of construction: the context goes before the model, the threads after the context
     std::unique_ptr<ggml_threadpool, threadpool_deleter> threads_;
     std::unique_ptr<llama_model, model_deleter> model_;
     std::unique_ptr<vocabulary> vocab_;
     std::unique_ptr<dialogue> chat_;
-    std::unique_ptr<llama_context, context_deleter> context_;
+    context_ptr context_;
+    lora_adapters loras_;
 
     std::string arch_;
     bool embedding_ = false;
@@ -80,6 +94,8 @@ class model {
     int32_t n_sequences_ = 1;
     int32_t kv_cells_ = 0;
     int32_t gpu_layers_ = 0;
+    int32_t n_experts_ = 0; // per token; 0: the model has none
+    bool offload_kv_cache_ = false;
 };
 
 // {"llama_cpp", "version", "backend"} of this build.

@@ -19,6 +19,9 @@ prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std:
     const size_t most = s.tokens.size() - 1;
     source best;
     for (auto it = idle_.begin(); it != idle_.end(); ++it) {
+        if (it->cache_key != s.cache_key) {
+            continue;
+        }
         const size_t n = common_prefix(s.tokens, most, it->tokens, it->tokens.size());
         const bool whole = n == it->tokens.size();
         const bool usable = whole || kind_ == sharing::any_prefix;
@@ -28,6 +31,9 @@ prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std:
     }
     if (kind_ == sharing::any_prefix) {
         for (const sequence * other : running) {
+            if (other->cache_key != s.cache_key) {
+                continue;
+            }
             const size_t n = common_prefix(s.tokens, most, other->tokens, other->n_cached);
             if (n > best.shared) {
                 best = {other->seq, n, {}, false};
@@ -96,7 +102,7 @@ void prefix_cache::keep(sequence & s) {
         return;
     }
     s.tokens.resize(s.n_cached);
-    idle_.push_front({s.seq, std::move(s.tokens)});
+    idle_.push_front({s.seq, std::move(s.tokens), std::move(s.cache_key)});
     s.seq = -1;
     s.n_cached = 0;
 }

@@ -31,6 +31,7 @@ class prefix_cache {
     struct entry {
         llama_seq_id seq;
         std::vector<llama_token> tokens;
+        std::string cache_key;
     };
     struct source {
         llama_seq_id seq = -1;

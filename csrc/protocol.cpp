@@ -14,6 +14,9 @@ static constexpr int32_t MAX_CONTEXT = 1 << 24;
 static constexpr int32_t MAX_PARALLEL = 200; // llama.cpp has 256 sequence ids; the rest hold cached prefixes
 static constexpr int32_t MAX_BATCH = 1 << 14;
 static constexpr int32_t MAX_THREADS = 512;
+static constexpr int32_t MAX_GPUS = 64;
+static constexpr size_t MAX_LORAS = 64;
+static constexpr double MAX_LORA_SCALE = 100;
 static constexpr int32_t MAX_TOP_LOGPROBS = 128;
 static constexpr size_t MAX_STOPS = 64;
 static constexpr size_t MAX_STOP_LENGTH = 4096;
@@ -105,6 +108,33 @@ static std::vector<std::string> read_strings(const common_json & object, const c
     return strings;
 }
 
+// The elements of an array of at most `most`; none if the key is absent.
+static std::vector<common_json> read_array(const common_json & object, const char * key, size_t most) {
+    std::vector<common_json> elements;
+    if (!has(object, key)) {
+        return elements;
+    }
+    const common_json & array = object.at(key);
+    if (!array.is_array() || array.size() > most) {
+        throw invalid_request(key, std::string(key) + " must be an array of at most " + std::to_string(most) + " elements");
+    }
+    for (size_t i = 0; i < array.size(); i++) {
+        elements.push_back(array.at(i));
+    }
+    return elements;
+}
+
+static double number(const common_json & value, const char * key, double low, double high) {
+    if (!value.is_number()) {
+        throw invalid_request(key, std::string(key) + " must hold numbers");
+    }
+    const double n = value.get<double>();
+    if (!(n >= low && n <= high)) {
+        throw invalid_request(key, std::string(key) + " holds a number that is out of range");
+    }
+    return n;
+}
+
 static std::vector<llama_token> read_tokens(const common_json & array, const char * key) {
     if (!array.is_array()) {
         throw invalid_request(key, std::string(key) + " must be an array of token ids");
@@ -118,6 +148,63 @@ static std::vector<llama_token> read_tokens(const common_json & array, const cha
 }
 
 // ---- commands -----------------------------------------------------------------------------------------------------------
+
+// The types that llama.cpp can keep a KV cache in; others abort or crash it.
+static ggml_type read_cache_type(const common_json & object, const char * key) {
+    static constexpr ggml_type types[] = {GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0,  GGML_TYPE_Q5_1,
+                                          GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL};
+    if (!has(object, key)) {
+        return GGML_TYPE_F16;
+    }
+    const std::string name = read_string(object, key);
+    for (const ggml_type type : types) {
+        if (name == ggml_type_name(type)) {
+            return type;
+        }
+    }
+    throw invalid_request(key, std::string(key) + " is not a type of the KV cache");
+}
+
+static llama_split_mode read_split_mode(const common_json & object) {
+    static constexpr std::pair<const char *, llama_split_mode> modes[] = {{"none", LLAMA_SPLIT_MODE_NONE},
+                                                                          {"layer", LLAMA_SPLIT_MODE_LAYER},
+                                                                          {"row", LLAMA_SPLIT_MODE_ROW},
+                                                                          {"tensor", LLAMA_SPLIT_MODE_TENSOR}};
+    if (!has(object, "split_mode")) {
+        return LLAMA_SPLIT_MODE_LAYER;
+    }
+    const std::string name = read_string(object, "split_mode");
+    for (const auto & [known, mode] : modes) {
+        if (name == known) {
+            return mode;
+        }
+    }
+    throw invalid_request("split_mode", "split_mode must be none, layer, row or tensor");
+}
+
+static std::vector<lora_file> parse_lora_files(const common_json & object) {
+    std::vector<lora_file> files;
+    for (const common_json & item : read_array(object, "loras", MAX_LORAS)) {
+        if (!item.is_object()) {
+            throw invalid_request("loras", "loras must hold objects");
+        }
+        files.push_back({read_string(item, "path"), 1.0f});
+        read(item, "scale", files.back().scale, -MAX_LORA_SCALE, MAX_LORA_SCALE);
+    }
+    return files;
+}
+
+static std::vector<lora_choice> parse_lora_choices(const common_json & object) {
+    std::vector<lora_choice> choices;
+    for (const common_json & item : read_array(object, "loras", MAX_LORAS)) {
+        if (!item.is_object() || !has(item, "id") || !has(item, "scale")) {
+            throw invalid_request("lora", "a choice of LoRA adapters must hold objects with id and scale");
+        }
+        choices.push_back({int32_t(integer(item.at("id"), "lora", 0, std::numeric_limits<int32_t>::max())),
+                           float(number(item.at("scale"), "lora", -MAX_LORA_SCALE, MAX_LORA_SCALE))});
+    }
+    return choices;
+}
 
 load_spec parse_load(const std::string & payload) {
     const common_json object = parse_object(payload);
@@ -135,6 +222,22 @@ load_spec parse_load(const std::string & payload) {
         spec.flash_attention = read_bool(object, "flash_attention", false);
     }
     spec.vocab_only = read_bool(object, "vocab_only", false);
+    spec.k_cache_type = read_cache_type(object, "k_cache_type");
+    spec.v_cache_type = read_cache_type(object, "v_cache_type");
+    spec.offload_kv_cache = read_bool(object, "offload_kv_cache", true);
+    read(object, "n_experts", spec.n_experts, 0, std::numeric_limits<int32_t>::max());
+    spec.mmap = read_bool(object, "mmap", true);
+    spec.mlock = read_bool(object, "mlock", false);
+    read(object, "main_gpu", spec.main_gpu, 0, MAX_GPUS - 1);
+    spec.split_mode = read_split_mode(object);
+    for (const common_json & share : read_array(object, "tensor_split", MAX_GPUS)) {
+        spec.tensor_split.push_back(float(number(share, "tensor_split", 0, 1e6)));
+    }
+    read(object, "idle_cells", spec.idle_cells, -1, MAX_CONTEXT);
+    if (has(object, "spill_bytes")) {
+        spec.spill_bytes = integer(object.at("spill_bytes"), "spill_bytes", -1, std::numeric_limits<int64_t>::max());
+    }
+    spec.loras = parse_lora_files(object);
     return spec;
 }
 
@@ -233,6 +336,9 @@ generate_spec parse_generate(const std::string & payload) {
     }
     if (has(object, "sampling")) {
         spec.sampling = parse_sampling(object.at("sampling"));
+    }
+    if (has(object, "loras")) {
+        spec.loras = parse_lora_choices(object);
     }
     return spec;
 }

@@ -13,6 +13,17 @@
 
 namespace lm {
 
+struct lora_file {
+    std::string path;
+    float scale;
+};
+
+// `id` is an index of LOAD's list.
+struct lora_choice {
+    int32_t id;
+    float scale;
+};
+
 struct load_spec {
     std::string path;
     std::vector<std::string> splits; // empty: `path` is the whole model
@@ -25,6 +36,18 @@ struct load_spec {
     int32_t threads = 0; // 0: one per core
     std::optional<bool> flash_attention;
     bool vocab_only = false;
+    ggml_type k_cache_type = GGML_TYPE_F16;
+    ggml_type v_cache_type = GGML_TYPE_F16;
+    bool offload_kv_cache = true;
+    int32_t n_experts = 0; // 0: the model's own
+    bool mmap = true;
+    bool mlock = false;
+    int32_t main_gpu = 0;
+    llama_split_mode split_mode = LLAMA_SPLIT_MODE_LAYER;
+    std::vector<float> tensor_split; // empty: by free memory
+    int32_t idle_cells = -1; // -1: chosen by the engine
+    int64_t spill_bytes = -1; // -1: chosen by the engine
+    std::vector<lora_file> loras;
 };
 
 struct chat_prompt {
@@ -49,6 +72,7 @@ struct generate_spec {
     std::optional<int32_t> top_logprobs;
     std::optional<grammar_spec> grammar;
     sampling_params sampling;
+    std::optional<std::vector<lora_choice>> loras; // none: the scales of the load
 };
 
 using embed_input = std::variant<std::string, std::vector<llama_token>>;

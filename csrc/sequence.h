@@ -1,6 +1,7 @@
 // One GENERATE request on its way: what was asked, the tokens so far, and what has been told to the client.
 #pragma once
 
+#include "lora.h"
 #include "sampler.h"
 #include "text.h"
 
@@ -44,6 +45,8 @@ struct sequence {
     std::optional<int32_t> top_logprobs;
     std::unique_ptr<sampler> choose;
     answer_text text{{}};
+    lora_scales loras;
+    std::string cache_key; // only sequences of the same key share cached prefixes
 
     // the prompt, then every sampled token; the first `n_cached` have cells under `seq`
     std::vector<llama_token> tokens;
@@ -51,6 +54,7 @@ struct sequence {
     llama_seq_id seq = -1; // -1: waiting
     int32_t output = -1;   // this step's index of the row to sample from
     size_t n_step = 0;     // tokens of this sequence in this step's batch
+    uint64_t turn = 0;     // the last one in which it could be in a batch
     bool done = false;     // answered; swept at the end of the step
 
     // logprobs of tokens whose text has not been shown yet, each with where its text begins

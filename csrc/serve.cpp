@@ -300,6 +300,8 @@ void server::generate(const work & item) {
     }
     s->max_tokens = spec.max_tokens;
     s->whole = spec.whole;
+    s->loras = m.loras().scales_for(spec.loras);
+    s->cache_key = to_key(s->loras);
     s->text = answer_text(std::move(spec.stops));
     s->top_logprobs = spec.top_logprobs;
     if (spec.echo) {

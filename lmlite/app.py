@@ -79,10 +79,11 @@ def open_catalog(config: Config) -> Catalog:
 
 def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] | None = None) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there."""
-    from .core.payloads import LoadSettings
+    from .core.payloads import LoadSettings, Lora
     from .core.pool import Pool
     from .core.worker import Process, Thread
 
+    k_type, _, v_type = config.kv_type.partition(",")
     settings = LoadSettings(
         context_length=config.context_length,
         parallel=config.parallel,
@@ -92,6 +93,16 @@ def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] |
         threads=config.threads,
         gpu_layers=config.gpu_layers,
         flash_attention={"on": True, "off": False}.get(config.flash_attention),
+        k_cache_type=k_type,
+        v_cache_type=v_type or k_type,
+        offload_kv_cache=config.kv_offload,
+        n_experts=config.experts,
+        mmap=config.mmap,
+        mlock=config.mlock,
+        main_gpu=config.main_gpu,
+        split_mode=config.split_mode,
+        tensor_split=config.tensor_split,
+        loras=tuple(Lora(path, scale) for path, scale in config.lora),
     )
     if place is None:
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error)

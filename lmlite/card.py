@@ -56,3 +56,5 @@ class Instance:
     n_embd: int
     vocab_size: int
     load_ms: float
+    offload_kv_cache: bool = False  # the KV cache of layers on the GPU is there too
+    n_experts: int = 0  # per token; 0: the model has none

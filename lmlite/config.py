@@ -27,6 +27,9 @@ WHOLE_NUMBER = re.compile(r"-?[0-9]{1,15}")
 NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
 SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+LORA_SCALE_MAX = 100.0
+
 T = TypeVar("T")
 
 
@@ -67,6 +70,8 @@ class Option:
     @property
     def shown_default(self) -> str:
         """The default as a user would write it."""
+        if self.default == ():
+            return "none"
         words = self.kind.words
         return next((word for word, number in words if number == self.default), f"{self.default}".removesuffix(".0"))
 
@@ -98,11 +103,7 @@ def whole(low: int, high: int, **words: int) -> Kind:
 
 def seconds(high: float) -> Kind:
     def convert(value: object) -> float:
-        if isinstance(value, str):
-            value = float(value) if NUMBER.fullmatch(value) else None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-            raise Refused
-        return float(value)
+        return to_number(value, 0, high)
 
     return Kind(f"seconds from 0 to {high:g}", convert, "S")
 
@@ -168,6 +169,52 @@ def pairs() -> Kind:
     return Kind(allowed, convert, "NAME=MODEL", shape="many")
 
 
+def cache_types() -> Kind:
+    """One type for K and V, or two joined by a comma."""
+
+    def convert(value: object) -> str:
+        types = to_items(value, ",")
+        if not 1 <= len(types) <= 2 or not all(type in CACHE_TYPES for type in types):
+            raise Refused
+        return ",".join(map(str, types))
+
+    return Kind(f"one of {', '.join(CACHE_TYPES)}, or two of them joined by ','", convert, "TYPE[,TYPE]")
+
+
+def shares() -> Kind:
+    def convert(value: object) -> tuple[float, ...]:
+        return tuple(to_number(item, 0, 1e6) for item in to_items(value, ","))
+
+    return Kind("numbers from 0 to 1e6 joined by ','", convert, "N,N,...")
+
+
+def loras() -> Kind:
+    def convert(value: object) -> tuple[tuple[Path, float], ...]:
+        return tuple(to_lora(item) for item in to_items(value, os.pathsep))
+
+    allowed = f"PATH or PATH=SCALE with a scale of at most {LORA_SCALE_MAX:g} (in a variable: joined by '{os.pathsep}')"
+    return Kind(allowed, convert, "PATH[=SCALE]", shape="many")
+
+
+def to_lora(value: object) -> tuple[Path, float]:
+    """A path may itself have an equals sign: only a number after the last one is a scale."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return to_path(value[0]), to_number(value[1], -LORA_SCALE_MAX, LORA_SCALE_MAX)
+    if isinstance(value, str):
+        path, _, scale = value.rpartition("=")
+        if path and NUMBER.fullmatch(scale):
+            return to_path(path), to_number(scale, -LORA_SCALE_MAX, LORA_SCALE_MAX)
+    return to_path(value), 1.0
+
+
+def to_number(value: object, low: float, high: float) -> float:
+    if isinstance(value, str):
+        value = float(value) if NUMBER.fullmatch(value) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise Refused
+    return float(value)
+
+
 def to_path(value: object) -> Path:
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise Refused
@@ -217,11 +264,20 @@ class Config:
     context_length: int = option(4096, whole(0, 1 << 24), "tokens one request may use; 0: the model's own limit")
     parallel: int = option(4, whole(1, 64), "sequences that decode at once")
     max_queue: int = option(512, whole(1, 1 << 20), "requests that may wait for a model; those beyond get 429")
-    kv_cells: int = option(0, whole(0, 1 << 28), "cells of the KV cache that all sequences share; 0: chosen by memory")
-    eval_batch_size: int = option(512, whole(1, 1 << 16), "prompt tokens per batch")
-    threads: int = option(0, whole(0, 1024), "CPU threads per model; 0: as many as cores")
+    kv_cells: int = option(0, whole(0, 1 << 24), "cells of the KV cache that all sequences share; 0: chosen by memory")
+    kv_type: str = option("f16", cache_types(), "type of the KV cache, or of K and of V")
+    eval_batch_size: int = option(512, whole(1, 1 << 14), "prompt tokens per batch")
+    threads: int = option(0, whole(0, 512), "CPU threads per model; 0: as many as cores")
     gpu_layers: int = option(-1, whole(0, 9999, max=-1, off=0), "layers to keep on the GPU")
+    kv_offload: bool = option(True, switch(), "keep the KV cache of layers on the GPU there too")
+    main_gpu: int = option(0, whole(0, 63), "the GPU that holds the whole model with --split-mode none")
+    split_mode: str = option("layer", one_of("none", "layer", "row", "tensor"), "how several GPUs share a model")
+    tensor_split: tuple[float, ...] = option((), shares(), "the share of each GPU; none: by free memory")
     flash_attention: str = option("auto", one_of("auto", "on", "off"), "use flash attention")
+    mmap: bool = option(True, switch(), "map model files into memory, not read them")
+    mlock: bool = option(False, switch(), "keep models in memory, never swapped out")
+    experts: int = option(0, whole(0, 1024), "experts per token of a mixture model; 0: as it was trained")
+    lora: tuple[tuple[Path, float], ...] = option((), loras(), "a LoRA adapter for the models of its architecture")
     ttl: float = option(3600.0, seconds(1e9), "idle time after which a model is unloaded; 0: never")
 
     # ---- how it behaves

@@ -39,7 +39,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 def load(path: str | Path, **options: Any) -> Model:
     """Loads the GGUF file `path`. `options` are those of `Config` that concern a model: `context_length`, `parallel`,
-    `threads`, `gpu_layers`, `isolation`, ..."""
+    `threads`, `gpu_layers`, `kv_type`, `lora`, `isolation`, ..."""
     return Model(Config.of(**{"isolation": "thread", "ttl": 0, **options, "models": [path]}))
 
 

@@ -51,6 +51,8 @@ def loaded(command: dict[str, Any], embedding: bool = False) -> dict[str, Any]:
         "eval_batch_size": command.get("eval_batch_size", 512),
         "flash_attention": bool(command.get("flash_attention")),
         "gpu_layers": max(0, command.get("gpu_layers", 0)),
+        "offload_kv_cache": False,
+        "n_experts": 0,
         "n_params": 1000,
         "n_embd": 4,
         "vocab_size": 256,

@@ -1,11 +1,15 @@
-"""Writes small GGUF models of random weights for what the bundled model cannot show: embeddings, broken templates."""
+"""Writes small GGUF models of random weights for what the bundled model cannot show: embeddings, experts, adapters, broken
+templates."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"▁{c}" for c in "abcdefghijklmnopqrstuvwxyz"))
 N_EMBD, N_FF, N_CTX = 32, 64, 64
@@ -59,6 +63,134 @@ def write_bert(path: Path, n_ctx: int = N_CTX) -> Path:
     norm("blk.0.layer_output_norm")
     finish(writer)
     return path
+
+
+# ---- text models and adapters ----------------------------------------------------------------------------------------
+
+Weights = Mapping[str, npt.NDArray[np.float32]]
+LETTERS = tuple(f"▁{c}" for c in "abcdefghijklmnopqrstuvwxyz")
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A two-layer llama that knows bytes and single letters, its weights drawn from `seed`."""
+
+    seed: int = 7
+    n_embd: int = 64
+    n_head: int = 2
+    head_size: int = 32
+    n_ff: int = 96
+    n_ctx: int = 2048
+    n_experts: int = 0
+    n_used: int | Sequence[int] = 2  # experts per token; several numbers: one per layer
+
+    def weights(self) -> dict[str, npt.NDArray[np.float32]]:
+        rng = np.random.default_rng(self.seed)
+        width = self.n_head * self.head_size
+        n_vocab = 3 + len(BYTES) + len(LETTERS)
+        found: dict[str, npt.NDArray[np.float32]] = {}
+
+        def draw(name: str, *shape: int) -> None:
+            found[f"{name}.weight"] = rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32)
+
+        def ones(name: str) -> None:
+            found[f"{name}.weight"] = np.ones(self.n_embd, dtype=np.float32)
+
+        found["token_embd.weight"] = rng.normal(0, 1, (n_vocab, self.n_embd)).astype(np.float32)
+        ones("output_norm")
+        found["output.weight"] = rng.normal(0, 0.3, (n_vocab, self.n_embd)).astype(np.float32)
+        for layer in ("blk.0", "blk.1"):
+            ones(f"{layer}.attn_norm")
+            for name in ("attn_q", "attn_k", "attn_v"):
+                draw(f"{layer}.{name}", width, self.n_embd)
+            draw(f"{layer}.attn_output", self.n_embd, width)
+            ones(f"{layer}.ffn_norm")
+            if self.n_experts:
+                draw(f"{layer}.ffn_gate_inp", self.n_experts, self.n_embd)
+            experts, suffix = ((self.n_experts,), "_exps") if self.n_experts else ((), "")
+            draw(f"{layer}.ffn_gate{suffix}", *experts, self.n_ff, self.n_embd)
+            draw(f"{layer}.ffn_up{suffix}", *experts, self.n_ff, self.n_embd)
+            draw(f"{layer}.ffn_down{suffix}", *experts, self.n_embd, self.n_ff)
+        return found
+
+    def write(self, path: Path, changed: Weights | None = None) -> Path:
+        """`changed` weights take the place of the drawn ones."""
+        writer = gguf.GGUFWriter(str(path), "llama")
+        writer.add_name("random llama")
+        writer.add_context_length(self.n_ctx)
+        writer.add_embedding_length(self.n_embd)
+        writer.add_feed_forward_length(self.n_ff)
+        writer.add_block_count(2)
+        writer.add_head_count(self.n_head)
+        writer.add_key_length(self.head_size)
+        writer.add_value_length(self.head_size)
+        writer.add_rope_dimension_count(self.head_size)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        if self.n_experts:
+            writer.add_expert_count(self.n_experts)
+            if isinstance(self.n_used, int):
+                writer.add_expert_used_count(self.n_used)
+            else:
+                writer.add_array("llama.expert_used_count", list(self.n_used))
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(["<unk>", "<s>", "</s>", *BYTES, *LETTERS])
+        writer.add_token_scores([0.0] * (3 + len(BYTES) + len(LETTERS)))
+        kinds = gguf.TokenType
+        types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL]
+        writer.add_token_types(types + [kinds.BYTE] * len(BYTES) + [kinds.NORMAL] * len(LETTERS))
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        for name, weight in {**self.weights(), **(changed or {})}.items():
+            writer.add_tensor(name, weight)
+        finish(writer)
+        return path
+
+
+@dataclass(frozen=True)
+class RandomLora:
+    """A LoRA adapter of `of`'s attention and feed-forward weights, strong enough to change what is said."""
+
+    of: Llama
+    seed: int = 11
+    rank: int = 4
+    alpha: float = 8.0
+
+    def pairs(self) -> dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        rng = np.random.default_rng(self.seed)
+        found = {}
+        for name, weight in self.of.weights().items():
+            if any(part in name for part in ("attn_q", "attn_v", "ffn_up")):
+                n_out, n_in = weight.shape
+                a = rng.normal(0, n_in**-0.5, (self.rank, n_in)).astype(np.float32)
+                found[name] = a, rng.normal(0, 0.5, (n_out, self.rank)).astype(np.float32)
+        return found
+
+    def merged(self, scale: float = 1.0) -> Weights:
+        """The weights that the adapter makes of the model's."""
+        weights, strength = self.of.weights(), np.float32(scale * self.alpha / self.rank)
+        return {name: weights[name] + strength * (b @ a) for name, (a, b) in self.pairs().items()}
+
+    def write(self, path: Path, arch: str = "llama", invocation: Sequence[int] = ()) -> Path:
+        """`invocation` are the tokens after which the adapter counts; none: always."""
+        writer = gguf.GGUFWriter(str(path), arch)
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", self.alpha)
+        if invocation:
+            writer.add_key_value(
+                "adapter.alora.invocation_tokens", list(invocation), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+            )
+        for name, (a, b) in self.pairs().items():
+            writer.add_tensor(f"{name}.lora_a", a)
+            writer.add_tensor(f"{name}.lora_b", b)
+        finish(writer)
+        return path
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
 
 
 def with_template(source: Path, path: Path, template: str) -> Path:

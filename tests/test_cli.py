@@ -68,12 +68,15 @@ def a_value_for(shape: str, default: object, allowed: str) -> tuple[str, object]
         text = "a=b" if allowed.startswith("NAME=") else "/some/thing"
         return text, [text]
     if shape == "switch":
-        return "true", True
+        return str(not default).lower(), not default
     if isinstance(default, int):
         return "7", 7
+    if default == ():
+        return "3,1", [3, 1]
     if isinstance(default, float):
         return "7.5", 7.5
-    text = {"process or thread": "thread", "auto or on or off": "off"}.get(allowed, "debug")
+    words = {"process or thread": "thread", "auto or on or off": "off", "none or layer or row or tensor": "row"}
+    text = "q8_0,q4_0" if "q8_0" in allowed else words.get(allowed, "debug")
     return text, text
 
 

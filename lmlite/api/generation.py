@@ -47,6 +47,9 @@ OVERFLOW: Mapping[str, Literal["error", "stop", "drop_middle"]] = {
 }
 """LM Studio's words for what happens to what does not fit the context; an error is our default."""
 
+LORAS_MAX = 64
+LORA_SCALE_MAX = 100.0
+
 SEEDS = 2**32 - 1
 """Seeds the engine knows: 0 up to this number, excluded."""
 
@@ -139,6 +142,7 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
             ignore_eos=fields.boolean("ignore_eos"),
             overflow=OVERFLOW[fields.choice("context_overflow_policy", tuple(OVERFLOW)) or "error"],
             draft=draft,
+            loras=_parse_loras(fields),
         ),
     )
 
@@ -249,6 +253,23 @@ def _parse_breakers(fields: Fields) -> tuple[str, ...] | None:
             where = f"dry_sequence_breakers[{i}]"
             raise InvalidRequest(f"'{where}' must have 1 to {BREAKER_CHARS_MAX} characters", where)
     return breakers
+
+
+def _parse_loras(fields: Fields) -> tuple[tuple[int, float], ...] | None:
+    """llama-server's `lora`: adapters by their place in the list that the model was loaded with; the others are off."""
+    given = fields.array("lora")
+    if given is None:
+        return None
+    if len(given) > LORAS_MAX:
+        raise OutOfRange("lora", None, LORAS_MAX)
+    chosen = {}
+    for i, item in enumerate(given):
+        choice = Fields(as_object(item, f"lora[{i}]"), f"lora[{i}]")
+        id = as_integer(choice.require("id"), choice.where("id"), 0, INT32_MAX)
+        if id in chosen:
+            raise InvalidRequest(f"'lora' names adapter {id} twice", choice.where("id"))
+        chosen[id] = as_number(choice.require("scale"), choice.where("scale"), -LORA_SCALE_MAX, LORA_SCALE_MAX)
+    return tuple(chosen.items())
 
 
 def as_token_ids(value: object, where: str) -> tuple[int, ...]:

@@ -58,8 +58,10 @@ def _spell_instance(instance: Instance, is_llm: bool) -> dict[str, Any]:
             "eval_batch_size": instance.eval_batch_size,
             "parallel": instance.parallel,
             "flash_attention": instance.flash_attention,
-            "offload_kv_cache_to_gpu": instance.gpu_layers > 0,
+            "offload_kv_cache_to_gpu": instance.offload_kv_cache,
         }
+        if instance.n_experts:
+            config["num_experts"] = instance.n_experts
     return {"id": instance.id, "config": config}
 
 

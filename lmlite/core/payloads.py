@@ -34,8 +34,16 @@ MALFORMED: Final = (LookupError, TypeError, ValueError, ArithmeticError, Recursi
 
 
 @dataclass(slots=True, frozen=True)
+class Lora:
+    """A LoRA adapter and the scale that it has where a request says nothing of adapters."""
+
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(slots=True, frozen=True)
 class LoadSettings:
-    """How models are loaded; zeros and None leave the choice to the engine (csrc/protocol.md, LOAD)."""
+    """How models are loaded; zeros, -1 and None leave the choice to the engine (csrc/protocol.md, LOAD)."""
 
     context_length: int = 4096  # tokens; 0: what the model was trained for
     parallel: int = 4
@@ -45,6 +53,18 @@ class LoadSettings:
     threads: int = 0
     gpu_layers: int = -1  # -1: all that fit
     flash_attention: bool | None = None
+    k_cache_type: str = "f16"
+    v_cache_type: str = "f16"
+    offload_kv_cache: bool = True
+    n_experts: int = 0
+    mmap: bool = True
+    mlock: bool = False
+    main_gpu: int = 0
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    idle_cells: int = -1
+    spill_bytes: int = -1
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -69,6 +89,8 @@ class Loaded:
     eval_batch_size: int
     flash_attention: bool
     gpu_layers: int
+    offload_kv_cache: bool
+    n_experts: int  # per token; 0: the model has none
     n_params: int
     n_embd: int
     vocab_size: int
@@ -111,7 +133,8 @@ def encode(command: Mapping[str, Any]) -> bytes:
 
 def load_object(spec: LoadSpec) -> dict[str, Any]:
     settings = {field.name: getattr(spec.settings, field.name) for field in fields(LoadSettings)}
-    command = {"path": str(spec.paths[0]), **settings, "vocab_only": spec.vocab_only}
+    loras = [{"path": str(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
+    command = {"path": str(spec.paths[0]), **settings, "loras": loras, "vocab_only": spec.vocab_only}
     if len(spec.paths) > 1:
         command["splits"] = [str(path) for path in spec.paths]
     return command
@@ -147,7 +170,7 @@ def generate_object(generate: Generate) -> dict[str, Any]:
             prompt = {"text": text}
         case Tokens(ids):
             prompt = {"tokens": ids}
-    grammar = generate.grammar
+    grammar, loras = generate.grammar, generate.loras
     return {
         **prompt,
         "max_tokens": generate.max_tokens,
@@ -157,6 +180,7 @@ def generate_object(generate: Generate) -> dict[str, Any]:
         "ignore_eos": generate.ignore_eos,
         "top_logprobs": generate.top_logprobs,
         **({"grammar": {"kind": grammar.kind, "text": grammar.text}} if grammar else {}),
+        **({} if loras is None else {"loras": [{"id": id, "scale": scale} for id, scale in loras]}),
         "sampling": sampling_object(generate.sampling),
         **options_object(generate),
     }
@@ -203,6 +227,8 @@ def read_loaded(payload: bytes) -> Loaded:
         eval_batch_size=int(value["eval_batch_size"]),
         flash_attention=bool(value["flash_attention"]),
         gpu_layers=int(value["gpu_layers"]),
+        offload_kv_cache=bool(value["offload_kv_cache"]),
+        n_experts=int(value["n_experts"]),
         n_params=int(value["n_params"]),
         n_embd=int(value["n_embd"]),
         vocab_size=int(value["vocab_size"]),

@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 from ..card import Instance, ModelCard, Runtime
 from ..errors import EngineGone, InternalError, LmError, LoadFailed, ModelNotFound, ShuttingDown, WrongModelType
 from .engine import Engine
+from .gguf import GgufError, read_header
 from .line import Clock, Timer
-from .payloads import Loaded, LoadSettings, LoadSpec
+from .payloads import Loaded, LoadSettings, LoadSpec, Lora
 from .worker import Placement
 
 MAX_CRASHES: Final = 3
@@ -189,7 +190,7 @@ class Pool:
             slot.engine = await Engine.open(
                 self._place(), card.id, clock=self._own_clock, on_gone=lambda: self._lost(slot)
             )
-            spec = LoadSpec(card.paths, self._settings)
+            spec = LoadSpec(card.paths, await settings_for(card, self._settings))
             slot.instance = instance_of(card, await slot.engine.load(spec, slot.progress))
             slot.ready.set_result(None)
         except asyncio.CancelledError:
@@ -326,6 +327,20 @@ def serves(card: ModelCard, needs: Needs) -> bool:
     return (card.type == "embedding") == (needs == "embedding")
 
 
+async def settings_for(card: ModelCard, settings: LoadSettings) -> LoadSettings:
+    """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse."""
+
+    def fits(lora: Lora) -> bool:
+        try:
+            return read_header(lora.path).text("general.architecture") in (card.arch, None)
+        except GgufError:
+            return True
+
+    if not settings.loras:
+        return settings
+    return await asyncio.to_thread(lambda: replace(settings, loras=tuple(filter(fits, settings.loras))))
+
+
 def instance_of(card: ModelCard, loaded: Loaded) -> Instance:
     return Instance(
         id=card.id,
@@ -341,4 +356,6 @@ def instance_of(card: ModelCard, loaded: Loaded) -> Instance:
         n_embd=loaded.n_embd,
         vocab_size=loaded.vocab_size,
         load_ms=loaded.load_ms,
+        offload_kv_cache=loaded.offload_kv_cache,
+        n_experts=loaded.n_experts,
     )

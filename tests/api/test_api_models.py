@@ -15,7 +15,7 @@ from tests.api.golden_files import CARD, GOLDEN, INSTANCE
 OWL = replace(
     CARD, id="text-embedding-owl", type="embedding", quantization="?", bits_per_weight=None, params_string=None
 )
-SECOND = replace(INSTANCE, id="falcon-7b:2", context_length=8192, gpu_layers=33)
+SECOND = replace(INSTANCE, id="falcon-7b:2", context_length=8192, offload_kv_cache=True, n_experts=2)
 
 V0_FALCON = {
     "id": "falcon-7b",
@@ -78,7 +78,10 @@ def test_v1_lists_instances_under_their_model() -> None:
         "params_string": "7B",
         "loaded_instances": [
             {"id": "falcon-7b", "config": config},
-            {"id": "falcon-7b:2", "config": {**config, "context_length": 8192, "offload_kv_cache_to_gpu": True}},
+            {
+                "id": "falcon-7b:2",
+                "config": {**config, "context_length": 8192, "offload_kv_cache_to_gpu": True, "num_experts": 2},
+            },
         ],
         "max_context_length": 32768,
         "format": "gguf",
