@@ -112,7 +112,7 @@ def find_tree(environ: Environ) -> Path:
 
 def commit_of(tree: Path) -> str:
     """The commit for `lmlite --version`: the pin's for a tree that bears its stamp, else what git says of the tree."""
-    if tree == fetch.TREE:
+    if (tree / fetch.STAMP).is_file():
         return fetch.read_pin().commit
     command = ["git", "-C", str(tree), "rev-parse", "HEAD"]
     try:
