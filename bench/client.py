@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+COMPLETIONS = "/v1/completions"
+CORES = os.cpu_count() or 1
+WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem hand part "
+    "place case week company system program question work government number night point home water room mother area money "
+    "story fact month lot right study book eye job word business issue side kind head house service friend father power"
+).split()
+"""Each is one token of the random models' vocabulary."""
+
+
+# ---- a server --------------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Running:
-    """A server process that answers on loopback."""
+    """A server process that answers on loopback; `model` is what requests call its model."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[Any]
     port: int
-    ready_s: float
+    model: str = ""
+    ready_s: float = 0.0
 
     @property
     def pid(self) -> int:
@@ -42,7 +58,7 @@ def serving(command: Sequence[str | Path]) -> Iterator[Running]:
                 if "http://" in line:
                     ready_s = time.perf_counter() - began
                     port = int(line.split("http://")[1].split(":")[1].split("/")[0].split()[0])
-                    yield Running(process, port, ready_s)
+                    yield Running(process, port, ready_s=ready_s)
                     break
             else:
                 raise RuntimeError(f"{command[0]} ended without an address")
@@ -52,6 +68,24 @@ def serving(command: Sequence[str | Path]) -> Iterator[Running]:
 
 def lmlite(*arguments: str | Path) -> list[str | Path]:
     return [sys.executable, "-m", "lmlite", "serve", "--port", "0", *arguments]
+
+
+@contextmanager
+def lmlite_server(model: Path, *flags: object) -> Iterator[Running]:
+    """With `model` loaded."""
+    with tempfile.TemporaryDirectory() as home:
+        with serving(lmlite(model, "--home", home, *map(str, flags))) as server:
+            server.model = asyncio.run(id_of(server.port, model))
+            asyncio.run(whole(server.port, COMPLETIONS, {"model": server.model, "prompt": "a", "max_tokens": 1}))
+            yield server
+
+
+async def id_of(port: int, model: Path) -> str:
+    listed = (await whole(port, "/v1/models"))["data"]
+    return str(next(entry["id"] for entry in listed if entry["id"].removesuffix("-q8_0") in model.stem.lower()))
+
+
+# ---- what it takes ---------------------------------------------------------------------------------------------------
 
 
 def cpu_s(pid: int) -> float:
@@ -75,6 +109,9 @@ def pss_mb(pid: int) -> float:
     return 0.0
 
 
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
 def request(path: str, body: dict[str, Any] | None = None, method: str | None = None) -> bytes:
     raw = b"" if body is None else json.dumps(body).encode()
     head = f"{method or ('GET' if body is None else 'POST')} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -94,19 +131,53 @@ async def whole(port: int, path: str, body: dict[str, Any] | None = None) -> dic
     return answer
 
 
-async def stream(port: int, path: str, body: dict[str, Any]) -> tuple[int, float]:
-    """The number of chunks of a streamed answer, and the seconds from the first to the last."""
+async def arrivals(port: int, path: str, body: dict[str, Any]) -> AsyncIterator[tuple[float, int]]:
+    """Of each piece of a streamed answer: when it arrived, and how many events it held."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request(path, {**body, "stream": True}))
-    n, first, last = 0, 0.0, 0.0
     tail = b""
-    while b"[DONE]" not in tail:
-        chunk = await reader.read(1 << 16)
-        if not chunk:
-            raise RuntimeError("the stream ended early")
-        last = time.perf_counter()
-        first = first or last
-        n += chunk.count(b"data: {")
-        tail = tail[-16:] + chunk
-    writer.close()
-    return n, last - first
+    try:
+        while b"[DONE]" not in tail:
+            chunk = await reader.read(1 << 16)
+            if not chunk:
+                raise RuntimeError(f"the stream ended early: {tail!r}")
+            tail = tail[-16:] + chunk
+            if b"data: {" in chunk:
+                yield time.perf_counter(), chunk.count(b"data: {")
+    finally:
+        writer.close()
+
+
+async def stream(port: int, path: str, body: dict[str, Any]) -> tuple[int, float, float]:
+    """The number of events of a streamed answer, and the moments of the first and the last."""
+    seen = [arrival async for arrival in arrivals(port, path, body)]
+    return sum(n for _, n in seen), seen[0][0], seen[-1][0]
+
+
+async def first_token_s(port: int, body: dict[str, Any]) -> float:
+    """Seconds until the first event of an answer to a completion; the rest is heard to its end."""
+    began = time.perf_counter()
+    _, first, _ = await stream(port, COMPLETIONS, body)
+    return first - began
+
+
+class Client:
+    """Asks one server for completions whose prompts it has not seen."""
+
+    def __init__(self, server: Running):
+        self.port, self.model = server.port, server.model
+        self._random = random.Random(server.port)
+
+    def words(self, n: int) -> str:
+        return " ".join(self._random.choices(WORDS, k=n))
+
+    def body(self, prompt: str, n: int) -> dict[str, Any]:
+        return {"model": self.model, "prompt": prompt, "max_tokens": n, "ignore_eos": True, "temperature": 0}
+
+    async def first_token_s(self, prompt: str, n: int = 4) -> float:
+        return await first_token_s(self.port, self.body(prompt, n))
+
+    async def usage(self, prompt: str, n: int = 4) -> dict[str, Any]:
+        usage = (await whole(self.port, COMPLETIONS, self.body(prompt, n)))["usage"]
+        assert isinstance(usage, dict)
+        return usage

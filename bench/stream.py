@@ -66,7 +66,7 @@ async def tokens(server: client.Running, streams: int, n: int) -> float:
     await client.stream(server.port, CHAT, {**body, "max_tokens": 10})
     before = client.cpu_s(server.pid)
     answers = await asyncio.gather(*(client.stream(server.port, CHAT, body) for _ in range(streams)))
-    return (client.cpu_s(server.pid) - before) / sum(n for n, _ in answers) * 1e6
+    return (client.cpu_s(server.pid) - before) / sum(n for n, _, _ in answers) * 1e6
 
 
 async def requests(server: client.Running, path: str, body: dict[str, Any] | None, n: int, clients: int) -> dict[str, float]:

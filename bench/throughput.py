@@ -1,0 +1,50 @@
+"""Claim: 8 streams at once decode as fast as llama-batched-bench, which has no server, no sampling and no text.
+
+Greedy answers to short prompts, from the first token of any to the last of all. The model is large enough that a step
+is what counts: with a small one this would measure the client, which shares the machine's cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an installed lmlite is the one to measure
+
+from bench import client, contest, peers  # noqa: E402
+
+STREAMS, PROMPT, N = 8, 16, 64
+CLAIMS = (
+    contest.Claim("tokens_per_s", "8 streams together, against llama-server", "tokens/s", ratio=1.0, more=True),
+    contest.Claim("of_raw", "8 streams together, of llama-batched-bench", "", bound=0.97, more=True),
+)
+
+
+async def measure(server: client.Running) -> contest.Figures:
+    asker = client.Client(server)
+    bodies = [asker.body(asker.words(PROMPT), N) for _ in range(STREAMS)]
+    heard = await asyncio.gather(*(client.stream(server.port, client.COMPLETIONS, body) for body in bodies))
+    began, ended = min(first for _, first, _ in heard), max(last for _, _, last in heard)
+    return {"tokens_per_s": STREAMS * (N - 1) / (ended - began)}
+
+
+def raw(model: Path) -> float:
+    """The better of one cache for all sequences and one for each."""
+    shape = (model, STREAMS, PROMPT, N, client.CORES)
+    return max(peers.batched_bench(*shape, *flags)[0] for flags in ((), ("--kv-unified",)))
+
+
+def main() -> None:
+    arguments = contest.parse(__doc__, params="500M", rounds=2)
+    serve = contest.contestants(STREAMS, 512)
+    before = raw(arguments.model)
+    figures = contest.contest(arguments.model, arguments.rounds, serve, measure)
+    reference = (before + raw(arguments.model)) / 2
+    for of in figures.values():
+        of["of_raw"] = of["tokens_per_s"] / reference
+    contest.report("throughput", arguments.model, figures, CLAIMS)
+
+
+if __name__ == "__main__":
+    main()
