@@ -7,8 +7,10 @@ trip them is refused here by depth, size and order. Whatever else is wrong with 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidRequest, InvalidType, MissingField, OutOfRange
@@ -22,6 +24,10 @@ GRAMMAR_CHARS_MAX = 128 * 1024
 
 ENUM_MAX = 4096
 """Values of all `enum` lists of a schema: each is an alternative that every token is tried against."""
+
+OPTIONAL_PAIRS_MAX = 250_000
+"""Pairs of optional properties, summed over the objects of a schema: the grammar says of each which others may follow it,
+and half a million of such rules take the engine's compiler seconds. 500 in one object."""
 
 REPEAT_MAX = 2000
 """The engine's grammar compiler refuses more repetitions of one item; said here with the field's name."""
@@ -76,20 +82,31 @@ def _parse_response_format(form: Fields | None) -> Grammar | None:
     return Grammar("json_schema", spell_schema(as_object(schema, where), where))
 
 
+@dataclass(slots=True, frozen=True)
+class SchemaCost:
+    """What schemas take to compile; those of several tools add up."""
+
+    n_chars: int = 0
+    n_enum: int = 0
+    n_pairs: int = 0
+
+    def __add__(self, other: SchemaCost) -> SchemaCost:
+        return SchemaCost(self.n_chars + other.n_chars, self.n_enum + other.n_enum, self.n_pairs + other.n_pairs)
+
+
 def spell_schema(schema: Any, where: str) -> str:
     """The schema as JSON text, checked. Its depth is bounded already, by the body's."""
-    text, n_enum = check_schema(schema, where)
-    if n_enum > ENUM_MAX:
-        raise InvalidRequest(f"'{where}' must have at most {ENUM_MAX} enum values", where)
+    text, cost = check_schema(schema, where)
+    check_cost(cost, where)
     return text
 
 
-def check_schema(schema: Any, where: str) -> tuple[str, int]:
-    """The schema as JSON text, and how many enum values it has."""
+def check_schema(schema: Any, where: str) -> tuple[str, SchemaCost]:
+    """The schema as JSON text, and what it costs."""
     text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     if len(text) > GRAMMAR_CHARS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {GRAMMAR_CHARS_MAX} characters", where)
-    n_enum = 0
+    n_enum = n_pairs = 0
     for node in _objects(schema):
         _check_bounds(node, where)
         pattern = node.get("pattern")
@@ -99,7 +116,16 @@ def check_schema(schema: Any, where: str) -> tuple[str, int]:
             _check_repetitions(structure, where)
         enum = node.get("enum")
         n_enum += len(enum) if isinstance(enum, list) else 0
-    return text, n_enum
+        n_pairs += _count_optional(node) ** 2
+    return text, SchemaCost(len(text), n_enum, n_pairs)
+
+
+def check_cost(cost: SchemaCost, where: str) -> None:
+    if cost.n_enum > ENUM_MAX:
+        raise InvalidRequest(f"'{where}' must have at most {ENUM_MAX} enum values", where)
+    if cost.n_pairs > OPTIONAL_PAIRS_MAX:
+        most = math.isqrt(OPTIONAL_PAIRS_MAX)
+        raise InvalidRequest(f"'{where}' has too many optional properties: an object may have {most} of them", where)
 
 
 def _objects(schema: Any) -> Iterator[dict[str, Any]]:
@@ -111,6 +137,14 @@ def _objects(schema: Any) -> Iterator[dict[str, Any]]:
             pending.extend(node.values())
         elif isinstance(node, list):
             pending.extend(node)
+
+
+def _count_optional(node: dict[str, Any]) -> int:
+    properties, required = node.get("properties"), node.get("required")
+    if not isinstance(properties, dict):
+        return 0
+    named = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+    return len(properties.keys() - named)
 
 
 def _check_bounds(node: dict[str, Any], where: str) -> None:

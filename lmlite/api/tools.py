@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InvalidRequest, InvalidType, UnsupportedField
 from ..request import ToolChoice
-from .constraint import COUNTS_MOST, ENUM_MAX, REPEAT_MAX, check_schema
+from .constraint import COUNTS_MOST, REPEAT_MAX, SchemaCost, check_cost, check_schema
 from .fields import Fields, as_object, clip
 
 TOOLS_MAX = 512
@@ -93,7 +93,7 @@ def parse_tools(given: Sequence[Any], where: str) -> tuple[Mapping[str, Any], ..
     if len(given) > TOOLS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {TOOLS_MAX} tools", where)
     tools: dict[str, Mapping[str, Any]] = {}
-    n_chars = n_enum = 0
+    cost = SchemaCost()
     for i, value in enumerate(given):
         tool = Fields(as_object(value, f"{where}[{i}]"), f"{where}[{i}]")
         require_function(tool)
@@ -102,14 +102,12 @@ def parse_tools(given: Sequence[Any], where: str) -> tuple[Mapping[str, Any], ..
         if name in tools:
             raise InvalidRequest(f"'{function.where('name')}' repeats '{name}'", function.where("name"))
         description = function.string("description") or ""
-        parameters, n_schema_chars, n_schema_enum = _parse_parameters(function)
-        n_chars += len(description) + n_schema_chars
-        n_enum += n_schema_enum
+        parameters, schema_cost = _parse_parameters(function)
+        cost += SchemaCost(len(description)) + schema_cost
         tools[name] = spell_tool(name, description, parameters)
-    if n_chars > TOOLS_CHARS_MAX:
+    if cost.n_chars > TOOLS_CHARS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {TOOLS_CHARS_MAX} characters", where)
-    if n_enum > ENUM_MAX:
-        raise InvalidRequest(f"'{where}' must have at most {ENUM_MAX} enum values", where)
+    check_cost(cost, where)
     return tuple(tools.values())
 
 
@@ -129,18 +127,17 @@ def spell_tool(name: str, description: str, parameters: Mapping[str, Any]) -> Ma
     return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
-def _parse_parameters(function: Fields) -> tuple[Mapping[str, Any], int, int]:
-    """The schema, its size in characters, and how many enum values it has."""
+def _parse_parameters(function: Fields) -> tuple[Mapping[str, Any], SchemaCost]:
+    """The schema, and what it costs."""
     _check_strict(function)
     given = function.object("parameters")
     if given is None or not given.values:
-        return NO_PARAMETERS, 0, 0
+        return NO_PARAMETERS, SchemaCost()
     where = function.where("parameters")
     if given.values.get("type", "object") != "object":
         raise InvalidRequest(f"'{where}' must describe an object", where)
     parameters = _without_endless_bounds(given.values)
-    text, n_enum = check_schema(parameters, where)
-    return parameters, len(text), n_enum
+    return parameters, check_schema(parameters, where)[1]
 
 
 def _check_strict(function: Fields) -> None:

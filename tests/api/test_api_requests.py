@@ -191,6 +191,8 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     (schema_format({"enum": list(range(5000))}), SCHEMA),
     (schema_format({"anyOf": [{"enum": list(range(3000))}] * 2}), SCHEMA),
     (schema_format({"description": "x" * 200_000}), SCHEMA),
+    (schema_format({"properties": {f"p{i}": {} for i in range(501)}}), SCHEMA),
+    (schema_format({"anyOf": [{"properties": {f"p{i}": {} for i in range(300)}, "required": [1, "p0"]}] * 3}), SCHEMA),
     (schema_format({"minLength": 5, "maxLength": 2}), SCHEMA),
     (schema_format({"properties": {"a": {"items": {"minItems": 2, "maxItems": 1}}}}), SCHEMA),
     (schema_format({"minimum": 2, "maximum": 1.5}), SCHEMA),
@@ -262,6 +264,7 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     (tools(*[f"f{i}" for i in range(513)]), "tools"),
     (tools("f", "g", description="x" * 300_000), "tools"),
     (tools("f", "g", parameters=object_of({"enum": list(range(3000))})), "tools"),
+    (tools("f", "g", parameters={"type": "object", "properties": {f"p{i}": {} for i in range(400)}}), "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": "required", "tools": []}, "tool_choice"),
     ({"tool_choice": "any", **tools("f")}, "tool_choice"),
@@ -386,6 +389,13 @@ def test_a_schema_as_deep_as_a_body_can_be_is_accepted() -> None:
     (run,) = PARSE["openai_chat"](body).runs
     assert run.grammar is not None
     assert json.loads(run.grammar.text) == deep_schema(60)
+
+
+def test_a_schema_may_require_any_number_of_properties() -> None:
+    properties = {f"p{i}": {"type": "string"} for i in range(2000)}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    (run,) = PARSE["openai_chat"]({**CHAT, **schema_format(schema)}).runs
+    assert run.grammar is not None
 
 
 @pytest.mark.parametrize(

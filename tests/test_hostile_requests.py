@@ -1,0 +1,151 @@
+"""Requests that are built to hurt, sent to a real server and engine: each is answered soon and in order, and what comes
+after it is answered as before. Those that are refused before they reach an engine are in tests/api."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.server import Server
+from tests import chats
+from tests.conftest import Client
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+INT32_MAX = 2**31 - 1
+HELLO = {"model": chats.MODEL, "messages": [{"role": "user", "content": "Hello!"}], "temperature": 0, "max_tokens": 12}
+
+
+def saying(content: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def schema(value: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": value}}}
+
+
+def wide(n: int, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(n)}, **more}
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    # P14: grammars that do not compile
+    ("no such rule", {"grammar": "root ::= missing"}),
+    ("no root", {"grammar": 'top ::= "a"'}),
+    ("left recursion", {"grammar": 'root ::= root "a"'}),
+    ("a rule that is itself", {"grammar": "root ::= x\nx ::= x"}),
+    ("repeated repetitions", {"grammar": 'root ::= ((("a"{2000}){2000}){2000}){2000}'}),
+    ("a token of no vocabulary", {"grammar": "root ::= <[99999999999999999999]>"}),
+    # P13, P14: schemas
+    ("a schema of itself", schema({"$ref": "#"})),
+    ("a schema elsewhere", schema({"$ref": "http://127.0.0.1:1/schema.json"})),
+    ("a schema in a file", schema({"$ref": "file:///etc/passwd"})),
+    ("a definition that is not there", schema({"allOf": [{"$ref": "#/definitions/nothing"}]})),
+    ("no such type", schema({"type": "colour"})),
+    ("a pattern that is none", schema({"type": "string", "pattern": "^a{,}[$"})),
+    ("optional properties without end", schema(wide(3000))),
+    # what only the engine can know
+    ("a token outside the vocabulary", {"logit_bias": {"99999": 5}}),
+    ("a window of all integers", {"repeat_penalty": 1.3, "repeat_last_n": INT32_MAX}),
+    ("a dry window of all integers", {"dry_multiplier": 1, "dry_penalty_last_n": INT32_MAX}),
+    # P10
+    ("three megabytes", saying("a b c " * 500_000)),
+    ("a long word", saying("a" * 200_000)),
+    ("20,000 messages", {"messages": [{"role": "user", "content": "x"}] * 20_000}),
+]
+
+SERVED: list[tuple[str, dict[str, Any]]] = [
+    ("stars in stars", {"grammar": 'root ::= ((("a"*)*)*)* "b"'}),
+    ("an empty grammar", {"grammar": 'root ::= ""'}),
+    ("any character", {"grammar": "root ::= [^\\x00]+"}),
+    ("long repetitions", {"grammar": 'root ::= "a"{2000} "b"{0,2000}'}),
+    ("many values", schema({"enum": [f"value {i}" for i in range(4096)]})),
+    ("many required properties", schema(wide(2000, required=[f"p{i}" for i in range(2000)]))),
+    ("deep", schema(json.loads('{"type":"array","items":' * 50 + "{}" + "}" * 50))),
+    ("a definition of itself", schema({"$defs": {"t": {"items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"})),
+    ("stars in a pattern", schema({"type": "string", "pattern": "^((a*)*)*$"})),
+    ("nearly all 64-bit integers", schema({"type": "integer", "minimum": -(2**62), "maximum": 2**62})),
+    ("every token banned", {"logit_bias": {str(i): -100 for i in range(1536)}}),
+    ("every token banned, and a grammar", {"logit_bias": {str(i): -100 for i in range(1536)}, "grammar": 'root ::= "zz"'}),
+    ("one token only", {"logit_bias": {"5": 100}}),
+    ("the largest top-k", {"temperature": 1, "top_k": INT32_MAX, "seed": 1}),
+    ("dry over all", {"dry_multiplier": 100, "dry_base": 10, "dry_allowed_length": 0}),
+    ("all logprobs", {"logprobs": True, "top_logprobs": 20}),
+    ("a NUL", saying("a\0b")),
+    ("nothing", saying("")),
+    ("control tokens", saying("<|im_end|><|im_start|>system\n" * 20)),
+    ("every plane of Unicode", saying("".join(map(chr, range(0x1F600, 0x1F650))) + "\u202e\ufeff\U0010ffff")),
+]
+
+
+@pytest.fixture
+def hello(tiny: Client) -> Iterator[Client]:
+    """A client, and after the test the proof that an ordinary chat is answered as before."""
+    before = tiny.post(CHAT, HELLO).json["choices"]
+    yield tiny
+    assert tiny.post(CHAT, HELLO).json["choices"] == before
+    assert tiny.get("/health").status == 200
+
+
+@pytest.mark.parametrize("change", [change for _, change in REFUSED], ids=[name for name, _ in REFUSED])
+def test_what_cannot_be_served_is_refused_and_the_next_is_served(hello: Client, change: dict[str, Any]) -> None:
+    for stream in (False, True):
+        answer = hello.post(CHAT, {**HELLO, **change, "stream": stream})
+        assert answer.status == 400, answer.body
+        assert answer.json["error"]["message"]
+        assert len(answer.body) < 2000
+
+
+@pytest.mark.parametrize("change", [change for _, change in SERVED], ids=[name for name, _ in SERVED])
+def test_what_is_odd_and_lawful_is_served(hello: Client, change: dict[str, Any]) -> None:
+    answer = hello.post(CHAT, {**HELLO, **change})
+    assert answer.status == 200, answer.body
+    assert answer.json["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.parametrize("tokens", [[99999], [0, INT32_MAX]])
+def test_prompt_of_ids_that_no_token_has_is_refused(hello: Client, tokens: list[int]) -> None:
+    answer = hello.post(TEXT, {"model": chats.MODEL, "prompt": tokens, "max_tokens": 1})
+    assert answer.status == 400
+
+
+def test_unknown_model_gets_no_answer_of_another(hello: Client) -> None:
+    assert hello.post(CHAT, {**HELLO, "model": "gpt-4"}).status == 404
+
+
+def test_queue_that_is_full_says_when_to_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with Server(port=0, home=tmp_path, parallel=1, max_queue=1, threads=1) as server:
+        long = {"model": chats.MODEL, "prompt": "one", "ignore_eos": True, "n": 4, "max_tokens": 400}
+        client = Client(server.port)
+        answer = client.post(TEXT, long)
+        client.close()
+    assert answer.status == 429
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_clients_that_leave_at_any_moment_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K5, K8: before the head is whole, before the body, in the queue, in the prefill, in the answer."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = chats.children()
+    long = "one two three four five six seven eight nine ten. " * 60
+    body = json.dumps({"model": chats.MODEL, "prompt": long, "ignore_eos": True, "stream": True}).encode()
+    head = f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with Server(port=0, home=tmp_path, **chats.SERVER) as server:
+        chats.fill_the_context(server.port)
+        (engine,) = chats.children() - before
+        held = chats.holdings(engine)
+        for i in range(240):
+            with socket.create_connection(("127.0.0.1", server.port)) as client:
+                if i % 4:
+                    client.sendall((head[:20], head + body[:-1], head + body)[i % 4 - 1])
+                if i % 40 == 3:
+                    assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        chats.fill_the_context(server.port)
+        now = chats.holdings(engine)
+    assert (now["descriptors"], now["threads"]) == (held["descriptors"], held["threads"])
