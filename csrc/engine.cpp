@@ -26,7 +26,9 @@ engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
     if (m.is_embedding()) {
         embedder_ = std::make_unique<embedder>(m, p);
     } else {
-        cache_ = std::make_unique<prefix_cache>(llama_get_memory(m.context()), m.memory_sharing(), m.n_sequences());
+        cache_ = std::make_unique<prefix_cache>(
+            m.context(), m.memory_sharing(), m.n_sequences(),
+            cache_limits{size_t(m.kv_cells()), size_t(m.idle_cells()), size_t(m.spill_bytes())});
     }
     llama_set_abort_callback(
         m.context(), [](void * stopping) { return static_cast<std::atomic<bool> *>(stopping)->load(); }, &stopping_);
@@ -157,10 +159,7 @@ void engine::end_cancelled() {
 
 // Whether a running prefill computes a prefix of `s` that is not in the cache yet: then waiting is faster than computing
 // it a second time beside it.
-bool engine::joins_a_prefill(const sequence & s) const {
-    if (model_.memory_sharing() != sharing::any_prefix) {
-        return false;
-    }
+bool engine::joins_a_prefill(const sequence & s) {
     for (const auto & other : running_) {
         if (other->is_prefilling() && !other->done && other->cache_key == s.cache_key) {
             const size_t most = std::min(s.tokens.size() - 1, other->tokens.size());
@@ -168,7 +167,9 @@ bool engine::joins_a_prefill(const sequence & s) const {
             while (n < most && s.tokens[n] == other->tokens[n]) {
                 n++;
             }
-            if (n >= other->n_cached + WORTH_JOINING) {
+            const size_t ready = model_.memory_sharing() == sharing::any_prefix ? other->n_cached : 0;
+            if (n > other->n_cached && n - ready >= WORTH_JOINING) {
+                cache_->want_mark(*other, n);
                 return true;
             }
         }
@@ -182,10 +183,10 @@ void engine::admit() {
             ++it;
             continue;
         }
-        if (!cache_->assign(**it, running())) {
+        sequence & s = **it;
+        if (!cache_->has_room(s, running()) || !cache_->assign(s, running())) {
             return;
         }
-        sequence & s = **it;
         if (!s.admitted) {
             s.admitted = true;
             s.admitted_at = steady::now();
@@ -277,7 +278,7 @@ void engine::plan() {
     const size_t reserved = prefilling.front() == oldest ? 0 : std::min(oldest->n_pending(), left / 4);
     left -= reserved;
     for (sequence * s : prefilling) {
-        const size_t n = std::min(s->n_pending(), left + (s == oldest ? reserved : 0));
+        const size_t n = std::min(cache_->until_mark(*s), left + (s == oldest ? reserved : 0));
         if (n > 0) {
             left -= std::min(left, n);
             add_to_batch(*s, n);
@@ -330,7 +331,7 @@ bool engine::make_room() {
 }
 
 void engine::preempt(sequence & s) {
-    cache_->drop(s);
+    cache_->set_aside(s);
     const auto it = std::find_if(running_.begin(), running_.end(), [&](const auto & r) { return r.get() == &s; });
     waiting_.push_front(std::move(*it));
     running_.erase(it);
@@ -342,6 +343,7 @@ void engine::preempt(sequence & s) {
 void engine::advance(sequence & s) {
     const bool was_prompt = s.n_generated == 0;
     s.n_cached += s.n_step;
+    cache_->reached(s);
     if (was_prompt) {
         pulse_.prompt_tokens += s.n_step;
         if (!s.whole && s.n_step < s.n_prompt - s.n_reused) { // more than one chunk
@@ -398,11 +400,20 @@ void engine::sample(sequence & s) {
         return finish(s, stop_reason::max_tokens);
     }
     if (s.tokens.size() >= size_t(model_.context_length())) {
-        return finish(s, stop_reason::context_length);
+        if (!s.drops_middle) {
+            return finish(s, stop_reason::context_length);
+        }
+        forget_middle(s);
     }
     if (!s.whole) {
         say(s);
     }
+}
+
+// The sequence goes on without its middle, and its end is computed again where it stands now: shifting positions in the
+// cache instead would spoil them for the sequences that share them, and is not what any model computes.
+void engine::forget_middle(sequence & s) {
+    cache_->cut(s, drop_middle(s.tokens, size_t(model_.context_length())));
 }
 
 void engine::say(sequence & s) {

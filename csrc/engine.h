@@ -58,7 +58,7 @@ class engine {
     void generate_step();
 
     void admit();
-    bool joins_a_prefill(const sequence & s) const;
+    bool joins_a_prefill(const sequence & s);
     void end_cancelled();
     bool decode();
     void plan();
@@ -68,6 +68,7 @@ class engine {
     void preempt(sequence & s);
     void advance(sequence & s);
     void sample(sequence & s);
+    void forget_middle(sequence & s);
     void say(sequence & s);
     void finish(sequence & s, stop_reason reason);
     void fail(sequence & s, const error & e);

@@ -39,6 +39,9 @@ static constexpr double CELLS_GPU_SHARE = 0.5;
 static constexpr uint32_t PROBE_CELLS = 256;
 static constexpr uint32_t PROBE_BATCH = 16;
 
+// Idle sequences beyond those that stay in the cells are copied to host memory, up to this share of what is free.
+static constexpr double SPILL_MEMORY_SHARE = 0.125;
+
 // Threads only get in each other's way where a decode step is shorter than waking one.
 static constexpr uint64_t SINGLE_THREAD_BYTES = 16u << 20;
 
@@ -428,6 +431,22 @@ static bool pools_embeddings(const llama_model * m, const std::string & arch) {
     return pooling > LLAMA_POOLING_TYPE_NONE || !llama_model_has_decoder(m);
 }
 
+// Whether the layers with a sliding window keep no more than the window of each sequence. That takes a fraction of the
+// memory, but such a sequence can only be taken over at marks: not worth it where the window is about the context.
+bool model::keeps_windows_only() const {
+    const int64_t window = llama_model_n_swa(model_.get());
+    return window > 0 && !embedding_ && window * (parallel_ + CACHED_STATES) + n_batch_ <= kv_cells_ / 2;
+}
+
+void model::choose_sharing(const load_spec & spec) {
+    const bool stateful = llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
+    sharing_ = stateful || keeps_windows_only() ? sharing::at_marks : sharing::any_prefix;
+    n_sequences_ = embedding_ ? EMBEDDING_SEQUENCES
+                              : parallel_ + (sharing_ == sharing::any_prefix ? CACHED_SEQUENCES : CACHED_STATES);
+    idle_cells_ = spec.idle_cells >= 0 ? spec.idle_cells : std::max(context_length_, kv_cells_ / 4);
+    spill_bytes_ = spec.spill_bytes >= 0 ? uint64_t(spec.spill_bytes) : uint64_t(double(free_memory()) * SPILL_MEMORY_SHARE);
+}
+
 void model::make_context(const load_spec & spec) {
     llama_model * m = model_.get();
     const int32_t trained = llama_model_n_ctx_train(m);
@@ -439,15 +458,12 @@ void model::make_context(const load_spec & spec) {
     }
     embedding_ = pools_embeddings(m, arch_);
     context_length_ = spec.context_length == 0 ? trained : std::min(spec.context_length, trained);
-    const bool stateful = llama_model_is_recurrent(m) || llama_model_is_hybrid(m);
-    sharing_ = stateful ? sharing::whole_only : sharing::any_prefix;
     parallel_ = embedding_ ? EMBEDDING_SEQUENCES : spec.parallel;
-    n_sequences_ = embedding_ ? EMBEDDING_SEQUENCES : parallel_ + (stateful ? CACHED_STATES : CACHED_SEQUENCES);
 
     llama_context_params params = llama_context_default_params();
     params.embeddings = embedding_;
     params.kv_unified = true;
-    params.swa_full = true; // the window's cells could not be shared otherwise
+    params.swa_full = true; // the cells are counted for the dearer kind
     params.no_perf = true;
     params.offload_kqv = spec.offload_kv_cache;
     if (spec.flash_attention) {
@@ -462,6 +478,8 @@ void model::make_context(const load_spec & spec) {
         kv_cells_ = choose_cells(spec, bytes_per_cell(params));
         n_batch_ = std::min(spec.eval_batch_size, kv_cells_);
     }
+    choose_sharing(spec);
+    params.swa_full = sharing_ != sharing::at_marks || !keeps_windows_only();
     params.n_ctx = uint32_t(kv_cells_);
     params.n_batch = uint32_t(std::max(n_batch_, parallel_));
     params.n_ubatch = params.n_batch;

@@ -19,7 +19,7 @@ namespace lm {
 // What of a sequence's memory another sequence can take over.
 enum class sharing {
     any_prefix, // full attention: any prefix, by sharing cells
-    whole_only, // recurrent or hybrid: only a sequence that continues where the other one ended
+    at_marks,   // recurrent states, sliding windows: where it ended, or where its state was copied on the way
 };
 
 struct model_deleter {
@@ -58,6 +58,8 @@ class model {
     const lora_adapters & loras() const { return loras_; }
     // The scales of the adapters from the next decode on.
     void use(const lora_scales & scales) { loras_.apply(context_.get(), scales); }
+    int32_t idle_cells() const { return idle_cells_; }    // of kv_cells, what finished requests may keep
+    uint64_t spill_bytes() const { return spill_bytes_; } // host memory for what does not stay in the cells
 
     // The LOADED event.
     std::string describe(double load_ms) const;
@@ -75,6 +77,8 @@ class model {
     void check_cache_types(llama_context_params params) const;
     cell_bytes bytes_per_cell(const llama_context_params & params) const;
     int32_t choose_cells(const load_spec & spec, const cell_bytes & bytes) const;
+    void choose_sharing(const load_spec & spec);
+    bool keeps_windows_only() const;
 
     // in order of construction: the context goes before the model, the threads after the context
     std::unique_ptr<ggml_threadpool, threadpool_deleter> threads_;
@@ -93,6 +97,8 @@ class model {
     int32_t n_batch_ = 0;
     int32_t n_sequences_ = 1;
     int32_t kv_cells_ = 0;
+    int32_t idle_cells_ = 0;
+    uint64_t spill_bytes_ = 0;
     int32_t gpu_layers_ = 0;
     int32_t n_experts_ = 0; // per token; 0: the model has none
     bool offload_kv_cache_ = false;

@@ -4,43 +4,331 @@
 
 namespace lm {
 
-prefix_cache::prefix_cache(llama_memory_t memory, sharing kind, int32_t n_sequences) : memory_(memory), kind_(kind) {
-    for (llama_seq_id id = n_sequences - 1; id >= 0; id--) {
-        free_.push_back(id);
-    }
-}
+// A mark costs a copy of state and ends a chunk of prefill: so few tokens are computed again instead.
+static constexpr size_t WORTH_A_MARK = 32;
+
+// The same for bringing a sequence back from host memory.
+static constexpr size_t WORTH_BRINGING_BACK = 32;
+
+static constexpr size_t MAX_MARKS = 16;
+
+// Cells that each running sequence may still need for its answer when another one is admitted.
+static constexpr size_t ROOM_TO_ANSWER = 64;
 
 static size_t common_prefix(const std::vector<llama_token> & a, size_t n_a, const std::vector<llama_token> & b, size_t n_b) {
     const size_t n = std::min(n_a, n_b);
     return size_t(std::mismatch(a.begin(), a.begin() + long(n), b.begin()).first - a.begin());
 }
 
+prefix_cache::prefix_cache(llama_context * ctx, sharing kind, int32_t n_sequences, const cache_limits & limits)
+    : ctx_(ctx), memory_(llama_get_memory(ctx)), kind_(kind), limits_(limits) {
+    for (llama_seq_id id = n_sequences - 1; id >= 0; id--) {
+        free_.push_back(id);
+    }
+}
+
+// ---- what there is ------------------------------------------------------------------------------------------------------
+
+// What occupies cells: tokens under a key.
+struct prefix_cache::occupant {
+    const std::string & key;
+    const std::vector<llama_token> & tokens;
+};
+
+// Each occupant counts from where it parts from all before it.
+size_t prefix_cache::distinct_cells(const std::vector<occupant> & all) {
+    size_t cells = 0;
+    for (size_t i = 0; i < all.size(); i++) {
+        const std::vector<llama_token> & tokens = all[i].tokens;
+        size_t shared = 0;
+        for (size_t j = 0; j < i; j++) {
+            if (all[j].key == all[i].key) {
+                shared = std::max(shared, common_prefix(tokens, tokens.size(), all[j].tokens, all[j].tokens.size()));
+            }
+        }
+        cells += tokens.size() - shared;
+    }
+    return cells;
+}
+
+bool prefix_cache::has_room(const sequence & s, const std::vector<sequence *> & running) const {
+    size_t wanted = s.tokens.size();
+    std::vector<occupant> all = {{s.cache_key, s.tokens}};
+    for (const sequence * other : running) {
+        wanted += other->tokens.size();
+        all.push_back({other->cache_key, other->tokens});
+    }
+    const size_t room = limits_.cells - std::min(limits_.cells, ROOM_TO_ANSWER * all.size());
+    return running.empty() || wanted <= room || distinct_cells(all) <= room;
+}
+
+size_t prefix_cache::idle_tokens() const {
+    std::vector<occupant> resident;
+    for (const entry & e : idle_) {
+        if (e.seq >= 0) {
+            resident.push_back({e.key, e.tokens});
+        }
+    }
+    return distinct_cells(resident);
+}
+
+// How much of `common` tokens can be taken over from a sequence with these marks.
+static const mark * last_mark(const std::vector<mark> & marks, size_t common) {
+    const mark * last = nullptr;
+    for (const mark & m : marks) {
+        last = m.position <= common ? &m : last;
+    }
+    return last;
+}
+
+void prefix_cache::consider(source & best, const source & other, size_t common) const {
+    source found = other;
+    if (kind_ == sharing::any_prefix || found.whole) {
+        found.shared = common;
+    } else if (const mark * m = last_mark(*found.marks, common)) {
+        found.shared = m->position;
+    }
+    const size_t needed = best.shared + (found.seq < 0 ? WORTH_BRINGING_BACK : 0);
+    const bool better = found.shared > needed || (found.shared == needed && found.shared > 0 && found.whole);
+    const size_t most_common = std::max(best.common, common);
+    if (better) {
+        best = found;
+    }
+    best.common = most_common;
+}
+
 prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std::vector<sequence *> & running) {
     const size_t most = s.tokens.size() - 1;
     source best;
-    for (auto it = idle_.begin(); it != idle_.end(); ++it) {
-        if (it->cache_key != s.cache_key) {
-            continue;
-        }
-        const size_t n = common_prefix(s.tokens, most, it->tokens, it->tokens.size());
-        const bool whole = n == it->tokens.size();
-        const bool usable = whole || kind_ == sharing::any_prefix;
-        if (usable && (n > best.shared || (n == best.shared && n > 0 && whole))) {
-            best = {it->seq, n, it, whole};
-        }
-    }
-    if (kind_ == sharing::any_prefix) {
-        for (const sequence * other : running) {
-            if (other->cache_key != s.cache_key) {
-                continue;
+    for (const bool resident : {true, false}) { // a sequence in host memory must be better than any in the cells
+        for (auto it = idle_.begin(); it != idle_.end(); ++it) {
+            if ((it->seq >= 0) == resident && it->key == s.cache_key) {
+                source idle;
+                const size_t n = common_prefix(s.tokens, most, it->tokens, it->tokens.size());
+                idle.seq = it->seq;
+                idle.marks = &it->marks;
+                idle.idle = it;
+                idle.is_idle = true;
+                idle.whole = n == it->tokens.size();
+                consider(best, idle, n);
             }
-            const size_t n = common_prefix(s.tokens, most, other->tokens, other->n_cached);
-            if (n > best.shared) {
-                best = {other->seq, n, {}, false};
+        }
+        for (const sequence * other : running) {
+            if (resident && other->cache_key == s.cache_key) {
+                source running_one;
+                running_one.seq = other->seq;
+                running_one.marks = &other->marks;
+                consider(best, running_one, common_prefix(s.tokens, most, other->tokens, other->n_cached));
             }
         }
     }
     return best;
+}
+
+// ---- taking over --------------------------------------------------------------------------------------------------------
+
+bool prefix_cache::assign(sequence & s, const std::vector<sequence *> & running) {
+    const source from = longest_prefix(s, running);
+    s.marks.clear();
+    s.cuts.clear();
+    if (from.whole && from.seq >= 0) {
+        go_on_in(from.idle, s);
+    } else {
+        spared_ = from.is_idle ? &*from.idle : nullptr;
+        s.seq = take_free_id();
+        s.n_cached = s.seq >= 0 && from.shared > 0 ? take_over(from, s) : 0;
+        spared_ = nullptr;
+        if (s.seq < 0) {
+            return false;
+        }
+    }
+    if (kind_ == sharing::at_marks) {
+        want_mark(s, s.n_repeated > 0 ? s.n_repeated : s.n_prompt);
+        want_mark(s, from.common);
+    }
+    return true;
+}
+
+void prefix_cache::go_on_in(entries::iterator idle, sequence & s) {
+    s.seq = idle->seq;
+    s.n_cached = idle->tokens.size();
+    s.marks = std::move(idle->marks);
+    idle_.erase(idle);
+}
+
+// Returns how many tokens `s` has in its cells now.
+size_t prefix_cache::take_over(const source & from, sequence & s) {
+    const bool taken = from.seq >= 0 ? copy_prefix(from.seq, from, s) : bring_back(from, s);
+    if (!taken || !holds(s.seq, from.shared)) {
+        llama_memory_seq_rm(memory_, s.seq, -1, -1); // compute afresh
+        return 0;
+    }
+    for (const mark & m : *from.marks) {
+        if (m.position <= from.shared) {
+            s.marks.push_back(m);
+        }
+    }
+    if (from.is_idle && from.seq < 0 && from.whole) {
+        idle_.erase(from.idle);
+    } else if (from.is_idle) {
+        idle_.splice(idle_.begin(), idle_, from.idle);
+    }
+    return from.shared;
+}
+
+bool prefix_cache::copy_prefix(llama_seq_id from, const source & what, sequence & s) {
+    llama_memory_seq_cp(memory_, from, s.seq, 0, llama_pos(what.shared));
+    return kind_ == sharing::any_prefix || restore(*last_mark(*what.marks, what.shared)->state, s.seq);
+}
+
+bool prefix_cache::bring_back(const source & from, sequence & s) {
+    const saved_state & saved = *from.idle->saved;
+    if (kind_ == sharing::any_prefix || from.whole) {
+        return restore(saved, s.seq) && (from.whole || llama_memory_seq_rm(memory_, s.seq, llama_pos(from.shared), -1));
+    }
+    const llama_seq_id whole = take_free_id();
+    if (whole < 0) {
+        return false;
+    }
+    const bool taken = restore(saved, whole) && copy_prefix(whole, from, s);
+    free_id(whole);
+    return taken;
+}
+
+bool prefix_cache::restore(const saved_state & saved, llama_seq_id into) {
+    while (!saved.restore(ctx_, into)) {
+        if (!evict()) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// A memory's own word for what it kept is not to be trusted; its positions are.
+bool prefix_cache::holds(llama_seq_id seq, size_t n) const {
+    const llama_pos first = llama_memory_seq_pos_min(memory_, seq);
+    return llama_memory_seq_pos_max(memory_, seq) == llama_pos(n) - 1 &&
+           (kind_ == sharing::any_prefix ? first == 0 : first >= 0 && first < llama_pos(n));
+}
+
+// ---- marks --------------------------------------------------------------------------------------------------------------
+
+void prefix_cache::want_mark(sequence & s, size_t position) const {
+    if (kind_ == sharing::at_marks && position >= WORTH_A_MARK && position > s.n_cached && position <= s.tokens.size() &&
+        std::find(s.cuts.begin(), s.cuts.end(), position) == s.cuts.end()) {
+        s.cuts.push_back(position);
+    }
+}
+
+size_t prefix_cache::until_mark(const sequence & s) const {
+    size_t next = s.tokens.size();
+    for (const size_t cut : s.cuts) {
+        next = cut > s.n_cached ? std::min(next, cut) : next;
+    }
+    return next - s.n_cached;
+}
+
+void prefix_cache::reached(sequence & s) {
+    const auto wanted = std::find(s.cuts.begin(), s.cuts.end(), s.n_cached);
+    if (wanted == s.cuts.end()) {
+        return;
+    }
+    s.cuts.erase(std::remove(s.cuts.begin(), s.cuts.end(), s.n_cached), s.cuts.end());
+    if (saved_state_ptr state = save(s.seq, saved_state::part::uncut)) {
+        s.marks.push_back({s.n_cached, std::move(state)});
+        if (s.marks.size() > MAX_MARKS) {
+            s.marks.erase(s.marks.begin() + 1); // the first is the most widely shared, the last ones the likeliest to be used
+        }
+    }
+}
+
+// ---- giving back --------------------------------------------------------------------------------------------------------
+
+void prefix_cache::keep(sequence & s) {
+    if (s.seq < 0) {
+        return;
+    }
+    if (s.n_cached == 0) {
+        return drop(s);
+    }
+    s.tokens.resize(s.n_cached);
+    idle_.push_front({s.cache_key, std::move(s.tokens), std::move(s.marks), s.seq, nullptr});
+    s.seq = -1;
+    s.n_cached = 0;
+    trim();
+}
+
+void prefix_cache::set_aside(sequence & s) {
+    saved_state_ptr saved = s.n_cached > 0 ? save(s.seq, saved_state::part::all) : nullptr;
+    if (saved) {
+        std::vector<llama_token> computed(s.tokens.begin(), s.tokens.begin() + long(s.n_cached));
+        idle_.push_front({s.cache_key, std::move(computed), s.marks, -1, std::move(saved)});
+    }
+    drop(s);
+}
+
+void prefix_cache::cut(sequence & s, size_t n) {
+    if (n >= s.n_cached) {
+        return;
+    }
+    s.marks.clear();
+    s.n_cached = n;
+    if (kind_ == sharing::at_marks || !llama_memory_seq_rm(memory_, s.seq, llama_pos(n), -1) || !holds(s.seq, n)) {
+        llama_memory_seq_rm(memory_, s.seq, -1, -1);
+        s.n_cached = 0;
+    }
+}
+
+void prefix_cache::drop(sequence & s) {
+    if (s.seq >= 0) {
+        free_id(s.seq);
+        s.seq = -1;
+        s.n_cached = 0;
+        s.marks.clear();
+    }
+}
+
+// The sequence that was kept last stays, whatever its size: its next turn may be on its way.
+void prefix_cache::trim() {
+    spared_ = &idle_.front();
+    while (idle_tokens() > limits_.idle_cells && evict()) {
+    }
+    spared_ = nullptr;
+}
+
+// ---- eviction -----------------------------------------------------------------------------------------------------------
+
+bool prefix_cache::evict() {
+    const auto oldest = std::find_if(idle_.rbegin(), idle_.rend(),
+                                     [&](const entry & e) { return e.seq >= 0 && &e != spared_; });
+    if (oldest == idle_.rend()) {
+        return false;
+    }
+    const auto leaving = std::next(oldest).base();
+    leaving->saved = save(leaving->seq, saved_state::part::all);
+    free_id(leaving->seq);
+    leaving->seq = -1;
+    if (!leaving->saved) {
+        idle_.erase(leaving);
+    }
+    return true;
+}
+
+// A copy within the budget; the least recently used sequences in host memory are forgotten for it.
+saved_state_ptr prefix_cache::save(llama_seq_id seq, saved_state::part what) {
+    const size_t size = saved_state::size_of(ctx_, seq, what);
+    if (size == 0 || size > limits_.host_bytes) {
+        return nullptr;
+    }
+    while (*host_bytes_ + size > limits_.host_bytes) {
+        const auto oldest = std::find_if(idle_.rbegin(), idle_.rend(),
+                                         [&](const entry & e) { return e.seq < 0 && e.saved && &e != spared_; });
+        if (oldest == idle_.rend()) {
+            return nullptr;
+        }
+        idle_.erase(std::next(oldest).base());
+    }
+    return saved_state::of(ctx_, seq, what, host_bytes_);
 }
 
 llama_seq_id prefix_cache::take_free_id() {
@@ -52,86 +340,9 @@ llama_seq_id prefix_cache::take_free_id() {
     return id;
 }
 
-bool prefix_cache::share(llama_seq_id from, sequence & s, size_t n) {
-    llama_memory_seq_cp(memory_, from, s.seq, 0, llama_pos(n));
-    const bool complete = llama_memory_seq_pos_min(memory_, s.seq) == 0 &&
-                          llama_memory_seq_pos_max(memory_, s.seq) == llama_pos(n) - 1;
-    if (!complete) {
-        llama_memory_seq_rm(memory_, s.seq, -1, -1); // a memory that does not keep all positions: compute afresh
-    }
-    return complete;
-}
-
-bool prefix_cache::assign(sequence & s, const std::vector<sequence *> & running) {
-    source from = longest_prefix(s, running);
-    if (from.whole) {
-        s.seq = from.seq;
-        s.n_cached = from.shared;
-        idle_.erase(from.idle);
-        return true;
-    }
-    // the source must survive an eviction that finds a free id
-    if (from.shared > 0) {
-        const auto idle = std::find_if(idle_.begin(), idle_.end(), [&](const entry & e) { return e.seq == from.seq; });
-        if (idle != idle_.end()) {
-            idle_.splice(idle_.begin(), idle_, idle);
-        }
-    }
-    if (free_.empty() && idle_.size() == 1 && idle_.front().seq == from.seq) {
-        // only the source itself could make room: cut it to what is shared and go on in it
-        s.seq = from.seq;
-        llama_memory_seq_rm(memory_, s.seq, llama_pos(from.shared), -1);
-        s.n_cached = from.shared;
-        idle_.clear();
-        return true;
-    }
-    s.seq = take_free_id();
-    if (s.seq < 0) {
-        return false;
-    }
-    s.n_cached = from.shared > 0 && share(from.seq, s, from.shared) ? from.shared : 0;
-    return true;
-}
-
-void prefix_cache::keep(sequence & s) {
-    if (s.seq < 0) {
-        return;
-    }
-    if (s.n_cached == 0) {
-        drop(s);
-        return;
-    }
-    s.tokens.resize(s.n_cached);
-    idle_.push_front({s.seq, std::move(s.tokens), std::move(s.cache_key)});
-    s.seq = -1;
-    s.n_cached = 0;
-}
-
-void prefix_cache::drop(sequence & s) {
-    if (s.seq >= 0) {
-        llama_memory_seq_rm(memory_, s.seq, -1, -1);
-        free_.push_back(s.seq);
-        s.seq = -1;
-        s.n_cached = 0;
-    }
-}
-
-bool prefix_cache::evict() {
-    if (idle_.empty()) {
-        return false;
-    }
-    llama_memory_seq_rm(memory_, idle_.back().seq, -1, -1);
-    free_.push_back(idle_.back().seq);
-    idle_.pop_back();
-    return true;
-}
-
-size_t prefix_cache::idle_tokens() const {
-    size_t n = 0;
-    for (const entry & e : idle_) {
-        n += e.tokens.size();
-    }
-    return n;
+void prefix_cache::free_id(llama_seq_id seq) {
+    llama_memory_seq_rm(memory_, seq, -1, -1);
+    free_.push_back(seq);
 }
 
 }  // namespace lm

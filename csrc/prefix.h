@@ -1,52 +1,102 @@
-// The sequence ids of the unified cache: which are free, which keep the cells of a finished request for a later one.
-// A prompt takes the longest prefix that any finished or running sequence has in the cache by sharing its cells.
+// The sequence ids of the unified cache and what they hold. The cells of a finished request stay, for later prompts.
+//
+// A prompt takes the longest prefix that any idle or running sequence has, by sharing its cells. Memory that cannot be cut
+// anywhere (recurrent states, sliding windows) is taken over at a mark, where a copy of its state was made: at the end of
+// what a later turn will repeat, and where two prompts were seen to part.
+// Idle cells make every prefill slower, so only so many stay: the least recently used sequences move to host memory, and
+// are forgotten when that is full.
 #pragma once
 
 #include "model.h"
 #include "sequence.h"
+#include "state.h"
 
 #include <list>
 #include <vector>
 
 namespace lm {
 
+struct cache_limits {
+    size_t cells;      // that running sequences may take together
+    size_t idle_cells; // beyond this, idle sequences leave for host memory
+    size_t host_bytes; // for them and for the marks
+};
+
 class prefix_cache {
   public:
-    prefix_cache(llama_memory_t memory, sharing kind, int32_t n_sequences);
+    prefix_cache(llama_context * ctx, sharing kind, int32_t n_sequences, const cache_limits & limits);
+
+    // Whether the cells of `running` leave room for `s` to be computed.
+    bool has_room(const sequence & s, const std::vector<sequence *> & running) const;
 
     // Gives `s` a sequence id and the longest prefix there is (never its last token, which must be computed), from idle
-    // sequences or `running` ones. Evicts if no id is free. Sets s.seq and s.n_cached; false if no id can be had.
+    // sequences or `running` ones. Evicts if no id is free. Sets s.seq, s.n_cached and s.marks; false if no id can be had.
     bool assign(sequence & s, const std::vector<sequence *> & running);
+
+    // How many of the tokens that `s` still has to compute lie before the next place where a mark is wanted.
+    size_t until_mark(const sequence & s) const;
+    // `s` has computed up to s.n_cached: makes a mark if one is wanted there.
+    void reached(sequence & s);
+    // `s`, which is computing, will part from another prompt after `position` tokens.
+    void want_mark(sequence & s, size_t position) const;
 
     // Takes the cells of a sequence that ended, to be reused until they are evicted.
     void keep(sequence & s);
+    // Takes the cells of a sequence that will come back, and copies them to host memory so that others can have them.
+    void set_aside(sequence & s);
+    // Keeps the cells of the first `n` tokens only, or none where the memory cannot be cut there.
+    void cut(sequence & s, size_t n);
     // Frees the cells of a sequence at once.
     void drop(sequence & s);
-    // Forgets the least recently used idle sequence; false if there is none.
+    // Moves the least recently used idle sequence out of the cells; false if there is none.
     bool evict();
 
-    size_t idle_tokens() const;
+    size_t idle_tokens() const; // in cells, what sequences share counted once
 
   private:
     struct entry {
-        llama_seq_id seq;
+        std::string key;
         std::vector<llama_token> tokens;
-        std::string cache_key;
+        std::vector<mark> marks;
+        llama_seq_id seq = -1; // -1: `saved` holds it
+        saved_state_ptr saved;
     };
+    using entries = std::list<entry>;
     struct source {
-        llama_seq_id seq = -1;
-        size_t shared = 0;
-        std::list<entry>::iterator idle; // valid if `whole`
-        bool whole = false;              // an idle entry that the prompt continues to the letter
+        size_t shared = 0;     // tokens that can be taken over
+        size_t common = 0;     // tokens that the longest common prefix with any sequence has
+        llama_seq_id seq = -1; // -1: in host memory
+        const std::vector<mark> * marks = nullptr;
+        entries::iterator idle;
+        bool is_idle = false;
+        bool whole = false; // an idle sequence that the prompt continues to the letter
     };
-    source longest_prefix(const sequence & s, const std::vector<sequence *> & running);
-    bool share(llama_seq_id from, sequence & s, size_t n);
-    llama_seq_id take_free_id();
 
-    llama_memory_t memory_; // borrowed from the context
+    struct occupant;
+
+    static size_t distinct_cells(const std::vector<occupant> & all);
+    source longest_prefix(const sequence & s, const std::vector<sequence *> & running);
+    void consider(source & best, const source & other, size_t common) const;
+    void go_on_in(entries::iterator idle, sequence & s);
+    size_t take_over(const source & from, sequence & s);
+    bool copy_prefix(llama_seq_id from, const source & what, sequence & s);
+    bool bring_back(const source & from, sequence & s);
+    bool restore(const saved_state & saved, llama_seq_id into);
+    bool holds(llama_seq_id seq, size_t n) const;
+
+    llama_seq_id take_free_id();
+    void free_id(llama_seq_id seq);
+    void trim();
+    saved_state_ptr save(llama_seq_id seq, saved_state::part what);
+
+    llama_context * ctx_; // borrowed
+    llama_memory_t memory_;
     sharing kind_;
+    cache_limits limits_;
     std::vector<llama_seq_id> free_;
-    std::list<entry> idle_; // most recently used first
+    entries idle_; // most recently used first
+    const entry * spared_ = nullptr; // what is made room for: must not leave for it
+    std::shared_ptr<size_t> host_bytes_ = std::make_shared<size_t>(0);
 };
 
 }  // namespace lm

@@ -312,6 +312,19 @@ static prompt_spec parse_prompt(const common_json & object) {
     return read_string(object, "text");
 }
 
+static overflow_policy parse_overflow(const std::string & word) {
+    if (word == "error") {
+        return overflow_policy::error;
+    }
+    if (word == "stop") {
+        return overflow_policy::stop;
+    }
+    if (word == "drop_middle") {
+        return overflow_policy::drop_middle;
+    }
+    throw invalid_request("overflow", "unknown overflow policy");
+}
+
 generate_spec parse_generate(const std::string & payload) {
     const common_json object = parse_object(payload);
     generate_spec spec;
@@ -339,6 +352,12 @@ generate_spec parse_generate(const std::string & payload) {
     }
     if (has(object, "loras")) {
         spec.loras = parse_lora_choices(object);
+    }
+    if (has(object, "overflow")) {
+        spec.overflow = parse_overflow(read_string(object, "overflow"));
+    }
+    if (has(object, "scope")) {
+        spec.scope = read_string(object, "scope");
     }
     return spec;
 }

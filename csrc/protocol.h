@@ -45,8 +45,8 @@ struct load_spec {
     int32_t main_gpu = 0;
     llama_split_mode split_mode = LLAMA_SPLIT_MODE_LAYER;
     std::vector<float> tensor_split; // empty: by free memory
-    int32_t idle_cells = -1; // -1: chosen by the engine
-    int64_t spill_bytes = -1; // -1: chosen by the engine
+    int32_t idle_cells = -1; // -1: chosen from the context
+    int64_t spill_bytes = -1; // -1: chosen from the free memory
     std::vector<lora_file> loras;
 };
 
@@ -62,6 +62,9 @@ struct grammar_spec {
     std::string text;
 };
 
+// What happens to what does not fit the context.
+enum class overflow_policy { error, stop, drop_middle };
+
 struct generate_spec {
     prompt_spec prompt;
     int32_t max_tokens = -1;
@@ -73,6 +76,8 @@ struct generate_spec {
     std::optional<grammar_spec> grammar;
     sampling_params sampling;
     std::optional<std::vector<lora_choice>> loras; // none: the scales of the load
+    overflow_policy overflow = overflow_policy::error;
+    std::string scope;
 };
 
 using embed_input = std::variant<std::string, std::vector<llama_token>>;

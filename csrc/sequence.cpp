@@ -17,6 +17,15 @@ const char * to_string(stop_reason reason) {
     return "failed";
 }
 
+size_t drop_middle(std::vector<llama_token> & tokens, size_t limit) {
+    const size_t head = limit / 4;
+    const size_t tail = limit / 2;
+    if (tokens.size() > head + tail) {
+        tokens.erase(tokens.begin() + long(head), tokens.end() - long(tail));
+    }
+    return head;
+}
+
 // From before the first token to the last: the gaps between tokens are one fewer than the tokens, so the mean gap (or,
 // for a single token, its own step) stands for the first.
 static double generation_ms(const sequence & s) {

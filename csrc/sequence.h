@@ -3,6 +3,7 @@
 
 #include "lora.h"
 #include "sampler.h"
+#include "state.h"
 #include "text.h"
 
 #include <atomic>
@@ -39,6 +40,7 @@ struct sequence {
     ticket_ptr request;
     size_t n_prompt = 0;
     int32_t max_tokens = -1;
+    bool drops_middle = false; // at the end of the context it goes on without the middle of what was said
     bool ignore_eos = false;
     std::string echo; // text shown ahead of the answer
     bool whole = false; // nobody listens before the end: a frame per token would only wake the server
@@ -46,7 +48,12 @@ struct sequence {
     std::unique_ptr<sampler> choose;
     answer_text text{{}};
     lora_scales loras;
-    std::string cache_key; // only sequences of the same key share cached prefixes
+
+    // only sequences of one key may share cells: the LoRA adapters that computed them, and the caller's scope
+    std::string cache_key;
+    size_t n_repeated = 0;    // prompt tokens that a later turn will repeat; 0: not known
+    std::vector<mark> marks;  // where its memory can be taken over, if it cannot be everywhere
+    std::vector<size_t> cuts; // where marks are wanted
 
     // the prompt, then every sampled token; the first `n_cached` have cells under `seq`
     std::vector<llama_token> tokens;
@@ -76,6 +83,10 @@ struct sequence {
     size_t n_pending() const { return tokens.size() - n_cached; }
     bool is_prefilling() const { return n_pending() > 1; }
 };
+
+// Cuts the middle out of what does not fit a context of `limit` tokens, so that about a quarter of it is free again.
+// Returns how many tokens of the beginning are left.
+size_t drop_middle(std::vector<llama_token> & tokens, size_t limit);
 
 // Payloads of the events that a sequence causes.
 std::string finished_payload(const sequence & s, stop_reason reason);

@@ -64,6 +64,8 @@ class server {
     const model & loaded() const;
     void check_tokens(const std::vector<llama_token> & tokens, const char * param) const;
     std::vector<llama_token> prompt_tokens(const generate_spec & spec) const;
+    std::vector<llama_token> fitting_prompt_tokens(const generate_spec & spec) const;
+    std::vector<llama_token> recent_turns(generate_spec spec) const;
 
     void beat();
     std::string report() const;
@@ -263,8 +265,70 @@ std::vector<llama_token> server::prompt_tokens(const generate_spec & spec) const
     if (const auto * text = std::get_if<std::string>(&spec.prompt)) {
         return m.vocab().tokenize_within(*text, limit, 1);
     }
-    check_tokens(std::get<std::vector<llama_token>>(spec.prompt), "prompt");
-    return std::get<std::vector<llama_token>>(spec.prompt);
+    const auto & tokens = std::get<std::vector<llama_token>>(spec.prompt);
+    check_tokens(tokens, "prompt");
+    if (tokens.size() >= limit && spec.overflow != overflow_policy::drop_middle) {
+        throw context_overflow(tokens.size() + 1, limit);
+    }
+    return tokens;
+}
+
+// The prompt cut to the context, if that is what the request wants.
+std::vector<llama_token> server::fitting_prompt_tokens(const generate_spec & spec) const {
+    if (spec.overflow != overflow_policy::drop_middle) {
+        return prompt_tokens(spec);
+    }
+    if (std::holds_alternative<chat_prompt>(spec.prompt)) {
+        return recent_turns(spec);
+    }
+    const size_t limit = size_t(loaded().context_length());
+    const auto * text = std::get_if<std::string>(&spec.prompt);
+    std::vector<llama_token> tokens = text != nullptr ? loaded().vocab().tokenize_ends(*text, limit) : prompt_tokens(spec);
+    if (tokens.size() >= limit) {
+        drop_middle(tokens, limit);
+    }
+    return tokens;
+}
+
+// A conversation without as many of its oldest turns as do not fit; what comes before the first of them stays.
+std::vector<llama_token> server::recent_turns(generate_spec spec) const {
+    chat_prompt & chat = std::get<chat_prompt>(spec.prompt);
+    const common_json all = chat.messages;
+    std::vector<size_t> turns; // where they begin
+    for (size_t i = 0; i < all.size(); i++) {
+        if (all.at(i).is_object() && all.at(i).contains("role") && all.at(i).at("role") == "user") {
+            turns.push_back(i);
+        }
+    }
+    std::vector<llama_token> fitting;
+    const auto fits_from = [&](size_t turn) {
+        chat.messages = common_json::array();
+        for (size_t i = 0; i < all.size(); i++) {
+            if (i < turns.front() || i >= turns[turn]) {
+                chat.messages.push_back(all.at(i));
+            }
+        }
+        try {
+            fitting = prompt_tokens(spec);
+            return true;
+        } catch (const context_overflow &) {
+            return false;
+        }
+    };
+    if (turns.size() < 2) {
+        return prompt_tokens(spec);
+    }
+    size_t first = 0;
+    size_t last = turns.size() - 1;
+    while (first < last) { // the earliest turn from which on the rest fits
+        const size_t middle = first + (last - first) / 2;
+        if (fits_from(middle)) {
+            last = middle;
+        } else {
+            first = middle + 1;
+        }
+    }
+    return fits_from(first) ? fitting : prompt_tokens(spec);
 }
 
 void server::generate(const work & item) {
@@ -276,7 +340,16 @@ void server::generate(const work & item) {
     const vocabulary & vocab = m.vocab();
     auto s = std::make_unique<sequence>();
     s->request = item.request;
-    s->tokens = prompt_tokens(spec);
+    s->drops_middle = spec.overflow == overflow_policy::drop_middle;
+    try {
+        s->tokens = fitting_prompt_tokens(spec);
+    } catch (const context_overflow & e) {
+        if (spec.overflow != overflow_policy::stop) {
+            throw;
+        }
+        s->n_prompt = e.needed - 1;
+        return answer(item.request, frame_kind::FINISHED, finished_payload(*s, stop_reason::context_length));
+    }
     if (s->tokens.empty()) {
         const llama_token bos = llama_vocab_bos(vocab.get());
         if (!vocab.contains(bos)) {
@@ -285,9 +358,6 @@ void server::generate(const work & item) {
         s->tokens.push_back(bos);
     }
     s->n_prompt = s->tokens.size();
-    if (s->n_prompt >= size_t(m.context_length())) {
-        throw context_overflow(s->n_prompt + 1, size_t(m.context_length()));
-    }
     for (const auto & [id, bias] : spec.sampling.logit_bias) {
         check_tokens({id}, "logit_bias");
     }
@@ -301,7 +371,7 @@ void server::generate(const work & item) {
     s->max_tokens = spec.max_tokens;
     s->whole = spec.whole;
     s->loras = m.loras().scales_for(spec.loras);
-    s->cache_key = to_key(s->loras);
+    s->cache_key = to_key(s->loras) + '\n' + spec.scope;
     s->text = answer_text(std::move(spec.stops));
     s->top_logprobs = spec.top_logprobs;
     if (spec.echo) {

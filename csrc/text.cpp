@@ -84,6 +84,26 @@ std::vector<llama_token> vocabulary::tokenize_within(std::string_view text, size
     return tokens;
 }
 
+std::vector<llama_token> vocabulary::tokenize_ends(std::string_view text, size_t limit) const {
+    const size_t most = limit * BYTES_PER_TOKEN;
+    if (text.size() <= 2 * most) {
+        return tokenize(text, true, true);
+    }
+    const auto inside_a_character = [&](size_t at) { return (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80; };
+    size_t head = most;
+    size_t tail = text.size() - most;
+    while (head > 0 && inside_a_character(head)) {
+        head--;
+    }
+    while (tail < text.size() && inside_a_character(tail)) {
+        tail++;
+    }
+    std::vector<llama_token> tokens = tokenize(text.substr(0, head), true, true);
+    const std::vector<llama_token> end = tokenize(text.substr(tail), false, true);
+    tokens.insert(tokens.end(), end.begin(), end.end());
+    return tokens;
+}
+
 std::string vocabulary::detokenize(const std::vector<llama_token> & tokens) const {
     std::string text(tokens.size() * 8 + 16, '\0');
     for (;;) {

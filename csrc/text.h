@@ -29,6 +29,8 @@ class vocabulary {
     // The same for a text that must leave `spare` of `limit` tokens: throws context_overflow, for a text far beyond that
     // after a part of the work and with a lower bound of what it needs.
     std::vector<llama_token> tokenize_within(std::string_view text, size_t limit, size_t spare) const;
+    // The tokens of a text, or of its beginning and its end alone if it has many times `limit`.
+    std::vector<llama_token> tokenize_ends(std::string_view text, size_t limit) const;
     std::string detokenize(const std::vector<llama_token> & tokens) const;
 
     // The texts of the control tokens, longest first: what a message must not be able to say.
