@@ -160,6 +160,9 @@ void engine::end_cancelled() {
 // Whether a running prefill computes a prefix of `s` that is not in the cache yet: then waiting is faster than computing
 // it a second time beside it.
 bool engine::joins_a_prefill(const sequence & s) {
+    if (model_.memory_sharing() == sharing::whole_only) {
+        return false;
+    }
     for (const auto & other : running_) {
         if (other->is_prefilling() && !other->done && other->cache_key == s.cache_key) {
             const size_t most = std::min(s.tokens.size() - 1, other->tokens.size());

@@ -39,6 +39,9 @@ static constexpr double CELLS_GPU_SHARE = 0.5;
 static constexpr uint32_t PROBE_CELLS = 256;
 static constexpr uint32_t PROBE_BATCH = 16;
 
+// llama.cpp aborts on a copy of a part of such a sequence.
+static constexpr char COMPRESSED_ARCH[] = "deepseek4";
+
 // Idle sequences beyond those that stay in the cells are copied to host memory, up to this share of what is free.
 static constexpr double SPILL_MEMORY_SHARE = 0.125;
 
@@ -435,12 +438,14 @@ static bool pools_embeddings(const llama_model * m, const std::string & arch) {
 // memory, but such a sequence can only be taken over at marks: not worth it where the window is about the context.
 bool model::keeps_windows_only() const {
     const int64_t window = llama_model_n_swa(model_.get());
-    return window > 0 && !embedding_ && window * (parallel_ + CACHED_STATES) + n_batch_ <= kv_cells_ / 2;
+    return window > 0 && !embedding_ && arch_ != COMPRESSED_ARCH && window * (parallel_ + CACHED_STATES) + n_batch_ <= kv_cells_ / 2;
 }
 
 void model::choose_sharing(const load_spec & spec) {
     const bool stateful = llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
-    sharing_ = stateful || keeps_windows_only() ? sharing::at_marks : sharing::any_prefix;
+    sharing_ = arch_ == COMPRESSED_ARCH           ? sharing::whole_only
+               : stateful || keeps_windows_only() ? sharing::at_marks
+                                                  : sharing::any_prefix;
     n_sequences_ = embedding_ ? EMBEDDING_SEQUENCES
                               : parallel_ + (sharing_ == sharing::any_prefix ? CACHED_SEQUENCES : CACHED_STATES);
     idle_cells_ = spec.idle_cells >= 0 ? spec.idle_cells : std::max(context_length_, kv_cells_ / 4);
@@ -479,7 +484,7 @@ void model::make_context(const load_spec & spec) {
         n_batch_ = std::min(spec.eval_batch_size, kv_cells_);
     }
     choose_sharing(spec);
-    params.swa_full = sharing_ != sharing::at_marks || !keeps_windows_only();
+    params.swa_full = !keeps_windows_only();
     params.n_ctx = uint32_t(kv_cells_);
     params.n_batch = uint32_t(std::max(n_batch_, parallel_));
     params.n_ubatch = params.n_batch;

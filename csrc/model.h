@@ -20,6 +20,7 @@ namespace lm {
 enum class sharing {
     any_prefix, // full attention: any prefix, by sharing cells
     at_marks,   // recurrent states, sliding windows: where it ended, or where its state was copied on the way
+    whole_only, // nothing can be copied in part: only where it ended
 };
 
 struct model_deleter {

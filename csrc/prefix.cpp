@@ -273,7 +273,7 @@ void prefix_cache::cut(sequence & s, size_t n) {
     }
     s.marks.clear();
     s.n_cached = n;
-    if (kind_ == sharing::at_marks || !llama_memory_seq_rm(memory_, s.seq, llama_pos(n), -1) || !holds(s.seq, n)) {
+    if (kind_ != sharing::any_prefix || !llama_memory_seq_rm(memory_, s.seq, llama_pos(n), -1) || !holds(s.seq, n)) {
         llama_memory_seq_rm(memory_, s.seq, -1, -1);
         s.n_cached = 0;
     }
