@@ -105,6 +105,7 @@ class Generate:
     whole: bool = False  # the text is wanted at the end, in one piece
     overflow: Literal["error", "stop", "drop_middle"] = "error"  # what happens to what does not fit the context
     draft: Draft | None = None
+    scope: str = ""  # only requests of one scope share cached prefixes, whose timing could tell one caller of another
     loras: tuple[tuple[int, float], ...] | None = None  # (adapter, scale), the rest off; None: the scales of the load
 
 

@@ -191,6 +191,8 @@ def options_object(generate: Generate) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if generate.overflow != "error":
         options["overflow"] = generate.overflow
+    if generate.scope:
+        options["scope"] = generate.scope
     if generate.draft is not None:
         options["draft"] = {field.name: getattr(generate.draft, field.name) for field in fields(Draft)}
     return options

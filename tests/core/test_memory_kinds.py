@@ -1,0 +1,203 @@
+"""What the engine reuses of earlier requests, per kind of memory: never at the price of another answer.
+
+The oracle is the same request under a scope of its own, which shares nothing and is computed afresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Coroutine
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.core.engine import Engine
+from lmlite.core.payloads import LoadSettings, LoadSpec
+from lmlite.core.worker import Process
+from lmlite.errors import ContextOverflow
+from lmlite.events import Finished, TextDelta, TokenLogprob
+from lmlite.request import Chat, Generate, Prompt, Sampling, Text, Tokens
+from tests.memory_models import FIRST_BYTE, MEMORIES, Memory, byte_tokens, write_model
+
+ROUNDING = 2e-3  # nats: batches of another shape add up in another order
+CONTEXT = 256
+BYTES_ONLY = Sampling(temperature=0, logit_bias=tuple((token, -math.inf) for token in range(FIRST_BYTE)))
+scopes = map(str, count())
+
+
+def texts(seed: int) -> Callable[[int], bytes]:
+    rng = random.Random(seed)
+    return lambda n: bytes(rng.randrange(97, 123) for _ in range(n))
+
+
+def with_memory(folder: Path, memory: Memory, test: Callable[[Engine], Coroutine[Any, Any, None]], **more: Any) -> None:
+    async def run() -> None:
+        engine = await Engine.open(Process(), memory)
+        settings = LoadSettings(**{"context_length": CONTEXT, "eval_batch_size": 64, "flash_attention": False, **more})
+        try:
+            await engine.load(LoadSpec((write_model(folder / "model.gguf", memory),), settings))
+            await test(engine)
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+
+
+async def say(engine: Engine, prompt: Prompt | bytes, n: int = 1, **more: Any) -> tuple[list[TokenLogprob], Finished]:
+    asked = Tokens(byte_tokens(prompt)) if isinstance(prompt, bytes) else prompt
+    work = Generate(asked, max_tokens=n, sampling=BYTES_ONLY, top_logprobs=20, **more)
+    events = [event async for event in engine.run(work)]
+    assert isinstance(events[-1], Finished)
+    return [token for event in events if isinstance(event, TextDelta) for token in event.logprobs], events[-1]
+
+
+def difference(a: TokenLogprob, b: TokenLogprob) -> float:
+    of_a, of_b = ({top.bytes: top.logprob for top in token.top} for token in (a, b))
+    shared = of_a.keys() & of_b.keys()
+    if len(shared) < 18:  # the last ones of two lists of twenty may have changed places
+        return math.inf
+    return max(abs(of_a[token] - of_b[token]) for token in shared)
+
+
+async def cached_as_if_fresh(engine: Engine, prompt: bytes) -> int:
+    """The tokens that were reused, after a look at what that did to the answer."""
+    (token, *_), end = await say(engine, prompt)
+    (fresh, *_), computed = await say(engine, prompt, scope=next(scopes))
+    assert computed.stats.cached_tokens == 0
+    assert difference(token, fresh) < ROUNDING
+    return end.stats.cached_tokens
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_what_two_prompts_have_in_common_is_computed_once_and_answered_the_same(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        text = texts(1)
+        first, parting = text(100), 70
+        await cached_as_if_fresh(engine, first)
+        assert await cached_as_if_fresh(engine, first + text(20)) == len(first)
+        at_once = await cached_as_if_fresh(engine, first[:parting] + text(30))
+        assert at_once == (parting if memory == "full" else 0)  # elsewhere nobody knew that prompts would part here
+        assert await cached_as_if_fresh(engine, first[:parting] + text(25)) == parting
+
+    with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_another_prefix_would_have_been_noticed(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        text = texts(2)
+        tail = text(8)
+        (one, *_), _ = await say(engine, text(60) + tail)
+        (other, *_), _ = await say(engine, text(60) + tail)
+        assert difference(one, other) > 10 * ROUNDING
+
+    with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_requests_that_arrive_together_wait_for_one_prefill(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        text = texts(3)
+        prefix = text(150)
+        prompts = [prefix + text(20) for _ in range(4)]
+        answers = await asyncio.gather(*(say(engine, prompt, 4) for prompt in prompts))
+        cached = sorted(end.stats.cached_tokens for _, end in answers)
+        assert cached[0] == 0 and cached[2] >= len(prefix) - 32  # not worth waiting for; the second may have come too early
+        for prompt, (tokens, _) in zip(prompts, answers, strict=True):
+            fresh, _ = await say(engine, prompt, 4, scope=next(scopes))
+            assert difference(tokens[0], fresh[0]) < ROUNDING
+
+    with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_conversation_comes_back_after_many_others(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        text = texts(4)
+        conversations = [text(150) for _ in range(12)]
+        for conversation in conversations:
+            await say(engine, conversation, 2)
+        for conversation in conversations[:3]:
+            assert await cached_as_if_fresh(engine, conversation + text(30)) >= len(conversation)
+
+    with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_preempted_request_says_what_it_would_have_said(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        text = texts(5)
+        prompts = [text(40) for _ in range(4)]
+        crowded = await asyncio.gather(*(say(engine, prompt, 180) for prompt in prompts))
+        for prompt, (tokens, _) in zip(prompts, crowded, strict=True):
+            alone, _ = await say(engine, prompt, 180, scope=next(scopes))
+            for token, same in zip(tokens, alone, strict=True):
+                if token.bytes != same.bytes:
+                    assert abs(token.logprob - same.top[1].logprob) < ROUNDING  # a near tie
+                    break
+                assert difference(token, same) < ROUNDING
+
+    with_memory(tmp_path, memory, test, kv_cells=2 * CONTEXT)
+
+
+def test_scopes_do_not_share(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        prompt = texts(6)(100)
+        await say(engine, prompt, scope="one")
+        assert (await say(engine, prompt, scope="two"))[1].stats.cached_tokens == 0
+        assert (await say(engine, prompt))[1].stats.cached_tokens == 0
+        assert (await say(engine, prompt, scope="one"))[1].stats.cached_tokens > 0
+
+    with_memory(tmp_path, "full", test)
+
+
+# ---- what does not fit -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_dropping_the_middle_goes_on_as_a_prompt_without_it(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        prompt = texts(7)(200)
+        tokens, end = await say(engine, prompt, 100, overflow="drop_middle")
+        assert end.reason == "maxPredictedTokensReached" and end.stats.generated_tokens == len(tokens) == 100
+        said = prompt + b"".join(token.bytes for token in tokens)
+        full = said[:CONTEXT]
+        short = full[: CONTEXT // 4] + full[-CONTEXT // 2 :]
+        (fresh, *_), _ = await say(engine, short, scope=next(scopes))
+        assert difference(tokens[CONTEXT - len(prompt)], fresh) < ROUNDING
+
+    with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("prompt", [Tokens((FIRST_BYTE + 97,) * 300), Text("a" * 300), Text("a" * 300_000)])
+def test_a_prompt_that_does_not_fit_gets_what_its_policy_says(tmp_path: Path, prompt: Prompt) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(ContextOverflow):
+            await say(engine, prompt)
+        tokens, end = await say(engine, prompt, overflow="stop")
+        assert not tokens and end.reason == "contextLengthReached" and end.stats.generated_tokens == 0
+        tokens, end = await say(engine, prompt, 3, overflow="drop_middle")
+        assert len(tokens) == 3 and end.stats.prompt_tokens == CONTEXT * 3 // 4
+
+    with_memory(tmp_path, "full", test)
+
+
+def test_a_chat_that_does_not_fit_loses_its_oldest_turns(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        turn = ({"role": "user", "content": "how are you?"}, {"role": "assistant", "content": "well, thank you!"})
+        system, last = {"role": "system", "content": "be kind"}, {"role": "user", "content": "good. bye!"}
+        chat = Chat((system, *turn * 20, last))
+        with pytest.raises(ContextOverflow):
+            await say(engine, chat)
+        _, end = await say(engine, chat, overflow="drop_middle")
+        kept = []
+        for turns in range(20):
+            _, shorter = await say(engine, Chat((system, *turn * turns, last)), overflow="stop")
+            kept.append(shorter.stats.prompt_tokens if shorter.reason != "contextLengthReached" else 0)
+        assert end.stats.prompt_tokens == max(kept)
+
+    with_memory(tmp_path, "full", test)
