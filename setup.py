@@ -211,12 +211,13 @@ class BuildNative(Command):
         ("inplace", "i", "put it into the source tree"),
         ("build-lib=", "b", "folder of the package being built"),
         ("tests", None, "build the C++ tests too, as build/lmlite-tests"),
+        ("bench", None, "build the yardstick of bench/embeddings.py too, as build/lmlite-raw-embed"),
     ]
-    boolean_options = ["inplace", "tests"]
+    boolean_options = ["inplace", "tests", "bench"]
     editable_mode = False
 
     def initialize_options(self) -> None:
-        self.inplace = self.tests = 0
+        self.inplace = self.tests = self.bench = 0
         self.build_lib: str | None = None
 
     def finalize_options(self) -> None:
@@ -232,13 +233,14 @@ class BuildNative(Command):
     def run(self) -> None:
         package, environ = self.package(), dict(os.environ)
         folder = configure(environ)
-        compile_targets(folder, ["lmlite", "lmlite-engine", *["lmlite-tests"] * self.tests], environ)
+        programs = ["lmlite-tests"] * self.tests + ["lmlite-raw-embed"] * self.bench
+        compile_targets(folder, ["lmlite", "lmlite-engine", *programs], environ)
         install(folder, package / "lib", strip=not self.in_place, environ=environ)
         copy_licences(find_tree(environ), package / "lib")
         write_bindings(package / "core" / "_lib.py")
-        if self.tests:
-            shutil.copy2(folder / "lmlite-tests", ROOT / "build" / "lmlite-tests.new")
-            (ROOT / "build" / "lmlite-tests.new").replace(ROOT / "build" / "lmlite-tests")  # it may be running
+        for program in programs:
+            shutil.copy2(folder / program, ROOT / "build" / f"{program}.new")
+            (ROOT / "build" / f"{program}.new").replace(ROOT / "build" / program)  # it may be running
 
     def get_outputs(self) -> list[str]:
         package = self.package()
