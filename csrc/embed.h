@@ -1,4 +1,4 @@
-// Embeddings: many texts packed into each batch, answers in the order of the inputs.
+// Embeddings and scores: texts of many requests packed into each batch, answers in the order of a request's inputs.
 #pragma once
 
 #include "model.h"
@@ -15,12 +15,15 @@ namespace lm {
 struct embedding_job {
     ticket_ptr request;
     std::vector<std::vector<llama_token>> inputs;
+    bool as_json = false; // vectors are wanted as JSON text
+    size_t n_packed = 0;  // inputs that are in the current batch or done
     size_t n_done = 0;
+    bool ended = false; // answered; swept at the end of the step
 };
 
 class embedder {
   public:
-    embedder(model & m, pulse & p) : model_(m), pulse_(p) {}
+    embedder(model & m, pulse & p);
 
     void add(std::unique_ptr<embedding_job> job) { jobs_.push_back(std::move(job)); }
     bool idle() const { return jobs_.empty(); }
@@ -35,13 +38,18 @@ class embedder {
         embedding_job * job; // borrowed from jobs_
         size_t input;
     };
-    void end_cancelled(frame_batch & events);
     std::vector<packed> pack(llama_batch_ext * batch);
-    void finish_front(frame_batch & events);
+    void compute(llama_batch_ext * batch);
+    void say(const packed & text, llama_seq_id seq, frame_batch & events);
+    void end(embedding_job & job, frame_kind kind, const std::string & payload, frame_batch & events);
+    void sweep();
 
     model & model_; // borrowed
     pulse & pulse_; // borrowed
-    std::deque<std::unique_ptr<embedding_job>> jobs_;
+    const size_t pack_tokens_;
+    std::deque<std::unique_ptr<embedding_job>> jobs_; // in the order of their turns
+    std::vector<float> row_;
+    std::string text_;
 };
 
 }  // namespace lm

@@ -48,6 +48,9 @@ void engine::submit(std::unique_ptr<sequence> s) {
 
 void engine::submit(std::unique_ptr<embedding_job> job) {
     std::lock_guard<std::mutex> lock(mutex_);
+    if (embedding_arrivals_.size() + pulse_.running >= max_queue_) {
+        throw error("queue_full", "too many requests wait", json_object().add("limit", max_queue_).text());
+    }
     embedding_arrivals_.push_back(std::move(job));
     arrived_.notify_one();
 }

@@ -429,9 +429,37 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     }
 }
 
-static bool pools_embeddings(const llama_model * m, const std::string & arch) {
-    const int64_t pooling = metadata_number(m, arch + ".pooling_type", LLAMA_POOLING_TYPE_UNSPECIFIED);
-    return pooling > LLAMA_POOLING_TYPE_NONE || !llama_model_has_decoder(m);
+static bool attends_to_later_tokens(const llama_model * m, const std::string & arch) {
+    char causal[8] = "";
+    llama_model_meta_val_str(m, (arch + ".attention.causal").c_str(), causal, sizeof causal);
+    return strcmp(causal, "false") == 0;
+}
+
+static bool names_pooling(const llama_model * m, const std::string & arch) {
+    return metadata_number(m, arch + ".pooling_type", LLAMA_POOLING_TYPE_UNSPECIFIED) > LLAMA_POOLING_TYPE_NONE;
+}
+
+static bool has_tensor(const std::string & path, std::initializer_list<const char *> names) {
+    const std::unique_ptr<gguf_context, gguf_deleter> file(gguf_init_from_file(path.c_str(), {true, nullptr}));
+    return file && std::any_of(names.begin(), names.end(),
+                               [&](const char * name) { return gguf_find_tensor(file.get(), name) >= 0; });
+}
+
+// Files of rerankers seldom name their pooling: their classification head tells what they are. An encoder with neither is
+// pooled as most are.
+enum llama_pooling_type model::choose_pooling(const load_spec & spec) const {
+    if (!embedding_ || names_pooling(model_.get(), arch_)) {
+        return LLAMA_POOLING_TYPE_UNSPECIFIED; // llama.cpp's choice, which is the file's
+    }
+    const std::vector<std::string> paths = files_of(spec);
+    const bool classifies = std::any_of(paths.begin(), paths.end(), [](const std::string & path) {
+        return has_tensor(path, {"cls.weight", "cls.output.weight"});
+    });
+    return classifies ? LLAMA_POOLING_TYPE_RANK : LLAMA_POOLING_TYPE_MEAN;
+}
+
+bool model::is_reranker() const {
+    return embedding_ && llama_pooling_type(context_.get()) == LLAMA_POOLING_TYPE_RANK;
 }
 
 // Whether the layers with a sliding window keep no more than the window of each sequence. That takes a fraction of the
@@ -461,7 +489,7 @@ void model::make_context(const load_spec & spec) {
     if (llama_model_is_diffusion(m) || (llama_model_has_encoder(m) && llama_model_has_decoder(m))) {
         throw error("load_failed", "models of the kind '" + arch_ + "' do not write token by token and are not served");
     }
-    embedding_ = pools_embeddings(m, arch_);
+    embedding_ = names_pooling(m, arch_) || attends_to_later_tokens(m, arch_) || !llama_model_has_decoder(m);
     context_length_ = spec.context_length == 0 ? trained : std::min(spec.context_length, trained);
     parallel_ = embedding_ ? EMBEDDING_SEQUENCES : spec.parallel;
 
@@ -475,7 +503,8 @@ void model::make_context(const load_spec & spec) {
         params.flash_attn_type = *spec.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     }
     if (embedding_) {
-        kv_cells_ = n_batch_ = context_length_;
+        params.pooling_type = choose_pooling(spec);
+        kv_cells_ = n_batch_ = round_up(context_length_, EMBEDDING_SEQUENCES); // llama.cpp asserts that all can have a share
     } else {
         params.type_k = spec.k_cache_type;
         params.type_v = spec.v_cache_type;

@@ -48,7 +48,8 @@ class model {
     llama_context * context() const { return context_.get(); } // null for a vocabulary alone
     llama_model * get() const { return model_.get(); }
 
-    bool is_embedding() const { return embedding_; }
+    bool is_embedding() const { return embedding_; } // gives vectors or scores, no text
+    bool is_reranker() const;
     bool is_vocab_only() const { return !context_; }
     sharing memory_sharing() const { return sharing_; }
     int32_t context_length() const { return context_length_; } // tokens one request may use
@@ -56,6 +57,7 @@ class model {
     int32_t n_batch() const { return n_batch_; }
     int32_t n_sequences() const { return n_sequences_; } // sequence ids there are, live and cached ones together
     int32_t kv_cells() const { return kv_cells_; }
+    int32_t gpu_layers() const { return gpu_layers_; }
     const lora_adapters & loras() const { return loras_; }
     // The scales of the adapters from the next decode on.
     void use(const lora_scales & scales) { loras_.apply(context_.get(), scales); }
@@ -71,6 +73,7 @@ class model {
 
     void load_weights(const load_spec & spec, const progress_fn & progress);
     void make_context(const load_spec & spec);
+    enum llama_pooling_type choose_pooling(const load_spec & spec) const;
     void attach_threads(int32_t n_threads);
     void warm_up();
     void warm_up_loras();

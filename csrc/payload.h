@@ -4,11 +4,15 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace lm {
 
 // Appends `text` as a JSON string. Bytes that are not UTF-8 must not reach it.
 void append_json_string(std::string & out, std::string_view text);
+
+// Appends `numbers`, all finite, as a JSON array, each with the digits that give back the same float.
+void append_json_numbers(std::string & out, const std::vector<float> & numbers);
 
 // Builds one flat object: json_object().add("done", 3).add("total", 9).text()
 class json_object {

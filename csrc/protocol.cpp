@@ -362,7 +362,7 @@ generate_spec parse_generate(const std::string & payload) {
     return spec;
 }
 
-std::vector<embed_input> parse_embed(const std::string & payload) {
+embed_spec parse_embed(const std::string & payload) {
     const common_json object = parse_object(payload);
     if (!has(object, "inputs") || !object.at("inputs").is_array() || object.at("inputs").empty()) {
         throw invalid_request("input", "inputs must be an array that is not empty");
@@ -378,7 +378,24 @@ std::vector<embed_input> parse_embed(const std::string & payload) {
             parsed.push_back(read_tokens(input, "input"));
         }
     }
-    return parsed;
+    return {std::move(parsed), read_bool(object, "as_json", false)};
+}
+
+rerank_spec parse_rerank(const std::string & payload) {
+    const common_json object = parse_object(payload);
+    rerank_spec spec{read_string(object, "query"), {}};
+    if (!has(object, "documents") || !object.at("documents").is_array() || object.at("documents").empty()) {
+        throw invalid_request("documents", "documents must be an array that is not empty");
+    }
+    const common_json & documents = object.at("documents");
+    spec.documents.reserve(documents.size());
+    for (size_t i = 0; i < documents.size(); i++) {
+        if (!documents.at(i).is_string()) {
+            throw invalid_request("documents", "documents must hold strings");
+        }
+        spec.documents.push_back(documents.at(i).get<std::string>());
+    }
+    return spec;
 }
 
 std::vector<llama_token> parse_detokenize(const std::string & payload) {

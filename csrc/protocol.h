@@ -84,7 +84,19 @@ using embed_input = std::variant<std::string, std::vector<llama_token>>;
 
 load_spec parse_load(const std::string & payload);
 generate_spec parse_generate(const std::string & payload);
-std::vector<embed_input> parse_embed(const std::string & payload);
+
+struct embed_spec {
+    std::vector<embed_input> inputs;
+    bool as_json;
+};
+embed_spec parse_embed(const std::string & payload);
+
+struct rerank_spec {
+    std::string query;
+    std::vector<std::string> documents;
+};
+rerank_spec parse_rerank(const std::string & payload);
+
 std::vector<llama_token> parse_detokenize(const std::string & payload);
 chat_prompt parse_render(const std::string & payload);
 

@@ -10,6 +10,7 @@
 #include "payload.h"
 #include "protocol.h"
 #include "pulse.h"
+#include "rerank.h"
 #include "wire.h"
 
 #include <condition_variable>
@@ -58,6 +59,7 @@ class server {
     void load(const work & item);
     void generate(const work & item);
     void embed(const work & item);
+    void rerank(const work & item);
     void tokenize(const work & item);
     void answer(const ticket_ptr & request, frame_kind kind, std::string_view payload);
     void answer_error(const ticket_ptr & request, const error & e);
@@ -93,6 +95,7 @@ bool server::is_command(frame_kind kind) const {
         case frame_kind::LOAD:
         case frame_kind::GENERATE:
         case frame_kind::EMBED:
+        case frame_kind::RERANK:
         case frame_kind::TOKENIZE:
         case frame_kind::DETOKENIZE:
         case frame_kind::RENDER:
@@ -190,6 +193,7 @@ void server::prepare(const work & item) {
         case frame_kind::LOAD: return load(item);
         case frame_kind::GENERATE: return generate(item);
         case frame_kind::EMBED: return embed(item);
+        case frame_kind::RERANK: return rerank(item);
         case frame_kind::TOKENIZE: return tokenize(item);
         case frame_kind::DETOKENIZE: {
             const std::vector<llama_token> tokens = parse_detokenize(payload);
@@ -388,13 +392,14 @@ void server::generate(const work & item) {
 }
 
 void server::embed(const work & item) {
-    const std::vector<embed_input> inputs = parse_embed(item.command.payload);
+    const auto [inputs, as_json] = parse_embed(item.command.payload);
     const model & m = loaded();
-    if (!engine_ || !m.is_embedding() || llama_pooling_type(m.context()) == LLAMA_POOLING_TYPE_RANK) {
+    if (!engine_ || !m.is_embedding() || m.is_reranker()) {
         throw error("model_type", "this model gives no embeddings", json_object().add("needs", "embeddings").text());
     }
     auto job = std::make_unique<embedding_job>();
     job->request = item.request;
+    job->as_json = as_json;
     for (size_t i = 0; i < inputs.size(); i++) {
         std::vector<llama_token> tokens;
         if (const auto * text = std::get_if<std::string>(&inputs[i])) {
@@ -414,6 +419,28 @@ void server::embed(const work & item) {
             throw context_overflow(tokens.size(), size_t(m.context_length()), i);
         }
         job->inputs.push_back(std::move(tokens));
+    }
+    engine_->submit(std::move(job));
+}
+
+void server::rerank(const work & item) {
+    rerank_spec spec = parse_rerank(item.command.payload);
+    const model & m = loaded();
+    if (!engine_ || !m.is_reranker()) {
+        throw error("model_type", "this model scores no documents", json_object().add("needs", "reranking").text());
+    }
+    const rerank_prompt prompt(m.get(), m.vocab(), std::move(spec.query), size_t(m.context_length()));
+    auto job = std::make_unique<embedding_job>();
+    job->request = item.request;
+    for (size_t i = 0; i < spec.documents.size(); i++) {
+        try {
+            job->inputs.push_back(prompt.tokenize(spec.documents[i]));
+        } catch (const context_overflow & e) {
+            throw context_overflow(e.needed, e.limit, i);
+        }
+        if (job->inputs.back().empty()) {
+            throw invalid_request("documents", "document " + std::to_string(i) + " has no tokens");
+        }
     }
     engine_->submit(std::move(job));
 }

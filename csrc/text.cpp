@@ -69,7 +69,7 @@ std::vector<llama_token> vocabulary::tokenize(std::string_view text, bool add_sp
     }
 }
 
-std::vector<llama_token> vocabulary::tokenize_within(std::string_view text, size_t limit, size_t spare) const {
+void vocabulary::refuse_overlong(std::string_view text, size_t limit, size_t spare) const {
     const size_t sample = limit * BYTES_PER_TOKEN;
     if (text.size() > 2 * sample) {
         const size_t counted = tokenize(text.substr(0, sample), false, true).size();
@@ -77,6 +77,10 @@ std::vector<llama_token> vocabulary::tokenize_within(std::string_view text, size
             throw context_overflow(counted + (text.size() - sample) / longest_piece_, limit);
         }
     }
+}
+
+std::vector<llama_token> vocabulary::tokenize_within(std::string_view text, size_t limit, size_t spare) const {
+    refuse_overlong(text, limit, spare);
     std::vector<llama_token> tokens = tokenize(text, true, true);
     if (tokens.size() + spare > limit) {
         throw context_overflow(tokens.size() + spare, limit);

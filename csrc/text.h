@@ -31,6 +31,8 @@ class vocabulary {
     std::vector<llama_token> tokenize_within(std::string_view text, size_t limit, size_t spare) const;
     // The tokens of a text, or of its beginning and its end alone if it has many times `limit`.
     std::vector<llama_token> tokenize_ends(std::string_view text, size_t limit) const;
+    // Only the refusal of a text far beyond that.
+    void refuse_overlong(std::string_view text, size_t limit, size_t spare) const;
     std::string detokenize(const std::vector<llama_token> & tokens) const;
 
     // The texts of the control tokens, longest first: what a message must not be able to say.

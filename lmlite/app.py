@@ -28,6 +28,7 @@ from .api import (
     openai_error,
     openai_models,
     openai_text,
+    rerank,
     tokens,
 )
 from .api.call import Call, EmbedCall, Frame
@@ -177,8 +178,9 @@ class Models:
 
     async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:
         """A lease for what every type of model can do."""
-        is_embedding = name is not None and (await self.resolve(name)).type == "embedding"
-        return self.lease(name, "embedding" if is_embedding else "text")
+        from .core.pool import purpose
+
+        return self.lease(name, "text" if name is None else purpose(await self.resolve(name)))
 
     def instances(self) -> tuple[Instance, ...]:
         return self._opened[1].instances() if self._opened else ()
@@ -401,6 +403,14 @@ async def in_turns(pieces: Iterable[str]) -> AsyncIterator[str]:
             turn_began = clock()
 
 
+async def score(app: App, request: Request, reply: Reply, _: str) -> None:
+    call = await parsed(rerank.parse_rerank, request.body)
+    async with app.models.lease(call.model, "rerank", call.ttl_s) as lease:
+        scores = await lease.engine.rerank(call.rerank)
+        served = app.served(lease)
+    reply.whole(200, call.reply(served, scores).encode())
+
+
 async def tokenize(app: App, request: Request, reply: Reply, _: str) -> None:
     call = await parsed(tokens.parse_tokenize, request.body)
     async with await app.models.lease_any(call.model) as lease:
@@ -463,6 +473,9 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("POST", "/v1/chat/completions", generating(openai_chat.parse_chat)),
     Route("POST", "/v1/completions", generating(openai_text.parse_completions)),
     Route("POST", "/v1/embeddings", embedding(openai_embeddings.parse_embeddings)),
+    # shapes of other servers, and of our own
+    Route("POST", "/v1/rerank", score),
+    Route("POST", "/rerank", score),
     Route("POST", "/v1/tokenize", tokenize),
     Route("POST", "/v1/detokenize", detokenize),
     # LM Studio

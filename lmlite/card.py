@@ -27,6 +27,7 @@ class ModelCard:
     mmproj: Path | None = None
     has_chat_template: bool = False
     trained_for_tool_use: bool = False
+    reranks: bool = False  # of type "embedding", but it scores documents and gives no vectors
     problem: str | None = None  # why it cannot be loaded; None: nothing seen
 
 

@@ -21,10 +21,10 @@ from .api.tools import parse_offer
 from .app import open_pool
 from .config import Config
 from .core.catalog import Catalog
-from .core.pool import Needs
+from .core.pool import Needs, purpose
 from .errors import EngineGone, LoadFailed
 from .events import TextDelta
-from .request import Chat, Embed, Embedding, Generate, Prompt, Sampling, Text
+from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text
 from .server import LoopThread
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Model:
         cards = catalog.named()
         if len(cards) != 1:
             raise LoadFailed(str(config.models[0]), "it is not one GGUF model")
-        self._name, self._needs_embedding = cards[0].id, cards[0].type == "embedding"
+        self._name, self._purpose = cards[0].id, purpose(cards[0])
         self._thread = LoopThread("lmlite-model")
         try:
             self._pool = open_pool(config, catalog)
@@ -61,7 +61,7 @@ class Model:
             raise
 
     async def _load(self) -> None:
-        async with self._pool.lease(self._name, "embedding" if self._needs_embedding else "text"):
+        async with self._pool.lease(self._name, self._purpose):
             pass
 
     # ---- answers
@@ -113,6 +113,16 @@ class Model:
     async def _embed(self, embed: Embed) -> tuple[int, list[Embedding]]:
         async with self._pool.lease(self._name, "embedding") as lease:
             return lease.instance.n_embd, await lease.engine.embed(embed) if embed.inputs else []
+
+    def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """One score per document, in their order; the higher, the more it says about `query`."""
+        if isinstance(documents, str):
+            raise TypeError("documents must be a sequence of strings")
+        return [item.score for item in self._thread.call(self._rerank(Rerank(query, tuple(documents))))]
+
+    async def _rerank(self, rerank: Rerank) -> list[Score]:
+        async with self._pool.lease(self._name, "rerank") as lease:
+            return await lease.engine.rerank(rerank) if rerank.documents else []
 
     def _pieces(self, work: Generate) -> Generator[str, None, None]:
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()

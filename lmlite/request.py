@@ -114,11 +114,30 @@ class Embed:
     """Inputs for the embedding model, each a text or its token ids; answers come in this order."""
 
     inputs: Sequence[str | tuple[int, ...]]
+    as_json: bool = False  # vectors as JSON text
 
 
 @dataclass(slots=True, frozen=True)
 class Embedding:
-    """One input's vector: little-endian float32, L2-normalised, and the tokens that the input had."""
+    """One input's vector, L2-normalised, and the tokens that the input had. The vector is little-endian float32, or a JSON
+    array of the same numbers if `Embed.as_json`."""
 
     vector: bytes
+    n_tokens: int
+
+
+@dataclass(slots=True, frozen=True)
+class Rerank:
+    """A query and the documents whose worth for it the reranking model scores; answers come in their order."""
+
+    query: str
+    documents: Sequence[str]
+
+
+@dataclass(slots=True, frozen=True)
+class Score:
+    """One document's score as the model gives it (a logit or a probability: only the order means something), and the
+    tokens that it had together with the query."""
+
+    score: float
     n_tokens: int

@@ -128,9 +128,11 @@ class FakeServer:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text model `talker` and an embedding model `text-embedding-embedder`; only their headers are sound."""
+    """A text model `talker`, an embedding model `text-embedding-embedder` and a reranker `text-embedding-judge`; only
+    their headers are sound."""
     folder = tmp_path_factory.mktemp("models")
     models = {"acme/talker-GGUF/talker-Q4_K_M.gguf": llama(), "acme/embedder/embedder-Q4_K_M.gguf": bert()}
+    models["acme/judge/judge-Q4_K_M.gguf"] = bert(bert__pooling_type=4)
     for place, values in models.items():
         path = folder / place
         path.parent.mkdir(parents=True)

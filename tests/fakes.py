@@ -147,8 +147,16 @@ class FakeEngine:
             return frame(Kind.ERROR, request_id, script.generate_error)
         if kind == Kind.EMBED:
             counts = [len(text) for text in command["inputs"]]
-            vectors = (frame(Kind.EMBEDDING, request_id, vector_of(text)) for text in command["inputs"])
-            return b"".join(vectors) + frame(Kind.FINISHED, request_id, {"prompt_tokens": counts})
+            vectors = [vector_of(text) for text in command["inputs"]]
+            if command.get("as_json"):
+                vectors = [json.dumps(struct.unpack("<4f", vector)).encode() for vector in vectors]
+            rows = b"".join(frame(Kind.EMBEDDING, request_id, vector) for vector in vectors)
+            return rows + frame(Kind.FINISHED, request_id, {"prompt_tokens": counts})
+        if kind == Kind.RERANK:
+            counts = [len(command["query"]) + len(text) for text in command["documents"]]
+            scores = [struct.pack("<f", score_of(command["query"], text)) for text in command["documents"]]
+            rows = b"".join(frame(Kind.EMBEDDING, request_id, score) for score in scores)
+            return rows + frame(Kind.FINISHED, request_id, {"prompt_tokens": counts})
         if kind == Kind.TOKENIZE:
             ids = list(command["text"].encode())
             return frame(Kind.TOKENS, request_id, {"tokens": ids, "pieces": [[byte] for byte in ids]})
@@ -214,6 +222,11 @@ def vector_of(text: Any) -> bytes:
     raw = [float(1 + sum(text if isinstance(text, list) else text.encode()) % (7 + place)) for place in range(4)]
     norm = sum(value * value for value in raw) ** 0.5
     return struct.pack("<4f", *(value / norm for value in raw))
+
+
+def score_of(query: str, document: str) -> float:
+    """How many of the query's words the document has."""
+    return float(sum(word in document.split() for word in query.split()))
 
 
 def take_frames(received: bytearray) -> Iterator[tuple[Kind, int, bytes]]:

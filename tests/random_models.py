@@ -6,17 +6,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"▁{c}" for c in "abcdefghijklmnopqrstuvwxyz"))
-N_EMBD, N_FF, N_CTX = 32, 64, 64
+N_EMBD, N_FF, N_CTX, N_HEAD = 32, 64, 64, 2
 
 
-def write_bert(path: Path, n_ctx: int = N_CTX) -> Path:
-    """A one-layer BERT with mean pooling that knows the letters as words; two texts never have the same vector."""
+def write_bert(
+    path: Path,
+    n_ctx: int = N_CTX,
+    *,
+    pooled: bool = True,
+    classifies: bool = False,
+    template: str | None = None,
+    scale: float = 0.5,
+) -> Path:
+    """A one-layer BERT that knows the letters as words; two texts never have the same vector. `pooled` names its pooling
+    (the mean), `classifies` adds the head of a reranker, whose files name none, `template` says how it is asked."""
     rng = np.random.default_rng(7)
     writer = gguf.GGUFWriter(str(path), "bert")
     writer.add_name("random bert")
@@ -24,11 +34,14 @@ def write_bert(path: Path, n_ctx: int = N_CTX) -> Path:
     writer.add_embedding_length(N_EMBD)
     writer.add_feed_forward_length(N_FF)
     writer.add_block_count(1)
-    writer.add_head_count(2)
+    writer.add_head_count(N_HEAD)
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    if pooled:
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    if template is not None:
+        writer.add_chat_template([{"name": "rerank", "template": template}])
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(list(WORDS))
@@ -41,7 +54,7 @@ def write_bert(path: Path, n_ctx: int = N_CTX) -> Path:
     writer.add_mask_token_id(4)
 
     def tensor(name: str, *shape: int) -> None:
-        writer.add_tensor(name, rng.normal(0, 0.5, shape).astype(np.float32))
+        writer.add_tensor(name, rng.normal(0, scale, shape).astype(np.float32))
 
     def linear(name: str, rows: int, columns: int) -> None:
         tensor(f"{name}.weight", rows, columns)
@@ -61,8 +74,41 @@ def write_bert(path: Path, n_ctx: int = N_CTX) -> Path:
     linear("blk.0.ffn_up", N_FF, N_EMBD)
     linear("blk.0.ffn_down", N_EMBD, N_FF)
     norm("blk.0.layer_output_norm")
+    if classifies:
+        linear("cls", N_EMBD, N_EMBD)
+        linear("cls.output", 1, N_EMBD)
     finish(writer)
     return path
+
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def bert_score(path: Path, tokens: Sequence[int]) -> float:
+    """What the reranker at `path` gives for `tokens`, computed without llama.cpp."""
+    weights = {tensor.name: np.asarray(tensor.data, dtype=np.float64) for tensor in gguf.GGUFReader(str(path)).tensors}
+
+    def linear(name: str, x: Array) -> Array:
+        made: Array = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        return made
+
+    def norm(x: Array) -> Array:  # its weight is one and its bias nothing in these models
+        made: Array = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+        return made
+
+    def gelu(x: Array) -> Array:
+        made: Array = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        return made
+
+    ids = list(tokens)
+    token, position = weights["token_embd.weight"], weights["position_embd.weight"]
+    x = norm(token[ids] + weights["token_types.weight"][0] + position[: len(ids)])
+    q, k, v = (linear(f"blk.0.attn_{name}", x).reshape(len(ids), N_HEAD, -1) for name in "qkv")
+    scores = np.exp(np.einsum("ihd,jhd->hij", q, k) / np.sqrt(q.shape[-1]))
+    mixed = np.einsum("hij,jhd->ihd", scores / scores.sum(-1, keepdims=True), v).reshape(len(ids), -1)
+    x = norm(x + linear("blk.0.attn_output", mixed))
+    x = norm(x + linear("blk.0.ffn_down", gelu(linear("blk.0.ffn_up", x))))
+    return float(linear("cls.output", np.tanh(linear("cls", x[0])))[0])
 
 
 # ---- text models and adapters ----------------------------------------------------------------------------------------

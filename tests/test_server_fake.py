@@ -131,8 +131,39 @@ def test_embeddings_in_order(client: Client, path: str) -> None:
     assert both[1]["embedding"] == alone[0]["embedding"] != both[0]["embedding"]
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+def test_rerank_gives_the_best_documents_first(client: Client, path: str) -> None:
+    documents = ["nothing", {"text": "the quick fox"}, "the fox"]
+    body = {"model": "judge", "query": "quick fox", "documents": documents, "top_n": 2, "return_documents": True}
+    answer = client.post(path, body)
+    assert answer.status == 200
+    assert answer.json["results"] == [
+        {"index": 1, "relevance_score": 2.0, "document": {"text": "the quick fox"}},
+        {"index": 2, "relevance_score": 1.0, "document": {"text": "the fox"}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "more"),
+    [
+        ("/v1/rerank", "embedder", {"query": "a", "documents": ["b"]}),
+        ("/v1/rerank", "talker", {"query": "a", "documents": ["b"]}),
+        ("/v1/embeddings", "judge", {"input": "a"}),
+        ("/v1/completions", "judge", {"prompt": "a"}),
+    ],
+)
+def test_a_model_is_asked_only_for_what_it_can_do(client: Client, path: str, model: str, more: dict[str, Any]) -> None:
+    answer = client.post(path, {"model": model, **more})
+    assert (answer.status, answer.json["error"]["code"]) == (400, "model_type_mismatch")
+
+
+def test_a_reranker_is_an_embedding_model_to_those_who_know_no_other_word(client: Client) -> None:
+    assert client.get("/api/v0/models/judge").json["type"] == "embeddings"
+    assert client.post("/v1/tokenize", {"model": "judge", "content": "a"}).json == {"tokens": [97]}
+
+
 def test_models_are_listed_and_shown_by_every_family(client: Client) -> None:
-    ids = ["talker", "text-embedding-embedder"]
+    ids = ["talker", "text-embedding-embedder", "text-embedding-judge"]
     assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == ids
     assert [entry["id"] for entry in client.get("/api/v0/models").json["data"]] == ids
     assert [entry["key"] for entry in client.get("/api/v1/models").json["models"]] == ids

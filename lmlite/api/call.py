@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from ..errors import LmError
 from ..events import Event
-from ..request import Embed, Embedding, Generate
+from ..request import Embed, Embedding, Generate, Rerank, Score
 from .served import Served
 
 Frame = tuple[str | None, str]
@@ -51,7 +51,7 @@ class Call:
 @dataclass(slots=True, frozen=True)
 class EmbedCall:
     """`pieces` spells the vectors of `embed.inputs` as JSON text, a piece per vector, so that a caller on an event loop
-    can let others run in between: a piece costs about a millisecond per 4,000 numbers."""
+    can let others run in between where there are thousands."""
 
     model: str | None
     embed: Embed
@@ -60,3 +60,13 @@ class EmbedCall:
 
     def reply(self, served: Served, vectors: Sequence[Embedding]) -> str:
         return "".join(self.pieces(served, vectors))
+
+
+@dataclass(slots=True, frozen=True)
+class RerankCall:
+    """`reply` takes the scores of `rerank.documents` in their order."""
+
+    model: str | None
+    rerank: Rerank
+    ttl_s: int | None
+    reply: Callable[[Served, Sequence[Score]], str]

@@ -1,18 +1,16 @@
 """`POST /v1/embeddings` and `/api/v0/embeddings`: texts or token ids in, vectors as numbers or base64 out.
 
-`dimensions` is ignored as LM Studio ignores it. Numbers have the nine digits that give back the same float32.
+`dimensions` is ignored as LM Studio ignores it. Numbers come spelled by the engine, in the digits that give back the same
+float32.
 """
 
 from __future__ import annotations
 
-import math
-import sys
-from array import array
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..errors import EngineError, InvalidRequest, InvalidType
+from ..errors import InvalidRequest, InvalidType
 from ..request import Embed, Embedding
 from .call import EmbedCall
 from .completion import dumps
@@ -30,9 +28,9 @@ def parse_embeddings(body: dict[str, Any]) -> EmbedCall:
     encoding = fields.choice("encoding_format", ("float", "base64"))
     return EmbedCall(
         model=fields.name("model"),
-        embed=Embed(inputs),
+        embed=Embed(inputs, as_json=encoding != "base64"),
         ttl_s=fields.integer("ttl", 1, TTL_S_MAX),
-        pieces=make_pieces(_spell_base64 if encoding == "base64" else _spell_numbers),
+        pieces=make_pieces(_spell_base64 if encoding == "base64" else bytes.decode),
     )
 
 
@@ -71,15 +69,6 @@ def make_pieces(spell: Callable[[bytes], str]) -> Callable[[Served, Sequence[Emb
         yield f'],"model":{dumps(served.model)},"usage":{dumps(usage)}}}'
 
     return pieces
-
-
-def _spell_numbers(vector: bytes) -> str:
-    numbers = array("f", vector)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    if not math.isfinite(sum(numbers)):
-        raise EngineError("not_finite", "the model made a vector that is not finite")
-    return "[" + ("%.9g," * len(numbers) % tuple(numbers))[:-1] + "]"
 
 
 def _spell_base64(vector: bytes) -> str:

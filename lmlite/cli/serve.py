@@ -101,5 +101,7 @@ def curl(url: str, card: ModelCard) -> str:
     path, asked = "/v1/chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
     if card.type == "embedding":
         path, asked = "/v1/embeddings", '"input": "Hello!"'
+    if card.reranks:
+        path, asked = "/v1/rerank", '"query": "Hello!", "documents": ["a greeting", "a farewell"]'
     text = f'{{"model": {json.dumps(card.id)}, {asked}}}'.replace("'", "'\\''")
     return f"curl {url}{path} -H 'Content-Type: application/json' -d '{text}'"

@@ -617,6 +617,7 @@ def _card(entry: _Entry) -> ModelCard:
         mmproj=entry.projector[0] if entry.projector else None,
         has_chat_template=known.has_chat_template if known else False,
         trained_for_tool_use=known.trained_for_tool_use if known else False,
+        reranks=known.is_reranker if known else False,
         problem=_problem(entry),
     )
 

@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar
 
 from ..errors import LmError
 from ..events import Event, PromptProgress, ReasoningDelta, TextDelta, TokenLogprob, ToolCallArguments, ToolCallStart
-from ..request import Chat, Embed, Embedding, Generate
+from ..request import Chat, Embed, Embedding, Generate, Rerank, Score
 from .frames import Kind
 from .line import Clock, Line
 from .payloads import (
@@ -19,6 +19,7 @@ from .payloads import (
     LoadSpec,
     Report,
     chat_object,
+    embed_object,
     encode,
     generate_object,
     load_object,
@@ -27,6 +28,7 @@ from .payloads import (
     read_logprobs,
     read_object,
     read_report,
+    read_score,
     read_text,
     read_tokens,
     read_tool_call,
@@ -90,8 +92,13 @@ class Engine:
 
     async def embed(self, embed: Embed) -> list[Embedding]:
         """One vector per input, in order. Raises `ContextOverflow` with the index of an input that is too long."""
-        payload = encode({"inputs": [text if isinstance(text, str) else list(text) for text in embed.inputs]})
-        return await self._line.ask(Kind.EMBED, payload, _Vectors(len(embed.inputs)))
+        payload = encode(embed_object(embed))
+        return await self._line.ask(Kind.EMBED, payload, _Rows(len(embed.inputs), Embedding))
+
+    async def rerank(self, rerank: Rerank) -> list[Score]:
+        """One score per document, in order. Raises `ContextOverflow` with the index of a document that is too long."""
+        payload = encode({"query": rerank.query, "documents": list(rerank.documents)})
+        return await self._line.ask(Kind.RERANK, payload, _Rows(len(rerank.documents), read_score))
 
     async def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
@@ -216,27 +223,29 @@ class _Load(_Answer[Loaded]):
             self._on_progress(min(max(fraction, 0.0), 1.0))
 
 
-class _Vectors(_Answer[list[Embedding]]):
-    __slots__ = ("_expected", "_vectors")
+class _Rows(_Answer[list[T]]):
+    """One frame per input, then their token counts; `make` makes an answer of a frame and its count."""
 
-    def __init__(self, expected: int):
+    __slots__ = ("_expected", "_make", "_rows")
+
+    def __init__(self, expected: int, make: Callable[[bytes, int], T]):
         super().__init__(Kind.FINISHED, self._join)
-        self._expected = expected
-        self._vectors: list[bytes] = []
+        self._expected, self._make = expected, make
+        self._rows: list[bytes] = []
 
     def frame(self, kind: int, payload: bytes) -> None:
         if kind != Kind.EMBEDDING:
             super().frame(kind, payload)
             return
-        if not payload or len(payload) % 4 or len(self._vectors) == self._expected:
-            raise ValueError("not a vector that was asked for")
-        self._vectors.append(payload)
+        if not payload or len(self._rows) == self._expected:
+            raise ValueError("not a row that was asked for")
+        self._rows.append(payload)
 
-    def _join(self, payload: bytes) -> list[Embedding]:
+    def _join(self, payload: bytes) -> list[T]:
         counts = read_object(payload)["prompt_tokens"]
-        if not len(counts) == len(self._vectors) == self._expected:
-            raise ValueError("another number of vectors than inputs")
-        return [Embedding(vector, int(count)) for vector, count in zip(self._vectors, counts, strict=True)]
+        if not len(counts) == len(self._rows) == self._expected:
+            raise ValueError("another number of rows than inputs")
+        return [self._make(row, int(count)) for row, count in zip(self._rows, counts, strict=True)]
 
 
 class _Stream:

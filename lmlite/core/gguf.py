@@ -162,6 +162,9 @@ EMBEDDING_ARCHITECTURES: Final = frozenset(
         "t5encoder",
     }
 )
+_CLASSIFIERS: Final = (b"cls.weight", b"cls.output.weight")
+_POOLING_RANK: Final = 4
+"""`pooling_type` of a model that scores; but files of rerankers seldom name theirs."""
 NOT_MODELS: Final = frozenset({"adapter", "imatrix", "controlvector"})
 """Values of `general.type` or `general.architecture` of files that stand beside a model."""
 
@@ -188,6 +191,7 @@ class Tensors:
     n_bytes: int
     elements: Mapping[str, int]
     end: int
+    classify: bool  # a classification head is among them
 
 
 @dataclass(slots=True, frozen=True)
@@ -436,7 +440,7 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> Tensors:
         n_params += n
         n_bytes += size
     start = _padded(cursor.position, alignment) if count else cursor.position
-    return Tensors(count, n_params, n_bytes, elements, start + end)
+    return Tensors(count, n_params, n_bytes, elements, start + end, not seen.isdisjoint(_CLASSIFIERS))
 
 
 def _read_tensor_name(cursor: _Cursor) -> bytes:
@@ -487,6 +491,7 @@ class Facts:
     embedding_length: int | None
     block_count: int | None
     is_embedding: bool
+    is_reranker: bool  # an embedding model too
     is_projector: bool
     has_chat_template: bool
     trained_for_tool_use: bool
@@ -502,6 +507,9 @@ def facts(headers: Sequence[Header]) -> Facts:
     n_params = sum(header.tensors.n_params for header in headers)
     n_bytes = sum(header.tensors.n_bytes for header in headers)
     template = first.chat_template
+    pooling = max(0, first.integer(f"{arch}.pooling_type") or 0)
+    encodes = arch in EMBEDDING_ARCHITECTURES
+    classifies = any(header.tensors.classify for header in headers)
     return Facts(
         arch=arch,
         general_type=general_type,
@@ -512,7 +520,8 @@ def facts(headers: Sequence[Header]) -> Facts:
         context_length=first.integer(f"{arch}.context_length"),
         embedding_length=first.integer(f"{arch}.embedding_length"),
         block_count=first.integer(f"{arch}.block_count"),
-        is_embedding=arch in EMBEDDING_ARCHITECTURES or (first.integer(f"{arch}.pooling_type") or 0) > 0,
+        is_embedding=encodes or pooling > 0,
+        is_reranker=pooling == _POOLING_RANK or (encodes and not pooling and classifies),
         is_projector=arch == "clip" or general_type == "mmproj",
         has_chat_template=template is not None,
         trained_for_tool_use=first.text("tokenizer.chat_template.tool_use") is not None

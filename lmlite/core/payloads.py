@@ -6,6 +6,7 @@ Each reader raises one of `MALFORMED` for what the protocol does not allow.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,13 +22,15 @@ from ..errors import (
     WrongModelType,
 )
 from ..events import DraftCounts, Finished, Stats, StopReason, TokenLogprob, TopToken
-from ..request import Chat, Draft, Generate, Sampling, Text, Tokens
+from ..request import Chat, Draft, Embed, Generate, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
 
 LOGPROB_FLOOR: Final = -9999.0
 """Stands for a probability of zero, whose logarithm JSON cannot say; the value that OpenAI's API uses too."""
-MALFORMED: Final = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
+MALFORMED: Final = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error)
 """What reading a payload raises when it is not what the protocol says."""
+
+_SCORE: Final = struct.Struct("<f")
 
 
 # ---- what an engine is told and what it reports ----------------------------------------------------------------------
@@ -162,6 +165,11 @@ def sampling_object(sampling: Sampling) -> dict[str, Any]:
     }
 
 
+def embed_object(embed: Embed) -> dict[str, Any]:
+    inputs = [text if isinstance(text, str) else list(text) for text in embed.inputs]
+    return {"inputs": inputs, "as_json": embed.as_json}
+
+
 def generate_object(generate: Generate) -> dict[str, Any]:
     match generate.prompt:
         case Chat() as chat:
@@ -210,6 +218,11 @@ def read_object(payload: bytes) -> dict[str, Any]:
 
 def read_text(payload: bytes) -> str:
     return payload.decode("utf-8", "replace")
+
+
+def read_score(payload: bytes, n_tokens: int) -> Score:
+    (score,) = _SCORE.unpack(payload)
+    return Score(score, n_tokens)
 
 
 def read_tokens(payload: bytes) -> tuple[tuple[int, ...], tuple[bytes, ...]]:

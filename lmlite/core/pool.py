@@ -27,10 +27,15 @@ CRASH_WINDOW_S: Final = 60.0
 FAILED_S: Final = 60.0
 """How long such a model is refused; then one may try again."""
 
-Needs = Literal["chat", "text", "embedding"]
+Needs = Literal["chat", "text", "embedding", "rerank"]
 State = Literal["not-loaded", "loading", "loaded"]
 
-_ABILITY: Final[dict[Needs, str]] = {"chat": "chat", "text": "text completion", "embedding": "embeddings"}
+_ABILITY: Final[dict[Needs, str]] = {
+    "chat": "chat",
+    "text": "text completion",
+    "embedding": "embeddings",
+    "rerank": "reranking",
+}
 
 
 class Catalog(Protocol):
@@ -324,7 +329,14 @@ class Pool:
 
 
 def serves(card: ModelCard, needs: Needs) -> bool:
-    return (card.type == "embedding") == (needs == "embedding")
+    return needs == purpose(card) or (needs == "chat" and purpose(card) == "text")
+
+
+def purpose(card: ModelCard) -> Needs:
+    """What every model of the kind can do."""
+    if card.type == "embedding":
+        return "rerank" if card.reranks else "embedding"
+    return "text"
 
 
 async def settings_for(card: ModelCard, settings: LoadSettings) -> LoadSettings:

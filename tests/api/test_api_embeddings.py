@@ -9,11 +9,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lmlite.api import lmstudio_v0, openai_embeddings, tokens
-from lmlite.errors import EngineError, InvalidRequest, MissingField
+from lmlite.errors import InvalidRequest, MissingField
 from lmlite.request import Embedding
 from tests.api.golden_files import GOLDEN, SERVED
 
@@ -84,40 +82,28 @@ def test_missing_input() -> None:
 
 def test_vectors_as_numbers() -> None:
     call = lmstudio_v0.parse_embeddings({"input": ["a", "b"]})
-    text = call.reply(SERVED, [Embedding(pack(0.5, -0.25, 1e-7), 3), Embedding(pack(0, 1, 0.1), 4)])
+    assert call.embed.as_json
+    text = call.reply(SERVED, [Embedding(b"[0.5,-0.25,1e-07]", 3), Embedding(b"[0,1,0.1]", 4)])
     assert text == (
-        '{"object":"list","data":[{"object":"embedding","embedding":[0.5,-0.25,1.00000001e-07],"index":0},'
-        '{"object":"embedding","embedding":[0,1,0.100000001],"index":1}],"model":"falcon-7b",'
+        '{"object":"list","data":[{"object":"embedding","embedding":[0.5,-0.25,1e-07],"index":0},'
+        '{"object":"embedding","embedding":[0,1,0.1],"index":1}],"model":"falcon-7b",'
         '"usage":{"prompt_tokens":7,"total_tokens":7}}'
     )
     jsonschema.validate(json.loads(text), json.loads((GOLDEN / "schemas" / "v0_embeddings.json").read_text()))
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
-def test_numbers_give_back_the_same_floats(numbers: list[float]) -> None:
-    text = openai_embeddings.parse_embeddings({"input": "a"}).reply(SERVED, [Embedding(pack(*numbers), 1)])
-    vector = pack(*json.loads(text)["data"][0]["embedding"])
-    assert list(struct.unpack(f"<{len(numbers)}f", vector)) == numbers
-
-
 def test_vectors_as_base64() -> None:
     call = openai_embeddings.parse_embeddings({"input": "a", "encoding_format": "base64"})
+    assert not call.embed.as_json
     vector = pack(0.1, -2.5)
     (entry,) = json.loads(call.reply(SERVED, [Embedding(vector, 1)]))["data"]
     assert base64.b64decode(entry["embedding"]) == vector
 
 
 def test_one_piece_per_vector() -> None:
-    pieces = list(openai_embeddings.parse_embeddings({"input": "a"}).pieces(SERVED, [Embedding(pack(1), 1)] * 5))
+    pieces = list(openai_embeddings.parse_embeddings({"input": "a"}).pieces(SERVED, [Embedding(b"[1]", 1)] * 5))
     assert len(pieces) == 7
     assert json.loads("".join(pieces))["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_vector_of_a_broken_model_is_an_error(number: float) -> None:
-    with pytest.raises(EngineError) as caught:
-        openai_embeddings.parse_embeddings({"input": "a"}).reply(SERVED, [Embedding(pack(0, number), 1)])
-    assert caught.value.code == "not_finite"
 
 
 @pytest.mark.parametrize("field", ["content", "text", "input"])

@@ -39,7 +39,7 @@ from lmlite.events import (
     ToolCallArguments,
     ToolCallStart,
 )
-from lmlite.request import Chat, Draft, Embed, Generate, Grammar, Prompt, Sampling, Text, Tokens
+from lmlite.request import Chat, Draft, Embed, Generate, Grammar, Prompt, Rerank, Sampling, Text, Tokens
 from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, finished, frame, loaded
 
 PROTOCOL = (Path(__file__).parents[2] / "csrc" / "protocol.md").read_text(encoding="utf-8")
@@ -558,6 +558,35 @@ def test_embeddings_come_in_the_order_of_their_inputs() -> None:
         assert sum(x * x for x in struct.unpack("<4f", one.vector)) == pytest.approx(1)
 
     with_fake(scene)
+
+
+def test_vectors_as_json_are_the_same_numbers() -> None:
+    async def scene(engine: Engine, fake: FakeEngine) -> None:
+        (packed,) = await engine.embed(Embed(["first"]))
+        (spelled,) = await engine.embed(Embed(["first"], as_json=True))
+        assert tuple(json.loads(spelled.vector)) == struct.unpack("<4f", packed.vector)
+
+    with_fake(scene)
+
+
+def test_scores_come_in_the_order_of_their_documents() -> None:
+    async def scene(engine: Engine, fake: FakeEngine) -> None:
+        scores = await engine.rerank(Rerank("a b", ("b", "c", "b a")))
+        assert [item.score for item in scores] == [1, 0, 2]
+        assert [item.n_tokens for item in scores] == [4, 4, 6]
+        assert fake.commands[-1][2] == {"query": "a b", "documents": ["b", "c", "b a"]}
+
+    with_fake(scene)
+
+
+def test_a_score_that_is_not_one_number_is_garbage() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(engine.rerank(Rerank("a", ("b",))))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.EMBEDDING, request_id, b"\0" * 8), frame(Kind.FINISHED, request_id, {"prompt_tokens": [1]}))
+        assert await gone(answer) == {"it sent a malformed frame"}
+
+    play(scene)
 
 
 def test_tokens_there_and_back() -> None:

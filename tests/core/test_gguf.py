@@ -166,6 +166,16 @@ def test_an_encoder_is_an_embedding_model_whatever_its_pooling(tmp_path: Path) -
     assert facts_of(tmp_path, bert(bert__pooling_type=0)).is_embedding
 
 
+@pytest.mark.parametrize("head", ["cls.weight", "cls.output.weight"])
+def test_a_classification_head_makes_a_reranker_of_an_encoder_without_pooling(tmp_path: Path, head: str) -> None:
+    for arch, pooling, reranks in (("bert", 0, True), ("bert", 1, False), ("llama", 0, False), ("qwen3", 4, True)):
+        values = llama(arch, **{f"{arch}__pooling_type": pooling})
+        known = facts([header_of(tmp_path, gguf(values, [Tensor("a"), Tensor(head)]))])
+        assert known.is_reranker is reranks
+        assert known.is_embedding is (arch != "llama")
+    assert not facts_of(tmp_path, bert(bert__pooling_type=0)).is_reranker
+
+
 def test_projector_is_told_by_its_architecture(tmp_path: Path) -> None:
     assert facts_of(tmp_path, projector()).is_projector
 

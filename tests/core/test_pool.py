@@ -41,7 +41,7 @@ def card(name: str, type: ModelType = "llm", **more: Any) -> ModelCard:
 class Shelf:
     """A catalogue; its first card is the default."""
 
-    listed: Sequence[ModelCard] = (card("a"), card("b"), card("e", "embedding"))
+    listed: Sequence[ModelCard] = (card("a"), card("b"), card("e", "embedding"), card("r", "embedding", reranks=True))
 
     def cards(self) -> tuple[ModelCard, ...]:
         return tuple(self.listed)
@@ -303,13 +303,16 @@ def test_models_load_side_by_side() -> None:
 def test_an_unknown_name_lists_the_known() -> None:
     async def scene(stage: Stage) -> None:
         found = await failure(stage.ask("nope"), errors.ModelNotFound)
-        assert (found.name, found.known) == ("nope", ("a", "b", "e"))
+        assert (found.name, found.known) == ("nope", ("a", "b", "e", "r"))
         assert not stage.peers
 
     play(scene)
 
 
-@pytest.mark.parametrize("name, needs", [("e", "chat"), ("e", "text"), ("a", "embedding")])
+@pytest.mark.parametrize(
+    "name, needs",
+    [("e", "chat"), ("e", "text"), ("a", "embedding"), ("a", "rerank"), ("e", "rerank"), ("r", "embedding"), ("r", "text")],
+)
 def test_the_wrong_type_of_model_is_not_even_loaded(name: str, needs: Needs) -> None:
     async def scene(stage: Stage) -> None:
         assert (await failure(stage.ask(name, needs), errors.WrongModelType)).name == name
@@ -339,6 +342,8 @@ def test_no_name_means_the_one_loaded_or_the_default() -> None:
         await stage.ask("b")
         assert (await stage.ask(None)).instance.id == "b"
         assert (await stage.ask(None, "embedding")).instance.id == "e"
+        await stage.ask("r", "rerank")
+        assert (await stage.ask(None, "rerank")).instance.id == "r"
         await stage.ask("a")
         assert (await stage.ask(None)).instance.id == "a", "two are loaded: the default"
 

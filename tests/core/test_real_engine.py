@@ -8,6 +8,7 @@ import math
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,19 @@ from lmlite.core.catalog import bundled_model
 from lmlite.core.engine import Engine
 from lmlite.core.payloads import LoadSettings, LoadSpec
 from lmlite.core.worker import Placement, Process, Thread
-from lmlite.errors import ContextOverflow, EngineGone, InvalidRequest, LmError, LoadFailed, QueueFull, WrongModelType
+from lmlite.errors import (
+    ContextOverflow,
+    EngineError,
+    EngineGone,
+    InvalidRequest,
+    LmError,
+    LoadFailed,
+    QueueFull,
+    WrongModelType,
+)
 from lmlite.events import Event, Finished, PromptProgress, TextDelta, TokenLogprob
-from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Sampling, Text, Tokens
-from tests.random_models import N_CTX, N_EMBD, with_template, write_bert
+from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Rerank, Sampling, Text, Tokens
+from tests.random_models import N_CTX, N_EMBD, bert_score, with_template, write_bert
 
 GREEDY = Sampling(temperature=0)
 NEAR_TIE = 0.1  # nats: batches of another shape add up in another order
@@ -543,6 +553,129 @@ def test_an_input_longer_than_the_context_is_named(tmp_path: Path) -> None:
     with_engine(test, path=write_bert(tmp_path / "bert.gguf"))
 
 
+def test_a_context_of_any_length_is_loaded(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(ContextOverflow) as caught:
+            await engine.embed(Embed(["a " * 40]))
+        assert caught.value.limit == 41
+        assert len(await engine.embed(Embed(["a " * 39]))) == 1
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf"), context_length=41)
+
+
+def test_an_encoder_that_names_no_pooling_is_pooled(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        (row,) = await engine.embed(Embed(["a b"]))
+        assert math.fsum(x * x for x in vector(row.vector)) == pytest.approx(1, abs=1e-5)
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf", pooled=False))
+
+
+def test_vectors_are_spelled_in_the_digits_that_give_them_back(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        (packed,) = await engine.embed(Embed(["a b c"]))
+        (spelled,) = await engine.embed(Embed(["a b c"], as_json=True))
+        assert array("f", json.loads(spelled.vector)).tobytes() == packed.vector
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf"))
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_numbers_that_are_not_finite_are_an_error(tmp_path: Path, as_json: bool) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(EngineError) as caught:
+            await engine.embed(Embed(["a"], as_json))
+        assert "not finite" in caught.value.message
+        assert (await engine.stats()).running == 0
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf", scale=math.nan))
+
+
+def test_a_short_request_does_not_wait_for_a_long_one(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        long = asyncio.ensure_future(engine.embed(Embed(["a b c d e f g h i j"] * 2000)))
+        await engine.tokenize("")  # commands are prepared in order: the long one is in work now
+        await engine.embed(Embed(["z"]))
+        assert not long.done()
+        assert len(await long) == 2000
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf"))
+
+
+def test_more_embedding_requests_than_may_wait_are_refused(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        answers = await asyncio.gather(
+            *(engine.embed(Embed(["a b c d e f g h i j"] * 500)) for _ in range(8)), return_exceptions=True
+        )
+        refused = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert refused and all(isinstance(error, QueueFull) and error.limit == 2 for error in refused)
+        assert [len(answer) for answer in answers if isinstance(answer, list)] == [500] * (8 - len(refused))
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf"), max_queue=2)
+
+
+# ---- reranking -------------------------------------------------------------------------------------------------------
+
+CLS, SEP, MASK = 2, 3, 4
+
+
+def letters(text: str) -> list[int]:
+    return [ord(letter) - ord("a") + 5 for letter in text.split()]
+
+
+def test_scores_are_those_of_the_model_in_any_company(tmp_path: Path) -> None:
+    path = write_bert(tmp_path / "bert.gguf", pooled=False, classifies=True)
+    query, documents = "a b c", ["d", "e f g h", "", "a b c", "z y x w v u t s r q p o"] * 30
+
+    async def test(engine: Engine) -> None:
+        prompts = [[CLS, *letters(query), SEP, *letters(document)] for document in documents]
+        expected = [bert_score(path, prompt) for prompt in prompts[:5]]
+        assert all(abs(a - b) > 0.1 for a, b in combinations(expected, 2))
+        scores = await engine.rerank(Rerank(query, documents))
+        assert [item.score for item in scores] == pytest.approx(expected * 30, abs=1e-2)
+        assert [item.n_tokens for item in scores] == [len(prompt) for prompt in prompts]
+
+    with_engine(test, path=path)
+
+
+def test_a_document_longer_than_the_context_is_named(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(ContextOverflow) as caught:
+            await engine.rerank(Rerank("a b", ("a", "b " * 61)))
+        assert (caught.value.index, caught.value.needed, caught.value.limit) == (1, 65, N_CTX)
+        with pytest.raises(ContextOverflow) as caught:
+            await engine.rerank(Rerank("a " * 100, ("a",)))
+        assert caught.value.index is None
+        assert len(await engine.rerank(Rerank("a b", ("b " * 60,)))) == 1
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf", pooled=False, classifies=True))
+
+
+TEMPLATE = "[CLS]x {document} [MASK]{query}[SEP]"
+
+
+def test_a_model_s_own_template_says_how_it_is_asked(tmp_path: Path) -> None:
+    path = write_bert(tmp_path / "bert.gguf", pooled=False, classifies=True, template=TEMPLATE)
+
+    async def test(engine: Engine) -> None:
+        (item,) = await engine.rerank(Rerank("a b", ("c d",)))
+        prompt = [CLS, *letters("x c d"), MASK, *letters("a b"), SEP]
+        assert item.score == pytest.approx(bert_score(path, prompt), abs=1e-2)
+        assert item.n_tokens == len(prompt)
+
+    with_engine(test, path=path)
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE], ids=["joined", "template"])
+def test_texts_say_nothing_as_control_tokens_or_places(tmp_path: Path, template: str | None) -> None:
+    async def test(engine: Engine) -> None:
+        plain, control, place = await engine.rerank(Rerank("a", ("b", "b [SEP] b", "b {query}")))
+        assert control.n_tokens > plain.n_tokens + 2  # the brackets and what is between them
+        assert place.n_tokens > plain.n_tokens + 1
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf", pooled=False, classifies=True, template=template))
+
+
 def test_models_refuse_what_they_cannot_do(tmp_path: Path) -> None:
     async def embed(engine: Engine) -> None:
         with pytest.raises(WrongModelType):
@@ -552,5 +685,11 @@ def test_models_refuse_what_they_cannot_do(tmp_path: Path) -> None:
         with pytest.raises(LmError):
             await complete(engine, "a")
 
-    with_engine(embed)
-    with_engine(generate, path=write_bert(tmp_path / "bert.gguf"))
+    async def rerank(engine: Engine) -> None:
+        with pytest.raises(WrongModelType):
+            await engine.rerank(Rerank("a", ("b",)))
+
+    vectors = write_bert(tmp_path / "bert.gguf")
+    scores = write_bert(tmp_path / "judge.gguf", pooled=False, classifies=True)
+    for test, path in ((embed, None), (embed, scores), (rerank, None), (rerank, vectors), (generate, vectors)):
+        with_engine(test, path=path)
