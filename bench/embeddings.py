@@ -1,8 +1,8 @@
 """Texts per second: one request of many texts, and several clients with one text at a time, beside llama.cpp itself.
 
 The yardstick is the best that raw llama.cpp calls reach on the same tokens at any packing (`raw_embed.cpp`, tokenizing
-not timed); `llama-server` runs too. All take turns in each round, the medians of the rounds count. Prints one JSON
-object, then a row for the table in README.md.
+not timed); `llama-server` runs too. All take turns in each round, the medians of the rounds count; a run during which
+other programs had a noticeable part of the CPU does not. Prints one JSON object, then rows for the table in README.md.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ EMBEDDINGS = "/v1/embeddings"
 BUDGETS = (1, 32, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1 << 20)  # tokens per call; 1: each text alone
 REST_S = 0.15
 """Compute threads look out for more work for a while after the last; the next contender must not run beside them."""
+OTHERS_SHARE, ATTEMPTS = 0.1, 3
+"""A run counts if other programs had at most this much of one CPU meanwhile; else it is tried again."""
 WORDS = (
     "time year people way day man thing woman life child world school state family student group country problem hand "
     "part place case week company system program question work government number night point home water room mother area "
@@ -113,6 +115,32 @@ def contenders(name: str, port: int, texts: Sequence[str], clients: int) -> dict
     }
 
 
+# ---- a machine that others use too -----------------------------------------------------------------------------------
+
+
+def family(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(member for child in children for member in family(int(child)))]
+
+
+def others_cpu_s() -> float:
+    """What all programs but the contenders and this one have had of the CPU since the machine was started."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    own = sum(client.cpu_s(pid) for pid in family(os.getpid()))
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - own
+
+
+def undisturbed(run: Callable[[], float]) -> float | None:
+    """The seconds of a run that had the machine to itself, None if none of some attempts had."""
+    for _ in range(ATTEMPTS):
+        time.sleep(REST_S)
+        others, began = others_cpu_s(), time.perf_counter()
+        seconds = run()
+        if others_cpu_s() - others <= OTHERS_SHARE * (time.perf_counter() - began):
+            return seconds
+    return None
+
+
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
@@ -136,8 +164,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         taken = defaultdict(list)
         for _ in range(arguments.rounds):
             for name, run in runs.items():
-                time.sleep(REST_S)
-                taken[name].append(run())
+                if (seconds := undisturbed(run)) is not None:
+                    taken[name].append(seconds)
+    if few := [name for name in runs if len(taken[name]) < 3]:
+        raise SystemExit(f"the machine was too busy to measure {', '.join(few)}")
     return {name: arguments.texts / statistics.median(seconds) for name, seconds in taken.items()}
 
 
