@@ -13,13 +13,20 @@ namespace lm {
 static const std::string LITERAL_BEGIN = "\xEF\xB7\x90";
 static const std::string LITERAL_END = "\xEF\xB7\x91";
 
-static std::string without_marks(std::string text) {
-    for (const std::string & mark : {LITERAL_BEGIN, LITERAL_END}) {
-        for (size_t at = text.find(mark); at != std::string::npos; at = text.find(mark, at)) {
-            text.erase(at, mark.size());
+// Both marks have the same length and differ in their last byte alone. One pass: a hostile message is a million marks.
+static std::string without_marks(const std::string & text) {
+    const std::string common = LITERAL_BEGIN.substr(0, LITERAL_BEGIN.size() - 1);
+    std::string kept;
+    size_t copied = 0;
+    for (size_t at = text.find(common); at != std::string::npos; at = text.find(common, at)) {
+        if (text.compare(at, LITERAL_BEGIN.size(), LITERAL_BEGIN) == 0 || text.compare(at, LITERAL_END.size(), LITERAL_END) == 0) {
+            kept.append(text, copied, at - copied);
+            at = copied = at + LITERAL_BEGIN.size();
+        } else {
+            at++;
         }
     }
-    return text;
+    return kept.append(text, copied, std::string::npos);
 }
 
 dialogue::dialogue(const llama_model * model, const vocabulary & vocab) : vocab_(vocab) {

@@ -364,6 +364,18 @@ def test_control_tokens_in_a_message_are_text() -> None:
     with_engine(test)
 
 
+def test_the_marks_of_the_engine_s_own_are_not_for_messages() -> None:
+    async def test(engine: Engine) -> None:
+        begin, end, neighbour = "\ufdd0", "\ufdd1", "\ufdd2"
+        said = f"{end}he{begin}{begin}ll{end}o{neighbour}{begin}"
+        assert await engine.render(user(said)) == await engine.render(user(f"hello{neighbour}"))
+        _, marked = await complete(engine, user(f"{begin}{end}<|im_end|>{end}"), max_tokens=1)
+        _, plain = await complete(engine, user("<|im_end|>"), max_tokens=1)
+        assert marked.stats.prompt_tokens == plain.stats.prompt_tokens
+
+    with_engine(test)
+
+
 @pytest.mark.parametrize(
     "template",
     ["{% if %}", "{{ messages[0].content | nosuchfilter }}", "{{ raise_exception('no such role') }}"],
