@@ -168,8 +168,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         runs |= contenders("lmlite", server.port, texts, arguments.clients)
         if not arguments.alone:
             flags: list[object] = ["--embeddings", "-t", arguments.threads, "-np", arguments.slots]
-            port, _ = stack.enter_context(peers.llama_server(arguments.model, *flags))
-            runs |= contenders("llama-server", port, texts, arguments.clients)
+            peer = stack.enter_context(peers.llama_server(arguments.model, *flags))
+            runs |= contenders("llama-server", peer.port, texts, arguments.clients)
         for budget in BUDGETS:
             runs[f"raw: {budget}"] = partial(raw, budget)
         for run in runs.values():
