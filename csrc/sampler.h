@@ -69,6 +69,9 @@ class sampler {
     // Feeds a prompt token to the windows of the penalties.
     void observe(llama_token id);
 
+    // From here on the choice obeys `grammar`, which knows what the answer holds of it already.
+    void constrain(sampler_ptr grammar) { grammar_ = std::move(grammar); }
+
     // Chooses from `logits` (vocab.size() floats, overwritten) and takes note of the choice. Without a value no token
     // satisfies the grammar.
     std::optional<llama_token> sample(float * logits);

@@ -1,0 +1,151 @@
+#include "format.h"
+
+#include "chat-peg-parser.h"
+#include "json-schema-to-grammar.h"
+
+#include <algorithm>
+
+namespace lm {
+
+static std::unique_ptr<common_chat_peg_mapper> make_mapper(common_chat_format syntax, common_chat_msg & message) {
+    switch (syntax) {
+        case COMMON_CHAT_FORMAT_PEG_GEMMA4: return std::make_unique<common_chat_peg_gemma4_mapper>(message);
+        case COMMON_CHAT_FORMAT_PEG_MINIMAX_M3: return std::make_unique<common_chat_peg_minimax_m3_mapper>(message);
+        default: return std::make_unique<common_chat_peg_mapper>(message);
+    }
+}
+
+// Where the parts of the tree stand in the text.
+static void locate(const common_peg_ast_arena & tree, const common_peg_parse_result & result, size_t opening,
+                   parsed_answer & into) {
+    const auto place = [&](size_t at) { return at > opening ? at - opening : 0; };
+    std::vector<std::pair<size_t, bool>> calls; // end, complete
+    tree.visit(result, [&](const common_peg_ast_node & node) {
+        const size_t end = place(node.end);
+        if (node.tag == common_chat_peg_builder::REASONING || node.tag == common_chat_peg_builder::CONTENT) {
+            const bool reasoning = node.tag == common_chat_peg_builder::REASONING;
+            if (reasoning && end > place(node.start)) {
+                into.reasoning_spans.push_back({place(node.start), end});
+            }
+            if (end >= into.text_end && node.end > node.start) {
+                into.text_end = end;
+                into.last = reasoning ? parsed_answer::stretch::reasoning : parsed_answer::stretch::content;
+                into.calls_follow = false;
+            }
+        } else if (node.tag == common_chat_peg_builder::TOOL) {
+            calls.push_back({end, !node.is_partial});
+            into.calls_follow = true;
+        }
+    });
+    for (size_t i = 0; i < into.calls.size(); i++) {
+        const bool followed = i + 1 < into.calls.size();
+        into.calls[i].complete = followed || (i < calls.size() && calls[i].second);
+        into.calls[i].end = i < calls.size() ? calls[i].first : 0;
+    }
+}
+
+bool parse_answer(const answer_format & format, const std::string & text, bool whole, parsed_answer & into) {
+    for (const common_peg_arena & parser : format.parsers) {
+        common_peg_parse_context context(format.opening + text,
+                                         whole ? COMMON_PEG_PARSE_FLAG_NONE : COMMON_PEG_PARSE_FLAG_LENIENT);
+        const common_peg_parse_result result = parser.parse(context);
+        if (result.fail()) {
+            continue;
+        }
+        common_chat_msg message;
+        make_mapper(format.syntax, message)->from_ast(context.ast, result);
+        into = {};
+        into.reasoning = std::move(message.reasoning_content);
+        into.content = std::move(message.content);
+        for (common_chat_tool_call & call : message.tool_calls) {
+            into.calls.push_back({std::move(call.name), std::move(call.arguments)});
+        }
+        locate(context.ast, result, format.opening.size(), into);
+        if (into.reasoning.empty()) { // white space between the tags does not count
+            into.reasoning_spans.clear();
+            if (into.last == parsed_answer::stretch::reasoning) {
+                into.last = parsed_answer::stretch::none;
+                into.text_end = 0;
+            }
+        }
+        return true;
+    }
+    return false;
+}
+
+common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat_params & plain) {
+    if (!plain.supports_thinking || plain.thinking_start_tag.empty() || plain.thinking_end_tags.empty()) {
+        return p.prefix(plain.generation_prompt) + p.space();
+    }
+    const std::string & start = plain.thinking_start_tag;
+    const std::string & end = plain.thinking_end_tags.front();
+    return p.prefix(plain.generation_prompt, start) + p.space() +
+           p.optional(p.literal(start) + p.space() + p.reasoning(p.until(end)) + p.literal(end) + p.space());
+}
+
+common_chat_params json_format(const common_chat_params & plain, const std::string & schema) {
+    common_chat_params params = plain;
+    const common_peg_arena parser = build_chat_peg_parser([&](common_chat_peg_builder & p) {
+        const common_peg_parser json = p.schema(p.json(), "response-format", common_json::parse(schema));
+        return reasoning_ahead(p, plain) + p.content(json) + p.space() + p.end();
+    });
+    params.parser = parser.save();
+    params.grammar = build_grammar([&](const common_grammar_builder & builder) { parser.build_grammar(builder); });
+    params.grammar_lazy = false;
+    params.grammar_triggers.clear();
+    return params;
+}
+
+void forbid_content(common_peg_arena & parser, std::string & grammar) {
+    for (common_peg_parser_id id = 0; id < parser.size(); id++) {
+        const auto * tag = std::get_if<common_peg_tag_parser>(&parser.get(id));
+        if (tag == nullptr || tag->tag != common_chat_peg_builder::CONTENT ||
+            !std::holds_alternative<common_peg_until_parser>(parser.get(tag->child))) {
+            continue;
+        }
+        const common_peg_parser_id text = tag->child;
+        parser.get(text) = common_peg_epsilon_parser();
+        const std::string rule = "until-" + std::to_string(text) + " ::= "; // as llama.cpp names it
+        const size_t at = grammar.compare(0, rule.size(), rule) == 0 ? 0 : grammar.find("\n" + rule);
+        if (at != std::string::npos) {
+            const size_t begin = grammar.find(" ::= ", at) + 5;
+            grammar.replace(begin, std::min(grammar.find('\n', begin), grammar.size()) - begin, "\"\"");
+        }
+    }
+}
+
+void derive(answer_format & format, const vocabulary & vocab) {
+    std::string mentioned; // every text that the parsers look for
+    const auto mention = [&](const std::string & text) { (mentioned += text) += '\n'; };
+    for (const common_peg_arena & parser : format.parsers) {
+        for (common_peg_parser_id id = 0; id < parser.size(); id++) {
+            const common_peg_parser_variant & rule = parser.get(id);
+            if (const auto * until = std::get_if<common_peg_until_parser>(&rule)) {
+                format.tags.insert(format.tags.end(), until->delimiters.begin(), until->delimiters.end());
+            } else if (const auto * literal = std::get_if<common_peg_literal_parser>(&rule)) {
+                mention(literal->literal);
+            }
+        }
+    }
+    format.tags.insert(format.tags.end(), format.stops.begin(), format.stops.end());
+    std::sort(format.tags.begin(), format.tags.end());
+    format.tags.erase(std::unique(format.tags.begin(), format.tags.end()), format.tags.end());
+    for (const auto * texts : {&format.tags, &format.thinking_ends}) {
+        std::for_each(texts->begin(), texts->end(), mention);
+    }
+    mention(format.thinking_start);
+    for (const common_grammar_trigger & trigger : format.triggers) {
+        mention(trigger.value);
+    }
+    for (const std::string & control : vocab.control_texts()) {
+        if (mentioned.find(control) != std::string::npos) {
+            const std::vector<llama_token> ids = vocab.tokenize(control, false, true);
+            if (!ids.empty()) {
+                format.visible.push_back(ids.back());
+            }
+        }
+    }
+    std::sort(format.visible.begin(), format.visible.end());
+}
+
+}  // namespace lm

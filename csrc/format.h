@@ -1,0 +1,73 @@
+// How the answers of one template are written: the parsers that split a text into reasoning, content and tool calls, and
+// the grammar that keeps the calls well-formed. Built by `dialogue`, immutable, shared by the requests that agree on it.
+#pragma once
+
+#include "text.h"
+
+#include "chat.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+class common_chat_peg_builder;
+
+namespace lm {
+
+struct answer_format {
+    common_chat_format syntax = COMMON_CHAT_FORMAT_PEG_NATIVE; // chooses the reader of the parsed tree
+    std::vector<common_peg_arena> parsers; // tried in this order
+    std::string opening;                   // what the template has written of the answer; the parsers begin there
+    std::vector<std::string> tools;        // the names a call may have
+    bool content_is_json = false;          // a schema rules the content
+
+    std::string grammar; // empty: none
+    bool grammar_lazy = false; // it applies from a trigger on
+    std::vector<common_grammar_trigger> triggers;
+    std::string thinking_start; // within these no trigger counts
+    std::vector<std::string> thinking_ends;
+
+    std::vector<std::string> stops;    // texts that end the answer and do not belong to it
+    std::vector<llama_token> visible;  // control tokens whose text belongs to the answer, ascending
+    std::vector<std::string> tags;     // what can end a stretch of reasoning or content, the stops among it
+};
+
+// What the parsers say of an answer, or of the part of it that is there.
+struct parsed_answer {
+    struct tool_call {
+        std::string name;
+        std::string arguments;
+        size_t end = 0;        // where its text ends
+        bool complete = false; // nothing of it can follow
+    };
+    enum class stretch { none, reasoning, content };
+
+    std::string reasoning;
+    std::string content;
+    std::vector<tool_call> calls;
+    std::vector<std::pair<size_t, size_t>> reasoning_spans; // of the text
+    size_t text_end = 0;            // where the last reasoning or content ends
+    stretch last = stretch::none;   // the kind of that
+    bool calls_follow = false;      // a call, or the start of one, comes after that
+};
+
+// Fills `into` from the text of an answer; false if it does not match. `whole`: no more text comes, so that what is
+// unfinished does not match either. Recurses as deep as the text nests.
+bool parse_answer(const answer_format & format, const std::string & text, bool whole, parsed_answer & into);
+
+// How an answer is read that must be JSON of a schema, for templates of which llama.cpp knows how tools are called but not
+// how this is written. `plain` is what it says of their answers.
+common_chat_params json_format(const common_chat_params & plain, const std::string & schema);
+
+// The reasoning that may stand ahead of everything else; nothing if answers have none.
+common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat_params & plain);
+
+// Takes the free text ahead of a call out of a parser and out of the grammar made from it: llama.cpp lets a model that must
+// call a tool write on for ever before it does.
+void forbid_content(common_peg_arena & parser, std::string & grammar);
+
+// Fills in `tags` and `visible`, which follow from the rest.
+void derive(answer_format & format, const vocabulary & vocab);
+
+}  // namespace lm
