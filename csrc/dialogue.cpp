@@ -2,9 +2,14 @@
 
 #include "error.h"
 
+#include "tool_requests.h"
+
+#include "chat-auto-parser.h"
 #include "chat.h"
 #include "json.h"
-#include "log.h"
+
+#include <algorithm>
+#include <cctype>
 
 namespace lm {
 
@@ -12,6 +17,10 @@ namespace lm {
 // wrote looks like a control token and must be tokenized as text.
 static const std::string LITERAL_BEGIN = "\xEF\xB7\x90";
 static const std::string LITERAL_END = "\xEF\xB7\x91";
+
+// Formats that requests share: what a template makes of the same tools and options. Far more than a few agents need.
+static constexpr size_t CACHED_BYTES = 8u << 20;
+static constexpr size_t PARSER_SIZE = 6; // a parser in memory, relative to its text
 
 // Both marks have the same length and differ in their last byte alone. One pass: a hostile message is a million marks.
 static std::string without_marks(const std::string & text) {
@@ -30,16 +39,81 @@ static std::string without_marks(const std::string & text) {
 }
 
 dialogue::dialogue(const llama_model * model, const vocabulary & vocab) : vocab_(vocab) {
-    for (const std::string & text : vocab.control_texts()) {
+    compile(model, "");
+}
+
+dialogue::dialogue(const std::string & source, const vocabulary & vocab) : vocab_(vocab) {
+    compile(nullptr, source);
+}
+
+void dialogue::compile(const llama_model * model, const std::string & source) {
+    for (const std::string & text : vocab_.control_texts()) {
         control_starts_[static_cast<unsigned char>(text[0])] = true;
     }
     try {
-        templates_ = common_chat_templates_init(model, "");
+        templates_ = common_chat_templates_init(model, source);
         explicit_ = common_chat_templates_was_explicit(templates_.get());
     } catch (const std::exception & e) {
         problem_ = e.what();
+        return;
+    }
+    special_case_ = is_special_case();
+    try {
+        try_out();
+    } catch (const std::exception &) { // what it refuses it will refuse again, when a request can be told
     }
 }
+
+// ---- what the template is like --------------------------------------------------------------------------------------
+
+static common_chat_templates_inputs greeting() {
+    common_chat_templates_inputs inputs;
+    common_chat_msg message;
+    message.role = "user";
+    message.content = "Hello";
+    inputs.messages = {message};
+    inputs.reasoning_format = COMMON_REASONING_FORMAT_DEEPSEEK;
+    return inputs;
+}
+
+void dialogue::try_out() {
+    common_chat_templates_inputs inputs = greeting();
+    const common_chat_params params = common_chat_templates_apply(templates_.get(), inputs);
+    const std::string text = "Text of <any> [kind] {at} all.\n";
+    parsed_answer parsed;
+    plain_ = !params.supports_thinking && parse_answer(*make_format({params}, inputs), text, true, parsed) &&
+             parsed.content == text;
+    const std::map<std::string, bool> caps = common_chat_templates_get_caps(templates_.get());
+    if (caps.at("supports_tools") && caps.at("supports_tool_calls")) {
+        inputs.tools = {{"tool", "", "{}"}};
+        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+        native_tools_ = !common_chat_templates_apply(templates_.get(), inputs).grammar.empty();
+    }
+}
+
+bool dialogue::is_special_case() const {
+    for (const char * variant : {"", "tool_use"}) {
+        const std::string source = common_chat_templates_source(templates_.get(), variant);
+        if (source.empty()) {
+            continue;
+        }
+        try {
+            const common_chat_template compiled(source, "", "");
+            autoparser::generation_params params;
+            params.messages = common_json::array({common_json::object({{"role", "user"}, {"content", "Hello"}})});
+            params.extra_context = common_json::object();
+            params.add_generation_prompt = true;
+            if (common_chat_try_specialized_template(compiled, source, params)) {
+                return true;
+            }
+        } catch (const std::exception &) {
+            return true; // the way that is right for every template, if not the fastest
+        }
+    }
+    return false;
+}
+
+// ---- what a message says is text ------------------------------------------------------------------------------------
 
 dialogue::~dialogue() = default;
 
@@ -63,41 +137,134 @@ std::string dialogue::mark_controls(const std::string & text) const {
     return copied == 0 ? text : marked.append(text, copied, std::string::npos);
 }
 
-std::string dialogue::render_marked(const common_json & messages, const common_json & kwargs) const {
+void dialogue::mark(std::string & text) const {
+    text = mark_controls(without_marks(text));
+}
+
+void dialogue::mark(common_json & value) const {
+    if (value.is_string()) {
+        std::string text = value.get<std::string>();
+        mark(text);
+        value = common_json(text);
+    } else if (value.is_array()) {
+        for (size_t i = 0; i < value.size(); i++) {
+            mark(value.at(i));
+        }
+    } else if (value.is_object()) {
+        common_json marked = common_json::object();
+        for (const auto & [key, member] : value.items()) {
+            std::string name = key;
+            mark(name);
+            marked[name] = member;
+            mark(marked[name]);
+        }
+        value = std::move(marked);
+    }
+}
+
+// JSON as text: as it stands if there is nothing to mark, because templates may show it.
+void dialogue::mark_json(std::string & text) const {
+    common_json value = common_json::parse_no_throw(text);
+    if (value.is_discarded()) {
+        return mark(text);
+    }
+    const std::string before = value.dump();
+    mark(value);
+    const std::string after = value.dump();
+    if (after != before) {
+        text = after;
+    }
+}
+
+void dialogue::mark_all(common_chat_templates_inputs & inputs) const {
+    for (common_chat_msg & message : inputs.messages) {
+        for (std::string * text : {&message.role, &message.content, &message.reasoning_content, &message.tool_name,
+                                   &message.tool_call_id}) {
+            mark(*text);
+        }
+        for (common_chat_msg_content_part & part : message.content_parts) {
+            mark(part.text);
+        }
+        for (common_chat_tool_call & call : message.tool_calls) {
+            mark(call.name);
+            mark(call.id);
+            mark_json(call.arguments);
+        }
+    }
+    for (common_chat_tool & tool : inputs.tools) {
+        mark(tool.description);
+        mark_json(tool.parameters);
+    }
+    for (auto & [name, value] : inputs.chat_template_kwargs) {
+        mark_json(value);
+    }
+}
+
+// ---- applying the template ------------------------------------------------------------------------------------------
+
+common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
     if (!templates_) {
         throw invalid_request("messages", "the model's chat template was rejected: " + problem_);
     }
+    common_chat_templates_inputs inputs;
     try {
-        common_chat_templates_inputs inputs;
-        inputs.messages = common_chat_msgs_parse_oaicompat(messages);
-        for (common_chat_msg & message : inputs.messages) {
-            message.content = mark_controls(without_marks(message.content));
-            for (common_chat_msg_content_part & part : message.content_parts) {
-                part.text = mark_controls(without_marks(part.text));
-            }
-        }
-        for (const auto & [name, value] : kwargs.items()) {
-            inputs.chat_template_kwargs[name] = value.dump();
-            if (name == "enable_thinking" && value.is_boolean()) {
-                inputs.enable_thinking = value.get<bool>();
-            }
-        }
-        inputs.force_pure_content = true; // the answer is plain text; no parser for it has to be derived
-        return common_chat_templates_apply(templates_.get(), inputs).prompt;
+        inputs.messages = common_chat_msgs_parse_oaicompat(chat.messages);
     } catch (const std::exception & e) {
-        throw invalid_request("messages", std::string("the chat template refuses this conversation: ") + e.what());
+        throw invalid_request("messages", e.what());
+    }
+    for (const common_chat_msg & message : inputs.messages) {
+        for (const common_chat_tool_call & call : message.tool_calls) {
+            check_nesting(call.arguments, "messages");
+        }
+    }
+    if (chat.may_call_tools()) { // a model that must not call a tool does not hear of any
+        inputs.tools = common_chat_tools_parse_oaicompat(chat.tools);
+        inputs.tool_choice = chat.choice == tool_choice::required ? COMMON_CHAT_TOOL_CHOICE_REQUIRED
+                                                                  : COMMON_CHAT_TOOL_CHOICE_AUTO;
+    }
+    inputs.parallel_tool_calls = chat.parallel_tool_calls;
+    inputs.reasoning_format = COMMON_REASONING_FORMAT_DEEPSEEK;
+    for (const auto & [name, value] : chat.template_kwargs.items()) {
+        inputs.chat_template_kwargs[name] = value.dump();
+        if (name == "enable_thinking" && value.is_boolean()) {
+            inputs.enable_thinking = value.get<bool>();
+        }
+    }
+    return inputs;
+}
+
+static std::string refusal(const std::exception & e) {
+    return std::string("the chat template refuses this conversation: ") + e.what();
+}
+
+// `pure`: the prompt alone, no analysis of how the answer will be written.
+common_chat_params dialogue::apply(common_chat_templates_inputs inputs, bool pure) const {
+    inputs.force_pure_content = pure;
+    try {
+        return common_chat_templates_apply(templates_.get(), inputs);
+    } catch (const std::exception & e) {
+        if (pure || (inputs.tools.empty() && inputs.json_schema.empty())) {
+            throw invalid_request("messages", refusal(e));
+        }
+        apply(inputs, true); // throws if it is the conversation's fault
+        throw invalid_request(inputs.tools.empty() ? "response_format" : "tools", e.what());
     }
 }
 
-std::string dialogue::render(const common_json & messages, const common_json & kwargs) const {
-    return without_marks(render_marked(messages, kwargs));
+// The prompt with its literals marked.
+std::string dialogue::prompt_of(common_chat_templates_inputs inputs, bool pure) const {
+    mark_all(inputs);
+    if (!native_tools_) {
+        spell_tools(inputs);
+    }
+    return apply(std::move(inputs), pure).prompt;
 }
 
-std::vector<llama_token> dialogue::tokenize(const common_json & messages, const common_json & kwargs, size_t limit) const {
-    if (messages.size() >= limit) { // each is a token at least; rendering them all could take seconds
-        throw context_overflow(messages.size() + 1, limit);
-    }
-    const std::string prompt = render_marked(messages, kwargs);
+std::string dialogue::render(const chat_prompt & chat) const {
+    return without_marks(prompt_of(read(chat), !special_case_));
+}
+
+std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t limit) const {
     if (prompt.find(LITERAL_BEGIN) == std::string::npos) {
         return vocab_.tokenize_within(prompt, limit, 1); // and one to answer with
     }
@@ -119,6 +286,187 @@ std::vector<llama_token> dialogue::tokenize(const common_json & messages, const 
         at = end;
     }
     return tokens;
+}
+
+// ---- how the answer is written --------------------------------------------------------------------------------------
+
+// A GBNF grammar with another name for each of its rules.
+static std::string with_prefix(const std::string & grammar, const std::string & prefix) {
+    const auto is_word = [](char c) { return isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_'; };
+    const std::string openers = "\"[{<#";
+    const std::string closers = "\"]}>\n";
+    std::string renamed;
+    for (size_t i = 0; i < grammar.size();) {
+        size_t end = i + 1;
+        const size_t kind = openers.find(grammar[i]);
+        if (kind != std::string::npos) {
+            while (end < grammar.size() && grammar[end] != closers[kind]) {
+                end += grammar[end] == '\\' ? 2 : 1;
+            }
+            end = std::min(end + 1, grammar.size());
+        } else if (is_word(grammar[i])) {
+            while (end < grammar.size() && is_word(grammar[end])) {
+                end++;
+            }
+            renamed += prefix;
+        }
+        renamed.append(grammar, i, end - i);
+        i = end;
+    }
+    return renamed;
+}
+
+static std::string either(const std::string & a, const std::string & b) {
+    return "root ::= a-root | b-root\n" + with_prefix(a, "a-") + "\n" + with_prefix(b, "b-");
+}
+
+static common_chat_templates_inputs without_tools(common_chat_templates_inputs inputs) {
+    inputs.tools.clear();
+    inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_AUTO;
+    return inputs;
+}
+
+common_chat_params dialogue::describe_calls(common_chat_templates_inputs inputs) const {
+    inputs.json_schema.clear();
+    if (native_tools_) {
+        return apply(std::move(inputs), false);
+    }
+    common_chat_templates_inputs spelled = inputs;
+    spell_tools(spelled);
+    const common_chat_params plain = apply(std::move(spelled), false);
+    try {
+        return tool_request_format(inputs, plain);
+    } catch (const std::exception & e) {
+        throw invalid_request("tools", e.what());
+    }
+}
+
+// With tools and a schema there are two ways to answer: a call, or content that obeys the schema. llama.cpp's readers know
+// one of them at a time.
+std::vector<common_chat_params> dialogue::describe(const common_chat_templates_inputs & inputs) const {
+    const bool required = inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+    if (!inputs.tools.empty() && (inputs.json_schema.empty() || required)) {
+        return {describe_calls(inputs)};
+    }
+    common_chat_templates_inputs answer = without_tools(inputs);
+    if (!native_tools_) {
+        spell_tools(answer);
+    }
+    common_chat_params written = apply(answer, false);
+    if (!inputs.json_schema.empty() && written.grammar.empty()) {
+        written = json_format(written, inputs.json_schema);
+    }
+    if (inputs.tools.empty()) {
+        return {written};
+    }
+    common_chat_templates_inputs call = inputs;
+    call.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+    return {describe_calls(std::move(call)), std::move(written)};
+}
+
+std::shared_ptr<const answer_format> dialogue::make_format(const std::vector<common_chat_params> & variants,
+                                                           const common_chat_templates_inputs & inputs) const {
+    auto format = std::make_shared<answer_format>();
+    const common_chat_params & first = variants.front();
+    format->syntax = first.format;
+    format->opening = first.generation_prompt;
+    for (const common_chat_params & variant : variants) {
+        format->parsers.emplace_back().load(variant.parser);
+    }
+    for (const common_chat_tool & tool : inputs.tools) {
+        format->tools.push_back(tool.name);
+    }
+    format->content_is_json = !inputs.json_schema.empty();
+    if (!inputs.tools.empty() || !inputs.json_schema.empty()) {
+        format->grammar = first.grammar;
+        if (!inputs.tools.empty() && !first.grammar_lazy) {
+            forbid_content(format->parsers.front(), format->grammar);
+        }
+        if (variants.size() == 2) {
+            format->grammar = either(format->grammar, variants[1].grammar);
+        }
+        format->grammar_lazy = first.grammar_lazy;
+        format->triggers = first.grammar_triggers;
+        check_gbnf(format->grammar, inputs.tools.empty() ? "response_format" : "tools");
+    }
+    format->thinking_start = first.thinking_start_tag;
+    format->thinking_ends = first.thinking_end_tags;
+    format->stops = first.additional_stops;
+    derive(*format, vocab_);
+    return format;
+}
+
+static std::string key_of(const common_chat_templates_inputs & inputs, const std::string & opening) {
+    common_json options = common_json::array();
+    for (const auto & [name, value] : inputs.chat_template_kwargs) {
+        options.push_back(name);
+        options.push_back(value);
+    }
+    return common_json::array({opening, common_chat_tools_to_json_oaicompat(inputs.tools), int(inputs.tool_choice),
+                               inputs.parallel_tool_calls, inputs.json_schema, options})
+        .dump();
+}
+
+static std::string key_of(const std::vector<common_chat_params> & variants) {
+    common_json texts = common_json::array();
+    for (const common_chat_params & variant : variants) {
+        for (const std::string & text : {variant.parser, variant.grammar, variant.generation_prompt}) {
+            texts.push_back(text);
+        }
+    }
+    return texts.dump();
+}
+
+// The format of `key`; made of what `variants` says, if no request before had the same.
+std::shared_ptr<const answer_format> dialogue::recall_or_make(std::string key, const variants_fn & variants,
+                                                              const common_chat_templates_inputs & inputs) const {
+    const auto found = std::find_if(formats_.begin(), formats_.end(), [&](const auto & f) { return f.key == key; });
+    if (found != formats_.end()) {
+        formats_.splice(formats_.begin(), formats_, found);
+        return found->format;
+    }
+    const std::vector<common_chat_params> made = variants();
+    std::shared_ptr<const answer_format> format = make_format(made, inputs);
+    size_t bytes = key.size() + format->grammar.size();
+    for (const common_chat_params & variant : made) {
+        bytes += PARSER_SIZE * variant.parser.size();
+    }
+    formats_.push_front({std::move(key), bytes, format});
+    size_t total = 0;
+    for (auto it = formats_.begin(); it != formats_.end();) {
+        total += it->bytes;
+        it = total > CACHED_BYTES ? formats_.erase(it) : std::next(it);
+    }
+    return format;
+}
+
+chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const {
+    if (chat.messages.size() >= limit) { // each is a token at least; rendering them all could take seconds
+        throw context_overflow(chat.messages.size() + 1, limit);
+    }
+    common_chat_templates_inputs inputs = read(chat);
+    const bool rules_all = grammar != nullptr && !grammar->is_schema;
+    if (rules_all || (plain_ && inputs.tools.empty())) {
+        return {tokenize(prompt_of(std::move(inputs), true), limit), nullptr};
+    }
+    if (grammar != nullptr) {
+        to_gbnf(*grammar); // for its guards
+        inputs.json_schema = grammar->text;
+    }
+    if (special_case_) {
+        std::vector<llama_token> tokens = tokenize(prompt_of(inputs, false), limit);
+        const std::vector<common_chat_params> variants = describe(inputs);
+        return {std::move(tokens), recall_or_make(key_of(variants), [&] { return variants; }, inputs)};
+    }
+    common_chat_templates_inputs marked = inputs;
+    mark_all(marked);
+    if (!native_tools_) {
+        spell_tools(marked);
+    }
+    const common_chat_params rendered = apply(std::move(marked), true);
+    std::vector<llama_token> tokens = tokenize(rendered.prompt, limit); // first: it may be too long
+    std::string key = key_of(inputs, rendered.generation_prompt);
+    return {std::move(tokens), recall_or_make(std::move(key), [&] { return describe(inputs); }, inputs)};
 }
 
 }  // namespace lm

@@ -1,42 +1,83 @@
-// Conversations to prompts, through the model's own chat template (llama.cpp's common/chat.h does the rendering).
-// What a message says is text: a control token of the vocabulary that is written in a message stays text.
+// Conversations to prompts, through the model's own chat template, and how the answers to them are to be read
+// (llama.cpp's common/chat.h does both). What a message or a tool says is text: a control token of the vocabulary that is
+// written there stays text.
 #pragma once
 
+#include "format.h"
+#include "protocol.h"
 #include "text.h"
 
+#include <functional>
+#include <list>
 #include <memory>
 #include <string>
 #include <vector>
 
-struct common_chat_templates;
-class common_json;
-
 namespace lm {
+
+// One conversation, ready to be answered.
+struct chat_turn {
+    std::vector<llama_token> tokens;
+    std::shared_ptr<const answer_format> format; // null: the answer is plain text
+};
 
 class dialogue {
   public:
-    // Compiles the template of `model`. A template that does not compile is kept as `problem()`.
+    // Compiles the template of `model` and tries it out. A template that does not compile is kept as `problem()`.
     dialogue(const llama_model * model, const vocabulary & vocab);
+    // The same with a template given as text.
+    dialogue(const std::string & source, const vocabulary & vocab);
     ~dialogue();
 
     bool has_template() const { return explicit_; } // false: the model brings none, ChatML stands in
+    bool knows_tools() const { return native_tools_; }
     const std::string & problem() const { return problem_; }
 
-    // `messages` is an array of {"role", "content"}; `kwargs` an object of template variables.
-    // Throws invalid_request("messages") with the template's word for what is wrong.
-    std::string render(const common_json & messages, const common_json & kwargs) const;
-    // Throws context_overflow unless the prompt has fewer than `limit` tokens.
-    std::vector<llama_token> tokenize(const common_json & messages, const common_json & kwargs, size_t limit) const;
+    // Both throw invalid_request with the template's word for what is wrong.
+    std::string render(const chat_prompt & chat) const;
+    // Throws context_overflow unless the prompt has fewer than `limit` tokens. `grammar` (null: none) is the client's.
+    // For one thread at a time.
+    chat_turn prepare(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const;
 
   private:
-    std::string render_marked(const common_json & messages, const common_json & kwargs) const;
+    using variants_fn = std::function<std::vector<common_chat_params>()>;
+    struct cached_format {
+        std::string key;
+        size_t bytes;
+        std::shared_ptr<const answer_format> format;
+    };
+
+    void compile(const llama_model * model, const std::string & source);
+    void try_out();
+    bool is_special_case() const;
+
+    common_chat_templates_inputs read(const chat_prompt & chat) const;
+    common_chat_params apply(common_chat_templates_inputs inputs, bool pure) const;
+    std::string prompt_of(common_chat_templates_inputs inputs, bool pure) const;
+    std::vector<llama_token> tokenize(const std::string & prompt, size_t limit) const;
+
+    std::vector<common_chat_params> describe(const common_chat_templates_inputs & inputs) const;
+    common_chat_params describe_calls(common_chat_templates_inputs inputs) const;
+    std::shared_ptr<const answer_format> make_format(const std::vector<common_chat_params> & variants,
+                                                     const common_chat_templates_inputs & inputs) const;
+    std::shared_ptr<const answer_format> recall_or_make(std::string key, const variants_fn & variants,
+                                                        const common_chat_templates_inputs & inputs) const;
+
     std::string mark_controls(const std::string & text) const;
+    void mark(std::string & text) const;
+    void mark(common_json & value) const;
+    void mark_json(std::string & text) const;
+    void mark_all(common_chat_templates_inputs & inputs) const;
 
     const vocabulary & vocab_; // borrowed from the model
     std::shared_ptr<common_chat_templates> templates_;
     bool explicit_ = false;
+    bool plain_ = true;         // an answer without tools is its text, as it stands
+    bool native_tools_ = false; // the template lists tools and their calls can be read
+    bool special_case_ = false; // llama.cpp has a reader for this very template, which renders it in a way of its own
     std::string problem_;
     bool control_starts_[256] = {};
+    mutable std::list<cached_format> formats_; // the last used first
 };
 
 }  // namespace lm

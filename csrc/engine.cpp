@@ -396,11 +396,16 @@ void engine::sample(sequence & s) {
     if (vocab.is_eog(*id)) {
         return finish(s, stop_reason::eos);
     }
-    if (s.top_logprobs) {
-        s.logprobs.push_back({s.text.known(), read_logprob(logits, vocab.size(), *id, *s.top_logprobs)});
+    if (s.sleeping) {
+        if (sampler_ptr awake = s.sleeping->push(*id)) {
+            s.choose->constrain(std::move(awake));
+        }
     }
-    if (s.text.push(vocab.piece(*id))) {
-        return finish(s, stop_reason::stop_string);
+    if (s.top_logprobs) {
+        s.logprobs.push_back({s.answer.known(), read_logprob(logits, vocab.size(), *id, *s.top_logprobs)});
+    }
+    if (s.answer.push(vocab, *id, now_)) {
+        return finish(s, s.answer.stop() != nullptr ? stop_reason::stop_string : stop_reason::eos);
     }
     if (s.max_tokens > 0 && s.n_generated >= size_t(s.max_tokens)) {
         return finish(s, stop_reason::max_tokens);
@@ -423,22 +428,32 @@ void engine::forget_middle(sequence & s) {
 }
 
 void engine::say(sequence & s) {
-    const std::string text = s.text.take();
+    const std::vector<reply_piece> pieces = s.answer.take();
     size_t n = 0;
-    while (n < s.logprobs.size() && s.logprobs[n].begin < s.text.taken()) {
+    while (n < s.logprobs.size() && s.logprobs[n].begin < s.answer.taken()) {
         n++;
     }
     if (n > 0) {
         events_.add(frame_kind::LOGPROBS, s.request->id, logprobs_payload(s, n, model_.vocab()));
         s.logprobs.erase(s.logprobs.begin(), s.logprobs.begin() + long(n));
     }
-    if (!text.empty()) {
-        events_.add(frame_kind::TEXT, s.request->id, text);
+    for (const reply_piece & piece : pieces) {
+        switch (piece.where) {
+            case reply_piece::channel::reasoning: events_.add(frame_kind::REASONING, s.request->id, piece.text); break;
+            case reply_piece::channel::content: events_.add(frame_kind::TEXT, s.request->id, piece.text); break;
+            case reply_piece::channel::tool_call:
+                events_.add(frame_kind::TOOL_CALL, s.request->id, tool_call_payload(piece));
+                break;
+        }
     }
 }
 
 void engine::finish(sequence & s, stop_reason reason) {
-    s.text.finish();
+    const bool by_itself = reason == stop_reason::eos;
+    s.answer.finish(model_.vocab(), by_itself, by_itself && s.n_generated > 0 ? s.tokens.back() : -1);
+    if (by_itself && s.answer.has_tool_calls()) {
+        reason = stop_reason::tool_calls;
+    }
     say(s);
     if (!s.logprobs.empty() && reason != stop_reason::stop_string) { // tokens without text of their own
         events_.add(frame_kind::LOGPROBS, s.request->id, logprobs_payload(s, s.logprobs.size(), model_.vocab()));

@@ -599,6 +599,7 @@ std::string model::describe(double load_ms) const {
         .add("size_bytes", llama_model_size(m))
         .add("load_ms", load_ms)
         .add("has_chat_template", chat_ != nullptr && chat_->has_template())
+        .add("tool_use", chat_ != nullptr && chat_->has_template() && chat_->knows_tools())
         .add_raw("runtime", runtime)
         .text();
 }

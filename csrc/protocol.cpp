@@ -4,8 +4,11 @@
 
 #include "json-schema-to-grammar.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <limits>
+#include <set>
 
 namespace lm {
 
@@ -23,9 +26,30 @@ static constexpr size_t MAX_STOP_LENGTH = 4096;
 static constexpr size_t MAX_DRY_BREAKERS = 64;
 static constexpr size_t MAX_GRAMMAR_BYTES = 1 << 20;
 static constexpr int MAX_GRAMMAR_DEPTH = 128;
-static constexpr int MAX_SCHEMA_DEPTH = 256;
+static constexpr int MAX_PAYLOAD_DEPTH = 1024;
+static constexpr size_t MAX_TOOLS_BYTES = MAX_GRAMMAR_BYTES;
+static constexpr size_t MAX_TOOL_NAME = 256;
+
+// Brackets outside of strings. What reads and frees JSON trees recurses.
+void check_nesting(const std::string & json, const char * param, int limit) {
+    int depth = 0;
+    for (size_t i = 0; i < json.size(); i++) {
+        if (json[i] == '"') {
+            for (i++; i < json.size() && json[i] != '"'; i++) {
+                i += json[i] == '\\';
+            }
+        } else if (json[i] == '{' || json[i] == '[') {
+            if (++depth > limit) {
+                throw invalid_request(param, std::string(param) + ": the JSON nests too deep");
+            }
+        } else if (json[i] == '}' || json[i] == ']') {
+            depth--;
+        }
+    }
+}
 
 static common_json parse_object(const std::string & payload) {
+    check_nesting(payload, "payload", MAX_PAYLOAD_DEPTH);
     common_json parsed = common_json::parse_no_throw(payload);
     if (parsed.is_discarded() || !parsed.is_object()) {
         throw error("invalid_request", "the payload is not a JSON object");
@@ -289,6 +313,66 @@ static sampling_params parse_sampling(const common_json & object) {
     return p;
 }
 
+static bool is_tool_name(const std::string & name) {
+    const auto plain = [](unsigned char c) { return isalnum(c) || c == '_' || c == '-' || c == '.' || c == ':' || c == '/'; };
+    return !name.empty() && name.size() <= MAX_TOOL_NAME && std::all_of(name.begin(), name.end(), plain);
+}
+
+// Tools as the chat templates expect them: {"type": "function", "function": {"name", "description", "parameters"}}.
+static common_json read_tools(const common_json & object) {
+    common_json tools = common_json::array();
+    if (!has(object, "tools")) {
+        return tools;
+    }
+    if (!object.at("tools").is_array()) {
+        throw invalid_request("tools", "tools must be an array");
+    }
+    std::set<std::string> names;
+    for (const common_json & tool : object.at("tools")) {
+        if (!tool.is_object() || !has(tool, "function") || !tool.at("function").is_object()) {
+            throw invalid_request("tools", "a tool must have a function");
+        }
+        const common_json & function = tool.at("function");
+        const std::string name = has(function, "name") && function.at("name").is_string() ? function.at("name").get<std::string>() : "";
+        if (!is_tool_name(name)) {
+            throw invalid_request("tools", "a tool's name must be letters, digits and _-.:/, at most " +
+                                               std::to_string(MAX_TOOL_NAME) + " of them");
+        }
+        if (!names.insert(name).second) {
+            throw invalid_request("tools", "two tools are called " + name);
+        }
+        const common_json parameters = has(function, "parameters") ? function.at("parameters") : common_json::object();
+        if (!parameters.is_object()) {
+            throw invalid_request("tools", "the parameters of " + name + " must be a JSON schema");
+        }
+        const std::string description = has(function, "description") ? read_string(function, "description") : "";
+        tools.push_back(common_json::object({{"type", "function"},
+                                             {"function", common_json::object({{"name", name},
+                                                                               {"description", description},
+                                                                               {"parameters", parameters}})}}));
+    }
+    const std::string text = tools.dump();
+    check_nesting(text, "tools");
+    if (text.size() > MAX_TOOLS_BYTES) {
+        throw invalid_request("tools", "the tools are larger than " + std::to_string(MAX_TOOLS_BYTES) + " bytes");
+    }
+    return tools;
+}
+
+static tool_choice read_tool_choice(const common_json & object) {
+    const std::string choice = has(object, "tool_choice") ? read_string(object, "tool_choice") : "auto";
+    if (choice == "none") {
+        return tool_choice::none;
+    }
+    if (choice == "required") {
+        return tool_choice::required;
+    }
+    if (choice != "auto") {
+        throw invalid_request("tool_choice", "tool_choice must be auto, none or required");
+    }
+    return tool_choice::automatic;
+}
+
 static chat_prompt parse_chat(const common_json & object) {
     chat_prompt prompt;
     prompt.messages = object.at("messages");
@@ -298,6 +382,12 @@ static chat_prompt parse_chat(const common_json & object) {
     }
     if (!prompt.template_kwargs.is_object()) {
         throw invalid_request("template_kwargs", "template_kwargs must be an object");
+    }
+    prompt.tools = read_tools(object);
+    prompt.choice = read_tool_choice(object);
+    prompt.parallel_tool_calls = read_bool(object, "parallel_tool_calls", true);
+    if (prompt.choice == tool_choice::required && prompt.tools.empty()) {
+        throw invalid_request("tool_choice", "a tool is required, but there are none");
     }
     return prompt;
 }
@@ -346,6 +436,10 @@ generate_spec parse_generate(const std::string & payload) {
             throw invalid_request("grammar", "unknown kind of grammar");
         }
         spec.grammar = grammar_spec{kind == "json_schema", read_string(object.at("grammar"), "text")};
+    }
+    const auto * chat = std::get_if<chat_prompt>(&spec.prompt);
+    if (chat != nullptr && chat->may_call_tools() && spec.grammar && !spec.grammar->is_schema) {
+        throw invalid_request("grammar", "a grammar cannot be combined with tools");
     }
     if (has(object, "sampling")) {
         spec.sampling = parse_sampling(object.at("sampling"));
@@ -423,9 +517,9 @@ tokenize_spec parse_tokenize(const std::string & payload) {
 // ---- grammars -----------------------------------------------------------------------------------------------------------
 
 // Outside of literals and character classes: nesting of parentheses, and the bounds of {n,m} repetitions.
-static void check_gbnf(const std::string & text) {
+void check_gbnf(const std::string & text, const char * param) {
     if (text.size() > MAX_GRAMMAR_BYTES) {
-        throw invalid_request("grammar", "the grammar is too large");
+        throw invalid_request(param, "the grammar is too large");
     }
     int depth = 0;
     for (size_t i = 0; i < text.size(); i++) {
@@ -438,7 +532,7 @@ static void check_gbnf(const std::string & text) {
         } else if (c == '#') {
             i = std::min(text.find('\n', i), text.size());
         } else if (c == '(' && ++depth > MAX_GRAMMAR_DEPTH) {
-            throw invalid_request("grammar", "the grammar nests too deep");
+            throw invalid_request(param, "the grammar nests too deep");
         } else if (c == ')') {
             depth--;
         } else if (c == '{') {
@@ -449,27 +543,9 @@ static void check_gbnf(const std::string & text) {
                 const unsigned long high = strtoul(text.c_str() + comma + 1, nullptr, 10);
                 const bool open_ended = text.find_first_of("0123456789", comma) >= close;
                 if (!open_ended && low > high) {
-                    throw invalid_request("grammar", "a repetition's lower bound is above its upper bound");
+                    throw invalid_request(param, "a repetition's lower bound is above its upper bound");
                 }
             }
-        }
-    }
-}
-
-// The compiler of schemas recurses, and so does freeing what it builds.
-static void check_schema_depth(const std::string & text) {
-    int depth = 0;
-    for (size_t i = 0; i < text.size(); i++) {
-        if (text[i] == '"') {
-            for (i++; i < text.size() && text[i] != '"'; i++) {
-                i += text[i] == '\\';
-            }
-        } else if (text[i] == '{' || text[i] == '[') {
-            if (++depth > MAX_SCHEMA_DEPTH) {
-                throw invalid_request("response_format", "the JSON schema nests too deep");
-            }
-        } else if (text[i] == '}' || text[i] == ']') {
-            depth--;
         }
     }
 }
@@ -479,13 +555,13 @@ std::string to_gbnf(const grammar_spec & spec) {
         throw invalid_request("grammar", "the grammar is too large");
     }
     if (!spec.is_schema) {
-        check_gbnf(spec.text);
+        check_gbnf(spec.text, "grammar");
         return spec.text;
     }
-    check_schema_depth(spec.text);
+    check_nesting(spec.text, "response_format");
     try {
         std::string gbnf = json_schema_to_grammar(common_json::parse(spec.text));
-        check_gbnf(gbnf);
+        check_gbnf(gbnf, "grammar");
         return gbnf;
     } catch (const error &) {
         throw;

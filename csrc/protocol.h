@@ -50,9 +50,16 @@ struct load_spec {
     std::vector<lora_file> loras;
 };
 
+enum class tool_choice { automatic, none, required };
+
 struct chat_prompt {
     common_json messages;
     common_json template_kwargs;
+    common_json tools; // an array
+    tool_choice choice = tool_choice::automatic;
+    bool parallel_tool_calls = true;
+
+    bool may_call_tools() const { return !tools.empty() && choice != tool_choice::none; }
 };
 
 using prompt_spec = std::variant<chat_prompt, std::string, std::vector<llama_token>>;
@@ -109,5 +116,9 @@ tokenize_spec parse_tokenize(const std::string & payload);
 
 // The GBNF of a grammar or schema; refuses what llama.cpp's recursive parsers cannot survive.
 std::string to_gbnf(const grammar_spec & spec);
+
+// The guards alone; what they refuse is the fault of `param`.
+void check_gbnf(const std::string & text, const char * param);
+void check_nesting(const std::string & json, const char * param, int limit = 256);
 
 }  // namespace lm

@@ -13,6 +13,7 @@ const char * to_string(stop_reason reason) {
         case stop_reason::max_tokens: return "maxPredictedTokensReached";
         case stop_reason::context_length: return "contextLengthReached";
         case stop_reason::cancelled: return "userStopped";
+        case stop_reason::tool_calls: return "toolCalls";
     }
     return "failed";
 }
@@ -39,8 +40,8 @@ static double generation_ms(const sequence & s) {
 std::string finished_payload(const sequence & s, stop_reason reason) {
     json_object payload;
     payload.add("reason", to_string(reason));
-    if (s.text.stop() != nullptr && reason == stop_reason::stop_string) {
-        payload.add("stop_string", *s.text.stop());
+    if (s.answer.stop() != nullptr && reason == stop_reason::stop_string) {
+        payload.add("stop_string", *s.answer.stop());
     } else {
         payload.add_raw("stop_string", "null");
     }
@@ -50,7 +51,17 @@ std::string finished_payload(const sequence & s, stop_reason reason) {
         .add("queue_ms", s.admitted ? ms_between(s.request->arrived, s.admitted_at) : 0.0)
         .add("first_token_ms", s.n_generated > 0 ? ms_between(s.request->arrived, s.first_token_at) : 0.0)
         .add("generation_ms", generation_ms(s))
+        .add("reasoning_tokens", uint64_t(s.answer.n_reasoning_tokens()))
         .text();
+}
+
+std::string tool_call_payload(const reply_piece & piece) {
+    json_object payload;
+    payload.add("index", uint64_t(piece.call));
+    if (!piece.name.empty()) {
+        payload.add("name", piece.name);
+    }
+    return payload.add("arguments", piece.text).text();
 }
 
 static void append_bytes(std::string & out, std::string_view bytes) {

@@ -2,9 +2,10 @@
 #pragma once
 
 #include "lora.h"
+#include "reply.h"
 #include "sampler.h"
 #include "state.h"
-#include "text.h"
+#include "trigger.h"
 
 #include <atomic>
 #include <chrono>
@@ -32,7 +33,7 @@ struct ticket {
 using ticket_ptr = std::shared_ptr<ticket>;
 
 // Why a request ended, in LM Studio's vocabulary.
-enum class stop_reason { eos, stop_string, max_tokens, context_length, cancelled };
+enum class stop_reason { eos, stop_string, max_tokens, context_length, cancelled, tool_calls };
 const char * to_string(stop_reason reason);
 
 struct sequence {
@@ -46,7 +47,8 @@ struct sequence {
     bool whole = false; // nobody listens before the end: a frame per token would only wake the server
     std::optional<int32_t> top_logprobs;
     std::unique_ptr<sampler> choose;
-    answer_text text{{}};
+    std::unique_ptr<lazy_grammar> sleeping; // null: no grammar waits for a trigger
+    reply answer;
     lora_scales loras;
 
     // only sequences of one key may share cells: the LoRA adapters that computed them, and the caller's scope
@@ -90,6 +92,7 @@ size_t drop_middle(std::vector<llama_token> & tokens, size_t limit);
 
 // Payloads of the events that a sequence causes.
 std::string finished_payload(const sequence & s, stop_reason reason);
+std::string tool_call_payload(const reply_piece & piece);
 std::string logprobs_payload(const sequence & s, size_t n, const vocabulary & vocab);
 
 }  // namespace lm

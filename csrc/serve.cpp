@@ -17,6 +17,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <pthread.h>
 #include <sys/socket.h>
 #include <thread>
@@ -28,6 +29,9 @@ namespace lm {
 // Reserved, not used: pages are committed as a parser recurses. Regular expressions of some tokenizers need 64 MB for a
 // long unbroken run of letters.
 static constexpr size_t PREPARER_STACK = 512u << 20;
+
+// The parser of answers recurses with the nesting of what the model writes (reply.cpp has the limit).
+static constexpr size_t DECODER_STACK = 64u << 20;
 
 // TOKENIZE has no context to bound it; this much takes about a second, in which others wait to be prepared.
 static constexpr size_t MAX_TOKENIZED_TEXT = 1u << 20;
@@ -65,9 +69,9 @@ class server {
     void answer_error(const ticket_ptr & request, const error & e);
     const model & loaded() const;
     void check_tokens(const std::vector<llama_token> & tokens, const char * param) const;
-    std::vector<llama_token> prompt_tokens(const generate_spec & spec) const;
-    std::vector<llama_token> fitting_prompt_tokens(const generate_spec & spec) const;
-    std::vector<llama_token> recent_turns(generate_spec spec) const;
+    chat_turn whole_prompt(const generate_spec & spec) const;
+    chat_turn fitting_prompt(const generate_spec & spec) const;
+    chat_turn recent_turns(generate_spec spec) const;
 
     void beat();
     std::string report() const;
@@ -85,8 +89,17 @@ class server {
     std::shared_ptr<engine> engine_; // set once by the preparer, under mutex_
 
     std::unique_ptr<model> model_; // the preparer's; outlives engine_
-    std::thread decoder_;
+    std::optional<pthread_t> decoder_;
 };
+
+static bool start_thread(pthread_t & thread, size_t stack, void * (*body)(void *), void * argument) {
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, stack);
+    const bool started = pthread_create(&thread, &attributes, body, argument) == 0;
+    pthread_attr_destroy(&attributes);
+    return started;
+}
 
 // ---- reader -------------------------------------------------------------------------------------------------------------
 
@@ -205,8 +218,7 @@ void server::prepare(const work & item) {
         }
         case frame_kind::RENDER: {
             const chat_prompt prompt = parse_render(payload);
-            return answer(item.request, frame_kind::RESULT,
-                          loaded().chat().render(prompt.messages, prompt.template_kwargs));
+            return answer(item.request, frame_kind::RESULT, loaded().chat().render(prompt));
         }
         default: return answer(item.request, frame_kind::REPORT, report());
     }
@@ -245,7 +257,15 @@ void server::load(const work & item) {
     model_ = std::make_unique<model>(spec, progress, [&] { pulse_.preparation.start(); });
     if (!model_->is_vocab_only()) {
         auto started = std::make_shared<engine>(*model_, outbox_, pulse_, uint64_t(spec.max_queue));
-        decoder_ = std::thread([started] { started->run(); });
+        const auto run = [](void * e) -> void * {
+            static_cast<engine *>(e)->run();
+            return nullptr;
+        };
+        pthread_t decoder;
+        if (!start_thread(decoder, DECODER_STACK, run, started.get())) {
+            throw error("out_of_memory", "the decode thread could not be started");
+        }
+        decoder_ = decoder;
         std::lock_guard<std::mutex> lock(mutex_);
         engine_ = std::move(started);
     }
@@ -260,42 +280,42 @@ void server::check_tokens(const std::vector<llama_token> & tokens, const char * 
     }
 }
 
-std::vector<llama_token> server::prompt_tokens(const generate_spec & spec) const {
+chat_turn server::whole_prompt(const generate_spec & spec) const {
     const model & m = loaded();
     const size_t limit = size_t(m.context_length());
     if (const auto * chat = std::get_if<chat_prompt>(&spec.prompt)) {
-        return m.chat().tokenize(chat->messages, chat->template_kwargs, limit);
+        return m.chat().prepare(*chat, spec.grammar ? &*spec.grammar : nullptr, limit);
     }
     if (const auto * text = std::get_if<std::string>(&spec.prompt)) {
-        return m.vocab().tokenize_within(*text, limit, 1);
+        return {m.vocab().tokenize_within(*text, limit, 1), nullptr};
     }
     const auto & tokens = std::get<std::vector<llama_token>>(spec.prompt);
     check_tokens(tokens, "prompt");
     if (tokens.size() >= limit && spec.overflow != overflow_policy::drop_middle) {
         throw context_overflow(tokens.size() + 1, limit);
     }
-    return tokens;
+    return {tokens, nullptr};
 }
 
 // The prompt cut to the context, if that is what the request wants.
-std::vector<llama_token> server::fitting_prompt_tokens(const generate_spec & spec) const {
+chat_turn server::fitting_prompt(const generate_spec & spec) const {
     if (spec.overflow != overflow_policy::drop_middle) {
-        return prompt_tokens(spec);
+        return whole_prompt(spec);
     }
     if (std::holds_alternative<chat_prompt>(spec.prompt)) {
         return recent_turns(spec);
     }
     const size_t limit = size_t(loaded().context_length());
     const auto * text = std::get_if<std::string>(&spec.prompt);
-    std::vector<llama_token> tokens = text != nullptr ? loaded().vocab().tokenize_ends(*text, limit) : prompt_tokens(spec);
+    std::vector<llama_token> tokens = text != nullptr ? loaded().vocab().tokenize_ends(*text, limit) : whole_prompt(spec).tokens;
     if (tokens.size() >= limit) {
         drop_middle(tokens, limit);
     }
-    return tokens;
+    return {std::move(tokens), nullptr};
 }
 
 // A conversation without as many of its oldest turns as do not fit; what comes before the first of them stays.
-std::vector<llama_token> server::recent_turns(generate_spec spec) const {
+chat_turn server::recent_turns(generate_spec spec) const {
     chat_prompt & chat = std::get<chat_prompt>(spec.prompt);
     const common_json all = chat.messages;
     std::vector<size_t> turns; // where they begin
@@ -304,7 +324,7 @@ std::vector<llama_token> server::recent_turns(generate_spec spec) const {
             turns.push_back(i);
         }
     }
-    std::vector<llama_token> fitting;
+    chat_turn fitting;
     const auto fits_from = [&](size_t turn) {
         chat.messages = common_json::array();
         for (size_t i = 0; i < all.size(); i++) {
@@ -313,14 +333,14 @@ std::vector<llama_token> server::recent_turns(generate_spec spec) const {
             }
         }
         try {
-            fitting = prompt_tokens(spec);
+            fitting = whole_prompt(spec);
             return true;
         } catch (const context_overflow &) {
             return false;
         }
     };
     if (turns.size() < 2) {
-        return prompt_tokens(spec);
+        return whole_prompt(spec);
     }
     size_t first = 0;
     size_t last = turns.size() - 1;
@@ -332,7 +352,7 @@ std::vector<llama_token> server::recent_turns(generate_spec spec) const {
             first = middle + 1;
         }
     }
-    return fits_from(first) ? fitting : prompt_tokens(spec);
+    return fits_from(first) ? fitting : whole_prompt(spec);
 }
 
 void server::generate(const work & item) {
@@ -345,8 +365,11 @@ void server::generate(const work & item) {
     auto s = std::make_unique<sequence>();
     s->request = item.request;
     s->drops_middle = spec.overflow == overflow_policy::drop_middle;
+    std::shared_ptr<const answer_format> format;
     try {
-        s->tokens = fitting_prompt_tokens(spec);
+        chat_turn turn = fitting_prompt(spec);
+        s->tokens = std::move(turn.tokens);
+        format = std::move(turn.format);
     } catch (const context_overflow & e) {
         if (spec.overflow != overflow_policy::stop) {
             throw;
@@ -376,14 +399,24 @@ void server::generate(const work & item) {
     s->whole = spec.whole;
     s->loras = m.loras().scales_for(spec.loras);
     s->cache_key = to_key(s->loras) + '\n' + spec.scope;
-    s->text = answer_text(std::move(spec.stops));
     s->top_logprobs = spec.top_logprobs;
     if (spec.echo) {
         const auto * text = std::get_if<std::string>(&spec.prompt);
         std::string bytes = text != nullptr ? *text : vocab.detokenize(s->tokens);
         decode_utf8(bytes, s->echo);
     }
-    sampler_ptr grammar = spec.grammar ? compile_grammar(vocab, to_gbnf(*spec.grammar)) : nullptr;
+    sampler_ptr grammar;
+    if (format && !format->grammar.empty()) {
+        const char * param = format->tools.empty() ? "response_format" : "tools";
+        if (format->grammar_lazy) {
+            s->sleeping = std::make_unique<lazy_grammar>(*format, vocab, param);
+        } else {
+            grammar = eager_grammar(*format, vocab, param);
+        }
+    } else if (spec.grammar) {
+        grammar = compile_grammar(vocab, to_gbnf(*spec.grammar));
+    }
+    s->answer = reply(std::move(format), std::move(spec.stops), spec.whole);
     s->choose = std::make_unique<sampler>(spec.sampling, vocab, std::move(grammar), m.context_length());
     for (const llama_token id : s->tokens) {
         s->choose->observe(id);
@@ -494,15 +527,6 @@ std::string server::report() const {
 
 // ---- the whole ----------------------------------------------------------------------------------------------------------
 
-static bool start_thread(pthread_t & thread, size_t stack, void * (*body)(void *), void * argument) {
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, stack);
-    const bool started = pthread_create(&thread, &attributes, body, argument) == 0;
-    pthread_attr_destroy(&attributes);
-    return started;
-}
-
 void server::stop_working() {
     std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;
@@ -541,8 +565,8 @@ int server::serve() {
     writer.join();
     pthread_join(preparer, nullptr);
     stop_working(); // a load that was just ending may have started the engine after the first call
-    if (decoder_.joinable()) {
-        decoder_.join();
+    if (decoder_) {
+        pthread_join(*decoder_, nullptr);
     }
     engine_.reset();
     model_.reset();

@@ -3,6 +3,7 @@
 #include "error.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace lm {
 
@@ -211,6 +212,11 @@ std::string answer_text::take() {
     held_.erase(0, text.size());
     taken_ += text.size();
     return text;
+}
+
+std::string answer_text::take_all() {
+    taken_ += held_.size();
+    return std::exchange(held_, {});
 }
 
 void answer_text::finish() {

@@ -60,10 +60,13 @@ class answer_text {
     bool push(std::string_view bytes);
     // What can be shown now, each byte once. After push() returned true or after finish(), all of it.
     std::string take();
+    // The same with what was held back: what follows is not part of this text.
+    std::string take_all();
     // No more tokens come: what was held back may be shown.
     void finish();
 
     const std::string * stop() const { return stop_; } // the stop string found, borrowed; null if none
+    const std::vector<std::string> & stops() const { return stops_; }
     size_t taken() const { return taken_; }            // bytes shown so far
     size_t known() const { return taken_ + held_.size(); }
 

@@ -1,0 +1,239 @@
+"""Tools, reasoning and structured output with the real engine and the bundled model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.core.catalog import bundled_model
+from lmlite.core.engine import Engine
+from lmlite.core.payloads import LoadSpec
+from lmlite.core.worker import Process
+from lmlite.errors import InvalidRequest
+from lmlite.events import Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
+from lmlite.request import Chat, Generate, Grammar, Sampling
+from tests.random_models import with_template
+
+
+@dataclass
+class Answer:
+    reasoning: str = ""
+    content: str = ""
+    calls: list[list[str]] = field(default_factory=list)
+    end: Finished | None = None
+
+    def same(self, other: Answer) -> bool:
+        return (self.reasoning, self.content, self.calls) == (other.reasoning, other.content, other.calls)
+
+
+def function(name: str, description: str, **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+CITY = {"type": "string"}
+TOOLS = (
+    function("get_weather", "Get the weather of a city", city=CITY),
+    function("get_time", "Get the time in a city", city=CITY),
+)
+ANSWER = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+SCHEMA = Grammar("json_schema", json.dumps(ANSWER))
+WEATHER = "What is the weather in Paris?"
+SUM = "What is 2 plus 3?"
+
+
+def chat(text: str, **more: Any) -> Chat:
+    return Chat(({"role": "user", "content": text},), **more)
+
+
+async def ask(engine: Engine, prompt: Chat, **more: Any) -> Answer:
+    answer = Answer()
+    more = {"max_tokens": 120, "sampling": Sampling(temperature=0), **more}
+    async for event in engine.run(Generate(prompt, **more)):
+        match event:
+            case ReasoningDelta(text):
+                answer.reasoning += text
+            case TextDelta(text):
+                answer.content += text
+            case ToolCallStart(index, name):
+                assert index == len(answer.calls)
+                answer.calls.append([name, ""])
+            case ToolCallArguments(index, text):
+                assert index == len(answer.calls) - 1
+                answer.calls[index][1] += text
+            case Finished():
+                answer.end = event
+    assert answer.end is not None
+    return answer
+
+
+def with_engine(test: Callable[[Engine], Coroutine[Any, Any, None]], path: Path | None = None) -> None:
+    async def run() -> None:
+        engine = await Engine.open(Process(), "tiny")
+        try:
+            await engine.load(LoadSpec((path or Path(bundled_model()),)))
+            await test(engine)
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+
+
+def reason(answer: Answer) -> str:
+    assert answer.end is not None
+    return answer.end.reason
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_tool_that_fits_is_called(whole: bool) -> None:
+    async def test(engine: Engine) -> None:
+        answer = await ask(engine, chat(WEATHER, tools=TOOLS), whole=whole)
+        assert [(name, json.loads(arguments)) for name, arguments in answer.calls] == [("get_weather", {"city": "Paris"})]
+        assert answer.content == "" and reason(answer) == "toolCalls"
+
+    with_engine(test)
+
+
+def test_a_question_for_no_tool_is_answered() -> None:
+    async def test(engine: Engine) -> None:
+        answer = await ask(engine, chat("Hello", tools=TOOLS))
+        assert answer.content and not answer.calls and reason(answer) == "eosFound"
+
+    with_engine(test)
+
+
+def test_a_required_tool_is_called_whatever_the_question() -> None:
+    async def test(engine: Engine) -> None:
+        answer = await ask(engine, chat("Hello", tools=TOOLS[1:], tool_choice="required"))
+        ((name, arguments),) = answer.calls
+        assert name == "get_time" and set(json.loads(arguments)) == {"city"}
+        assert answer.content == "" and reason(answer) == "toolCalls"
+
+    with_engine(test)
+
+
+def test_tools_that_must_not_be_called_are_not() -> None:
+    async def test(engine: Engine) -> None:
+        with_none = await ask(engine, chat(WEATHER, tools=TOOLS, tool_choice="none"))
+        assert with_none.same(await ask(engine, chat(WEATHER))) and not with_none.calls
+
+    with_engine(test)
+
+
+def test_a_result_is_answered_from() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+    messages = (
+        {"role": "user", "content": WEATHER},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+    )
+
+    async def test(engine: Engine) -> None:
+        answer = await ask(engine, Chat(messages, tools=TOOLS))
+        assert "sunny" in answer.content and not answer.calls
+
+    with_engine(test)
+
+
+def test_a_call_cut_by_max_tokens_is_not_the_reason_for_the_end() -> None:
+    async def test(engine: Engine) -> None:
+        full = await ask(engine, chat(WEATHER, tools=TOOLS))
+        assert full.end is not None
+        for n in range(1, full.end.stats.generated_tokens - 1):
+            cut = await ask(engine, chat(WEATHER, tools=TOOLS), max_tokens=n)
+            assert reason(cut) == "maxPredictedTokensReached" and cut.content == ""
+            for name, arguments in cut.calls:
+                assert name == "get_weather" and full.calls[0][1].startswith(arguments)
+
+    with_engine(test)
+
+
+def test_thinking_is_reasoning_and_counted() -> None:
+    async def test(engine: Engine) -> None:
+        answer = await ask(engine, chat(SUM, template_kwargs={"reasoning_effort": "high"}))
+        assert "2 + 3 = 5" in answer.reasoning and answer.content == "2 + 3 = 5."
+        assert answer.end is not None and 0 < answer.end.stats.reasoning_tokens < answer.end.stats.generated_tokens
+        assert answer.same(await ask(engine, chat(SUM, template_kwargs={"reasoning_effort": "high"}), whole=True))
+        switched_off = {"reasoning_effort": "high", "enable_thinking": False}
+        plain = await ask(engine, chat(SUM, template_kwargs=switched_off))
+        assert plain.reasoning == "" and plain.content
+        assert plain.end is not None and plain.end.stats.reasoning_tokens == 0
+
+    with_engine(test)
+
+
+def test_a_schema_rules_the_content_and_lets_the_model_think() -> None:
+    async def test(engine: Engine) -> None:
+        for question, thinks in ((SUM, False), (f"{SUM} Think first.", True)):
+            answer = await ask(engine, chat(question), grammar=SCHEMA)
+            assert isinstance(json.loads(answer.content)["answer"], int)
+            assert bool(answer.reasoning) == thinks
+
+    with_engine(test)
+
+
+def test_a_schema_and_tools_allow_either() -> None:
+    async def test(engine: Engine) -> None:
+        for question in (WEATHER, SUM, "Hello"):
+            answer = await ask(engine, chat(question, tools=TOOLS), grammar=SCHEMA)
+            if answer.calls:
+                assert answer.content == "" and json.loads(answer.calls[0][1])
+            else:
+                assert isinstance(json.loads(answer.content)["answer"], int)
+
+    with_engine(test)
+
+
+def test_a_stop_string_does_not_end_the_reasoning() -> None:
+    async def test(engine: Engine) -> None:
+        answer = await ask(engine, chat(f"{SUM} Think first."), stop=("5",))
+        assert "5" in answer.reasoning and answer.content == "2 + 3 = "
+        assert answer.end is not None and answer.end.stop_string == "5"
+
+    with_engine(test)
+
+
+def test_a_template_without_tools_gets_them_as_text(tmp_path: Path) -> None:
+    template = (
+        "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+    path = tmp_path / "plain.gguf"
+    with_template(Path(bundled_model()), path, template)
+
+    async def test(engine: Engine) -> None:
+        rendered = await engine.render(chat(WEATHER, tools=TOOLS))
+        assert rendered.startswith("<|im_start|>system\n") and '"get_time"' in rendered
+        answer = await ask(engine, chat(WEATHER, tools=TOOLS, tool_choice="required"))
+        assert reason(answer) == "toolCalls" and answer.calls[0][0] in {"get_weather", "get_time"}
+        assert set(json.loads(answer.calls[0][1])) == {"city"}
+
+    with_engine(test, path)
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        (function("x", "", a={"type": "string", "minLength": 5, "maxLength": 2}),),
+        (function("x", ""), function("x", "")),
+        (function("x" * 1000, ""),),
+        (function("a b", ""),),
+        (function("x", "", a={"enum": ["y" * 1000 + str(i) for i in range(2000)]}),),
+        (function("x", "", a=json.loads('{"items":' * 300 + "{}" + "}" * 300)),),
+    ],
+    ids=["bounds", "twice", "long name", "space", "large", "deep"],
+)
+def test_a_tool_that_cannot_be_is_refused(tools: tuple[dict[str, Any], ...]) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            await ask(engine, chat(WEATHER, tools=tools))
+        assert refused.value.param == "tools"
+        assert (await ask(engine, chat("Hello"))).content
+
+    with_engine(test)
