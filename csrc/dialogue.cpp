@@ -164,6 +164,10 @@ void dialogue::mark(common_json & value) const {
 
 // JSON as text: as it stands if there is nothing to mark, because templates may show it.
 void dialogue::mark_json(std::string & text) const {
+    const bool may_hide_some = text.find("\\u") != std::string::npos; // an escape can spell anything
+    if (!may_hide_some && without_marks(text).size() == text.size() && mark_controls(text).size() == text.size()) {
+        return;
+    }
     common_json value = common_json::parse_no_throw(text);
     if (value.is_discarded()) {
         return mark(text);

@@ -19,6 +19,9 @@ static constexpr int PARSE_SHARE = 16;
 static constexpr size_t MAX_NESTING = 4096;
 static constexpr size_t MAX_PARSED_BYTES = 4u << 20;
 
+// A text that does not match its format now may do so with a few bytes more; with these it will not any more.
+static constexpr size_t LOST_BYTES = 128;
+
 static constexpr char BLANKS[] = " \t\r\n";
 
 // Where `stretch` and parsed_answer::stretch meet.
@@ -219,8 +222,14 @@ bool reply::read(clock::time_point now) {
     parsed_at_ = now;
     parse_now_ = false;
     if (!matches || !agrees(parsed)) {
-        return false; // what comes next may help; if not, finish() will see
+        lost_at_ = std::min(lost_at_, raw_.size());
+        if (raw_.size() < lost_at_ + LOST_BYTES || call_open_) {
+            return false;
+        }
+        leave_format();
+        return given_up_;
     }
+    lost_at_ = std::string::npos;
     accept(parsed, moment::growing);
     return true;
 }
@@ -375,6 +384,13 @@ void reply::read_longest() {
     }
 }
 
+void reply::leave_format() {
+    read_longest();
+    if (!call_open_) { // else its beginning has been shown as a call
+        give_up(stretch::content);
+    }
+}
+
 static std::string_view without_blanks(std::string_view text) {
     return text.substr(0, text.find_last_not_of(BLANKS) + 1); // npos + 1 is 0
 }
@@ -391,12 +407,8 @@ void reply::settle(bool by_itself) {
         return show(open_, raw_.size());
     }
     if (!try_parse(*format_, raw_, false, parsed) || !agrees(parsed)) {
-        read_longest();
-        if (!call_open_) { // else its beginning has been shown as a call
-            give_up(stretch::content);
-            show(open_, raw_.size());
-        }
-        return;
+        leave_format();
+        return given_up_ ? show(open_, raw_.size()) : void();
     }
     accept(parsed, moment::ended);
     if (given_up_) {

@@ -69,6 +69,7 @@ class reply {
     void accept_calls(const parsed_answer & parsed, moment when);
     bool is_call(const std::string & name, const std::string & arguments) const;
     void read_longest();
+    void leave_format();
     void settle(bool by_itself);
     void give_up(stretch where);
     void add_reasoning(std::string_view text);
@@ -97,6 +98,7 @@ class reply {
     std::string content_seen_;     // all that the parser or the tags say is content
     std::string blank_;            // white space it begins with, not pushed to content_ before anything else is
     bool call_open_ = false;       // the last call is not complete
+    size_t lost_at_ = std::string::npos; // how long the text was when it stopped to match its format
     std::vector<call_shown> calls_;
     std::string arguments_before_; // the last call's, when the parser ran the last time
     std::vector<uint32_t> token_begins_; // where in `raw_` each token begins

@@ -200,6 +200,22 @@ TEST(text_without_tags_is_shown_at_once) {
     CHECK(all.content == "Yes, {all} < of it. <tool_car>");
 }
 
+TEST(text_that_left_its_format_is_shown_while_it_comes) {
+    const auto format = format_of(templates::LLAMA3, conversation(WEATHER));
+    const std::string text = "A set: {1, 2}. " + std::string(1000, '.');
+    reply r(format);
+    heard all;
+    reply::clock::time_point now{std::chrono::hours(1)};
+    for (const char c : text) {
+        r.push(*tokens().vocab, tokens().byte(c), now += milliseconds(30));
+        all.hear(r);
+    }
+    CHECK(all.content == text);
+    r.finish(*tokens().vocab, true);
+    all.hear(r);
+    CHECK(all.content == text);
+}
+
 TEST(arguments_are_streamed_and_every_part_stays) {
     const auto format = format_of(templates::HERMES, conversation(WEATHER));
     const std::string text = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"A city with a very long name\"}}\n</tool_call>";
