@@ -29,6 +29,9 @@ engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
         cache_ = std::make_unique<prefix_cache>(
             m.context(), m.memory_sharing(), m.n_sequences(),
             cache_limits{size_t(m.kv_cells()), size_t(m.idle_cells()), size_t(m.spill_bytes())});
+        if (m.memory_sharing() == sharing::any_prefix) {
+            drafter_ = std::make_unique<drafter>(m, stopping_);
+        }
     }
     llama_set_abort_callback(
         m.context(), [](void * stopping) { return static_cast<std::atomic<bool> *>(stopping)->load(); }, &stopping_);
@@ -52,6 +55,13 @@ void engine::submit(std::unique_ptr<embedding_job> job) {
         throw error("queue_full", "too many requests wait", json_object().add("limit", max_queue_).text());
     }
     embedding_arrivals_.push_back(std::move(job));
+    arrived_.notify_one();
+}
+
+void engine::attach_draft(std::unique_ptr<draft_model> m) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    draft_arrival_ = std::move(m);
+    woken_ = true;
     arrived_.notify_one();
 }
 
@@ -97,6 +107,9 @@ void engine::take_arrivals() {
         embedder_->add(std::move(job));
     }
     embedding_arrivals_.clear();
+    if (draft_arrival_ && drafter_) {
+        drafter_->attach(std::move(draft_arrival_));
+    }
 }
 
 void engine::step() {
@@ -208,29 +221,27 @@ void engine::admit() {
 
 // ---- one batch ------------------------------------------------------------------------------------------------------------
 
-void prefill_pace::learn(size_t n, double step_ms) {
-    const bool full = double(n) >= tokens_ - 1; // a shorter prompt tells only that it was not too long
-    if (full || step_ms > target_ms_) {
-        const double scale = std::clamp(target_ms_ / std::max(step_ms, 0.1), 0.5, full ? 2.0 : 1.0);
-        tokens_ = std::clamp(tokens_ * scale, LEAST, MOST);
-    }
-}
-
+// Adds the next `n` tokens, and behind the last of all what is guessed to follow; each of those has a row.
 void engine::add_to_batch(sequence & s, size_t n) {
-    for (size_t i = s.n_cached; i < s.n_cached + n; i++) {
-        const int32_t at = llama_batch_ext_add_token(batch_.get(), s.seq, s.tokens[i]);
+    const std::vector<llama_token> & guesses = s.draft.guesses;
+    for (size_t i = s.n_cached; i < s.n_cached + n + guesses.size(); i++) {
+        const bool said = i < s.tokens.size();
+        const int32_t at = llama_batch_ext_add_token(batch_.get(), s.seq, said ? s.tokens[i] : guesses[i - s.tokens.size()]);
         if (at < 0) {
             throw error("internal", "a token does not fit the batch");
         }
         const llama_pos position = llama_pos(i);
         llama_batch_ext_set_pos(batch_.get(), at, &position);
-        if (i + 1 == s.tokens.size()) {
+        if (i + 1 >= s.tokens.size()) {
             llama_batch_ext_set_output_logits(batch_.get(), at, true);
-            s.output = at;
+        }
+        if (i + 1 == s.tokens.size()) {
+            s.output = at; // the guesses' rows follow
         }
     }
     s.n_step = n;
-    n_batched_ += n;
+    n_batched_ += n + guesses.size();
+    n_guessed_ += guesses.size();
 }
 
 // The running sequences that one batch can hold: all, unless they differ in their LoRA adapters.
@@ -258,20 +269,24 @@ std::vector<sequence *> engine::in_turn() {
 
 // Decode tokens first; then the prompts share what the time budget leaves: the oldest is sure of a quarter, the shortest
 // go first with the rest.
-void engine::plan() {
+void engine::plan(bool guess) {
     llama_batch_ext_clear(batch_.get());
-    n_batched_ = n_prefilled_ = 0;
+    n_batched_ = n_prefilled_ = n_guessed_ = 0;
     std::vector<sequence *> prefilling;
+    std::vector<sequence *> decoding;
     for (sequence * s : running()) {
         s->n_step = 0;
         s->output = -1;
+        s->draft.settle();
     }
     for (sequence * s : in_turn()) {
-        if (s->is_prefilling()) {
-            prefilling.push_back(s);
-        } else {
-            add_to_batch(*s, 1);
-        }
+        (s->is_prefilling() ? prefilling : decoding).push_back(s);
+    }
+    if (drafter_ && guess) {
+        drafter_->propose(decoding, size_t(model_.n_batch()) - decoding.size());
+    }
+    for (sequence * s : decoding) {
+        add_to_batch(*s, 1);
     }
     if (prefilling.empty()) {
         return;
@@ -294,8 +309,8 @@ void engine::plan() {
 }
 
 bool engine::decode() {
-    for (;;) {
-        plan();
+    for (bool guess = true;; guess = false) { // where there is no room, guesses are what goes first
+        plan(guess);
         if (n_batched_ == 0) {
             return false;
         }
@@ -307,6 +322,8 @@ bool engine::decode() {
             step_ms_ = ms_between(began, now_);
             if (n_prefilled_ > 0) {
                 pace_->learn(n_prefilled_, step_ms_);
+            } else if (drafter_) {
+                drafter_->learn(n_batched_, step_ms_);
             }
             pulse_.decode_steps++;
             return true;
@@ -317,7 +334,7 @@ bool engine::decode() {
         if (status != 1) {
             throw error("internal", "decoding failed with status " + std::to_string(status));
         }
-        if (!make_room()) {
+        if (n_guessed_ == 0 && !make_room()) {
             throw error("out_of_memory", "the cache has no room for this request");
         }
     }
@@ -359,7 +376,26 @@ void engine::advance(sequence & s) {
     }
     if (s.output >= 0) {
         sample(s);
+        follow_draft(s);
     }
+}
+
+// The rows behind right guesses give further tokens.
+void engine::follow_draft(sequence & s) {
+    while (!s.done && s.draft.holds()) {
+        s.n_cached++;
+        s.output++;
+        sample(s);
+    }
+    retract_draft(s);
+}
+
+// What was guessed and did not come true leaves the memory, before anyone can share it.
+void engine::retract_draft(sequence & s) {
+    if (s.seq >= 0 && !s.draft.guesses.empty()) {
+        llama_memory_seq_rm(llama_get_memory(model_.context()), s.seq, llama_pos(s.n_cached), -1);
+    }
+    s.draft.settle();
 }
 
 void engine::sample(sequence & s) {
@@ -393,6 +429,7 @@ void engine::sample(sequence & s) {
     s.n_generated++;
     pulse_.decoded_tokens++;
     s.tokens.push_back(*id);
+    s.draft.meet(*id);
     if (vocab.is_eog(*id)) {
         return finish(s, stop_reason::eos);
     }
@@ -449,6 +486,7 @@ void engine::say(sequence & s) {
 }
 
 void engine::finish(sequence & s, stop_reason reason) {
+    retract_draft(s);
     const bool by_itself = reason == stop_reason::eos;
     s.answer.finish(model_.vocab(), by_itself, by_itself && s.n_generated > 0 ? s.tokens.back() : -1);
     if (by_itself && s.answer.has_tool_calls()) {

@@ -1,9 +1,11 @@
 // The decode thread of one engine: admit, plan a batch, decode it, sample, emit. Nothing else touches the context.
 #pragma once
 
+#include "drafter.h"
 #include "embed.h"
 #include "error.h"
 #include "model.h"
+#include "pace.h"
 #include "prefix.h"
 #include "pulse.h"
 #include "sequence.h"
@@ -17,25 +19,6 @@
 
 namespace lm {
 
-// How many prompt tokens a step may take so that it lasts about `target_ms`: learned from the steps themselves, because
-// the cost of a token depends on the model, the machine, the batch and what is in the cache.
-class prefill_pace {
-  public:
-    explicit prefill_pace(double target_ms) : target_ms_(target_ms) {}
-
-    size_t tokens() const { return size_t(tokens_); }
-    // A step with `n` prompt tokens took `step_ms`.
-    void learn(size_t n, double step_ms);
-
-  private:
-    static constexpr double FIRST = 128;
-    static constexpr double LEAST = 16;
-    static constexpr double MOST = 1 << 14;
-
-    double target_ms_;
-    double tokens_ = FIRST;
-};
-
 class engine {
   public:
     // `m`, `out` and `p` are borrowed and outlive the engine. More than `max_queue` waiting requests are refused.
@@ -44,6 +27,8 @@ class engine {
     // Thread safe. Ownership moves to the decode thread. Throws error("queue_full").
     void submit(std::unique_ptr<sequence> s);
     void submit(std::unique_ptr<embedding_job> job);
+    // From the next step on `m` drafts for the requests that ask for a draft model, instead of any before.
+    void attach_draft(std::unique_ptr<draft_model> m);
     // Wakes the decode thread, because a ticket was cancelled.
     void wake();
     void stop();
@@ -61,12 +46,14 @@ class engine {
     bool joins_a_prefill(const sequence & s);
     void end_cancelled();
     bool decode();
-    void plan();
     std::vector<sequence *> in_turn();
+    void plan(bool guess);
     void add_to_batch(sequence & s, size_t n);
     bool make_room();
     void preempt(sequence & s);
     void advance(sequence & s);
+    void follow_draft(sequence & s);
+    void retract_draft(sequence & s);
     void sample(sequence & s);
     void forget_middle(sequence & s);
     void say(sequence & s);
@@ -83,6 +70,7 @@ class engine {
     const uint64_t max_queue_;
     std::unique_ptr<embedder> embedder_;
     std::unique_ptr<prefix_cache> cache_;
+    std::unique_ptr<drafter> drafter_; // null where guesses could not be taken back
     std::unique_ptr<llama_batch_ext, void (*)(llama_batch_ext *)> batch_;
 
     // shared with the other threads
@@ -90,6 +78,7 @@ class engine {
     std::condition_variable arrived_;
     std::deque<std::unique_ptr<sequence>> arrivals_;
     std::deque<std::unique_ptr<embedding_job>> embedding_arrivals_;
+    std::unique_ptr<draft_model> draft_arrival_;
     bool woken_ = false;
     std::atomic<bool> stopping_{false};
 
@@ -103,6 +92,7 @@ class engine {
     steady::time_point turn_began_;
     size_t n_batched_ = 0;
     size_t n_prefilled_ = 0; // prompt tokens among them
+    size_t n_guessed_ = 0;   // tokens among them that nobody has said yet
     steady::time_point now_; // the end of this step's computation
     double step_ms_ = 0;
     prefill_pace alone_;

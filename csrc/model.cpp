@@ -376,6 +376,9 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
     }
     loras_ = lora_adapters(model_.get(), spec.loras);
     make_context(spec);
+    if (spec.drafts) {
+        return;
+    }
     before_template();
     chat_ = std::make_unique<dialogue>(model_.get(), *vocab_);
 }
@@ -475,7 +478,9 @@ void model::choose_sharing(const load_spec & spec) {
                : stateful || keeps_windows_only() ? sharing::at_marks
                                                   : sharing::any_prefix;
     n_sequences_ = embedding_ ? EMBEDDING_SEQUENCES
-                              : parallel_ + (sharing_ == sharing::any_prefix ? CACHED_SEQUENCES : CACHED_STATES);
+                              : parallel_ + (spec.drafts                        ? 0
+                                           : sharing_ == sharing::any_prefix ? CACHED_SEQUENCES
+                                                                             : CACHED_STATES);
     idle_cells_ = spec.idle_cells >= 0 ? spec.idle_cells : std::max(context_length_, kv_cells_ / 4);
     spill_bytes_ = spec.spill_bytes >= 0 ? uint64_t(spec.spill_bytes) : uint64_t(double(free_memory()) * SPILL_MEMORY_SHARE);
 }
@@ -518,7 +523,7 @@ void model::make_context(const load_spec & spec) {
     params.n_batch = uint32_t(std::max(n_batch_, parallel_));
     params.n_ubatch = params.n_batch;
     params.n_seq_max = uint32_t(n_sequences_);
-    params.n_outputs_max = embedding_ ? 0 : uint32_t(n_sequences_);
+    params.n_outputs_max = embedding_ ? 0 : uint32_t(std::max(n_sequences_, parallel_ + (spec.drafts ? 0 : MAX_STEP_GUESSES)));
     params.n_threads = spec.threads > 0                                     ? spec.threads
                        : llama_model_size(m) < SINGLE_THREAD_BYTES ? 1 : std::max(1, common_cpu_get_num_math());
     params.n_threads_batch = params.n_threads;
@@ -552,6 +557,11 @@ void model::warm_up_loras() {
         warm_up();
         use(loras_.scales_for({}));
     }
+}
+
+void model::share_threads(const model & other) {
+    llama_attach_threadpool(context_.get(), other.threads_.get(), other.threads_.get());
+    // its own stay, asleep: the backend still pauses them when it first computes with the others
 }
 
 // One token through the whole model: pages of a mapped file are read and buffers allocated before the first request.

@@ -47,6 +47,8 @@ class model {
     const dialogue & chat() const { return *chat_; }
     llama_context * context() const { return context_.get(); } // null for a vocabulary alone
     llama_model * get() const { return model_.get(); }
+    // From now on computes with the threads of `other`, which must outlive this one, never while the other does.
+    void share_threads(const model & other);
 
     bool is_embedding() const { return embedding_; } // gives vectors or scores, no text
     bool is_reranker() const;

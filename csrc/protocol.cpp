@@ -26,6 +26,7 @@ static constexpr size_t MAX_STOP_LENGTH = 4096;
 static constexpr size_t MAX_DRY_BREAKERS = 64;
 static constexpr size_t MAX_GRAMMAR_BYTES = 1 << 20;
 static constexpr int MAX_GRAMMAR_DEPTH = 128;
+static constexpr int32_t MAX_DRAFT = 64;
 static constexpr int MAX_PAYLOAD_DEPTH = 1024;
 static constexpr size_t MAX_TOOLS_BYTES = MAX_GRAMMAR_BYTES;
 static constexpr size_t MAX_TOOL_NAME = 256;
@@ -265,6 +266,32 @@ load_spec parse_load(const std::string & payload) {
     return spec;
 }
 
+load_spec parse_attach_draft(const std::string & payload, const load_spec & target) {
+    const common_json object = parse_object(payload);
+    load_spec spec = target;
+    spec.path = read_string(object, "path");
+    spec.splits = read_strings(object, "splits", 4096, 8192);
+    // what was said of the other model's shape is not meant for this one
+    spec.kv_cells = spec.n_experts = 0;
+    spec.k_cache_type = spec.v_cache_type = GGML_TYPE_F16;
+    spec.loras.clear();
+    spec.drafts = true;
+    return spec;
+}
+
+static draft_params parse_draft(const common_json & object) {
+    draft_params draft;
+    const std::string kind = read_string(object, "kind");
+    if (kind != "model" && kind != "ngram") {
+        throw invalid_request("draft", "unknown kind of draft");
+    }
+    draft.kind = kind == "model" ? draft_kind::model : draft_kind::ngram;
+    read(object, "max", draft.max, 1, MAX_DRAFT);
+    read(object, "min", draft.min, 0, MAX_DRAFT);
+    read(object, "min_p", draft.min_p, 0, 1);
+    return draft;
+}
+
 static sampling_params parse_sampling(const common_json & object) {
     constexpr double big = 1e6;
     sampling_params p;
@@ -440,6 +467,9 @@ generate_spec parse_generate(const std::string & payload) {
     const auto * chat = std::get_if<chat_prompt>(&spec.prompt);
     if (chat != nullptr && chat->may_call_tools() && spec.grammar && !spec.grammar->is_schema) {
         throw invalid_request("grammar", "a grammar cannot be combined with tools");
+    }
+    if (has(object, "draft")) {
+        spec.draft = parse_draft(object.at("draft"));
     }
     if (has(object, "sampling")) {
         spec.sampling = parse_sampling(object.at("sampling"));

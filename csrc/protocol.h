@@ -2,6 +2,7 @@
 // Everything read here is range-checked; what is wrong throws invalid_request with the key at fault.
 #pragma once
 
+#include "draft.h"
 #include "sampler.h"
 
 #include "json.h" // llama.cpp's common_json
@@ -48,6 +49,7 @@ struct load_spec {
     int32_t idle_cells = -1; // -1: chosen from the context
     int64_t spill_bytes = -1; // -1: chosen from the free memory
     std::vector<lora_file> loras;
+    bool drafts = false; // for another model: no chat template is read, no prefixes are kept
 };
 
 enum class tool_choice { automatic, none, required };
@@ -81,6 +83,7 @@ struct generate_spec {
     bool ignore_eos = false;
     std::optional<int32_t> top_logprobs;
     std::optional<grammar_spec> grammar;
+    draft_params draft;
     sampling_params sampling;
     std::optional<std::vector<lora_choice>> loras; // none: the scales of the load
     overflow_policy overflow = overflow_policy::error;
@@ -90,6 +93,8 @@ struct generate_spec {
 using embed_input = std::variant<std::string, std::vector<llama_token>>;
 
 load_spec parse_load(const std::string & payload);
+// How the model of ATTACH_DRAFT is loaded beside the one that was loaded by `target`.
+load_spec parse_attach_draft(const std::string & payload, const load_spec & target);
 generate_spec parse_generate(const std::string & payload);
 
 struct embed_spec {

@@ -45,6 +45,14 @@ std::string finished_payload(const sequence & s, stop_reason reason) {
     } else {
         payload.add_raw("stop_string", "null");
     }
+    if (s.draft.asked.kind != draft_kind::none) {
+        payload.add_raw("draft", json_object()
+                                     .add("total", uint64_t(s.draft.total))
+                                     .add("accepted", uint64_t(s.draft.accepted))
+                                     .add("rejected", uint64_t(s.draft.rejected))
+                                     .add("ignored", uint64_t(s.draft.ignored))
+                                     .text());
+    }
     return payload.add("prompt_tokens", uint64_t(s.n_prompt))
         .add("cached_tokens", uint64_t(s.n_reused))
         .add("generated_tokens", uint64_t(s.n_generated))

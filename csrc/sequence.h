@@ -1,6 +1,7 @@
 // One GENERATE request on its way: what was asked, the tokens so far, and what has been told to the client.
 #pragma once
 
+#include "draft.h"
 #include "lora.h"
 #include "reply.h"
 #include "sampler.h"
@@ -49,6 +50,7 @@ struct sequence {
     std::unique_ptr<sampler> choose;
     std::unique_ptr<lazy_grammar> sleeping; // null: no grammar waits for a trigger
     reply answer;
+    struct draft draft;
     lora_scales loras;
 
     // only sequences of one key may share cells: the LoRA adapters that computed them, and the caller's scope

@@ -1,8 +1,10 @@
 // lm_engine_serve: the threads of one engine and what each of them does with a frame.
 //   reader    (the caller's thread) parses frames, cancels
+//   attacher  loads draft models; started by the first, so that nobody waits for one but who asked for it
 //   preparer  loads, renders, tokenizes, compiles grammars; on a large stack, because llama.cpp's parsers recurse
 //   decoder   engine::run
 //   writer    outbox::run, and the heartbeat
+#include "draft_model.h"
 #include "engine.h"
 #include "error.h"
 #include "lmlite.h"
@@ -20,6 +22,7 @@
 #include <optional>
 #include <pthread.h>
 #include <sys/socket.h>
+#include <system_error>
 #include <thread>
 #include <unistd.h>
 #include <unordered_map>
@@ -58,7 +61,8 @@ class server {
 
     // preparer
     void prepare_all();
-    bool next(work & into);
+    bool next(std::deque<work> & from, work & into);
+    template <typename Body> void answering(const work & item, Body body);
     void prepare(const work & item);
     void load(const work & item);
     void generate(const work & item);
@@ -73,6 +77,10 @@ class server {
     chat_turn fitting_prompt(const generate_spec & spec) const;
     chat_turn recent_turns(generate_spec spec) const;
 
+    // attacher
+    void attach_all();
+    void attach(const work & item);
+
     void beat();
     std::string report() const;
     void stop_working();
@@ -82,14 +90,17 @@ class server {
     pulse pulse_;
 
     std::mutex mutex_;
-    std::condition_variable unprepared_filled_;
+    std::condition_variable filled_; // one of the two that follow
     std::deque<work> unprepared_;
+    std::deque<work> unattached_;
     std::unordered_map<uint32_t, std::weak_ptr<ticket>> tickets_;
     std::atomic<bool> closing_{false};
     std::shared_ptr<engine> engine_; // set once by the preparer, under mutex_
 
     std::unique_ptr<model> model_; // the preparer's; outlives engine_
+    load_spec spec_; // of model_; set before engine_
     std::optional<pthread_t> decoder_;
+    std::thread attacher_;
 };
 
 static bool start_thread(pthread_t & thread, size_t stack, void * (*body)(void *), void * argument) {
@@ -106,6 +117,7 @@ static bool start_thread(pthread_t & thread, size_t stack, void * (*body)(void *
 bool server::is_command(frame_kind kind) const {
     switch (kind) {
         case frame_kind::LOAD:
+        case frame_kind::ATTACH_DRAFT:
         case frame_kind::GENERATE:
         case frame_kind::EMBED:
         case frame_kind::RERANK:
@@ -153,43 +165,56 @@ bool server::dispatch(frame & command) {
     }
     std::lock_guard<std::mutex> lock(mutex_);
     const ticket_ptr request = open_ticket(command.request_id);
-    if (unprepared_.size() >= MAX_UNPREPARED) {
+    if (std::max(unprepared_.size(), unattached_.size()) >= MAX_UNPREPARED) {
         answer_error(request, error("queue_full", "too many requests wait",
                                     json_object().add("limit", uint64_t(MAX_UNPREPARED)).text()));
         return true;
     }
-    unprepared_.push_back({std::move(command), request});
-    unprepared_filled_.notify_one();
+    const bool attaches = command.kind == frame_kind::ATTACH_DRAFT;
+    if (attaches && !attacher_.joinable()) {
+        try {
+            attacher_ = std::thread([this] { attach_all(); });
+        } catch (const std::system_error &) {
+            answer_error(request, error("out_of_memory", "no thread could be started"));
+            return true;
+        }
+    }
+    (attaches ? unattached_ : unprepared_).push_back({std::move(command), request});
+    filled_.notify_all();
     return true;
 }
 
 // ---- preparer -----------------------------------------------------------------------------------------------------------
 
-bool server::next(work & into) {
+bool server::next(std::deque<work> & from, work & into) {
     std::unique_lock<std::mutex> lock(mutex_);
-    unprepared_filled_.wait(lock, [&] { return closing_ || !unprepared_.empty(); });
+    filled_.wait(lock, [&] { return closing_ || !from.empty(); });
     if (closing_) {
         return false;
     }
-    into = std::move(unprepared_.front());
-    unprepared_.pop_front();
+    into = std::move(from.front());
+    from.pop_front();
     return true;
 }
 
+template <typename Body> void server::answering(const work & item, Body body) {
+    try {
+        body();
+    } catch (const error & e) {
+        answer_error(item.request, e);
+    } catch (const std::bad_alloc &) {
+        answer_error(item.request, error("out_of_memory", "an allocation failed"));
+    } catch (const std::exception & e) {
+        answer_error(item.request, error("internal", e.what()));
+    }
+}
+
 void server::prepare_all() {
-    for (work item; next(item);) {
+    for (work item; next(unprepared_, item);) {
         if (item.command.kind != frame_kind::LOAD) {
             pulse_.preparation.start(); // a load has a progress of its own
         }
-        try {
-            prepare(item);
-        } catch (const error & e) {
-            answer_error(item.request, e);
-        } catch (const std::bad_alloc &) {
-            answer_error(item.request, error("out_of_memory", "an allocation failed"));
-        } catch (const std::exception & e) {
-            answer_error(item.request, error("internal", e.what()));
-        }
+        answering(item, [&] { prepare(item); });
         pulse_.preparation.stop();
         item = {};
     }
@@ -245,6 +270,7 @@ void server::load(const work & item) {
         throw error("invalid_request", "this engine has a model already");
     }
     const load_spec spec = parse_load(item.command.payload);
+    spec_ = spec;
     const auto began = steady::now();
     auto last_told = began;
     const auto progress = [&](float fraction) {
@@ -399,6 +425,7 @@ void server::generate(const work & item) {
     s->whole = spec.whole;
     s->loras = m.loras().scales_for(spec.loras);
     s->cache_key = to_key(s->loras) + '\n' + spec.scope;
+    s->draft.asked = spec.draft;
     s->top_logprobs = spec.top_logprobs;
     if (spec.echo) {
         const auto * text = std::get_if<std::string>(&spec.prompt);
@@ -500,6 +527,30 @@ void server::tokenize(const work & item) {
            json_object().add_raw("tokens", "[" + ids + "]").add_raw("pieces", "[" + pieces + "]").text());
 }
 
+// ---- attacher -----------------------------------------------------------------------------------------------------------
+
+void server::attach_all() {
+    for (work item; next(unattached_, item);) {
+        answering(item, [&] { attach(item); });
+        item = {};
+    }
+}
+
+void server::attach(const work & item) {
+    std::shared_ptr<engine> target;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        target = engine_;
+    }
+    if (!target) {
+        throw error("load_failed", "no model is loaded that it could draft for");
+    }
+    const auto progress = [&](float) { return !closing_ && !item.request->cancelled; };
+    auto small = std::make_unique<model>(parse_attach_draft(item.command.payload, spec_), progress, [] {});
+    target->attach_draft(std::make_unique<draft_model>(std::move(small), *model_));
+    answer(item.request, frame_kind::RESULT, "");
+}
+
 // ---- writer -------------------------------------------------------------------------------------------------------------
 
 void server::beat() {
@@ -530,7 +581,7 @@ std::string server::report() const {
 void server::stop_working() {
     std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;
-    unprepared_filled_.notify_one();
+    filled_.notify_all();
     if (engine_) {
         engine_->stop();
     }
@@ -565,6 +616,9 @@ int server::serve() {
     writer.join();
     pthread_join(preparer, nullptr);
     stop_working(); // a load that was just ending may have started the engine after the first call
+    if (attacher_.joinable()) {
+        attacher_.join();
+    }
     if (decoder_) {
         pthread_join(*decoder_, nullptr);
     }

@@ -112,7 +112,7 @@ class Stats:
     reasoning_tokens: int = 0
     """Those of the generated tokens that were reasoning."""
     draft: DraftCounts | None = None
-    """None where nothing was drafted."""
+    """None where no guesses were asked for."""
 
     @property
     def tokens_per_second(self) -> float:

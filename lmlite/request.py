@@ -86,7 +86,7 @@ class Draft:
 
     kind: Literal["model", "ngram"]
     max: int = 16  # guessed at once
-    min: int = 0  # fewer are not worth a verification
+    min: int = 0  # so many even where it does not seem to pay, and never fewer
     min_p: float = 0.75  # a less likely guess of the draft model is the last
 
 

@@ -241,15 +241,42 @@ class RandomLora:
 
 def with_template(source: Path, path: Path, template: str) -> Path:
     """A copy of the model `source` whose chat template is `template`."""
+    reader, writer = copied(source, path, "tokenizer.chat_template")
+    writer.add_chat_template(template)
+    return with_tensors(reader, writer, path)
+
+
+def with_floats(source: Path, path: Path) -> Path:
+    """A copy of the model `source` with weights of 32 bits: what it says hardly depends on how a batch is cut."""
+    reader, writer = copied(source, path, "general.file_type")
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    finish(writer)
+    return path
+
+
+def with_swapped_words(source: Path, path: Path) -> Path:
+    """A copy of the model `source` in whose vocabulary the last two tokens have changed places."""
+    reader, writer = copied(source, path, "tokenizer.ggml.tokens")
+    *tokens, last, next_to_last = reader.fields["tokenizer.ggml.tokens"].contents()
+    writer.add_token_list([*tokens, next_to_last, last])
+    return with_tensors(reader, writer, path)
+
+
+def copied(source: Path, path: Path, but: str) -> tuple[gguf.GGUFReader, gguf.GGUFWriter]:
+    """A model that is to be written to `path`, with the metadata of `source` except `but`."""
     reader = gguf.GGUFReader(str(source))
     arch = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(str(path), arch)
     for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "tokenizer.chat_template"):
+        if name.startswith("GGUF.") or name in ("general.architecture", but):
             continue
         kind = field.types[0]
         writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
-    writer.add_chat_template(template)
+    return reader, writer
+
+
+def with_tensors(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, path: Path) -> Path:
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     finish(writer)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from ..errors import LmError
@@ -23,6 +24,7 @@ from .payloads import (
     encode,
     generate_object,
     load_object,
+    paths_object,
     read_finished,
     read_loaded,
     read_logprobs,
@@ -85,6 +87,12 @@ class Engine:
     async def load(self, spec: LoadSpec, on_progress: Callable[[float], None] | None = None) -> Loaded:
         """`on_progress` gets fractions 0..1. Raises `LoadFailed`. A load is given up by closing the engine."""
         return await self._line.ask(Kind.LOAD, encode(load_object(spec)), _Load(on_progress))
+
+    async def attach_draft(self, paths: Sequence[Path]) -> None:
+        """The model at `paths` (its file, or all split parts) drafts for this one from now on, instead of any before.
+        Raises `InvalidRequest` if it cannot for this model, `LoadFailed` if its file is refused. Cancelling gives up the
+        load; whether the old one still drafts is then unknown."""
+        await self._line.ask(Kind.ATTACH_DRAFT, encode(paths_object(paths)), _Answer(Kind.RESULT, read_text))
 
     def run(self, generate: Generate) -> Run:
         """Starts when it is first iterated over. See `Run`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -137,10 +137,13 @@ def encode(command: Mapping[str, Any]) -> bytes:
 def load_object(spec: LoadSpec) -> dict[str, Any]:
     settings = {field.name: getattr(spec.settings, field.name) for field in fields(LoadSettings)}
     loras = [{"path": str(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
-    command = {"path": str(spec.paths[0]), **settings, "loras": loras, "vocab_only": spec.vocab_only}
-    if len(spec.paths) > 1:
-        command["splits"] = [str(path) for path in spec.paths]
-    return command
+    return {**paths_object(spec.paths), **settings, "loras": loras, "vocab_only": spec.vocab_only}
+
+
+def paths_object(paths: Sequence[Path]) -> dict[str, Any]:
+    """A model's file, or all its split parts in order."""
+    parts = {"splits": [str(path) for path in paths]} if len(paths) > 1 else {}
+    return {"path": str(paths[0]), **parts}
 
 
 def chat_object(chat: Chat) -> dict[str, Any]:

@@ -1,0 +1,15 @@
+#include "pace.h"
+
+#include <algorithm>
+
+namespace lm {
+
+void prefill_pace::learn(size_t n, double step_ms) {
+    const bool full = double(n) >= tokens_ - 1; // a shorter prompt tells only that it was not too long
+    if (full || step_ms > target_ms_) {
+        const double scale = std::clamp(target_ms_ / std::max(step_ms, 0.1), 0.5, full ? 2.0 : 1.0);
+        tokens_ = std::clamp(tokens_ * scale, LEAST, MOST);
+    }
+}
+
+}  // namespace lm
