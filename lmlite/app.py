@@ -132,15 +132,16 @@ class Models:
         catalog, _ = await self._current(again=now - self._looked_at >= self.max_age_s)
         return catalog.cards()
 
-    async def resolve(self, name: str) -> ModelCard:
-        """The model that `name` names; the disk is looked at again for one that is unknown. Raises `ModelNotFound`."""
+    async def resolve(self, name: str, param: str = "model") -> ModelCard:
+        """The model that the field `param` names; the disk is looked at again for one that is unknown. Raises
+        `ModelNotFound`."""
         catalog, _ = await self._current()
         card = catalog.resolve(name)
         if card is None:
             known = await self.cards()
             card = catalog.resolve(name)
             if card is None:
-                raise ModelNotFound(name, tuple(card.id for card in known))
+                raise ModelNotFound(name, tuple(card.id for card in known), param)
         return card
 
     async def _current(self, again: bool = False) -> tuple[Catalog, Pool]:
@@ -168,12 +169,16 @@ class Models:
     # ---- loaded
 
     @contextlib.asynccontextmanager
-    async def lease(self, name: str | None, needs: Needs, ttl_s: float | None = None) -> AsyncIterator[Lease]:
+    async def lease(
+        self, name: str | None, needs: Needs, ttl_s: float | None = None, draft: str | None = None
+    ) -> AsyncIterator[Lease]:
         """See `Pool.lease`."""
         _, pool = await self._current()
         if name is not None:
             await self.resolve(name)
-        async with pool.lease(name, needs, ttl_s) as lease:
+        if draft is not None:
+            await self.resolve(draft, "draft_model")
+        async with pool.lease(name, needs, ttl_s, draft=draft) as lease:
             yield lease
 
     async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:
@@ -306,7 +311,7 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
 
     async def endpoint(app: App, request: Request, reply: Reply, _: str) -> None:
         call = await parsed(parse, request.body)
-        async with app.models.lease(call.model, call.needs, call.ttl_s) as lease:
+        async with app.models.lease(call.model, call.needs, call.ttl_s, call.draft_model) as lease:
             if call.stream:
                 await stream(app, call, app.served(lease), lease.engine, reply)
             else:

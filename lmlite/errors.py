@@ -119,35 +119,35 @@ class UnexpectedEndpoint(LmError):
 class ModelNotFound(LmError):
     """No model goes by `name`; `known` lists the ids there are."""
 
-    status, code, param = 404, "model_not_found", "model"
+    status, code = 404, "model_not_found"
 
-    def __init__(self, name: str | None, known: tuple[str, ...]):
+    def __init__(self, name: str | None, known: tuple[str, ...], param: str = "model"):
         listing = ", ".join(known[:20]) or "none"
         if name is None:
             super().__init__(f"No model was named and there is not exactly one to take. Models: {listing}")
         else:
             super().__init__(f'Invalid model identifier "{name[:200]}". Models: {listing}')
-        self.name, self.known = name, known
+        self.name, self.known, self.param = name, known, param
 
 
 class WrongModelType(LmError):
     """An embedding model asked to chat, or a text model without the asked ability; `needs` is that ability."""
 
-    status, code, param = 400, "model_type_mismatch", "model"
+    status, code = 400, "model_type_mismatch"
 
-    def __init__(self, name: str, needs: str):
+    def __init__(self, name: str, needs: str, param: str = "model"):
         super().__init__(f'Model "{name}" does not support {needs}')
-        self.name, self.needs = name, needs
+        self.name, self.needs, self.param = name, needs, param
 
 
 class LoadFailed(LmError):
     """The model's file was refused; `reason` is the engine's or the header reader's word for why."""
 
-    status, code, param = 422, "model_load_failed", "model"
+    status, code = 422, "model_load_failed"
 
-    def __init__(self, name: str, reason: str):
+    def __init__(self, name: str, reason: str, param: str = "model"):
         super().__init__(f'Model "{name}" cannot be loaded: {reason}')
-        self.name, self.reason = name, reason
+        self.name, self.reason, self.param = name, reason, param
 
 
 class QueueFull(LmError):

@@ -162,6 +162,8 @@ class FakeEngine:
             return frame(Kind.TOKENS, request_id, {"tokens": ids, "pieces": [[byte] for byte in ids]})
         if kind == Kind.DETOKENIZE:
             return frame(Kind.RESULT, request_id, bytes(command["tokens"]))
+        if kind == Kind.ATTACH_DRAFT:
+            return frame(Kind.RESULT, request_id, b"")
         if kind == Kind.RENDER:
             return frame(Kind.RESULT, request_id, rendered(command).encode())
         counters = ("running", "queued", "cells", "cells_used", "decode_steps", "decoded_tokens")

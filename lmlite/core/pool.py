@@ -67,6 +67,9 @@ class _Slot:
     instance: Instance | None = None
     users: int = 0
     idle_since: float = 0.0
+    draft: str | None = None
+    """The card id of the model that drafts for this one."""
+    attaching: asyncio.Lock = field(default_factory=asyncio.Lock)
     listeners: list[Callable[[float], None]] = field(default_factory=list)
 
     @property
@@ -119,13 +122,19 @@ class Pool:
         needs: Needs,
         ttl_s: float | None = None,
         on_progress: Callable[[float], None] | None = None,
+        *,
+        draft: str | None = None,
     ) -> AsyncIterator[Lease]:
         """The engine of the model `name` for the time of one request, loaded if it is not. None means the one loaded
-        model that can do it, or the catalogue's default. `ttl_s` counts if this request causes the load.
+        model that can do it, or the catalogue's default. `ttl_s` counts if this request causes the load. The model
+        `draft` is loaded beside it to draft for it, in the place of any other: a request that was drafted for by that one
+        goes on with this one.
 
-        Raises `ModelNotFound`, `WrongModelType`, `LoadFailed`, `EngineGone`, `ShuttingDown`, `BuildError`.
+        Raises `ModelNotFound`, `WrongModelType`, `LoadFailed`, `EngineGone`, `ShuttingDown`, `BuildError`, and
+        `InvalidRequest` for a draft model that does not fit the model.
         """
         card = self._choose(name, needs)
+        draft_card = None if draft is None else self._choose_draft(draft)
         slot = self._slots.get(card.id) or self._begin(card, self._ttl_s if ttl_s is None else ttl_s)
         loaded_now = not slot.loaded
         slot.users += 1
@@ -134,6 +143,8 @@ class Pool:
             if loaded_now:
                 await self._wait(slot, on_progress)
             assert slot.engine is not None and slot.instance is not None
+            if draft_card is not None:
+                await self._attach(slot, slot.engine, draft_card)
             yield Lease(slot.engine, slot.instance, loaded_now)
         finally:
             slot.users -= 1
@@ -156,6 +167,28 @@ class Pool:
         if not serves(card, needs):
             raise WrongModelType(card.id, _ABILITY[needs])
         return card
+
+    def _choose_draft(self, name: str) -> ModelCard:
+        card = self._catalog.resolve(name)
+        if card is None:
+            raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()), "draft_model")
+        if not serves(card, "text"):
+            raise WrongModelType(card.id, "drafting", "draft_model")
+        if card.problem is not None:
+            raise LoadFailed(card.id, card.problem, "draft_model")
+        return card
+
+    async def _attach(self, slot: _Slot, engine: Engine, card: ModelCard) -> None:
+        """One at a time; who waited for the same one finds it done."""
+        async with slot.attaching:
+            if slot.draft == card.id:
+                return
+            slot.draft = None  # unknown, if this is cancelled
+            try:
+                await engine.attach_draft(card.paths)
+            except LoadFailed as failed:
+                raise LoadFailed(card.id, failed.reason, "draft_model") from None
+            slot.draft = card.id
 
     async def _wait(self, slot: _Slot, on_progress: Callable[[float], None] | None) -> None:
         if on_progress is not None:

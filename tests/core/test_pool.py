@@ -601,3 +601,87 @@ def test_close_ends_what_does_not_finish() -> None:
         assert not stage.clock.armed
 
     play(scene, ttl_s=60)
+
+
+# ---- draft models ----------------------------------------------------------------------------------------------------
+
+
+async def answer_attach(peer: Peer, reply: Any = b"") -> list[str]:
+    """The files that were to be attached."""
+    kind, request_id, command = await peer.next()
+    assert kind == Kind.ATTACH_DRAFT
+    peer.send(frame(Kind.RESULT if reply == b"" else Kind.ERROR, request_id, reply))
+    return command.get("splits") or [command["path"]]
+
+
+def test_a_draft_model_is_attached_once_for_all_who_name_it() -> None:
+    async def scene(stage: Stage) -> None:
+        requests = [stage.ask("a", draft="b") for _ in range(3)]
+        peer = await stage.peer(0)
+        await answer_load(peer)
+        assert await answer_attach(peer) == ["b.gguf"]
+        await asyncio.gather(*requests)
+        await stage.ask("a", draft="b")
+        await stage.ask("a")
+        assert [instance.id for instance in stage.pool.instances()] == ["a"]
+
+    play(scene)
+
+
+def test_another_draft_model_takes_the_place_of_the_first() -> None:
+    async def scene(stage: Stage) -> None:
+        first = stage.ask("a", draft="b")
+        peer = await stage.peer(0)
+        await answer_load(peer)
+        await answer_attach(peer)
+        await first
+        second = stage.ask("a", draft="a")
+        assert await answer_attach(peer) == ["a.gguf"]
+        await second
+        third = stage.ask("a", draft="b")
+        assert await answer_attach(peer) == ["b.gguf"]
+        await third
+
+    play(scene)
+
+
+def test_a_draft_model_that_is_given_up_is_attached_again() -> None:
+    async def scene(stage: Stage) -> None:
+        left = stage.ask("a", draft="b")
+        peer = await stage.peer(0)
+        await answer_load(peer)
+        kind, request_id, _ = await peer.next()
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        assert await peer.next() == (Kind.CANCEL, request_id, None)
+        again = stage.ask("a", draft="b")
+        await answer_attach(peer)
+        await again
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("draft", "reply", "expected"),
+    [
+        ("b", error("invalid_request", param="draft_model"), errors.InvalidRequest),
+        ("b", error("load_failed"), errors.LoadFailed),
+        ("unknown", None, errors.ModelNotFound),
+        ("e", None, errors.WrongModelType),
+    ],
+)
+def test_a_draft_model_that_cannot_draft_is_the_fault_of_its_field(draft: str, reply: Any, expected: type[Exception]) -> None:
+    async def scene(stage: Stage) -> None:
+        request = stage.ask("a", draft=draft)
+        if reply is not None:
+            peer = await stage.peer(0)
+            await answer_load(peer)
+            await answer_attach(peer, reply)
+        with pytest.raises(expected) as raised:
+            await request
+        assert isinstance(raised.value, errors.LmError)
+        assert raised.value.param == "draft_model"
+        if isinstance(raised.value, errors.LoadFailed):
+            assert raised.value.name == "b"
+
+    play(scene)
