@@ -391,7 +391,9 @@ std::shared_ptr<const answer_format> dialogue::make_format(const std::vector<com
         }
         format->grammar_lazy = first.grammar_lazy;
         format->triggers = first.grammar_triggers;
-        check_gbnf(format->grammar, inputs.tools.empty() ? "response_format" : "tools");
+        if (!format->grammar.empty()) {
+            format->compiled = compile_grammar(vocab_, format->grammar, inputs.tools.empty() ? "response_format" : "tools");
+        }
     }
     format->thinking_start = first.thinking_start_tag;
     format->thinking_ends = first.thinking_end_tags;
@@ -431,7 +433,7 @@ std::shared_ptr<const answer_format> dialogue::recall_or_make(std::string key, c
     }
     const std::vector<common_chat_params> made = variants();
     std::shared_ptr<const answer_format> format = make_format(made, inputs);
-    size_t bytes = key.size() + format->grammar.size();
+    size_t bytes = key.size() + format->grammar.size() + (format->compiled ? format->compiled->n_bytes() : 0);
     for (const common_chat_params & variant : made) {
         bytes += PARSER_SIZE * variant.parser.size();
     }

@@ -412,6 +412,8 @@ void engine::sample(sequence & s) {
         } else {
             id = s.choose->sample(logits);
         }
+    } catch (const error & e) {
+        return fail(s, e);
     } catch (const std::exception & e) {
         return fail(s, error("internal", e.what()));
     }
@@ -434,7 +436,7 @@ void engine::sample(sequence & s) {
         return finish(s, stop_reason::eos);
     }
     if (s.sleeping) {
-        if (sampler_ptr awake = s.sleeping->push(*id)) {
+        if (matcher_ptr awake = s.sleeping->push(*id)) {
             s.choose->constrain(std::move(awake));
         }
     }

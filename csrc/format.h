@@ -2,6 +2,7 @@
 // the grammar that keeps the calls well-formed. Built by `dialogue`, immutable, shared by the requests that agree on it.
 #pragma once
 
+#include "grammar.h"
 #include "text.h"
 
 #include "chat.h"
@@ -22,7 +23,8 @@ struct answer_format {
     std::vector<std::string> tools;        // the names a call may have
     bool content_is_json = false;          // a schema rules the content
 
-    std::string grammar; // empty: none
+    std::string grammar;  // empty: none
+    grammar_ptr compiled; // the same, null: none
     bool grammar_lazy = false; // it applies from a trigger on
     std::vector<common_grammar_trigger> triggers;
     std::string thinking_start; // within these no trigger counts

@@ -2,8 +2,6 @@
 
 #include "error.h"
 
-#include "json-schema-to-grammar.h"
-
 #include <algorithm>
 #include <cctype>
 #include <cmath>
@@ -24,30 +22,10 @@ static constexpr int32_t MAX_TOP_LOGPROBS = 128;
 static constexpr size_t MAX_STOPS = 64;
 static constexpr size_t MAX_STOP_LENGTH = 4096;
 static constexpr size_t MAX_DRY_BREAKERS = 64;
-static constexpr size_t MAX_GRAMMAR_BYTES = 1 << 20;
-static constexpr int MAX_GRAMMAR_DEPTH = 128;
 static constexpr int32_t MAX_DRAFT = 64;
 static constexpr int MAX_PAYLOAD_DEPTH = 1024;
-static constexpr size_t MAX_TOOLS_BYTES = MAX_GRAMMAR_BYTES;
+static constexpr size_t MAX_TOOLS_BYTES = 1 << 20;
 static constexpr size_t MAX_TOOL_NAME = 256;
-
-// Brackets outside of strings. What reads and frees JSON trees recurses.
-void check_nesting(const std::string & json, const char * param, int limit) {
-    int depth = 0;
-    for (size_t i = 0; i < json.size(); i++) {
-        if (json[i] == '"') {
-            for (i++; i < json.size() && json[i] != '"'; i++) {
-                i += json[i] == '\\';
-            }
-        } else if (json[i] == '{' || json[i] == '[') {
-            if (++depth > limit) {
-                throw invalid_request(param, std::string(param) + ": the JSON nests too deep");
-            }
-        } else if (json[i] == '}' || json[i] == ']') {
-            depth--;
-        }
-    }
-}
 
 static common_json parse_object(const std::string & payload) {
     check_nesting(payload, "payload", MAX_PAYLOAD_DEPTH);
@@ -348,6 +326,7 @@ static bool is_tool_name(const std::string & name) {
 // Tools as the chat templates expect them: {"type": "function", "function": {"name", "description", "parameters"}}.
 static common_json read_tools(const common_json & object) {
     common_json tools = common_json::array();
+    schema_budget budget("tools");
     if (!has(object, "tools")) {
         return tools;
     }
@@ -372,6 +351,7 @@ static common_json read_tools(const common_json & object) {
         if (!parameters.is_object()) {
             throw invalid_request("tools", "the parameters of " + name + " must be a JSON schema");
         }
+        budget.add(parameters);
         const std::string description = has(function, "description") ? read_string(function, "description") : "";
         tools.push_back(common_json::object({{"type", "function"},
                                              {"function", common_json::object({{"name", name},
@@ -542,62 +522,6 @@ tokenize_spec parse_tokenize(const std::string & payload) {
     const common_json object = parse_object(payload);
     return {read_string(object, "text"), read_bool(object, "add_special", false),
             read_bool(object, "parse_special", false)};
-}
-
-// ---- grammars -----------------------------------------------------------------------------------------------------------
-
-// Outside of literals and character classes: nesting of parentheses, and the bounds of {n,m} repetitions.
-void check_gbnf(const std::string & text, const char * param) {
-    if (text.size() > MAX_GRAMMAR_BYTES) {
-        throw invalid_request(param, "the grammar is too large");
-    }
-    int depth = 0;
-    for (size_t i = 0; i < text.size(); i++) {
-        const char c = text[i];
-        if (c == '"' || c == '[') {
-            const char close = c == '"' ? '"' : ']';
-            for (i++; i < text.size() && text[i] != close; i++) {
-                i += text[i] == '\\';
-            }
-        } else if (c == '#') {
-            i = std::min(text.find('\n', i), text.size());
-        } else if (c == '(' && ++depth > MAX_GRAMMAR_DEPTH) {
-            throw invalid_request(param, "the grammar nests too deep");
-        } else if (c == ')') {
-            depth--;
-        } else if (c == '{') {
-            const size_t comma = text.find(',', i);
-            const size_t close = text.find('}', i);
-            if (close != std::string::npos && comma < close) {
-                const unsigned long low = strtoul(text.c_str() + i + 1, nullptr, 10);
-                const unsigned long high = strtoul(text.c_str() + comma + 1, nullptr, 10);
-                const bool open_ended = text.find_first_of("0123456789", comma) >= close;
-                if (!open_ended && low > high) {
-                    throw invalid_request(param, "a repetition's lower bound is above its upper bound");
-                }
-            }
-        }
-    }
-}
-
-std::string to_gbnf(const grammar_spec & spec) {
-    if (spec.text.size() > MAX_GRAMMAR_BYTES) {
-        throw invalid_request("grammar", "the grammar is too large");
-    }
-    if (!spec.is_schema) {
-        check_gbnf(spec.text, "grammar");
-        return spec.text;
-    }
-    check_nesting(spec.text, "response_format");
-    try {
-        std::string gbnf = json_schema_to_grammar(common_json::parse(spec.text));
-        check_gbnf(gbnf, "grammar");
-        return gbnf;
-    } catch (const error &) {
-        throw;
-    } catch (const std::exception & e) {
-        throw invalid_request("response_format", std::string("the JSON schema is refused: ") + e.what());
-    }
 }
 
 }  // namespace lm

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "draft.h"
+#include "grammar.h"
 #include "sampler.h"
 
 #include "json.h" // llama.cpp's common_json
@@ -66,11 +67,6 @@ struct chat_prompt {
 
 using prompt_spec = std::variant<chat_prompt, std::string, std::vector<llama_token>>;
 
-struct grammar_spec {
-    bool is_schema;
-    std::string text;
-};
-
 // What happens to what does not fit the context.
 enum class overflow_policy { error, stop, drop_middle };
 
@@ -118,12 +114,5 @@ struct tokenize_spec {
     bool parse_special;
 };
 tokenize_spec parse_tokenize(const std::string & payload);
-
-// The GBNF of a grammar or schema; refuses what llama.cpp's recursive parsers cannot survive.
-std::string to_gbnf(const grammar_spec & spec);
-
-// The guards alone; what they refuse is the fault of `param`.
-void check_gbnf(const std::string & text, const char * param);
-void check_nesting(const std::string & json, const char * param, int limit = 256);
 
 }  // namespace lm

@@ -4,128 +4,26 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
 
 namespace lm {
 
-static constexpr float NEVER = -std::numeric_limits<float>::infinity();
+static constexpr float NEVER = row::NEVER;
 
-// Candidates are tested against a grammar in descending order, this many first, then more; a valid token is nearly
-// always among the first few.
-static constexpr size_t GRAMMAR_TIERS[] = {64, 1024, std::numeric_limits<size_t>::max()};
+// Under a grammar this many of the best tokens are tested one by one, then more; only where that does not settle the
+// choice is the whole vocabulary asked for. One test costs about 50 ns, all of them up to a millisecond or two.
+static constexpr size_t TESTED[] = {128, 512};
 
-// A candidate this many nats (after temperature) under the best one cannot be drawn in practice: e^-16 is 1e-7.
-static constexpr float NEGLIGIBLE_NATS = 16.0f;
-
-sampler_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf) {
-    sampler_ptr grammar(llama_sampler_init_grammar(vocab.get(), gbnf.c_str(), "root"));
-    if (!grammar) {
-        throw invalid_request("grammar", "the grammar does not parse");
-    }
-    return grammar;
-}
-
-// ---- scans over the row ---------------------------------------------------------------------------------------------
-
-static llama_token argmax(const float * logits, int32_t n) {
-    llama_token best = 0;
-    float best_logit = NEVER;
-    for (int32_t i = 0; i < n; i++) {
-        if (logits[i] > best_logit) {
-            best_logit = logits[i];
-            best = i;
-        }
-    }
-    return best;
-}
-
-static void sort_descending(std::vector<candidate> & candidates) {
-    std::sort(candidates.begin(), candidates.end(), [](const candidate & a, const candidate & b) {
-        return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-    });
-}
-
-// The k largest, sorted: one pass with a threshold that rises whenever 2k have been seen.
-static std::vector<candidate> top_candidates(const float * logits, int32_t n, size_t k) {
-    const auto larger = [](const candidate & a, const candidate & b) { return a.logit > b.logit; };
-    std::vector<candidate> kept;
-    k = std::min(k, size_t(n));
-    kept.reserve(2 * k);
-    float threshold = NEVER;
-    for (int32_t i = 0; i < n; i++) {
-        if (logits[i] > threshold) {
-            kept.push_back({i, logits[i]});
-            if (kept.size() == 2 * k && k < size_t(n)) {
-                std::nth_element(kept.begin(), kept.begin() + long(k - 1), kept.end(), larger);
-                kept.resize(k);
-                threshold = kept[k - 1].logit;
-            }
-        }
-    }
-    sort_descending(kept);
-    kept.resize(std::min(kept.size(), k));
-    return kept;
-}
-
-static std::vector<candidate> candidates_above(const float * logits, int32_t n, float threshold) {
-    std::vector<candidate> kept;
-    for (int32_t i = 0; i < n; i++) {
-        if (logits[i] >= threshold) {
-            kept.push_back({i, logits[i]});
-        }
-    }
-    sort_descending(kept);
-    return kept;
-}
-
-// e^x for x <= 0 with a relative error under 2e-7, written so that compilers vectorise it.
-static inline float exp_nonpositive(float x) {
-    x = std::max(x, -87.0f);
-    const float scaled = x * 1.44269504f;
-    const float whole = std::floor(scaled + 0.5f);
-    const float r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const int32_t bits = (int32_t(whole) + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
-
-// Sum of e^((l - max) * scale). Partial sums keep the error of a 150 k row below 1e-6.
-static double sum_exp(const float * logits, int32_t n, float max, float scale) {
-    double total = 0;
-    for (int32_t begin = 0; begin < n; begin += 1024) {
-        const int32_t end = std::min(n, begin + 1024);
-        float lanes[16] = {};
-        int32_t i = begin;
-        for (; i + 16 <= end; i += 16) {
-            for (int lane = 0; lane < 16; lane++) {
-                lanes[lane] += exp_nonpositive((logits[i + lane] - max) * scale);
-            }
-        }
-        for (; i < end; i++) {
-            lanes[0] += exp_nonpositive((logits[i] - max) * scale);
-        }
-        for (const float lane : lanes) {
-            total += double(lane);
-        }
-    }
-    return total;
-}
+// A draw that a grammar refuses is drawn again, which leaves the others' chances as they should be; after this many the
+// grammar allows too little for that.
+static constexpr int MAX_REDRAWS = 16;
 
 token_logprob read_logprob(const float * logits, int32_t n, llama_token id, int32_t n_top) {
-    const float max = logits[argmax(logits, n)];
-    const float log_total = max + float(std::log(sum_exp(logits, n, max, 1.0f)));
+    row r;
+    r.read(logits, n);
+    const float log_total = r.max() + float(std::log(r.weigh(1.0f, {})));
     token_logprob read = {id, logits[id] - log_total, {}};
     if (n_top > 0) {
-        read.top = top_candidates(logits, n, size_t(n_top));
+        read.top = r.top(size_t(n_top));
         for (candidate & c : read.top) {
             c.logit -= log_total;
         }
@@ -133,7 +31,7 @@ token_logprob read_logprob(const float * logits, int32_t n, llama_token id, int3
     return read;
 }
 
-// ---- the sampler ----------------------------------------------------------------------------------------------------
+// ---- llama.cpp's samplers -------------------------------------------------------------------------------------------
 
 static bool needs_chain(const sampling_params & p) {
     return p.mirostat != 0 || p.dry_multiplier > 0 || p.typical_p < 1.0f || p.xtc_probability > 0;
@@ -169,12 +67,16 @@ static sampler_ptr make_chain(const sampling_params & p, const vocabulary & voca
     return chain;
 }
 
+// Mirostat controls the surprise of the whole distribution; llama.cpp gives it no penalties either.
 static bool penalizes(const sampling_params & p) {
-    return p.repeat_last_n != 0 && (p.repeat_penalty != 1.0f || p.presence_penalty != 0 || p.frequency_penalty != 0);
+    return p.mirostat == 0 && p.repeat_last_n != 0 &&
+           (p.repeat_penalty != 1.0f || p.presence_penalty != 0 || p.frequency_penalty != 0);
 }
 
-sampler::sampler(const sampling_params & params, const vocabulary & vocab, sampler_ptr grammar, int32_t n_context)
-    : params_(params), vocab_(vocab), grammar_(std::move(grammar)) {
+// ---- before the choice ----------------------------------------------------------------------------------------------
+
+sampler::sampler(const sampling_params & params, const vocabulary & vocab, matcher_ptr grammar, int32_t n_context)
+    : params_(params), vocab_(vocab), matcher_(std::move(grammar)) {
     const uint32_t seed = params_.seed ? *params_.seed : std::random_device{}();
     rng_.seed(seed);
     if (needs_chain(params_)) {
@@ -198,32 +100,31 @@ void sampler::observe(llama_token id) {
     if (window_size_ == 0) {
         return;
     }
-    const auto count_of = [&](llama_token t) {
-        return std::find_if(counts_.begin(), counts_.end(), [t](const auto & c) { return c.first == t; });
-    };
     if (window_.size() < window_size_) {
         window_.push_back(id);
     } else {
-        const auto oldest = count_of(window_[window_next_]);
-        if (--oldest->second == 0) {
-            *oldest = counts_.back();
+        const auto oldest = count_of_.find(window_[window_next_]);
+        const size_t at = oldest->second;
+        if (--counts_[at].second == 0) {
+            count_of_[counts_.back().first] = at;
+            counts_[at] = counts_.back();
             counts_.pop_back();
+            count_of_.erase(window_[window_next_]);
         }
         window_[window_next_] = id;
         window_next_ = (window_next_ + 1) % window_size_;
     }
-    const auto counted = count_of(id);
-    if (counted == counts_.end()) {
-        counts_.push_back({id, 1});
-    } else {
-        counted->second++;
+    const auto [found, is_new] = count_of_.try_emplace(id, counts_.size());
+    if (is_new) {
+        counts_.push_back({id, 0});
     }
+    counts_[found->second].second++;
 }
 
 void sampler::note(llama_token id) {
     observe(id);
-    if (grammar_) {
-        llama_sampler_accept(grammar_.get(), id); // throws on a token it does not allow: `id` was tested
+    if (matcher_) {
+        matcher_->accept(id);
     }
 }
 
@@ -241,102 +142,101 @@ void sampler::apply_penalties(float * logits) const {
     }
 }
 
+static double mass_of(const std::vector<candidate> & sorted) {
+    double mass = 0;
+    for (const candidate & c : sorted) {
+        mass += double(exp_nonpositive(c.logit - sorted[0].logit));
+    }
+    return mass;
+}
+
+// ---- the choice -----------------------------------------------------------------------------------------------------
+
 std::optional<llama_token> sampler::sample(float * logits) {
     apply_bias(logits);
     apply_penalties(logits);
-    std::optional<llama_token> id = choose(logits);
-    if (id && grammar_ && !allowed(*id)) {
-        id = choose_constrained(logits);
-    }
+    const std::optional<llama_token> id = chain_ ? choose_by_chain(logits) : choose(logits);
     if (id) {
         note(*id);
     }
     return id;
 }
 
-// The choice without the grammar. For greedy decoding, and for a chain, testing it first is exact enough (upstream does
-// the same); a random draw under a grammar goes straight to the constrained choice.
-std::optional<llama_token> sampler::choose(const float * logits) {
-    if (chain_) {
-        return choose_by_chain(logits);
-    }
-    if (params_.temperature <= 0) {
-        return argmax(logits, vocab_.size());
-    }
-    if (grammar_) {
-        return choose_constrained(logits);
+std::optional<llama_token> sampler::choose(float * logits) {
+    row_.read(logits, vocab_.size());
+    return matcher_ ? choose_allowed(logits) : choose_any();
+}
+
+llama_token sampler::choose_any() {
+    if (params_.temperature <= 0 || !std::isfinite(row_.max())) {
+        return row_.best();
     }
     if (params_.top_k > 0) {
-        std::vector<candidate> sorted = top_candidates(logits, vocab_.size(), size_t(params_.top_k));
-        return sorted.empty() ? argmax(logits, vocab_.size()) : draw(sorted, 0);
+        const std::vector<candidate> sorted = row_.top(size_t(params_.top_k));
+        return draw_sorted(sorted, mass_of(sorted));
     }
-    return draw_row(logits);
+    return draw_row();
 }
 
-// Without top-k: the normaliser needs the whole row once, the sorting only what top-p and min-p can leave.
-llama_token sampler::draw_row(const float * logits) {
-    const int32_t n = vocab_.size();
-    const llama_token best = argmax(logits, n);
-    const float max = logits[best];
-    if (!std::isfinite(max)) {
-        return best;
-    }
-    const bool nucleus = params_.top_p < 1.0f;
+// Without top-k. Nothing is sorted: a token is drawn at the temperature from all that min-p leaves, and kept if the mass
+// that ranks before it is under top-p. If not, it and all that rank behind it are out, and another one is drawn.
+llama_token sampler::draw_row() {
+    const float scale = 1.0f / params_.temperature;
+    row::cut rest;
     if (params_.min_p > 0) {
-        std::vector<candidate> sorted = candidates_above(logits, n, max + std::log(params_.min_p));
-        return draw(sorted, nucleus ? sum_exp(logits, n, max, 1.0f) : 0);
+        rest = {row_.max() + std::log(params_.min_p), vocab_.size()};
     }
-    if (nucleus) {
-        const double total = sum_exp(logits, n, max, 1.0f);
-        for (float depth = 6.0f;; depth *= 2) {
-            std::vector<candidate> sorted = candidates_above(logits, n, max - depth);
-            double mass = 0;
-            for (const candidate & c : sorted) {
-                mass += double(exp_nonpositive(c.logit - max));
-            }
-            if (mass >= double(params_.top_p) * total || depth > 80.0f) {
-                return draw(sorted, total);
-            }
+    double mass = 0; // of the row; 0: not known yet
+    for (;;) {
+        const double total = row_.weigh(scale, rest);
+        const llama_token id = row_.pick(uniform(total));
+        if (params_.top_p >= 1.0f || id == row_.best()) {
+            return id;
         }
-    }
-    const float scale = 1.0f / params_.temperature;
-    double left = std::uniform_real_distribution<double>(0, sum_exp(logits, n, max, scale))(rng_);
-    for (int32_t i = 0; i < n; i++) {
-        left -= double(exp_nonpositive((logits[i] - max) * scale));
-        if (left < 0 && logits[i] > NEVER) {
-            return i;
+        if (scale == 1.0f && rest.is_none()) {
+            mass = total;
         }
+        const row::cut place = {row_.logits()[id], id};
+        const double before = row_.weigh(1.0f, place);
+        const double known = before + double(exp_nonpositive(place.logit - row_.max()));
+        if (before < double(params_.top_p) * known) {
+            return id; // whatever else there is
+        }
+        if (mass == 0) {
+            mass = row_.weigh(1.0f, {});
+        }
+        if (before < double(params_.top_p) * mass) {
+            return id;
+        }
+        rest = place;
     }
-    return best;
 }
 
-// Cuts by top-p and min-p, then draws at the temperature. `total` is the mass that top-p is a share of, relative to the
-// first candidate; 0: that of the candidates themselves.
-llama_token sampler::draw(std::vector<candidate> & sorted, double total) {
+// How many of the candidates top-p and min-p leave; `mass` is what top-p is a share of, relative to the first.
+size_t sampler::n_kept(const std::vector<candidate> & sorted, double mass) const {
     const float max = sorted[0].logit;
-    if (!std::isfinite(max)) {
-        return sorted[0].id;
-    }
-    const float floor = params_.min_p > 0 ? max + std::log(params_.min_p) : NEVER;
-    if (total == 0) {
-        for (const candidate & c : sorted) {
-            total += double(exp_nonpositive(c.logit - max));
-        }
-    }
-    const double wanted = params_.top_p < 1.0f ? double(params_.top_p) * total : std::numeric_limits<double>::infinity();
-    const float scale = 1.0f / params_.temperature;
-    double mass = 0;
-    double weight = 0;
+    const float least = params_.min_p > 0 ? max + std::log(params_.min_p) : NEVER;
+    const double wanted = params_.top_p < 1.0f ? double(params_.top_p) * mass : std::numeric_limits<double>::infinity();
+    double before = 0;
     size_t n = 0;
-    while (n < sorted.size() && (n == 0 || (mass < wanted && sorted[n].logit >= floor))) {
-        const float below = sorted[n].logit - max;
-        mass += double(exp_nonpositive(below));
-        weight += double(exp_nonpositive(below * scale));
+    while (n < sorted.size() && (n == 0 || (before < wanted && sorted[n].logit >= least))) {
+        before += double(exp_nonpositive(sorted[n].logit - max));
         n++;
     }
-    double left = std::uniform_real_distribution<double>(0, weight)(rng_);
+    return n;
+}
+
+llama_token sampler::draw_sorted(const std::vector<candidate> & sorted, double mass) {
+    const size_t n = n_kept(sorted, mass);
+    const float scale = 1.0f / params_.temperature;
+    const auto weight = [&](size_t i) { return double(exp_nonpositive((sorted[i].logit - sorted[0].logit) * scale)); };
+    double total = 0;
     for (size_t i = 0; i < n; i++) {
-        left -= double(exp_nonpositive((sorted[i].logit - max) * scale));
+        total += weight(i);
+    }
+    double left = uniform(total);
+    for (size_t i = 0; i < n; i++) {
+        left -= weight(i);
         if (left < 0) {
             return sorted[i].id;
         }
@@ -344,53 +244,105 @@ llama_token sampler::draw(std::vector<candidate> & sorted, double total) {
     return sorted[0].id;
 }
 
-bool sampler::allowed(llama_token id) const {
-    llama_token_data data = {id, 1.0f, 0.0f};
-    llama_token_data_array one = {&data, 1, -1, false};
-    llama_sampler_apply(grammar_.get(), &one);
-    return data.logit > NEVER;
+// ---- under a grammar ------------------------------------------------------------------------------------------------
+
+// Sets what the grammar forbids to -inf; false if that is everything.
+bool sampler::mask(float * logits) {
+    const std::vector<uint64_t> & allowed = matcher_->allowed();
+    for (int32_t begin = 0; begin < vocab_.size(); begin += 64) {
+        const uint64_t bits = allowed[size_t(begin) / 64];
+        const int32_t end = std::min(begin + 64, vocab_.size());
+        for (llama_token id = begin; bits != UINT64_MAX && id < end; id++) {
+            logits[id] = bits >> (id - begin) & 1 ? logits[id] : NEVER;
+        }
+    }
+    row_.read(logits, vocab_.size());
+    return row_.max() > NEVER;
 }
 
-// Walks down the candidates in descending order until enough of them satisfy the grammar; then as without one.
-std::optional<llama_token> sampler::choose_constrained(const float * logits) {
+std::optional<llama_token> sampler::choose_allowed(float * logits) {
+    const bool is_cut = params_.top_k > 0 || params_.top_p < 1.0f || params_.min_p > 0;
+    if (params_.temperature > 0 && !is_cut) {
+        for (int i = 0; i < MAX_REDRAWS && std::isfinite(row_.max()); i++) {
+            const llama_token id = draw_row();
+            if (matcher_->allows(id)) {
+                return id;
+            }
+            logits[id] = NEVER;
+            row_.read(logits, vocab_.size());
+        }
+    } else {
+        for (const size_t n : TESTED) {
+            if (const std::optional<llama_token> id = choose_among_best(n)) {
+                return id;
+            }
+        }
+    }
+    return mask(logits) ? std::optional(choose_any()) : std::nullopt;
+}
+
+// The choice among the allowed ones of the `n` best tokens, if it is certain that no other has a part in it.
+std::optional<llama_token> sampler::choose_among_best(size_t n) {
     const bool greedy = params_.temperature <= 0;
-    const size_t enough = greedy ? 1 : params_.top_k > 0 ? size_t(params_.top_k) : std::numeric_limits<size_t>::max();
-    const float depth = params_.min_p > 0 ? -std::log(params_.min_p)
-                                          : NEGLIGIBLE_NATS * std::max(1.0f, params_.temperature);
-    const auto pick = [&](std::vector<candidate> & from) -> std::optional<llama_token> {
-        if (from.empty()) {
-            return std::nullopt;
+    const size_t enough = greedy ? 1 : params_.top_k > 0 ? size_t(params_.top_k) : size_t(vocab_.size());
+    const std::vector<candidate> best = row_.top(n);
+    std::vector<candidate> allowed;
+    double tested = 0; // their mass, relative to the row's best
+    for (const candidate & c : best) {
+        tested += double(exp_nonpositive(c.logit - row_.max()));
+        if (!matcher_->allows(c.id)) {
+            continue;
         }
-        return greedy ? from[0].id : draw(from, 0);
-    };
-    std::vector<candidate> valid;
-    size_t tested = 0;
-    for (const size_t tier : GRAMMAR_TIERS) {
-        const std::vector<candidate> sorted = top_candidates(logits, vocab_.size(), tier);
-        for (; tested < sorted.size(); tested++) {
-            const candidate & c = sorted[tested];
-            const bool too_deep = !valid.empty() && c.logit < valid[0].logit - depth;
-            if (valid.size() >= enough || too_deep || c.logit == NEVER) {
-                return pick(valid);
-            }
-            if (allowed(c.id)) {
-                valid.push_back(c);
-            }
+        allowed.push_back(c);
+        if (allowed.size() == enough) {
+            return greedy ? c.id : draw_sorted(allowed, mass_of(allowed));
         }
     }
-    return pick(valid);
+    if (allowed.empty() || greedy) {
+        return std::nullopt;
+    }
+    const bool rest_is_cut = params_.min_p > 0 && best.back().logit < allowed[0].logit + std::log(params_.min_p);
+    const double least = mass_of(allowed);
+    if (params_.top_p >= 1.0f) {
+        return rest_is_cut ? std::optional(draw_sorted(allowed, least)) : std::nullopt;
+    }
+    if (params_.top_k > 0) {
+        return std::nullopt;
+    }
+    // The mass of all that is allowed lies between what was found and that plus all that was not tested.
+    const double untested = std::max(0.0, row_.weigh(1.0f, {}) - tested);
+    const double most = least + untested * std::exp(double(row_.max()) - double(allowed[0].logit));
+    const size_t n_most = n_kept(allowed, most);
+    if (n_most != n_kept(allowed, least) || (n_most == allowed.size() && !rest_is_cut)) {
+        return std::nullopt;
+    }
+    return draw_sorted(allowed, least);
 }
 
-std::optional<llama_token> sampler::choose_by_chain(const float * logits) {
-    std::vector<llama_token_data> row;
-    row.reserve(size_t(vocab_.size()));
-    for (llama_token id = 0; id < vocab_.size(); id++) {
-        row.push_back({id, logits[id], 0.0f});
+// ---- the rare samplers ----------------------------------------------------------------------------------------------
+
+// In llama.cpp's order: the chain's choice if the grammar allows it, else the chain's choice from the masked row.
+std::optional<llama_token> sampler::choose_by_chain(float * logits) {
+    const llama_token id = run_chain(logits);
+    if (!matcher_ || matcher_->allows(id)) {
+        return id;
     }
-    llama_token_data_array array = {row.data(), row.size(), -1, false};
+    if (!mask(logits)) {
+        return std::nullopt;
+    }
+    return run_chain(logits);
+}
+
+llama_token sampler::run_chain(const float * logits) {
+    chain_row_.resize(size_t(vocab_.size()));
+    for (llama_token id = 0; id < vocab_.size(); id++) {
+        chain_row_[size_t(id)] = {id, logits[id], 0.0f};
+    }
+    llama_token_data_array array = {chain_row_.data(), chain_row_.size(), -1, false};
     llama_sampler_apply(chain_.get(), &array);
     if (array.selected < 0 || array.selected >= int64_t(array.size)) {
-        return argmax(logits, vocab_.size());
+        row_.read(logits, vocab_.size());
+        return row_.best();
     }
     return array.data[array.selected].id;
 }

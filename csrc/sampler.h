@@ -1,14 +1,18 @@
 // Choosing the next token from one row of raw logits: the common samplers on the row itself, llama.cpp's own objects for
-// the rare ones and for grammars. Order as llama.cpp's default chain: bias, penalties, (rare), top-k, (typical), top-p,
-// min-p, (xtc), temperature, draw.
+// the rare ones. Order as llama.cpp's default chain: bias, penalties, (dry), top-k, (typical), top-p, min-p, (xtc),
+// temperature, draw. A grammar comes before all of them: what is drawn is what the chain draws from a row in which every
+// token that the grammar forbids is -inf.
 #pragma once
 
+#include "matcher.h"
+#include "row.h"
 #include "text.h"
 
 #include <memory>
 #include <optional>
 #include <random>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -38,11 +42,6 @@ struct sampling_params {
     std::optional<uint32_t> seed;
 };
 
-struct candidate {
-    llama_token id;
-    float logit;
-};
-
 // One sampled token's log probability under the unmodified distribution, and the likeliest tokens.
 struct token_logprob {
     llama_token id;
@@ -55,41 +54,45 @@ struct sampler_deleter {
 };
 using sampler_ptr = std::unique_ptr<llama_sampler, sampler_deleter>;
 
-// Compiles a GBNF grammar; throws invalid_request("grammar") if it does not parse. Can be slow: never on the decode thread.
-sampler_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf);
-
 // What `id` and the `n_top` likeliest tokens had in a row that no sampler has touched (n floats).
 token_logprob read_logprob(const float * logits, int32_t n, llama_token id, int32_t n_top);
 
 class sampler {
   public:
-    // `grammar` may be null. `n_context` caps every window.
-    sampler(const sampling_params & params, const vocabulary & vocab, sampler_ptr grammar, int32_t n_context);
+    // `grammar` may be null. `n_context` caps every window. `vocab` is borrowed.
+    sampler(const sampling_params & params, const vocabulary & vocab, matcher_ptr grammar, int32_t n_context);
+
+    // From here on the text obeys `grammar` (null: nothing), which stands where the text does.
+    void constrain(matcher_ptr grammar) { matcher_ = std::move(grammar); }
 
     // Feeds a prompt token to the windows of the penalties.
     void observe(llama_token id);
 
-    // From here on the choice obeys `grammar`, which knows what the answer holds of it already.
-    void constrain(sampler_ptr grammar) { grammar_ = std::move(grammar); }
-
     // Chooses from `logits` (vocab.size() floats, overwritten) and takes note of the choice. Without a value no token
-    // satisfies the grammar.
+    // satisfies the grammar. Throws error("invalid_request") if the grammar is too costly to follow.
     std::optional<llama_token> sample(float * logits);
 
   private:
     void apply_bias(float * logits) const;
     void apply_penalties(float * logits) const;
-    bool allowed(llama_token id) const;
-    std::optional<llama_token> choose(const float * logits);
-    std::optional<llama_token> choose_constrained(const float * logits);
-    std::optional<llama_token> choose_by_chain(const float * logits);
-    llama_token draw_row(const float * logits);
-    llama_token draw(std::vector<candidate> & sorted, double total);
     void note(llama_token id);
+
+    std::optional<llama_token> choose(float * logits);
+    llama_token choose_any();
+    std::optional<llama_token> choose_allowed(float * logits);
+    std::optional<llama_token> choose_by_chain(float * logits);
+    llama_token run_chain(const float * logits);
+    bool mask(float * logits);
+
+    std::optional<llama_token> choose_among_best(size_t n);
+    llama_token draw_row();
+    llama_token draw_sorted(const std::vector<candidate> & sorted, double mass);
+    size_t n_kept(const std::vector<candidate> & sorted, double mass) const;
+    double uniform(double below) { return std::uniform_real_distribution<double>(0, below)(rng_); }
 
     sampling_params params_;
     const vocabulary & vocab_; // borrowed, outlives every sequence
-    sampler_ptr grammar_;      // null: unconstrained
+    matcher_ptr matcher_;      // null: unconstrained
     sampler_ptr chain_;        // null: the fast paths serve
     std::mt19937 rng_;
 
@@ -98,6 +101,11 @@ class sampler {
     size_t window_size_ = 0;
     size_t window_next_ = 0;
     std::vector<std::pair<llama_token, int32_t>> counts_;
+    std::unordered_map<llama_token, size_t> count_of_; // where in counts_
+
+    // the step's, kept for their memory
+    row row_;
+    std::vector<llama_token_data> chain_row_;
 };
 
 }  // namespace lm

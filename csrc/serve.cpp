@@ -99,6 +99,7 @@ class server {
 
     std::unique_ptr<model> model_; // the preparer's; outlives engine_
     load_spec spec_; // of model_; set before engine_
+    std::unique_ptr<grammar_cache> grammars_; // the preparer's
     std::optional<pthread_t> decoder_;
     std::thread attacher_;
 };
@@ -281,6 +282,7 @@ void server::load(const work & item) {
         return !closing_ && !item.request->cancelled;
     };
     model_ = std::make_unique<model>(spec, progress, [&] { pulse_.preparation.start(); });
+    grammars_ = std::make_unique<grammar_cache>(model_->vocab());
     if (!model_->is_vocab_only()) {
         auto started = std::make_shared<engine>(*model_, outbox_, pulse_, uint64_t(spec.max_queue));
         const auto run = [](void * e) -> void * {
@@ -432,16 +434,15 @@ void server::generate(const work & item) {
         std::string bytes = text != nullptr ? *text : vocab.detokenize(s->tokens);
         decode_utf8(bytes, s->echo);
     }
-    sampler_ptr grammar;
-    if (format && !format->grammar.empty()) {
-        const char * param = format->tools.empty() ? "response_format" : "tools";
+    matcher_ptr grammar;
+    if (format && format->compiled) {
         if (format->grammar_lazy) {
-            s->sleeping = std::make_unique<lazy_grammar>(*format, vocab, param);
+            s->sleeping = std::make_unique<lazy_grammar>(*format, vocab);
         } else {
-            grammar = eager_grammar(*format, vocab, param);
+            grammar = eager_grammar(*format, vocab);
         }
     } else if (spec.grammar) {
-        grammar = compile_grammar(vocab, to_gbnf(*spec.grammar));
+        grammar = std::make_unique<matcher>(grammars_->get(*spec.grammar), vocab);
     }
     s->answer = reply(std::move(format), std::move(spec.stops), spec.whole);
     s->choose = std::make_unique<sampler>(spec.sampling, vocab, std::move(grammar), m.context_length());
@@ -623,6 +624,7 @@ int server::serve() {
         pthread_join(*decoder_, nullptr);
     }
     engine_.reset();
+    grammars_.reset();
     model_.reset();
     ::close(fd_);
     return understood && !reader.malformed() ? LM_OK : LM_ERR_PROTOCOL;

@@ -122,6 +122,55 @@ std::string vocabulary::detokenize(const std::vector<llama_token> & tokens) cons
     }
 }
 
+const token_tree & vocabulary::tree() const {
+    std::call_once(tree_once_, [this] { tree_ = std::make_unique<const token_tree>(*this); });
+    return *tree_;
+}
+
+// ---- the tree of tokens ---------------------------------------------------------------------------------------------
+
+token_tree::token_tree(const vocabulary & vocab) {
+    ends_.reserve(size_t(vocab.size()));
+    for (llama_token id = 0; id < vocab.size(); id++) {
+        const std::string bytes = vocab.special_piece(id);
+        if (vocab.is_eog(id)) {
+            end_ids_.push_back(id);
+        } else if (!bytes.empty() && bytes.size() < UINT16_MAX && bytes.find('\0') == std::string::npos) {
+            ids_.push_back(id);
+            bytes_ += bytes;
+        }
+        ends_.push_back(uint32_t(bytes_.size()));
+    }
+    std::sort(ids_.begin(), ids_.end(), [this](llama_token a, llama_token b) { return bytes(a) < bytes(b); });
+    std::vector<uint32_t> path; // the nodes that are not closed yet
+    std::string_view before;
+    for (uint32_t i = 0; i < ids_.size(); i++) {
+        const std::string_view now = bytes(ids_[i]);
+        const size_t shared = size_t(std::mismatch(now.begin(), now.end(), before.begin(), before.end()).first - now.begin());
+        while (path.size() > shared) {
+            nodes_[path.back()].next = uint32_t(nodes_.size());
+            path.pop_back();
+        }
+        while (path.size() < now.size()) {
+            path.push_back(uint32_t(nodes_.size()));
+            nodes_.push_back({0, i, i, uint16_t(path.size()), uint8_t(now[path.size() - 1])});
+        }
+        nodes_[path.back()].ids_end = i + 1;
+        depth_ = std::max(depth_, now.size());
+        before = now;
+    }
+    for (const uint32_t open : path) {
+        nodes_[open].next = uint32_t(nodes_.size());
+    }
+}
+
+std::string_view token_tree::bytes(llama_token id) const {
+    const uint32_t begin = id == 0 ? 0 : ends_[size_t(id) - 1];
+    return std::string_view(bytes_).substr(begin, ends_[size_t(id)] - begin);
+}
+
+// ---- UTF-8 ----------------------------------------------------------------------------------------------------------
+
 // The length of the sequence that `lead` begins, 0 if it begins none.
 static size_t utf8_length(unsigned char lead) {
     if (lead < 0x80) {

@@ -4,11 +4,45 @@
 #include "llama.h"
 
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace lm {
+
+class vocabulary;
+
+// The bytes of every token as a prefix tree, in depth-first order. Control tokens spell their names, as grammars write them.
+class token_tree {
+  public:
+    explicit token_tree(const vocabulary & vocab);
+
+    struct node {
+        uint32_t next;      // the first node that does not descend from this one
+        uint32_t ids_begin; // the tokens that end here, a range of ids()
+        uint32_t ids_end;
+        uint16_t depth; // from 1
+        uint8_t byte;
+    };
+
+    const std::vector<node> & nodes() const { return nodes_; }
+    const std::vector<llama_token> & ids() const { return ids_; }
+    const std::vector<llama_token> & ends() const { return end_ids_; } // tokens that end a generation: not in the tree
+    size_t depth() const { return depth_; }
+
+    // Empty for a token that a grammar can never spell.
+    std::string_view bytes(llama_token id) const;
+
+  private:
+    std::string bytes_; // all tokens', one after another
+    std::vector<uint32_t> ends_;
+    std::vector<llama_token> ids_;
+    std::vector<llama_token> end_ids_;
+    std::vector<node> nodes_;
+    size_t depth_ = 0;
+};
 
 // A model's vocabulary. Immutable after construction, thread safe.
 class vocabulary {
@@ -35,6 +69,9 @@ class vocabulary {
     void refuse_overlong(std::string_view text, size_t limit, size_t spare) const;
     std::string detokenize(const std::vector<llama_token> & tokens) const;
 
+    // Built at the first call: only grammars need it.
+    const token_tree & tree() const;
+
     // The texts of the control tokens, longest first: what a message must not be able to say.
     const std::vector<std::string> & control_texts() const { return control_texts_; }
 
@@ -45,6 +82,8 @@ class vocabulary {
     std::vector<uint32_t> ends_;
     std::vector<bool> eog_;
     std::vector<std::string> control_texts_;
+    mutable std::once_flag tree_once_;
+    mutable std::unique_ptr<const token_tree> tree_;
 };
 
 // Moves what is whole UTF-8 from `bytes` to `out`; a sequence that cannot become valid turns into U+FFFD, one that may

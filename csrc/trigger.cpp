@@ -91,39 +91,52 @@ static std::pair<size_t, size_t> find_first(const std::string & text, const std:
     return first;
 }
 
-std::optional<size_t> trigger_search::find_pattern(const pattern & p) const {
+// What a match that was searched from `from` on says of the text.
+static size_t grammar_begin(const std::smatch & match, size_t from) {
+    for (size_t i = 1; i < match.size(); i++) {
+        if (match.length(i) > 0) {
+            return from + size_t(match.position(i));
+        }
+    }
+    return from + size_t(match.position(0));
+}
+
+std::optional<trigger_search::place> trigger_search::find_pattern(const pattern & p) const {
     std::smatch match;
+    const auto found = [&](size_t from) { return place{from + size_t(match.position(0)), grammar_begin(match, from)}; };
     if (p.whole) {
         const bool fits = forgotten_ == 0 && floor_ == 0;
-        return fits && std::regex_match(window_, match, p.expression) ? std::optional<size_t>(0) : std::nullopt;
+        return fits && std::regex_match(window_, match, p.expression) ? std::optional<place>(found(0)) : std::nullopt;
     }
     if (p.head.empty()) {
         const auto flags = forgotten_ + floor_ > 0 ? std::regex_constants::match_not_bol : std::regex_constants::match_default;
-        const bool found = std::regex_search(window_.begin() + long(floor_), window_.end(), match, p.expression, flags);
-        return found ? std::optional<size_t>(floor_ + size_t(match.position(0))) : std::nullopt;
+        const bool is_there = std::regex_search(window_.begin() + long(floor_), window_.end(), match, p.expression, flags);
+        return is_there ? std::optional<place>(found(floor_)) : std::nullopt;
     }
     for (size_t at = window_.find(p.head, floor_); at != std::string::npos; at = window_.find(p.head, at + 1)) {
         if (std::regex_search(window_.begin() + long(at), window_.end(), match, p.expression,
                               std::regex_constants::match_continuous)) {
-            return at;
+            return found(at);
         }
     }
     return std::nullopt;
 }
 
-std::optional<size_t> trigger_search::find_trigger(size_t before) const {
+std::optional<trigger_search::place> trigger_search::find_trigger(size_t before) const {
     size_t longest = 1;
     for (const std::string & word : words_) {
         longest = std::max(longest, word.size());
     }
     const size_t from = std::max(floor_, before >= longest ? before - longest + 1 : 0);
-    size_t first = find_first(window_, words_, from).first;
+    const size_t word = find_first(window_, words_, from).first;
+    place first = {word, word};
     for (const pattern & p : patterns_) {
-        if (const std::optional<size_t> at = find_pattern(p)) {
-            first = std::min(first, *at);
+        const std::optional<place> at = find_pattern(p);
+        if (at && at->begin < first.begin) {
+            first = *at;
         }
     }
-    return first == std::string::npos ? std::nullopt : std::optional<size_t>(first);
+    return first.begin == std::string::npos ? std::nullopt : std::optional<place>(first);
 }
 
 // Whether the reasoning ends in what is new; a trigger may begin with the tag that ends it.
@@ -155,14 +168,14 @@ std::optional<size_t> trigger_search::push(std::string_view piece) {
         if (thinking_ && !leave_reasoning(before)) {
             return std::nullopt;
         }
-        const std::optional<size_t> trigger = find_trigger(before);
+        const std::optional<place> trigger = find_trigger(before);
         size_t start = std::string::npos;
         if (!thinking_start_.empty()) {
             const size_t n = thinking_start_.size();
             start = window_.find(thinking_start_, std::max(floor_, before >= n ? before - n + 1 : 0));
         }
-        if (trigger && *trigger <= start) {
-            return window_.size() - *trigger;
+        if (trigger && trigger->begin <= start) {
+            return window_.size() - trigger->grammar;
         }
         if (start == std::string::npos) {
             return std::nullopt;
@@ -175,27 +188,10 @@ std::optional<size_t> trigger_search::push(std::string_view piece) {
 
 // ---- the grammars ---------------------------------------------------------------------------------------------------
 
-static sampler_ptr compile_lazy(const answer_format & format, const vocabulary & vocab, const char * param) {
-    std::vector<std::string> texts;
-    for (const common_grammar_trigger & trigger : format.triggers) {
-        texts.push_back(to_pattern(trigger));
-    }
-    std::vector<const char *> patterns;
-    for (const std::string & text : texts) {
-        patterns.push_back(text.c_str());
-    }
-    sampler_ptr grammar(llama_sampler_init_grammar_lazy_patterns(vocab.get(), format.grammar.c_str(), "root",
-                                                                 patterns.data(), patterns.size(), nullptr, 0));
-    if (!grammar) {
-        throw invalid_request(param, "no grammar could be made of this");
-    }
-    return grammar;
-}
+lazy_grammar::lazy_grammar(const answer_format & format, const vocabulary & vocab)
+    : vocab_(vocab), search_(format), grammar_(std::make_unique<matcher>(format.compiled, vocab)) {}
 
-lazy_grammar::lazy_grammar(const answer_format & format, const vocabulary & vocab, const char * param)
-    : vocab_(vocab), search_(format), grammar_(compile_lazy(format, vocab, param)) {}
-
-sampler_ptr lazy_grammar::push(llama_token id) {
+matcher_ptr lazy_grammar::push(llama_token id) {
     if (!grammar_) {
         return nullptr;
     }
@@ -208,38 +204,46 @@ sampler_ptr lazy_grammar::push(llama_token id) {
         }
         return nullptr;
     }
-    size_t bytes = 0;
-    auto first = recent_.end();
-    while (first != recent_.begin() && bytes < *length) {
-        bytes += (--first)->second;
-    }
-    try {
-        for (; first != recent_.end(); ++first) {
-            llama_sampler_accept(grammar_.get(), first->first);
-        }
-    } catch (const std::exception &) { // the token that completed the trigger went on in a way that the grammar forbids
-        grammar_.reset();
-    }
-    return std::move(grammar_);
+    return wake(*length) ? std::move(grammar_) : nullptr;
 }
 
-sampler_ptr eager_grammar(const answer_format & format, const vocabulary & vocab, const char * param) {
-    sampler_ptr grammar(llama_sampler_init_grammar(vocab.get(), format.grammar.c_str(), "root"));
-    if (!grammar) {
-        throw invalid_request(param, "no grammar could be made of this");
+// Moves the grammar past the last `length` bytes; false if it forbids them.
+bool lazy_grammar::wake(size_t length) {
+    size_t bytes = 0;
+    auto first = recent_.end();
+    while (first != recent_.begin() && bytes < length) {
+        bytes += (--first)->second;
     }
-    const std::vector<llama_token> tokens = vocab.tokenize(format.opening, false, true);
+    bool fits = true;
     try {
-        for (size_t i = 0; i < tokens.size(); i++) {
-            const std::string piece = vocab.special_piece(tokens[i]);
-            const bool artifact = i == 0 && !piece.empty() && isspace(static_cast<unsigned char>(piece[0])) &&
-                                  !isspace(static_cast<unsigned char>(format.opening[0]));
-            if (!artifact) { // some tokenizers put a space ahead of a text
-                llama_sampler_accept(grammar.get(), tokens[i]);
+        for (auto token = first; fits && token != recent_.end(); ++token) {
+            if (token->second == 0) {
+                continue; // it says nothing
             }
+            const bool split = token == first && bytes > length; // it began ahead of the trigger
+            fits = split ? grammar_->accept(std::string_view(vocab_.special_piece(token->first)).substr(bytes - length))
+                         : grammar_->accept(token->first);
         }
-    } catch (const std::exception &) {
-        throw invalid_request(param, "the chat template begins answers in a way that rules this out");
+    } catch (const error &) { // it costs too much to follow
+        fits = false;
+    }
+    if (!fits) {
+        grammar_.reset();
+    }
+    return fits;
+}
+
+matcher_ptr eager_grammar(const answer_format & format, const vocabulary & vocab) {
+    auto grammar = std::make_unique<matcher>(format.compiled, vocab);
+    const std::vector<llama_token> tokens = vocab.tokenize(format.opening, false, true);
+    for (size_t i = 0; i < tokens.size(); i++) {
+        const std::string piece = vocab.special_piece(tokens[i]);
+        const bool artifact = i == 0 && !piece.empty() && isspace(static_cast<unsigned char>(piece[0])) &&
+                              !isspace(static_cast<unsigned char>(format.opening[0]));
+        if (!artifact && !grammar->accept(tokens[i])) { // some tokenizers put a space ahead of a text
+            throw invalid_request(format.tools.empty() ? "response_format" : "tools",
+                                  "the chat template begins answers in a way that rules this out");
+        }
     }
     return grammar;
 }

@@ -17,7 +17,8 @@ class trigger_search {
   public:
     explicit trigger_search(const answer_format & format);
 
-    // Appends to the text; once a trigger is there, how many of the last bytes it takes up.
+    // Appends to the text; once a trigger is there, how many of the last bytes the grammar is about: those of the trigger,
+    // or of the first group of its pattern that is not empty.
     std::optional<size_t> push(std::string_view piece);
 
   private:
@@ -27,8 +28,13 @@ class trigger_search {
         bool whole;       // it describes the whole answer, which must be short for that
     };
 
-    std::optional<size_t> find_trigger(size_t before) const;
-    std::optional<size_t> find_pattern(const pattern & p) const;
+    struct place {
+        size_t begin;   // of the trigger, in the window
+        size_t grammar; // where the grammar begins
+    };
+
+    std::optional<place> find_trigger(size_t before) const;
+    std::optional<place> find_pattern(const pattern & p) const;
     bool leave_reasoning(size_t before);
 
     std::vector<std::string> words_;
@@ -43,21 +49,23 @@ class trigger_search {
 
 class lazy_grammar {
   public:
-    // Compiles the grammar; throws invalid_request(param).
-    lazy_grammar(const answer_format & format, const vocabulary & vocab, const char * param);
+    lazy_grammar(const answer_format & format, const vocabulary & vocab);
 
     // Takes note of a sampled token. Once a trigger is complete: the grammar, awake, exactly once. Null until then, and if
     // what stands after the trigger violates the grammar already.
-    sampler_ptr push(llama_token id);
+    matcher_ptr push(llama_token id);
 
   private:
+    bool wake(size_t length);
+
     const vocabulary & vocab_; // borrowed
     trigger_search search_;
-    sampler_ptr grammar_; // null: handed out
+    matcher_ptr grammar_; // null: handed out
     std::deque<std::pair<llama_token, size_t>> recent_; // the last tokens, and the bytes of each
 };
 
 // A grammar that rules the answer from its first token; what the template has written of the answer is behind it.
-sampler_ptr eager_grammar(const answer_format & format, const vocabulary & vocab, const char * param);
+// Throws invalid_request if it does not allow that.
+matcher_ptr eager_grammar(const answer_format & format, const vocabulary & vocab);
 
 }  // namespace lm

@@ -60,11 +60,11 @@ TEST(a_trigger_pattern_is_found_as_the_grammar_would_find_it) {
     const std::string long_text = std::string(3000, 'y');
     CHECK(!found(harmony, long_text + " to", 1));
     const std::string later = long_text + "<|start|>assistant<|channel|>commentary to";
-    CHECK(found(harmony, later, 1) == std::make_pair(long_text.size(), later.size()));
+    CHECK(found(harmony, later, 1) == std::make_pair(later.rfind("<|channel|>"), later.size()));
     CHECK(!found(harmony, long_text + "<|start|>assistant<|channel|>final", 1));
     const answer_format headless = triggered_by({{COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN, "(?:^|@)( to=[a-z]+;)"}});
     CHECK(found(headless, " to=abc;", 1)->first == 0);
-    CHECK(found(headless, long_text + "@ to=abc;", 1)->first == long_text.size());
+    CHECK(found(headless, long_text + "@ to=abc;", 1)->first == long_text.size() + 1);
     CHECK(!found(headless, long_text + " to=abc;", 1));
 }
 
@@ -73,22 +73,18 @@ TEST(a_sleeping_grammar_wakes_with_the_text_from_its_trigger_on) {
     answer_format format = triggered_by({WORD});
     format.grammar = "root ::= \"<tool_call>\" [0-9]+ \"</tool_call>\"";
     format.grammar_lazy = true;
-    lazy_grammar sleeping(format, *tokens.vocab, "tools");
+    format.compiled = compile_grammar(*tokens.vocab, format.grammar);
+    lazy_grammar sleeping(format, *tokens.vocab);
     const std::string text = std::string(300, '<') + "<tool_call>";
-    sampler_ptr awake;
+    matcher_ptr awake;
     for (const char c : text) {
         CHECK(!awake);
         awake = sleeping.push(tokens.byte(c));
     }
     CHECK(awake);
-    const auto allowed = [&](char c) {
-        llama_token_data data = {tokens.byte(c), 1.0f, 0.0f};
-        llama_token_data_array one = {&data, 1, -1, false};
-        llama_sampler_apply(awake.get(), &one);
-        return data.logit > 0;
-    };
+    const auto allowed = [&](char c) { return awake->allows(tokens.byte(c)); };
     CHECK(allowed('7') && !allowed('x') && !allowed('<'));
-    llama_sampler_accept(awake.get(), tokens.byte('7'));
+    CHECK(awake->accept(tokens.byte('7')));
     CHECK(allowed('8') && allowed('<'));
     CHECK(!sleeping.push(tokens.byte('7'))); // handed out once
 }

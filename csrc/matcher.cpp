@@ -1,0 +1,501 @@
+#include "matcher.h"
+
+#include "error.h"
+
+#include <algorithm>
+
+namespace lm {
+
+// Items and nodes that one token may cost, about a tenth of a second. JSON's grammars need some hundreds.
+static constexpr size_t MAX_STEPS = 1 << 21;
+
+// Tables are emptied, all but the current state, when they have grown to this.
+static constexpr size_t MAX_STATES = 2048;            // half a kilobyte each
+static constexpr size_t MAX_STATES_OF_A_TOKEN = 65000; // an id has 16 bits
+static constexpr size_t MAX_ITEMS = 1 << 18;
+static constexpr size_t MAX_MASKS = 32; // 19 kB each for 152 k tokens
+static constexpr size_t MIN_COMPACTED_NODES = 1 << 14;
+
+static constexpr uint16_t DEAD = 0;
+static constexpr uint16_t UNKNOWN = UINT16_MAX;
+static constexpr uint32_t OPEN = 1u << 31; // marks the id of an open node
+
+static constexpr uint32_t LEAST_OF_LENGTH[] = {0, 0, 0x80, 0x800, 0x10000};
+static constexpr uint32_t LAST_CODE_POINT = 0x10FFFF;
+
+static bool is_surrogate(uint32_t code_point) {
+    return code_point >= 0xD800 && code_point <= 0xDFFF;
+}
+
+static size_t mix(size_t hash, uint64_t value) {
+    return (hash ^ value) * 0x9E3779B97F4A7C15ull + (hash >> 29);
+}
+
+size_t matcher::state_hash::operator()(state_id id) const {
+    const state & s = owner->states_[id];
+    size_t hash = mix(s.bytes.value, uint64_t(s.bytes.n_left) * 4 + s.bytes.decided * 2 + s.may_end);
+    for (uint32_t i = s.items_begin; i < s.items_end; i++) {
+        hash = mix(hash, uint64_t(owner->items_[i].at) << 32 | owner->items_[i].node);
+    }
+    return hash;
+}
+
+bool matcher::state_equal::operator()(state_id a, state_id b) const {
+    const state & s = owner->states_[a];
+    const state & t = owner->states_[b];
+    const auto items = owner->items_.begin();
+    return s.bytes == t.bytes && s.may_end == t.may_end &&
+           std::equal(items + s.items_begin, items + s.items_end, items + t.items_begin, items + t.items_end);
+}
+
+size_t matcher::node_hash::operator()(node_id id) const {
+    const node & n = owner->nodes_[id];
+    size_t hash = n.at;
+    for (uint32_t i = n.parents_begin; i < n.parents_end; i++) {
+        hash = mix(hash, owner->parents_[i]);
+    }
+    return hash;
+}
+
+bool matcher::node_equal::operator()(node_id a, node_id b) const {
+    const node & m = owner->nodes_[a];
+    const node & n = owner->nodes_[b];
+    const auto parents = owner->parents_.begin();
+    return m.at == n.at && std::equal(parents + m.parents_begin, parents + m.parents_end, parents + n.parents_begin,
+                                      parents + n.parents_end);
+}
+
+matcher::matcher(grammar_ptr g, const vocabulary & vocab)
+    : grammar_(std::move(g)), vocab_(vocab), tokens_(vocab.tree()), known_states_(64, {this}, {this}),
+      known_nodes_(64, {this}, {this}) {
+    reset_tables();
+    current_ = close({{grammar_->start, 0}});
+}
+
+void matcher::reset_tables() {
+    states_ = {{0, 0, {}, false, false}};
+    next_.assign(1, {});
+    next_[DEAD].fill(DEAD);
+    items_.clear();
+    nodes_ = {{0, 0, 0}};
+    parents_.clear();
+    known_states_.clear();
+    known_nodes_.clear();
+    masks_.clear();
+    compact_at_ = MIN_COMPACTED_NODES;
+}
+
+void matcher::spend(size_t n) {
+    spent_ += n;
+    if (spent_ > MAX_STEPS || states_.size() > MAX_STATES_OF_A_TOKEN) {
+        throw invalid_request("grammar", "the grammar is too ambiguous to follow");
+    }
+}
+
+// ---- tokens ---------------------------------------------------------------------------------------------------------
+
+bool matcher::matches_token(const item & i, llama_token id) const {
+    const grammar::element & e = grammar_->elements[i.at];
+    return (e.what == grammar::kind::token && e.value == uint32_t(id)) ||
+           (e.what == grammar::kind::other_token && e.value != uint32_t(id));
+}
+
+static bool is_whole_utf8(std::string_view bytes) {
+    std::string rest(bytes);
+    std::string whole;
+    decode_utf8(rest, whole);
+    return rest.empty() && whole == bytes;
+}
+
+void matcher::token_seeds(state_id from, llama_token id, std::vector<item> & seeds) const {
+    const state & s = states_[from];
+    if (!s.has_token || !is_whole_utf8(tokens_.bytes(id))) {
+        return;
+    }
+    for (uint32_t i = s.items_begin; i < s.items_end; i++) {
+        if (matches_token(items_[i], id)) {
+            seeds.push_back({items_[i].at + 1, items_[i].node});
+        }
+    }
+}
+
+matcher::state_id matcher::walk(state_id from, std::string_view bytes) {
+    for (const char c : bytes) {
+        if (from == DEAD) {
+            break;
+        }
+        from = step(from, uint8_t(c));
+    }
+    return from;
+}
+
+bool matcher::allows(llama_token id) {
+    if (vocab_.is_eog(id)) {
+        return states_[current_].may_end;
+    }
+    const std::string_view bytes = tokens_.bytes(id);
+    if (bytes.empty()) {
+        return false;
+    }
+    std::vector<item> seeds;
+    token_seeds(current_, id, seeds);
+    return !seeds.empty() || walk(current_, bytes) != DEAD;
+}
+
+const std::vector<uint64_t> & matcher::allowed() {
+    const auto found = masks_.find(current_);
+    if (found != masks_.end()) {
+        return found->second;
+    }
+    if (masks_.size() == MAX_MASKS) {
+        masks_.clear();
+    }
+    std::vector<uint64_t> bits((size_t(vocab_.size()) + 63) / 64);
+    find_allowed(bits);
+    return masks_[current_] = std::move(bits);
+}
+
+void matcher::find_allowed(std::vector<uint64_t> & bits) {
+    const auto set = [&](llama_token id) { bits[size_t(id) / 64] |= uint64_t(1) << (id % 64); };
+    if (states_[current_].has_token) {
+        for (llama_token id = 0; id < vocab_.size(); id++) {
+            if (allows(id)) {
+                set(id);
+            }
+        }
+        return;
+    }
+    if (states_[current_].may_end) {
+        std::for_each(tokens_.ends().begin(), tokens_.ends().end(), set);
+    }
+    std::vector<state_id> path(tokens_.depth() + 1, current_);
+    const std::vector<token_tree::node> & nodes = tokens_.nodes();
+    for (size_t i = 0; i < nodes.size();) {
+        const token_tree::node & n = nodes[i];
+        const state_id to = step(path[n.depth - 1], n.byte);
+        if (to == DEAD) {
+            i = n.next;
+            continue;
+        }
+        path[n.depth] = to;
+        std::for_each(tokens_.ids().begin() + n.ids_begin, tokens_.ids().begin() + n.ids_end, set);
+        i++;
+    }
+}
+
+bool matcher::move(state_id to) {
+    if (to != DEAD) {
+        current_ = to;
+    }
+    return to != DEAD;
+}
+
+bool matcher::accept(llama_token id) {
+    start_token();
+    if (vocab_.is_eog(id)) {
+        return states_[current_].may_end;
+    }
+    const std::string_view bytes = tokens_.bytes(id);
+    const state_id walked = bytes.empty() ? state_id(DEAD) : walk(current_, bytes);
+    std::vector<item> items;
+    token_seeds(current_, id, items);
+    if (items.empty()) {
+        return move(walked);
+    }
+    // Both readings of the token live on, as itself and as its text.
+    const state & by_token = states_[close(items)];
+    const state & by_text = states_[walked];
+    const bool may_end = by_token.may_end || by_text.may_end;
+    items.assign(items_.begin() + by_token.items_begin, items_.begin() + by_token.items_end);
+    items.insert(items.end(), items_.begin() + by_text.items_begin, items_.begin() + by_text.items_end);
+    return move(intern_state(items, {}, may_end)); // a token that stands for itself is whole UTF-8
+}
+
+bool matcher::accept(std::string_view text) {
+    start_token();
+    return move(walk(current_, text));
+}
+
+// ---- bytes ----------------------------------------------------------------------------------------------------------
+
+matcher::state_id matcher::step(state_id from, uint8_t byte) {
+    const state_id known = next_[from][byte];
+    if (known != UNKNOWN) {
+        return known;
+    }
+    return next_[from][byte] = compute_step(from, byte); // C++17: the right side first, it moves the table
+}
+
+matcher::state_id matcher::compute_step(state_id from, uint8_t byte) {
+    partial bytes = states_[from].bytes;
+    spend(states_[from].items_end - states_[from].items_begin + 1);
+    if (bytes.n_left == 0) {
+        const uint32_t code_point = byte;
+        if (byte < 0x80) {
+            return byte == 0 ? DEAD : advance(from, &code_point);
+        }
+        if (byte < 0xC2 || byte > 0xF4) {
+            return DEAD;
+        }
+        bytes.length = uint8_t(byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4);
+        bytes.n_left = uint8_t(bytes.length - 1);
+        bytes.value = byte & (0x7Fu >> bytes.length);
+        return narrow(from, bytes);
+    }
+    if ((byte & 0xC0) != 0x80) {
+        return DEAD;
+    }
+    bytes.n_left--;
+    if (bytes.decided) {
+        return bytes.n_left == 0 ? advance(from, nullptr) : narrow(from, bytes);
+    }
+    bytes.value = bytes.value << 6 | (byte & 0x3F);
+    if (bytes.n_left > 0) {
+        return narrow(from, bytes);
+    }
+    const bool valid = bytes.value >= LEAST_OF_LENGTH[bytes.length] && bytes.value <= LAST_CODE_POINT && !is_surrogate(bytes.value);
+    return valid ? advance(from, &bytes.value) : DEAD;
+}
+
+// The items of `from` that some character beginning with `bytes` satisfies.
+matcher::state_id matcher::narrow(state_id from, partial bytes) {
+    const std::vector<item> all(items_.begin() + states_[from].items_begin, items_.begin() + states_[from].items_end);
+    if (bytes.decided) {
+        std::vector<item> items = all;
+        return intern_state(items, bytes, false);
+    }
+    const uint32_t least = bytes.value << (6 * bytes.n_left);
+    const uint32_t most = least | ((1u << (6 * bytes.n_left)) - 1);
+    const uint32_t first = std::max(least, LEAST_OF_LENGTH[bytes.length]);
+    const uint32_t last = std::min(most, LAST_CODE_POINT);
+    if (first > last || (is_surrogate(first) && is_surrogate(last))) {
+        return DEAD;
+    }
+    bool decided = first == least && last == most && !(first <= 0xDFFF && last >= 0xD800);
+    std::vector<item> items;
+    for (const item & i : all) {
+        const grammar::element & e = grammar_->elements[i.at];
+        if (e.what != grammar::kind::characters) {
+            continue;
+        }
+        const grammar::range * begin = grammar_->ranges.data() + grammar_->sets[e.value];
+        const grammar::range * end = grammar_->ranges.data() + grammar_->sets[e.value + 1];
+        const grammar::range * at = std::partition_point(begin, end, [&](const grammar::range & r) { return r.last < first; });
+        if (at != end && at->first <= last) {
+            items.push_back(i);
+            decided = decided && at->first <= first && at->last >= last;
+        }
+    }
+    if (items.empty()) {
+        return DEAD;
+    }
+    return intern_state(items, decided ? partial{0, bytes.n_left, 0, true} : bytes, false);
+}
+
+// Past one character; without a code point every item matches it.
+matcher::state_id matcher::advance(state_id from, const uint32_t * code_point) {
+    std::vector<item> seeds;
+    for (uint32_t i = states_[from].items_begin; i < states_[from].items_end; i++) {
+        const grammar::element & e = grammar_->elements[items_[i].at];
+        if (e.what == grammar::kind::characters && (code_point == nullptr || grammar_->contains(e.value, *code_point))) {
+            seeds.push_back({items_[i].at + 1, items_[i].node});
+        }
+    }
+    return seeds.empty() ? DEAD : close(seeds);
+}
+
+// ---- closing a set of items -----------------------------------------------------------------------------------------
+
+// All items that the seeds reach through calls and returns without a character. Calls from one place share one node, to
+// which parents are added as they are found (a graph-structured stack, as in generalized LL parsing).
+matcher::state_id matcher::close(const std::vector<item> & seeds) {
+    pending_ = seeds;
+    visited_.clear();
+    open_.clear();
+    open_at_.clear();
+    found_.clear();
+    may_end_ = false;
+    while (!pending_.empty()) {
+        const item i = pending_.back();
+        pending_.pop_back();
+        if (visited_.insert(uint64_t(i.at) << 32 | i.node).second) {
+            spend(1);
+            visit(i);
+        }
+    }
+    std::vector<item> items;
+    items.reserve(found_.size());
+    for (const item & i : found_) {
+        items.push_back({i.at, closed(i.node)});
+    }
+    return items.empty() && !may_end_ ? DEAD : intern_state(items, {}, may_end_);
+}
+
+void matcher::visit(item i) {
+    const grammar::element & e = grammar_->elements[i.at];
+    switch (e.what) {
+        case grammar::kind::end: return_to(i.node); break;
+        case grammar::kind::call: {
+            node_id back = i.node;
+            if (!grammar_->is_last(i.at)) { // the last call needs no return of its own: repetitions stay flat
+                back = open(i.at + 1);
+                add_parent(back, i.node);
+            }
+            for (uint32_t a = grammar_->rules[e.value]; a < grammar_->rules[e.value + 1]; a++) {
+                pending_.push_back({grammar_->alternatives[a], back});
+            }
+            break;
+        }
+        default: found_.push_back(i);
+    }
+}
+
+void matcher::return_to(node_id n) {
+    if (n == 0) {
+        may_end_ = true;
+    } else if (n & OPEN) {
+        open_node & o = open_[n & ~OPEN];
+        o.returned = true;
+        for (const node_id parent : o.parents) {
+            pending_.push_back({o.at, parent});
+        }
+    } else {
+        const node & c = nodes_[n];
+        for (uint32_t i = c.parents_begin; i < c.parents_end; i++) {
+            pending_.push_back({c.at, parents_[i]});
+        }
+    }
+}
+
+matcher::node_id matcher::open(uint32_t at) {
+    const auto [found, is_new] = open_at_.try_emplace(at, node_id(open_.size()) | OPEN);
+    if (is_new) {
+        open_.push_back({at, {}, false, 0});
+    }
+    return found->second;
+}
+
+void matcher::add_parent(node_id n, node_id parent) {
+    open_node & o = open_[n & ~OPEN];
+    if (std::find(o.parents.begin(), o.parents.end(), parent) != o.parents.end()) {
+        return;
+    }
+    spend(1 + o.parents.size() / 8);
+    o.parents.push_back(parent);
+    if (o.returned) {
+        pending_.push_back({o.at, parent});
+    }
+}
+
+// The lasting node that an open one has become. Without recursion: calls may be nested a hundred thousand deep; without
+// left recursion they form no circle.
+matcher::node_id matcher::closed(node_id n) {
+    if (!(n & OPEN)) {
+        return n;
+    }
+    std::vector<node_id> path = {n};
+    while (!path.empty()) {
+        open_node & o = open_[path.back() & ~OPEN];
+        const size_t depth = path.size();
+        for (const node_id parent : o.parents) {
+            if ((parent & OPEN) && open_[parent & ~OPEN].closed == 0) {
+                path.push_back(parent);
+            }
+        }
+        if (path.size() > depth) {
+            continue;
+        }
+        path.pop_back();
+        if (o.closed == 0) {
+            std::vector<node_id> parents;
+            for (const node_id parent : o.parents) {
+                parents.push_back((parent & OPEN) ? open_[parent & ~OPEN].closed : parent);
+            }
+            spend(parents.size());
+            o.closed = intern_node(o.at, parents);
+        }
+    }
+    return open_[n & ~OPEN].closed;
+}
+
+// ---- tables ---------------------------------------------------------------------------------------------------------
+
+template <typename T>
+static void sort_unique(std::vector<T> & values) {
+    std::sort(values.begin(), values.end());
+    values.erase(std::unique(values.begin(), values.end()), values.end());
+}
+
+matcher::state_id matcher::intern_state(std::vector<item> & items, partial bytes, bool may_end) {
+    sort_unique(items);
+    const uint32_t begin = uint32_t(items_.size());
+    items_.insert(items_.end(), items.begin(), items.end());
+    const bool has_token = bytes.n_left == 0 && std::any_of(items.begin(), items.end(), [&](const item & i) {
+        return grammar_->elements[i.at].what != grammar::kind::characters;
+    });
+    states_.push_back({begin, uint32_t(items_.size()), bytes, may_end, has_token});
+    const auto [found, is_new] = known_states_.insert(state_id(states_.size() - 1));
+    if (is_new) {
+        next_.emplace_back();
+        next_.back().fill(UNKNOWN);
+    } else {
+        states_.pop_back();
+        items_.resize(begin);
+    }
+    return *found;
+}
+
+matcher::node_id matcher::intern_node(uint32_t at, std::vector<node_id> & parents) {
+    sort_unique(parents);
+    const uint32_t begin = uint32_t(parents_.size());
+    parents_.insert(parents_.end(), parents.begin(), parents.end());
+    nodes_.push_back({at, begin, uint32_t(parents_.size())});
+    const auto [found, is_new] = known_nodes_.insert(node_id(nodes_.size() - 1));
+    if (!is_new) {
+        nodes_.pop_back();
+        parents_.resize(begin);
+    }
+    return *found;
+}
+
+void matcher::start_token() {
+    spent_ = 0;
+    if (states_.size() > MAX_STATES || items_.size() > MAX_ITEMS || nodes_.size() > compact_at_) {
+        compact();
+    }
+}
+
+// Keeps the current state and the nodes that it can return to.
+void matcher::compact() {
+    const state here = states_[current_];
+    std::vector<item> items(items_.begin() + here.items_begin, items_.begin() + here.items_end);
+    std::vector<bool> live(nodes_.size());
+    for (const item & i : items) {
+        live[i.node] = true;
+    }
+    for (size_t n = nodes_.size(); n-- > 1;) {
+        for (uint32_t i = nodes_[n].parents_begin; live[n] && i < nodes_[n].parents_end; i++) {
+            live[parents_[i]] = true;
+        }
+    }
+    const std::vector<node> old_nodes = std::move(nodes_);
+    const std::vector<node_id> old_parents = std::move(parents_);
+    reset_tables();
+    std::vector<node_id> moved(old_nodes.size());
+    for (size_t n = 1; n < old_nodes.size(); n++) {
+        if (live[n]) {
+            std::vector<node_id> parents;
+            for (uint32_t i = old_nodes[n].parents_begin; i < old_nodes[n].parents_end; i++) {
+                parents.push_back(moved[old_parents[i]]);
+            }
+            moved[n] = intern_node(old_nodes[n].at, parents);
+        }
+    }
+    for (item & i : items) {
+        i.node = moved[i.node];
+    }
+    compact_at_ = std::max(MIN_COMPACTED_NODES, 2 * nodes_.size());
+    current_ = intern_state(items, here.bytes, here.may_end);
+}
+
+}  // namespace lm

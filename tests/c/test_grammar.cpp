@@ -1,0 +1,263 @@
+// The matcher against llama.cpp's grammar sampler: the same tokens allowed at every place of a random walk. Then what
+// would crash, hang or flood llama.cpp.
+#include "check.h"
+#include "error.h"
+#include "fixture.h"
+#include "grammar.h"
+#include "matcher.h"
+
+#include <random>
+
+using namespace lm;
+
+static const char JSON_SCHEMA[] =
+    R"({"type":"object","properties":{"name":{"type":"string","maxLength":12},"age":{"type":"integer","minimum":3,"maximum":120},
+    "tags":{"type":"array","items":{"enum":["a","b","\"c\"",null]},"minItems":1,"maxItems":4},"when":{"type":"string","format":"date"},
+    "more":{"type":"object","additionalProperties":{"type":"number"}},"id":{"type":"string","pattern":"^[a-f]{2,3}(-[0-9]+)?$"}},
+    "required":["name","tags"],"additionalProperties":false})";
+
+// Grammars that llama.cpp's stacks can follow.
+static const std::vector<std::string> & grammars() {
+    static const std::vector<std::string> all = {
+        to_gbnf({true, "{\"type\":\"object\"}"}),
+        to_gbnf({true, JSON_SCHEMA}),
+        "root ::= (expr \"=\" term \"\\n\")+\nexpr ::= term ([-+*/] term)*\nterm ::= [0-9]+ | \"(\" expr \")\" | [a-z]",
+        "root ::= [^a\"é]* \"é\" [а-я中-鿿]{2,5} .? \"\\u0000\"?",
+        "root ::= ((\"a\"*)*)* | \"b\"? \"c\"? \"d\"? root2\nroot2 ::= (\"x\" | \"y\" | \"ab\" | \"abc\")* \"z\"",
+        "root ::= <|mark|> [a-z]+ | !<|mark|> <[5]> \"ab\" # a comment\n",
+        "root ::= \"yes\" | \"no\" | \"\"",
+        "root ::= \"a\" root \"b\" | \"a\" root \"c\" | \"a\"?",
+    };
+    return all;
+}
+
+struct llama_grammar_walk {
+    explicit llama_grammar_walk(const vocabulary & v, const std::string & gbnf)
+        : vocab(v), sampler(llama_sampler_init_grammar(v.get(), gbnf.c_str(), "root"), llama_sampler_free) {
+        CHECK(sampler != nullptr);
+    }
+
+    std::vector<bool> mask() const {
+        std::vector<llama_token_data> data;
+        for (llama_token id = 0; id < vocab.size(); id++) {
+            data.push_back({id, 0.0f, 0.0f});
+        }
+        llama_token_data_array array = {data.data(), data.size(), -1, false};
+        llama_sampler_apply(sampler.get(), &array);
+        std::vector<bool> allowed;
+        for (const llama_token_data & d : data) {
+            allowed.push_back(d.logit == 0.0f);
+        }
+        return allowed;
+    }
+
+    const vocabulary & vocab;
+    std::unique_ptr<llama_sampler, void (*)(llama_sampler *)> sampler;
+};
+
+// Whether the bytes are UTF-8, or the beginning of some.
+static bool may_become_utf8(std::string bytes) {
+    std::string whole;
+    decode_utf8(bytes, whole);
+    return whole.find("\xEF\xBF\xBD") == std::string::npos;
+}
+
+// llama.cpp also allows surrogates, bytes beyond U+10FFFF and whatever follows a lead byte inside one token.
+static void check_same_mask(matcher & ours, const llama_grammar_walk & theirs, const std::string & text) {
+    const std::vector<bool> expected = theirs.mask();
+    const std::vector<uint64_t> all = ours.allowed();
+    for (llama_token id = 0; id < theirs.vocab.size(); id++) {
+        const bool allowed = ours.allows(id);
+        CHECK(allowed == bool(all[size_t(id) / 64] >> (id % 64) & 1));
+        CHECK(expected[size_t(id)] || !allowed);
+        if (expected[size_t(id)] && !allowed) {
+            CHECK(!may_become_utf8(text + std::string(theirs.vocab.tree().bytes(id))));
+        }
+    }
+}
+
+static void walk_both(const vocabulary & vocab, const std::string & gbnf, uint32_t seed, int n_steps) {
+    std::mt19937 rng(seed);
+    matcher ours(compile_grammar(vocab, gbnf), vocab);
+    llama_grammar_walk theirs(vocab, gbnf);
+    std::string text;
+    for (int step = 0; step < n_steps; step++) {
+        check_same_mask(ours, theirs, text);
+        std::vector<llama_token> ids;
+        for (llama_token id = 0; id < vocab.size(); id++) {
+            if (!vocab.is_eog(id) && ours.allows(id)) {
+                ids.push_back(id);
+            }
+        }
+        if (ids.empty()) {
+            return;
+        }
+        const llama_token id = ids[rng() % ids.size()];
+        ours.accept(id);
+        llama_sampler_accept(theirs.sampler.get(), id);
+        text += vocab.tree().bytes(id);
+    }
+}
+
+TEST(the_matcher_allows_what_llama_cpp_allows) {
+    for (const std::string & gbnf : grammars()) {
+        for (uint32_t seed = 1; seed <= 6; seed++) {
+            walk_both(made_up_vocab(700), gbnf, seed, 14);
+        }
+    }
+}
+
+TEST(the_matcher_allows_what_llama_cpp_allows_of_a_real_vocabulary) {
+    for (const std::string & gbnf : grammars()) {
+        if (gbnf.find("mark") == std::string::npos) {
+            walk_both(bundled_vocab(), gbnf, 1, 10);
+        }
+    }
+}
+
+TEST(a_text_is_followed_to_its_end_and_no_further) {
+    const vocabulary & vocab = made_up_vocab(700);
+    matcher m(compile_grammar(vocab, to_gbnf({true, JSON_SCHEMA})), vocab);
+    CHECK(m.accept(R"({"name":"\u00e9 中","tags":["a", null],"more":{"x":1.5e3},"id":"abc-12")"));
+    CHECK(!m.accept("]"));
+    CHECK(!m.allows(2)); // not the end yet
+    CHECK(m.accept("}"));
+    CHECK(m.allows(2));
+    matcher other(compile_grammar(vocab, to_gbnf({true, JSON_SCHEMA})), vocab);
+    CHECK(!other.accept(R"({"tags")"));
+}
+
+// Every "a" doubles the stacks of llama.cpp.
+TEST(ambiguity_does_not_multiply_the_work) {
+    const vocabulary & vocab = made_up_vocab(700);
+    matcher m(compile_grammar(vocab, "root ::= \"a\" root \"b\" | \"a\" root \"c\" | \"\""), vocab);
+    for (int i = 0; i < 3000; i++) {
+        CHECK(m.accept("a"));
+    }
+    for (int i = 0; i < 3000; i++) {
+        CHECK(!m.allows(2));
+        CHECK(m.accept(i % 3 == 0 ? "b" : "c"));
+    }
+    CHECK(m.allows(2));
+    CHECK(!m.accept("b"));
+}
+
+TEST(a_long_text_does_not_fill_the_tables) {
+    const vocabulary & vocab = made_up_vocab(700);
+    matcher m(compile_grammar(vocab, to_gbnf({true, "{\"type\":\"array\"}"})), vocab);
+    CHECK(m.accept("["));
+    for (int i = 0; i < 5000; i++) {
+        CHECK(m.accept("[\"t\xC3\xA9xt\", {\"k\": [1, 2.5]}, "));
+    }
+    CHECK(m.n_states() < 3000);
+}
+
+// Empty words in the way of a left recursion: llama.cpp's check does not see through them, and its stacks grow for ever.
+TEST(left_recursion_is_refused_even_when_it_hides) {
+    for (const char * gbnf : {"root ::= root \"a\" | \"b\"", "root ::= n root \"b\" | \"c\"\nn ::= m\nm ::= \"x\" | \"\"",
+                              "root ::= (\"a\"? root)? \"b\"", "root ::= a\na ::= b\nb ::= c? a \"x\"\nc ::= \"y\""}) {
+        try {
+            compile_grammar(made_up_vocab(700), gbnf);
+            CHECK(!"refused");
+        } catch (const error & e) {
+            CHECK(e.code == "invalid_request");
+        }
+    }
+    compile_grammar(made_up_vocab(700), "root ::= ((\"a\"*)*)* (\"b\"? root)?");
+}
+
+TEST(a_grammar_that_costs_too_much_to_follow_is_an_error) {
+    const vocabulary & vocab = made_up_vocab(700);
+    std::string gbnf = "root ::= x{200}\nx ::= \"a\"";
+    for (int i = 0; i < 60000; i++) {
+        gbnf += " | \"a\"";
+    }
+    matcher m(compile_grammar(vocab, gbnf), vocab);
+    CHECK(m.accept("aaa"));
+    try {
+        m.accept(std::string(100, 'a'));
+        CHECK(!"refused");
+    } catch (const error & e) {
+        CHECK(e.code == "invalid_request");
+    }
+}
+
+static bool refused(const grammar_spec & spec) {
+    try {
+        compile_grammar(made_up_vocab(700), to_gbnf(spec));
+        return false;
+    } catch (const error & e) {
+        return e.code == "invalid_request";
+    }
+}
+
+static std::string repeated(const std::string & text, int n, const std::string & between = "") {
+    std::string all;
+    for (int i = 0; i < n; i++) {
+        all += (i > 0 ? between : "") + text;
+    }
+    return all;
+}
+
+TEST(grammars_that_would_crash_or_hang_llama_cpp_are_refused) {
+    CHECK(refused({false, "root ::= " + std::string(20000, '(') + "\"a\"" + std::string(20000, ')')}));
+    CHECK(refused({false, "root ::= \"a\"{5,2}"}));
+    CHECK(refused({false, "root ::= \"a\"{5 , 2}"}));
+    CHECK(refused({false, "root ::= \"" + std::string(100000, 'a') + "\"{2000}"})); // 1.6 GB of elements
+    CHECK(refused({false, "root ::= " + repeated("\"a\"{2000}", 90000, " ")}));
+    CHECK(refused({false, "root ::= \"a\"{99999999999999999999999}"}));
+    CHECK(refused({false, "root ::= other"}));
+    CHECK(refused({false, "other ::= \"a\""}));
+    CHECK(refused({false, "root ::= \"unclosed"}));
+    CHECK(refused({false, "root ::= [a-"}));
+    CHECK(refused({false, "root ::= <[1"}));
+    CHECK(refused({false, ""}));
+    CHECK(refused({false, std::string("root ::= \"a\"\0", 13)}));
+    CHECK(!refused({false, "root ::= \"(((({5,2}\" [({] \"a\"{2,5} \"b\"{3} \"c\"{2,}"}));
+    CHECK(!refused({false, "# {5,2}\nroot ::= (\"a\" # ((((\n  | \"b\")"}));
+}
+
+TEST(schemas_that_would_crash_or_hang_llama_cpp_are_refused) {
+    CHECK(refused({true, "{\"type\":\"string\",\"minLength\":5,\"maxLength\":2}"}));
+    CHECK(refused({true, repeated("{\"type\":\"array\",\"items\":", 20000) + "{}" + std::string(20000, '}')}));
+    CHECK(refused({true, "not json"}));
+    CHECK(refused({true, "{\"enum\":[" + repeated("1", 700000, ",") + "]}"}));
+    CHECK(refused({true, "{\"$ref\":\"#/$defs/none\"}"}));
+    // A circle of references under an allOf is followed without end.
+    CHECK(refused({true, R"({"allOf":[{"$ref":"#/$defs/a"}],"$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}}})"}));
+    // Every level of types doubles the grammar.
+    CHECK(refused({true, repeated("{\"type\":[\"array\",\"array\"],\"items\":", 40) + "{}" + std::string(40, '}')}));
+    std::string properties;
+    std::string references;
+    for (int i = 0; i < 3000; i++) {
+        properties += (i > 0 ? ",\"p" : "\"p") + std::to_string(i) + "\":{}";
+        references += (i > 0 ? ",{\"$ref\":\"#/x/" : "{\"$ref\":\"#/x/") + std::to_string(i % 9) + repeated("a", i / 9) + "\"}";
+    }
+    CHECK(refused({true, "{\"type\":\"object\",\"properties\":{" + properties + "}}"}));
+    CHECK(refused({true, "{\"anyOf\":[" + references + "],\"x\":[" + repeated("{\"type\":\"object\",\"properties\":{\"a\":{}}}", 9, ",") + "]}"}));
+    CHECK(!refused({true, "{\"type\":\"object\"}"}));
+    CHECK(!refused({true, R"({"$ref":"#/$defs/n","$defs":{"n":{"anyOf":[{"type":"null"},{"type":"array","items":{"$ref":"#/$defs/n"}}]}}})"}));
+    CHECK(!refused({true, R"({"allOf":[{"$ref":"#/$defs/n"}],"$defs":{"n":{"type":"object","properties":{"n":{"$ref":"#/$defs/n"}}}}})"}));
+}
+
+TEST(the_message_of_a_bad_grammar_quotes_little_of_it) {
+    try {
+        compile_grammar(made_up_vocab(700), "root ::= \"a\" ? ? ?) " + std::string(100000, 'x'));
+        CHECK(!"refused");
+    } catch (const error & e) {
+        CHECK(std::string(e.what()).size() < 400);
+    }
+}
+
+TEST(a_grammar_is_compiled_once_while_it_is_cached) {
+    grammar_cache cache(made_up_vocab(700));
+    const grammar_ptr first = cache.get({true, "{\"type\":\"object\"}"});
+    CHECK(cache.get({true, "{\"type\":\"object\"}"}) == first);
+    CHECK(cache.get({false, "root ::= \"a\""}) != first);
+    const std::string large = "root ::= " + repeated("\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"", 4000, " | ");
+    for (int i = 0; i < 12; i++) {
+        cache.get({false, large + "\n# " + std::to_string(i)});
+        CHECK(cache.n_bytes() <= 16u << 20);
+    }
+    CHECK(cache.get({true, "{\"type\":\"object\"}"}) != first); // it had to make room
+}
