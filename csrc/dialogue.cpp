@@ -381,6 +381,7 @@ std::shared_ptr<const answer_format> dialogue::make_format(const std::vector<com
         format->tools.push_back(tool.name);
     }
     format->content_is_json = !inputs.json_schema.empty();
+    format->one_call = !inputs.parallel_tool_calls; // not every grammar of llama.cpp's sees to it
     if (!inputs.tools.empty() || !inputs.json_schema.empty()) {
         format->grammar = first.grammar;
         if (!inputs.tools.empty() && !first.grammar_lazy) {
@@ -413,8 +414,8 @@ static std::string key_of(const common_chat_templates_inputs & inputs, const std
         .dump();
 }
 
-static std::string key_of(const std::vector<common_chat_params> & variants) {
-    common_json texts = common_json::array();
+static std::string key_of(const std::vector<common_chat_params> & variants, bool parallel_tool_calls) {
+    common_json texts = common_json::array({parallel_tool_calls});
     for (const common_chat_params & variant : variants) {
         for (const std::string & text : {variant.parser, variant.grammar, variant.generation_prompt}) {
             texts.push_back(text);
@@ -462,7 +463,7 @@ chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * gramm
     if (special_case_) {
         std::vector<llama_token> tokens = tokenize(prompt_of(inputs, false), limit);
         const std::vector<common_chat_params> variants = describe(inputs);
-        return {std::move(tokens), recall_or_make(key_of(variants), [&] { return variants; }, inputs)};
+        return {std::move(tokens), recall_or_make(key_of(variants, inputs.parallel_tool_calls), [&] { return variants; }, inputs)};
     }
     common_chat_templates_inputs marked = inputs;
     mark_all(marked);

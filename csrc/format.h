@@ -22,6 +22,7 @@ struct answer_format {
     std::string opening;                   // what the template has written of the answer; the parsers begin there
     std::vector<std::string> tools;        // the names a call may have
     bool content_is_json = false;          // a schema rules the content
+    bool one_call = false;                 // the answer is over with its first call
 
     std::string grammar;  // empty: none
     grammar_ptr compiled; // the same, null: none

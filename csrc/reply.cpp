@@ -76,7 +76,8 @@ bool reply::push(const vocabulary & vocab, llama_token id, clock::time_point now
     if (pending_tag_ && parse_is_due(now) && read(now)) {
         stream();
     }
-    return stop() != nullptr;
+    over_ = format_->one_call && !calls_.empty() && !call_open_;
+    return over_ || stop() != nullptr;
 }
 
 // True if one of the format's own stops is there; the text ends ahead of it then.
@@ -204,7 +205,7 @@ void reply::give_up(stretch where) {
 // ---- parsing --------------------------------------------------------------------------------------------------------
 
 bool reply::parse_is_due(clock::time_point now) const {
-    if (parse_now_ || whole_) { // nobody sees the pieces of a whole answer before its end
+    if (parse_now_ || (whole_ && !format_->one_call)) { // nobody sees the pieces of a whole answer before its end
         return parse_now_;
     }
     return now - parsed_at_ >= std::max<clock::duration>(PARSE_EVERY, PARSE_SHARE * parse_took_);
@@ -293,6 +294,9 @@ bool reply::is_call(const std::string & name, const std::string & arguments) con
 void reply::accept_calls(const parsed_answer & parsed, moment when) {
     const bool last = when != moment::growing;
     for (size_t i = calls_.empty() ? 0 : calls_.size() - 1; i < parsed.calls.size(); i++) {
+        if (i > 0 && format_->one_call) {
+            return;
+        }
         const parsed_answer::tool_call & call = parsed.calls[i];
         const bool is_new = i == calls_.size();
         const bool valid = (is_new || call.complete || last) && is_call(call.name, call.arguments);

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -58,6 +59,23 @@ def test_complete_takes_sampling_and_stop(model: lmlite.Model) -> None:
 def test_grammar_constrains_the_answer(model: lmlite.Model) -> None:
     grammar = lmlite.Grammar("gbnf", 'root ::= "yes" | "no"')
     assert model.chat(HELLO, grammar=grammar) in ("yes", "no")
+
+
+def test_chat_with_tools_gives_the_message_with_its_calls(model: lmlite.Model) -> None:
+    city = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    weather = {"name": "get_weather", "description": "Get the weather in a city", "parameters": city}
+    tools = [{"type": "function", "function": weather}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "What is the weather in Turin?"}]
+    message = model.chat(messages, tools=tools, temperature=0.0, max_tokens=100)
+    (call,) = message["tool_calls"]
+    assert call["function"]["name"] == "get_weather" and "Turin" in call["function"]["arguments"]
+    messages += [message, {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}]
+    final = model.chat(messages, tools=tools, temperature=0.0, max_tokens=100)
+    assert "sunny" in final["content"] and "tool_calls" not in final
+    forced = model.chat(HELLO, tools=tools, tool_choice="required", temperature=0.0, max_tokens=100)
+    assert forced["tool_calls"]
+    with pytest.raises(InvalidRequest, match="name"):
+        model.chat(HELLO, tools=[{"type": "function", "function": {}}])
 
 
 def test_stream_that_is_left_early_frees_the_model(model: lmlite.Model) -> None:

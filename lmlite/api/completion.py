@@ -72,8 +72,11 @@ class Completion:
             "system_fingerprint": served.model,
         }
         self._chunk = dumps(head)[:-1] + ',"choices":['
-        self._heads = [f'{self._chunk}{{"index":{i},{self.delta_head}' for i in range(choices.total)]
+        self._heads = self._spell_heads(self.delta_head)
         self._tail = self.delta_tail + '"logprobs":null,"finish_reason":null}]}'
+
+    def _spell_heads(self, delta_head: str) -> list[str]:
+        return [f'{self._chunk}{{"index":{i},{delta_head}' for i in range(self._choices.total)]
 
     def spell_choice(self, index: int, answer: Answer) -> dict[str, Any]:
         raise NotImplementedError
@@ -150,10 +153,16 @@ class ChatCompletion(Completion):
     chunk_object = "chat.completion.chunk"
     delta_head = '"delta":{"role":"assistant","content":'
     delta_tail = "},"
+    reasoning_head = '"delta":{"role":"assistant","reasoning_content":'
+
+    def __init__(self, served: Served, projection: Projection, choices: Choices):
+        super().__init__(served, projection, choices)
+        self._reasoning_heads = self._spell_heads(self.reasoning_head)
 
     def spell_other(self, index: int, event: Event) -> Iterable[Frame]:
         if type(event) is ReasoningDelta:
-            return (self._delta(index, f'"role":"assistant","reasoning_content":{quote(event.text)}'),)
+            self._started[index] = True
+            return ((None, self._reasoning_heads[index] + quote(event.text) + self._tail),)
         if type(event) is ToolCallArguments:
             call = f'{{"index":{event.index},"function":{{"arguments":{quote(event.text)}}}}}'
             return (self._delta(index, f'"tool_calls":[{call}]'),)

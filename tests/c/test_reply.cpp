@@ -264,6 +264,32 @@ TEST(a_stop_string_counts_in_the_content_only) {
     }
 }
 
+TEST(an_answer_that_may_call_once_is_over_with_its_first_call) {
+    chat_prompt chat = conversation(WEATHER);
+    chat.parallel_tool_calls = false;
+    const std::string call = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bonn\"}}\n</tool_call>";
+    const heard one{"", "", {{0, {"weather", R"({"city": "Bonn"})"}}}, 0};
+    for (const char * source : {templates::HERMES, templates::THINKING}) {
+        const std::string text = (source == templates::THINKING ? "</think>\n\n" : "") + call + "\n" + call;
+        for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
+            for (const bool whole : {false, true}) {
+                reply r(format_of(source, chat), {}, whole);
+                reply::clock::time_point now{std::chrono::hours(1)};
+                size_t n = 0;
+                while (n < text.size() && !r.push(*tokens().vocab, tokens().byte(text[n]), now)) {
+                    n++;
+                    now += step;
+                }
+                CHECK(step == milliseconds(0) || n < text.size() - call.size()); // without time there is no parse before the end
+                r.finish(*tokens().vocab, true);
+                heard all;
+                all.hear(r);
+                CHECK(all == one);
+            }
+        }
+    }
+}
+
 TEST(reasoning_tokens_are_those_between_the_tags) {
     const auto format = format_of(templates::THINKING, conversation(NO_TOOLS));
     reply r(format);
