@@ -220,7 +220,7 @@ def test_model_of_the_command_line_is_the_one_to_try(home: Path, model_folder: P
     url, said = started(process)
     process.terminate()
     assert ended(process)[0] == 0
-    assert said[0] == "models: talker, text-embedding-embedder"
+    assert said[0] == "models: talker, text-embedding-embedder, text-embedding-judge"
     assert said[1].startswith(f"try: curl {url}/v1/embeddings ")
 
 
