@@ -256,16 +256,16 @@ common_chat_params dialogue::apply(common_chat_templates_inputs inputs, bool pur
 }
 
 // The prompt with its literals marked.
-std::string dialogue::prompt_of(common_chat_templates_inputs inputs, bool pure) const {
+common_chat_params dialogue::write_prompt(common_chat_templates_inputs inputs, bool pure) const {
     mark_all(inputs);
     if (!native_tools_) {
         spell_tools(inputs);
     }
-    return apply(std::move(inputs), pure).prompt;
+    return apply(std::move(inputs), pure);
 }
 
 std::string dialogue::render(const chat_prompt & chat) const {
-    return without_marks(prompt_of(read(chat), !special_case_));
+    return without_marks(write_prompt(read(chat), !special_case_).prompt);
 }
 
 std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t limit) const {
@@ -290,6 +290,16 @@ std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t l
         at = end;
     }
     return tokens;
+}
+
+chat_turn dialogue::turn_of(const common_chat_params & rendered, size_t limit) const {
+    chat_turn turn = {tokenize(rendered.prompt, limit)};
+    const size_t opening = rendered.generation_prompt.size();
+    turn.n_repeated = turn.tokens.size();
+    for (size_t n = 0; n < opening && turn.n_repeated > 0; turn.n_repeated--) {
+        n += vocab_.special_piece(turn.tokens[turn.n_repeated - 1]).size();
+    }
+    return turn;
 }
 
 // ---- how the answer is written --------------------------------------------------------------------------------------
@@ -454,26 +464,22 @@ chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * gramm
     common_chat_templates_inputs inputs = read(chat);
     const bool rules_all = grammar != nullptr && !grammar->is_schema;
     if (rules_all || (plain_ && inputs.tools.empty())) {
-        return {tokenize(prompt_of(std::move(inputs), true), limit), nullptr};
+        return turn_of(write_prompt(std::move(inputs), true), limit);
     }
     if (grammar != nullptr) {
         to_gbnf(*grammar); // for its guards
         inputs.json_schema = grammar->text;
     }
     if (special_case_) {
-        std::vector<llama_token> tokens = tokenize(prompt_of(inputs, false), limit);
+        chat_turn turn = turn_of(write_prompt(inputs, false), limit);
         const std::vector<common_chat_params> variants = describe(inputs);
-        return {std::move(tokens), recall_or_make(key_of(variants, inputs.parallel_tool_calls), [&] { return variants; }, inputs)};
+        turn.format = recall_or_make(key_of(variants, inputs.parallel_tool_calls), [&] { return variants; }, inputs);
+        return turn;
     }
-    common_chat_templates_inputs marked = inputs;
-    mark_all(marked);
-    if (!native_tools_) {
-        spell_tools(marked);
-    }
-    const common_chat_params rendered = apply(std::move(marked), true);
-    std::vector<llama_token> tokens = tokenize(rendered.prompt, limit); // first: it may be too long
-    std::string key = key_of(inputs, rendered.generation_prompt);
-    return {std::move(tokens), recall_or_make(std::move(key), [&] { return describe(inputs); }, inputs)};
+    const common_chat_params rendered = write_prompt(inputs, true);
+    chat_turn turn = turn_of(rendered, limit); // first: it may be too long
+    turn.format = recall_or_make(key_of(inputs, rendered.generation_prompt), [&] { return describe(inputs); }, inputs);
+    return turn;
 }
 
 }  // namespace lm

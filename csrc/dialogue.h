@@ -18,7 +18,8 @@ namespace lm {
 // One conversation, ready to be answered.
 struct chat_turn {
     std::vector<llama_token> tokens;
-    std::shared_ptr<const answer_format> format; // null: the answer is plain text
+    std::shared_ptr<const answer_format> format = nullptr; // null: the answer is plain text
+    size_t n_repeated = 0; // tokens ahead of the answer's opening, which later turns will repeat; 0: not known
 };
 
 class dialogue {
@@ -53,8 +54,9 @@ class dialogue {
 
     common_chat_templates_inputs read(const chat_prompt & chat) const;
     common_chat_params apply(common_chat_templates_inputs inputs, bool pure) const;
-    std::string prompt_of(common_chat_templates_inputs inputs, bool pure) const;
+    common_chat_params write_prompt(common_chat_templates_inputs inputs, bool pure) const;
     std::vector<llama_token> tokenize(const std::string & prompt, size_t limit) const;
+    chat_turn turn_of(const common_chat_params & rendered, size_t limit) const;
 
     std::vector<common_chat_params> describe(const common_chat_templates_inputs & inputs) const;
     common_chat_params describe_calls(common_chat_templates_inputs inputs) const;

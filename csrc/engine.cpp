@@ -463,6 +463,7 @@ void engine::sample(sequence & s) {
 // The sequence goes on without its middle, and its end is computed again where it stands now: shifting positions in the
 // cache instead would spoil them for the sequences that share them, and is not what any model computes.
 void engine::forget_middle(sequence & s) {
+    retract_draft(s);
     cache_->cut(s, drop_middle(s.tokens, size_t(model_.context_length())));
 }
 

@@ -315,14 +315,14 @@ chat_turn server::whole_prompt(const generate_spec & spec) const {
         return m.chat().prepare(*chat, spec.grammar ? &*spec.grammar : nullptr, limit);
     }
     if (const auto * text = std::get_if<std::string>(&spec.prompt)) {
-        return {m.vocab().tokenize_within(*text, limit, 1), nullptr};
+        return {m.vocab().tokenize_within(*text, limit, 1)};
     }
     const auto & tokens = std::get<std::vector<llama_token>>(spec.prompt);
     check_tokens(tokens, "prompt");
     if (tokens.size() >= limit && spec.overflow != overflow_policy::drop_middle) {
         throw context_overflow(tokens.size() + 1, limit);
     }
-    return {tokens, nullptr};
+    return {tokens};
 }
 
 // The prompt cut to the context, if that is what the request wants.
@@ -339,7 +339,7 @@ chat_turn server::fitting_prompt(const generate_spec & spec) const {
     if (tokens.size() >= limit) {
         drop_middle(tokens, limit);
     }
-    return {std::move(tokens), nullptr};
+    return {std::move(tokens)};
 }
 
 // A conversation without as many of its oldest turns as do not fit; what comes before the first of them stays.
@@ -397,6 +397,7 @@ void server::generate(const work & item) {
     try {
         chat_turn turn = fitting_prompt(spec);
         s->tokens = std::move(turn.tokens);
+        s->n_repeated = turn.n_repeated;
         format = std::move(turn.format);
     } catch (const context_overflow & e) {
         if (spec.overflow != overflow_policy::stop) {

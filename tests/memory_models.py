@@ -21,6 +21,11 @@ N_EMBD, N_FF, N_HEAD, N_CTX, WINDOW = 64, 96, 2, 512, 16
 HEAD = N_EMBD // N_HEAD
 N_INNER, N_STATE, N_DT, N_CONV = 128, 16, 4, 4
 FIRST_BYTE = 3
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
+)
+"""As of a model that thinks: the tag that its answers begin with is not in later prompts."""
 N_VOCAB = FIRST_BYTE + 256
 
 
@@ -49,6 +54,7 @@ def write_model(path: Path, memory: Memory) -> Path:
     writer.add_token_types([kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL] + [kinds.BYTE] * 256)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_chat_template(TEMPLATE)
 
     def tensor(name: str, *shape: int) -> None:
         writer.add_tensor(name, rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32))

@@ -201,3 +201,18 @@ def test_a_chat_that_does_not_fit_loses_its_oldest_turns(tmp_path: Path) -> None
         assert end.stats.prompt_tokens == max(kept)
 
     with_memory(tmp_path, "full", test)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_turn_whose_opening_history_does_not_repeat_recomputes_only_from_there(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        await say(engine, Chat(({"role": "user", "content": "a" * 60},)), 20)
+        turns = (
+            {"role": "user", "content": "a" * 60},
+            {"role": "assistant", "content": "yes"},
+            {"role": "user", "content": "b"},
+        )
+        _, end = await say(engine, Chat(turns))
+        assert end.stats.cached_tokens >= 60
+
+    with_memory(tmp_path, memory, test)
