@@ -51,11 +51,11 @@ def paths() -> list[dict[str, Any]]:
 
 
 async def us_per_token(server: client.Running, setting: dict[str, Any]) -> float:
-    """Of the decoding alone, as the client sees it."""
+    """The median gap between two events of a streamed answer."""
     body = {"model": server.model, "max_tokens": TOKENS, "ignore_eos": "response_format" not in setting, **setting}
-    messages = [{"role": "user", "content": "a"}]
-    n, first, last = await client.stream(server.port, "/v1/chat/completions", {**body, "messages": messages})
-    return (last - first) / max(n - 1, 1) * 1e6
+    chat = {**body, "messages": [{"role": "user", "content": "a"}]}
+    seen = [moment async for moment, _ in client.arrivals(server.port, "/v1/chat/completions", chat)]
+    return statistics.median(after - before for before, after in zip(seen, seen[1:])) * 1e6
 
 
 async def measure_all(server: client.Running, rounds: int) -> dict[str, float]:
@@ -69,7 +69,7 @@ async def measure_all(server: client.Running, rounds: int) -> dict[str, float]:
 
 
 def servers(rounds: int) -> dict[str, dict[str, float]]:
-    model = random_model.random_weights("200M")
+    model = random_model.random_weights("100M")
     with client.lmlite_server(model, "--threads", 1) as server:
         ours = asyncio.run(measure_all(server, rounds))
     with peers.llama_server(model, "-t", 1, "-np", 1, "-c", 4096) as server:

@@ -68,11 +68,9 @@ static void check_same_mask(matcher & ours, const llama_grammar_walk & theirs, c
     const std::vector<uint64_t> all = ours.allowed();
     for (llama_token id = 0; id < theirs.vocab.size(); id++) {
         const bool allowed = ours.allows(id);
+        const bool valid = may_become_utf8(text + std::string(theirs.vocab.tree().bytes(id)));
         CHECK(allowed == bool(all[size_t(id) / 64] >> (id % 64) & 1));
-        CHECK(expected[size_t(id)] || !allowed);
-        if (expected[size_t(id)] && !allowed) {
-            CHECK(!may_become_utf8(text + std::string(theirs.vocab.tree().bytes(id))));
-        }
+        CHECK(allowed == (expected[size_t(id)] && valid));
     }
 }
 
@@ -111,6 +109,25 @@ TEST(the_matcher_allows_what_llama_cpp_allows_of_a_real_vocabulary) {
     for (const std::string & gbnf : grammars()) {
         if (gbnf.find("mark") == std::string::npos) {
             walk_both(bundled_vocab(), gbnf, 1, 10);
+        }
+    }
+}
+
+TEST(bytes_that_are_not_utf8_are_never_allowed) {
+    const vocabulary & vocab = made_up_vocab(700);
+    for (const char * gbnf : {"root ::= [^a]*", "root ::= .*", "root ::= [b-\U0010FFFF]* | [^x]*"}) {
+        const grammar_ptr compiled = compile_grammar(vocab, gbnf);
+        for (const char * wrong : {"\x80", "\xC0", "\xC1", "\xE0\x80", "\xE0\x9F", "\xED\xA0", "\xF0\x80", "\xF0\x8F", "\xF4\x90", "\xF5",
+                                   "\xFF", "\xE2 ", "\xE2\x82 ", "\xC3\xC3"}) {
+            matcher m(compiled, vocab);
+            CHECK(!m.accept(wrong));
+        }
+        for (const std::string right : {"\xC2\x80", "\xE0\xA0\x80", "\xED\x9F\xBF", "\xEE\x80\x80", "\xF0\x90\x80\x80", "\xF4\x8F\xBF\xBF"}) {
+            matcher m(compiled, vocab);
+            for (const char byte : right) {
+                CHECK(m.accept(std::string_view(&byte, 1)));
+            }
+            CHECK(m.allows(2));
         }
     }
 }
