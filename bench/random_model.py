@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -32,20 +32,27 @@ SHAPES = {  # layers, embedding, feed-forward, heads, kv heads; the embedding al
 }
 N_CTX = 32768
 
+Role = Literal["alone", "target", "draft"]
+"""A target's layers after the first few cost what others cost and change nothing; its draft has only those first few, and
+guesses all that it says. Both are surer of it than random weights are."""
+SPEAKING, MUTED, GAIN = 2, 0.0, 60.0
 
-def random_weights(params: str) -> Path:
+
+def random_weights(params: str, role: Role = "alone") -> Path:
     """The model of that size in the cache folder, written on the first call."""
-    path = CACHE / f"random-{params.lower()}.gguf"
+    path = CACHE / f"random-{params.lower()}{'' if role == 'alone' else '-' + role}.gguf"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".part")
-        write(unfinished, params, peers.vocabulary())
+        write(unfinished, params, peers.vocabulary(), role)
         unfinished.rename(path)
     return path
 
 
-def write(path: Path, params: str, vocabulary: Path, seed: int = 0) -> None:
+def write(path: Path, params: str, vocabulary: Path, role: Role = "alone", seed: int = 0) -> None:
     layers, n_embd, n_ff, heads, kv_heads = SHAPES[params]
+    speaking = layers if role == "alone" else SPEAKING
+    layers = speaking if role == "draft" else layers
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name(f"random {params}")
@@ -60,18 +67,18 @@ def write(path: Path, params: str, vocabulary: Path, seed: int = 0) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     n_vocab = copy_vocabulary(vocabulary, writer)
 
-    def matrix(name: str, rows: int, columns: int) -> None:
+    def matrix(name: str, rows: int, columns: int, volume: float = 1.0) -> None:
         blocks = np.empty((rows, columns // 32, 34), dtype=np.uint8)
-        blocks[:, :, :2] = np.frombuffer(np.float16(0.02 / 64).tobytes(), dtype=np.uint8)
+        blocks[:, :, :2] = np.frombuffer(np.float16(0.02 / 64 * volume).tobytes(), dtype=np.uint8)
         blocks[:, :, 2:] = rng.integers(-127, 128, (rows, columns // 32, 32), dtype=np.int8).view(np.uint8)
         writer.add_tensor(name, blocks.reshape(rows, -1), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
 
-    def norm(name: str) -> None:
-        writer.add_tensor(name, np.ones(n_embd, dtype=np.float32))
+    def norm(name: str, gain: float = 1.0) -> None:
+        writer.add_tensor(name, np.full(n_embd, gain, dtype=np.float32))
 
     kv = n_embd // heads * kv_heads
     matrix("token_embd.weight", n_vocab, n_embd)
-    norm("output_norm.weight")
+    norm("output_norm.weight", 1.0 if role == "alone" else GAIN)
     for i in range(layers):
         norm(f"blk.{i}.attn_norm.weight")
         norm(f"blk.{i}.ffn_norm.weight")
@@ -84,7 +91,8 @@ def write(path: Path, params: str, vocabulary: Path, seed: int = 0) -> None:
             ("ffn_up", n_ff, n_embd),
             ("ffn_down", n_embd, n_ff),
         ):
-            matrix(f"blk.{i}.{name}.weight", rows, columns)
+            mute = i >= speaking and name in ("attn_output", "ffn_down")
+            matrix(f"blk.{i}.{name}.weight", rows, columns, MUTED if mute else 1.0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

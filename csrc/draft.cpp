@@ -91,6 +91,10 @@ void draft::meet(llama_token id) {
             chance.meet(false); // a guess was wanted, and none was there to be right
             unsure_ = false;
         }
+        if (expected_) {
+            chance.meet(*expected_ == id);
+            expected_.reset();
+        }
         return;
     }
     holds_ = guesses[guesses.size() - n_open_] == id;
@@ -110,6 +114,7 @@ void draft::settle() {
     n_open_ = 0;
     holds_ = false;
     unsure_ = false;
+    expected_.reset();
     guesses.clear();
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace lm {
@@ -49,7 +50,9 @@ class ngram_index {
 // How likely a guess is right, by how the last few dozen have fared.
 class acceptance {
   public:
-    double rate() const { return (right_ + PRIOR * PRIOR_WEIGHT) / (met_ + PRIOR_WEIGHT); }
+    explicit acceptance(double prior) : prior_(prior) {}
+
+    double rate() const { return (right_ + prior_ * PRIOR_WEIGHT) / (met_ + PRIOR_WEIGHT); }
     void meet(bool right) {
         right_ = right_ * KEPT_PER_GUESS + (right ? 1.0 : 0.0);
         met_ = met_ * KEPT_PER_GUESS + 1.0;
@@ -61,20 +64,28 @@ class acceptance {
     }
 
   private:
-    static constexpr double PRIOR = 0.7;
     static constexpr double PRIOR_WEIGHT = 2.0;
     static constexpr double KEPT_PER_GUESS = 0.95;
-    static constexpr double KEPT_PER_TOKEN = 0.98;
+    static constexpr double KEPT_PER_TOKEN = 0.995;
 
+    double prior_;
     double right_ = 0;
     double met_ = 0;
 };
 
 struct draft {
+    // N-grams show what they are worth before anything is spent on them; a draft model must be tried to be known.
+    static constexpr double NGRAM_PRIOR = 0.7;
+    static constexpr double MODEL_PRIOR = 0.9;
+
+    draft() = default;
+    explicit draft(const draft_params & params)
+        : asked(params), chance(params.kind == draft_kind::model ? MODEL_PRIOR : NGRAM_PRIOR) {}
+
     draft_params asked;
     std::vector<llama_token> guesses; // of the step that is being made
     ngram_index index;
-    acceptance chance;
+    acceptance chance{NGRAM_PRIOR};
 
     // stats: total is the sum of the others once no guess is open
     size_t total = 0;
@@ -85,6 +96,8 @@ struct draft {
     // Guesses for the next step; those of the step before are settled. `unsure`: the guesser had no guess for the
     // position behind them.
     void offer(std::vector<llama_token> next, bool unsure);
+    // A guess that is not verified, only compared with what comes: it may be worth it next time.
+    void expect(llama_token id) { expected_ = id; }
     // The model chose `id` where the first open guess stood, or behind the last.
     void meet(llama_token id);
     // Whether the last choice was the guess, so that the row behind it counts.
@@ -94,6 +107,7 @@ struct draft {
 
   private:
     size_t n_open_ = 0; // guesses that have not met a choice, the last of `guesses`
+    std::optional<llama_token> expected_;
     bool holds_ = false;
     bool unsure_ = false;
 };

@@ -8,6 +8,11 @@ namespace lm {
 
 static constexpr double STEP_WEIGHT = 0.2; // of a new measurement
 
+// In steps. What a step without guesses takes is measured as often as the one, at the price of one such step; a width
+// that was given up as too dear is tried again after the other, for the machine may have been busy.
+static constexpr uint64_t SURE = 64;
+static constexpr uint64_t REMEMBERED = 1024;
+
 // Streams that cannot be drafted for get slower by no more than this for the sake of those that can.
 static constexpr double SLOWER_FOR_OTHERS = 1.25;
 
@@ -17,33 +22,43 @@ static constexpr double WORTH_IT = 1.05;
 // ---- what steps cost ----------------------------------------------------------------------------------------------------
 
 void step_costs::learn(size_t width, double ms) {
-    const auto nearest = std::find_if(measured_.begin(), measured_.end(), [&](const measure & m) { return m.width >= width; });
-    if (nearest != measured_.end()) {
-        nearest->ms = nearest->ms == 0 ? ms : nearest->ms + STEP_WEIGHT * (ms - nearest->ms);
+    if (width > WIDEST) {
+        return;
     }
+    measure & m = measured_[width];
+    now_++;
+    m.ms = remembered(m) ? m.ms + STEP_WEIGHT * (ms - m.ms) : ms;
+    m.at = now_;
+}
+
+bool step_costs::remembered(const measure & m) const {
+    return m.at > 0 && now_ - m.at < REMEMBERED;
+}
+
+bool step_costs::sure(size_t width) const {
+    return width <= WIDEST && measured_[width].at > 0 && now_ - measured_[width].at < SURE;
 }
 
 double step_costs::ms(size_t width) const {
-    double below_width = 0;
-    double below = 0;
-    double above = 0; // no wider step has taken less: a moment in which the machine was busy is not believed
+    size_t below = 0; // the nearest narrower width that is known; 0: none
     double interpolated = 0;
-    for (const measure & m : measured_) {
-        if (m.ms == 0) {
+    double least = std::numeric_limits<double>::infinity(); // of wider steps: a moment in which the machine was busy is not believed
+    for (size_t w = 1; w <= WIDEST; w++) {
+        const measure & m = measured_[w];
+        if (!remembered(m)) {
             continue;
         }
-        if (m.width < width) {
-            below_width = double(m.width);
-            below = m.ms;
-        } else if (above == 0) {
-            above = m.ms;
-            const double share = below == 0 ? 1 : (double(width) - below_width) / (double(m.width) - below_width);
-            interpolated = below + share * (m.ms - below);
+        if (w < width) {
+            below = w;
         } else {
-            above = std::min(above, m.ms);
+            if (interpolated == 0) {
+                const double from = below == 0 ? m.ms : measured_[below].ms;
+                interpolated = w == width ? m.ms : from + (m.ms - from) * double(width - below) / double(w - below);
+            }
+            least = std::min(least, m.ms);
         }
     }
-    return above == 0 ? below : std::min(interpolated, above);
+    return interpolated > 0 ? std::min(interpolated, least) : below > 0 ? measured_[below].ms : 0;
 }
 
 // ---- who gets how much --------------------------------------------------------------------------------------------------
@@ -92,6 +107,7 @@ std::vector<drafter::candidate_draft> drafter::candidates(const std::vector<sequ
 // fastest. Every sequence gets one token from a step without guesses; its k-th guess gives another one with the
 // probability that k guesses in a row are right.
 void drafter::grant(std::vector<candidate_draft> & drafts, size_t n_decoding, size_t room) const {
+    const bool sure = costs_.sure(n_decoding);
     const double plain_ms = costs_.ms(n_decoding);
     const double most_ms = drafts.size() < n_decoding ? plain_ms * SLOWER_FOR_OTHERS : std::numeric_limits<double>::infinity();
     const double round_ms = draft_model_ ? draft_model_->round_ms() : 0;
@@ -102,7 +118,7 @@ void drafter::grant(std::vector<candidate_draft> & drafts, size_t n_decoding, si
     }
     const auto insisted = [&](size_t i) { return taken[i] < size_t(drafts[i].s->draft.asked.min); };
     double tokens = double(n_decoding);
-    double best_speed = plain_ms > 0 ? tokens / plain_ms * WORTH_IT : 0;
+    double best_speed = tokens / plain_ms * WORTH_IT;
     size_t n_rounds = 0;
     for (size_t n = 1; n <= room; n++) {
         size_t next = drafts.size();
@@ -123,8 +139,8 @@ void drafter::grant(std::vector<candidate_draft> & drafts, size_t n_decoding, si
             n_rounds = std::max(n_rounds, taken[next]);
         }
         const double ms = costs_.ms(n_decoding + n) + double(n_rounds) * round_ms;
-        if (must || plain_ms == 0 || (ms <= most_ms && tokens / ms > best_speed)) {
-            best_speed = plain_ms == 0 ? 0 : tokens / ms;
+        if (must || (sure && ms <= most_ms && tokens / ms > best_speed)) {
+            best_speed = tokens / ms;
             for (size_t i = 0; i < drafts.size(); i++) {
                 drafts[i].granted = taken[i];
             }
@@ -166,13 +182,19 @@ void drafter::propose(const std::vector<sequence *> & decoding, size_t room) {
     grant(drafts, decoding.size(), room);
     ask_model(drafts, decoding);
     for (candidate_draft & d : drafts) {
-        d.guesses.resize(std::min(d.guesses.size(), d.granted));
         draft & offered = d.s->draft;
+        const std::optional<llama_token> first = d.guesses.empty() ? std::nullopt : std::make_optional(d.guesses[0]);
+        d.guesses.resize(std::min(d.guesses.size(), d.granted));
         offered.offer(std::move(d.guesses), d.unsure);
         if (offered.guesses.size() < size_t(offered.asked.min)) {
             offered.settle();
         }
-        if (d.granted == 0) {
+        if (d.granted > 0) {
+            continue;
+        }
+        if (first) {
+            offered.expect(*first);
+        } else {
             offered.chance.age();
         }
     }

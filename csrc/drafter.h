@@ -14,20 +14,25 @@
 
 namespace lm {
 
-// How long a step takes by the number of tokens in it: measured for some widths, between them interpolated.
+// How long a step takes by the number of tokens in it: measured for the widths there were, between them interpolated.
 class step_costs {
   public:
     void learn(size_t width, double ms);
     // 0: nothing is known. Beyond what was measured no more than there: what is not known is worth trying.
     double ms(size_t width) const;
+    // Whether that very width was measured not long ago.
+    bool sure(size_t width) const;
 
   private:
+    static constexpr size_t WIDEST = 256;
     struct measure {
-        size_t width;
-        double ms; // 0: not measured
+        double ms = 0;
+        uint64_t at = 0; // 0: never
     };
-    std::array<measure, 12> measured_ = {{{1, 0}, {2, 0}, {3, 0}, {4, 0}, {6, 0}, {8, 0}, {12, 0}, {16, 0}, {24, 0},
-                                          {32, 0}, {48, 0}, {64, 0}}};
+    bool remembered(const measure & m) const;
+
+    std::array<measure, WIDEST + 1> measured_;
+    uint64_t now_ = 0; // measures so far
 };
 
 class drafter {

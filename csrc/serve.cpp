@@ -428,7 +428,7 @@ void server::generate(const work & item) {
     s->whole = spec.whole;
     s->loras = m.loras().scales_for(spec.loras);
     s->cache_key = to_key(s->loras) + '\n' + spec.scope;
-    s->draft.asked = spec.draft;
+    s->draft = draft(spec.draft);
     s->top_logprobs = spec.top_logprobs;
     if (spec.echo) {
         const auto * text = std::get_if<std::string>(&spec.prompt);

@@ -95,16 +95,31 @@ TEST(every_guess_is_accepted_rejected_or_ignored) {
 }
 
 TEST(wrong_guesses_lower_the_chance_and_time_raises_it_again) {
-    acceptance chance;
+    acceptance chance(0.7);
     const double first = chance.rate();
     for (int i = 0; i < 30; i++) {
         chance.meet(false);
     }
     CHECK(chance.rate() < first / 4);
-    for (int i = 0; i < 500; i++) {
+    for (int i = 0; i < 1000; i++) {
         chance.age();
     }
     CHECK(chance.rate() > first * 0.95);
+}
+
+TEST(what_is_only_expected_counts_for_the_chance_alone) {
+    draft d;
+    const double first = d.chance.rate();
+    for (llama_token id = 1; id < 10; id++) {
+        d.offer({}, false);
+        d.expect(id);
+        d.meet(id);
+        CHECK(!d.holds());
+    }
+    CHECK(d.chance.rate() > first);
+    d.expect(1);
+    d.meet(2);
+    CHECK(d.total == 0 && d.rejected == 0);
 }
 
 TEST(costs_between_two_measures_are_interpolated) {
@@ -116,6 +131,22 @@ TEST(costs_between_two_measures_are_interpolated) {
     CHECK(costs.ms(2) == 15);
     costs.learn(3, 20);
     CHECK(costs.ms(3) == 20);
+    CHECK(costs.ms(40) == 20);
+    CHECK(costs.sure(1) && !costs.sure(2));
+}
+
+TEST(old_costs_are_measured_again_and_at_last_forgotten) {
+    step_costs costs;
+    costs.learn(8, 30);
+    for (int i = 0; i < 100; i++) {
+        costs.learn(1, 10);
+    }
+    CHECK(costs.sure(1) && !costs.sure(8));
+    CHECK(costs.ms(8) == 30);
+    for (int i = 0; i < 1000; i++) {
+        costs.learn(1, 10);
+    }
+    CHECK(costs.ms(8) == 10);
 }
 
 TEST(a_wider_step_that_took_less_corrects_a_narrower_one) {
