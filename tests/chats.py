@@ -9,6 +9,7 @@ tokens were all but equally likely; nowhere else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import math
@@ -283,6 +284,8 @@ def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard) -> bool:
 
     `tokens` were chosen with the end of the turn forbidden: where it was the likeliest, the answer alone ended.
     """
+    if not tokens:  # an answer with reasoning and a schema comes without log probabilities: it cannot be told
+        return True
     raw = heard.raw()
     at = 0
     for token in tokens:
@@ -346,7 +349,8 @@ def children() -> set[int]:
     """Of this process."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        found.update(map(int, (task / "children").read_text().split()))
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found.update(map(int, (task / "children").read_text().split()))
     return found
 
 
