@@ -473,10 +473,7 @@ void engine::say(sequence & s) {
     while (n < s.logprobs.size() && s.logprobs[n].begin < s.answer.taken()) {
         n++;
     }
-    if (n > 0) {
-        events_.add(frame_kind::LOGPROBS, s.request->id, logprobs_payload(s, n, model_.vocab()));
-        s.logprobs.erase(s.logprobs.begin(), s.logprobs.begin() + long(n));
-    }
+    tell_logprobs(s, n);
     for (const reply_piece & piece : pieces) {
         switch (piece.where) {
             case reply_piece::channel::reasoning: events_.add(frame_kind::REASONING, s.request->id, piece.text); break;
@@ -488,6 +485,21 @@ void engine::say(sequence & s) {
     }
 }
 
+// Of the first `n` tokens not told of yet, what belongs to the content.
+void engine::tell_logprobs(sequence & s, size_t n) {
+    std::vector<token_logprob> told;
+    for (size_t i = 0; i < n; i++) {
+        const size_t end = i + 1 < s.logprobs.size() ? s.logprobs[i + 1].begin : s.answer.known();
+        if (s.answer.is_content(s.logprobs[i].begin, end)) {
+            told.push_back(std::move(s.logprobs[i].logprob));
+        }
+    }
+    s.logprobs.erase(s.logprobs.begin(), s.logprobs.begin() + long(n));
+    if (!told.empty()) {
+        events_.add(frame_kind::LOGPROBS, s.request->id, logprobs_payload(told, model_.vocab()));
+    }
+}
+
 void engine::finish(sequence & s, stop_reason reason) {
     retract_draft(s);
     const bool by_itself = reason == stop_reason::eos;
@@ -496,8 +508,8 @@ void engine::finish(sequence & s, stop_reason reason) {
         reason = stop_reason::tool_calls;
     }
     say(s);
-    if (!s.logprobs.empty() && reason != stop_reason::stop_string) { // tokens without text of their own
-        events_.add(frame_kind::LOGPROBS, s.request->id, logprobs_payload(s, s.logprobs.size(), model_.vocab()));
+    if (reason != stop_reason::stop_string) {
+        tell_logprobs(s, s.logprobs.size()); // tokens without text of their own
     }
     events_.add(frame_kind::FINISHED, s.request->id, finished_payload(s, reason));
     cache_->keep(s);

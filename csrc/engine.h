@@ -57,6 +57,7 @@ class engine {
     void sample(sequence & s);
     void forget_middle(sequence & s);
     void say(sequence & s);
+    void tell_logprobs(sequence & s, size_t n);
     void finish(sequence & s, stop_reason reason);
     void fail(sequence & s, const error & e);
     void fail_everything_in_work(const error & e);

@@ -24,8 +24,8 @@ static void locate(const common_peg_ast_arena & tree, const common_peg_parse_res
         const size_t end = place(node.end);
         if (node.tag == common_chat_peg_builder::REASONING || node.tag == common_chat_peg_builder::CONTENT) {
             const bool reasoning = node.tag == common_chat_peg_builder::REASONING;
-            if (reasoning && end > place(node.start)) {
-                into.reasoning_spans.push_back({place(node.start), end});
+            if (end > place(node.start)) {
+                (reasoning ? into.reasoning_spans : into.content_spans).push_back({place(node.start), end});
             }
             if (end >= into.text_end && node.end > node.start) {
                 into.text_end = end;

@@ -49,7 +49,8 @@ struct parsed_answer {
     std::string reasoning;
     std::string content;
     std::vector<tool_call> calls;
-    std::vector<std::pair<size_t, size_t>> reasoning_spans; // of the text
+    std::vector<std::pair<size_t, size_t>> reasoning_spans; // of the text, and so are those of the content
+    std::vector<std::pair<size_t, size_t>> content_spans;
     size_t text_end = 0;            // where the last reasoning or content ends
     stretch last = stretch::none;   // the kind of that
     bool calls_follow = false;      // a call, or the start of one, comes after that

@@ -58,6 +58,15 @@ size_t reply::n_reasoning_tokens() const {
     return n;
 }
 
+bool reply::is_content(size_t begin, size_t end) const {
+    if (!format_) {
+        return true;
+    }
+    const size_t past = std::max(end, begin + 1); // the first tokens of a character have no text yet
+    return std::any_of(content_spans_.begin(), content_spans_.end(),
+                       [&](const auto & span) { return span.first < past && begin < span.second; });
+}
+
 // ---- growing --------------------------------------------------------------------------------------------------------
 
 bool reply::push(const vocabulary & vocab, llama_token id, clock::time_point now) {
@@ -144,11 +153,14 @@ void reply::show(stretch where, size_t end) {
     const std::string_view text = std::string_view(raw_).substr(covered_, end - covered_);
     if (where == stretch::reasoning) {
         add_reasoning(text);
-        if (!reasoning_spans_.empty()) {
-            reasoning_spans_.back().second = end;
-        }
     } else {
         add_content(text);
+    }
+    auto & spans = where == stretch::reasoning ? reasoning_spans_ : content_spans_;
+    if (!spans.empty() && spans.back().second == covered_) {
+        spans.back().second = end;
+    } else if (end > covered_) {
+        spans.push_back({covered_, end});
     }
     covered_ = end;
 }
@@ -197,9 +209,6 @@ void reply::give_up(stretch where) {
     given_up_ = true;
     pending_tag_ = false;
     open_ = where == stretch::reasoning ? where : stretch::content;
-    if (open_ == stretch::reasoning && reasoning_spans_.empty()) {
-        reasoning_spans_.push_back({covered_, covered_});
-    }
 }
 
 // ---- parsing --------------------------------------------------------------------------------------------------------
@@ -257,6 +266,7 @@ void reply::accept(const parsed_answer & parsed, moment when) {
     add_reasoning(std::string_view(parsed.reasoning).substr(reasoning_.size()));
     add_content(std::string_view(parsed.content).substr(content_seen_.size()));
     reasoning_spans_ = parsed.reasoning_spans;
+    content_spans_ = parsed.content_spans;
     covered_ = std::max(covered_, std::min(parsed.text_end, raw_.size()));
     open_ = parsed.calls_follow || parsed.text_end != raw_.size() ? stretch::none : same<stretch>(parsed.last);
     pending_tag_ = covered_ < raw_.size();

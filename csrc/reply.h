@@ -48,6 +48,8 @@ class reply {
     size_t known() const;
     size_t taken() const;
     size_t n_reasoning_tokens() const;
+    // Whether the token whose text begins and ends there says something of the content, and not only tags, reasoning or calls.
+    bool is_content(size_t begin, size_t end) const;
     bool has_tool_calls() const { return !calls_.empty(); }
 
   private:
@@ -103,6 +105,7 @@ class reply {
     std::string arguments_before_; // the last call's, when the parser ran the last time
     std::vector<uint32_t> token_begins_; // where in `raw_` each token begins
     std::vector<std::pair<size_t, size_t>> reasoning_spans_;
+    std::vector<std::pair<size_t, size_t>> content_spans_;
     clock::time_point parsed_at_{};
     clock::duration parse_took_{};
 };

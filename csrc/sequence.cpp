@@ -86,10 +86,10 @@ static void append_number(std::string & out, float value) {
     out += digits;
 }
 
-std::string logprobs_payload(const sequence & s, size_t n, const vocabulary & vocab) {
+std::string logprobs_payload(const std::vector<token_logprob> & tokens, const vocabulary & vocab) {
     std::string out = "{\"tokens\":[";
-    for (size_t i = 0; i < n; i++) {
-        const token_logprob & token = s.logprobs[i].logprob;
+    for (size_t i = 0; i < tokens.size(); i++) {
+        const token_logprob & token = tokens[i];
         out += i == 0 ? "{\"b\":" : ",{\"b\":";
         append_bytes(out, vocab.special_piece(token.id));
         out += ",\"p\":";

@@ -95,6 +95,6 @@ size_t drop_middle(std::vector<llama_token> & tokens, size_t limit);
 // Payloads of the events that a sequence causes.
 std::string finished_payload(const sequence & s, stop_reason reason);
 std::string tool_call_payload(const reply_piece & piece);
-std::string logprobs_payload(const sequence & s, size_t n, const vocabulary & vocab);
+std::string logprobs_payload(const std::vector<token_logprob> & tokens, const vocabulary & vocab);
 
 }  // namespace lm

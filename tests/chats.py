@@ -284,8 +284,6 @@ def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard) -> bool:
 
     `tokens` were chosen with the end of the turn forbidden: where it was the likeliest, the answer alone ended.
     """
-    if not tokens:  # an answer with reasoning and a schema comes without log probabilities: it cannot be told
-        return True
     raw = heard.raw()
     at = 0
     for token in tokens:

@@ -271,7 +271,7 @@ class _Stream:
         self._open = _TEXT  # the kind of the delta that is still open
         self._text: list[bytes] = []  # of the same delta
         self._logprobs: list[TokenLogprob] = []  # of the same delta, if it is of the content
-        self._ahead: list[TokenLogprob] = []  # of tokens whose text has not come yet
+        self._ahead: list[TokenLogprob] = []  # of the content's tokens whose text has not come yet
         self._n_calls = 0
         self._arrival: asyncio.Future[None] | None = None
         self._deferred = False
@@ -293,10 +293,8 @@ class _Stream:
             if self._open != _REASONING:
                 self._begin_delta(_REASONING)
             self._text.append(payload)
-            self._ahead.clear()  # log probabilities are told of the content only
         elif kind == _TOOL_CALL:
             self._call_tool(*read_tool_call(payload))
-            self._ahead.clear()
         elif kind == Kind.LOGPROBS:
             self._ahead += read_logprobs(payload)
             return  # nothing to see before its text

@@ -174,7 +174,7 @@ def test_arguments_that_arrive_apart_stay_with_their_call() -> None:
     play(scene)
 
 
-def test_logprobs_are_told_of_the_content_only() -> None:
+def test_logprobs_wait_for_their_content_while_others_speak() -> None:
     def logprobs(request_id: int, byte: int) -> bytes:
         return frame(Kind.LOGPROBS, request_id, {"tokens": [{"b": [byte], "p": -1.0, "top": []}]})
 
@@ -182,13 +182,10 @@ def test_logprobs_are_told_of_the_content_only() -> None:
         answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
         _, request_id, _ = await peer.next()
         peer.send(
-            logprobs(request_id, 97),
-            frame(Kind.REASONING, request_id, b"a"),
             logprobs(request_id, 98),
+            frame(Kind.REASONING, request_id, b"a"),
             frame(Kind.TEXT, request_id, b"b"),
-            logprobs(request_id, 99),
             frame(Kind.TOOL_CALL, request_id, {"index": 0, "name": "f", "arguments": "{}"}),
-            logprobs(request_id, 100),
             frame(Kind.FINISHED, request_id, finished("toolCalls")),
         )
         events = await answer

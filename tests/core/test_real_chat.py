@@ -178,6 +178,19 @@ def test_a_schema_rules_the_content_and_lets_the_model_think() -> None:
     with_engine(test)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("grammar", [None, SCHEMA], ids=["free", "schema"])
+def test_logprobs_are_those_of_the_content(grammar: Grammar | None, whole: bool) -> None:
+    async def test(engine: Engine) -> None:
+        for prompt in (chat(f"{SUM} Think first."), chat("Say the word 日本.", tools=TOOLS), chat(WEATHER, tools=TOOLS)):
+            work = Generate(prompt, 120, sampling=Sampling(temperature=0), grammar=grammar, top_logprobs=1, whole=whole)
+            deltas = [event async for event in engine.run(work) if isinstance(event, TextDelta)]
+            told = b"".join(token.bytes for delta in deltas for token in delta.logprobs)
+            assert told.decode().strip() == "".join(delta.text for delta in deltas)
+
+    with_engine(test)
+
+
 def test_a_schema_and_tools_allow_either() -> None:
     async def test(engine: Engine) -> None:
         for question in (WEATHER, SUM, "Hello"):
