@@ -25,7 +25,11 @@ from tests import chats  # noqa: E402
 
 GROWTH_KB = 8192
 """What either process may grow by after its first fifth: allocators and the cache of idle sequences' tokens settle late."""
-FLAGS = tuple(part for name, value in chats.SERVER.items() for part in ("--" + name.replace("_", "-"), str(value)))
+FLAGS = tuple(
+    part
+    for name, value in chats.SERVER.items()
+    for part in ("--" + name.replace("_", "-"), *(() if value is True else (str(value),)))
+)
 
 
 def settle(server: client.Running, baseline: dict[int, dict[str, int]] | None) -> dict[int, dict[str, int]]:

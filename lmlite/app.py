@@ -103,6 +103,8 @@ def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] |
         main_gpu=config.main_gpu,
         split_mode=config.split_mode,
         tensor_split=config.tensor_split,
+        idle_cells=config.idle_cells,
+        spill_bytes=config.spill if config.spill < 0 else config.spill << 20,
         loras=tuple(Lora(path, scale) for path, scale in config.lora),
     )
     if place is None:

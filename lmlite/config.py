@@ -265,6 +265,8 @@ class Config:
     parallel: int = option(4, whole(1, 64), "sequences that decode at once")
     max_queue: int = option(512, whole(1, 1 << 20), "requests that may wait for a model; those beyond get 429")
     kv_cells: int = option(0, whole(0, 1 << 24), "cells of the KV cache that all sequences share; 0: chosen by memory")
+    idle_cells: int = option(-1, whole(0, 1 << 24, auto=-1), "cells that prompts nobody is working on may keep")
+    spill: int = option(-1, whole(0, 1 << 20, auto=-1), "MiB of host memory for prompts that had to leave their cells")
     kv_type: str = option("f16", cache_types(), "type of the KV cache, or of K and of V")
     eval_batch_size: int = option(512, whole(1, 1 << 14), "prompt tokens per batch")
     threads: int = option(0, whole(0, 512), "CPU threads per model; 0: as many as cores")

@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import json
 import math
+import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -28,14 +29,18 @@ from lmlite.core.payloads import LoadSettings, LoadSpec
 from lmlite.core.worker import Thread
 from lmlite.errors import LmError
 from lmlite.events import Event
+from lmlite.request import Chat, Text
 from tests.api.golden_files import SERVED
 
 MODEL = "lmlite-tiny"
 CONTEXT = 2048
 PATHS = ("/v1/chat/completions", "/api/v0/chat/completions")
 NEAR_TIE = 0.1  # nats
-SERVER: dict[str, Any] = {"context_length": CONTEXT, "kv_cells": CONTEXT, "parallel": 4, "threads": 1}
-"""Cells for one whole context, shared by four: eviction and preemption are everyday events."""
+SERVER: dict[str, Any] = {
+    "context_length": CONTEXT, "kv_cells": CONTEXT, "parallel": 4, "threads": 1, "spill": 4, "v0_extras": True
+}  # fmt: skip
+"""Cells for one whole context, shared by four: eviction and preemption are everyday events. v0 tells of reasoning only
+among its extras."""
 TIMEOUT_S = 120.0
 END_OF_TURN = frozenset({b"", b"<|im_end|>", b"<|endoftext|>"})
 
@@ -270,13 +275,39 @@ def judge_text(plan: Plan, heard: Heard) -> Verdict:
             return Verdict()
     elif heard.said == expected.said:
         return Verdict()
+    if not expected.reasoning.startswith(heard.reasoning) or (heard.content and heard.reasoning != expected.reasoning):
+        if parts_while_thinking(plan, expected.reasoning, heard.reasoning):
+            return Verdict(tied=True)
+        return Verdict(f"alone it thinks {expected.said!r}, it was {heard.said!r}")
+    if expected.reasoning and "response_format" in plan.body:
+        return Verdict(tied=True)  # the white space between the two is a choice, too, and nothing tells of it
     try:
-        tokens = alone({**plan.body, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}).tokens
+        if expected.calls or heard.calls:
+            tokens = raw_tokens(plan.body)
+        else:
+            tokens = alone({**plan.body, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}).tokens
     except LmError:  # a grammar that is complete has no token after its end
         tokens = alone({**plan.body, "logprobs": True, "top_logprobs": 20}).tokens
     if parts_at_a_near_tie(tokens, heard):
         return Verdict(tied=True)
     return Verdict(f"alone it is {expected.said!r}, it was {heard.said!r}")
+
+
+def parts_while_thinking(plan: Plan, expected: str, heard: str) -> bool:
+    """The same where the reasoning is another: it is looked for in the whole text that the model writes, tags and all."""
+    tokens = raw_tokens(plan.body)
+    texts = [bytes(token["bytes"]) for token in tokens]
+    same = len(os.path.commonprefix([expected.encode(), heard.encode()]))
+    start = b"".join(texts).find(expected.encode()) if expected else 0
+    part = start + same if expected and heard else 0  # one that does not think at all parts at the first token
+    for token, text in zip(tokens, texts):
+        if part < len(text):
+            return any(
+                abs(top["logprob"] - token["logprob"]) < NEAR_TIE and bytes(top["bytes"]) != text
+                for top in token["top_logprobs"]
+            )
+        part -= len(text)
+    return False
 
 
 def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard) -> bool:
@@ -321,6 +352,26 @@ def alone(body: dict[str, Any]) -> Heard:
     heard = Heard()
     heard.add(json.loads(call.reply(SERVED).whole([asyncio.run(run())]))["choices"][0])
     return heard
+
+
+def raw_tokens(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tokens of the answer alone as text, with nothing read out of it: what a schema rules is not in it."""
+    call = parse_chat({**body, "logprobs": True, "top_logprobs": 20})
+
+    async def run() -> list[Event]:
+        engine = await Engine.open(Thread(), "alone")
+        try:
+            await engine.load(LoadSpec((bundled_model(),), LoadSettings(context_length=CONTEXT, parallel=1, threads=1)))
+            asked = call.runs[0]
+            assert isinstance(asked.prompt, Chat)
+            prompt = Text(await engine.render(asked.prompt))
+            return [event async for event in engine.run(replace(asked, prompt=prompt, grammar=None, whole=True))]
+        finally:
+            await engine.close()
+
+    heard = Heard()
+    heard.add(json.loads(call.reply(SERVED).whole([asyncio.run(run())]))["choices"][0])
+    return heard.tokens
 
 
 def spelled(plan: Plan) -> str:
