@@ -36,6 +36,8 @@ MODEL = "lmlite-tiny"
 CONTEXT = 2048
 PATHS = ("/v1/chat/completions", "/api/v0/chat/completions")
 NEAR_TIE = 0.1  # nats
+CHOICES = 128
+"""Candidates looked at for a near tie: what a schema allows may be far from the likeliest."""
 SERVER: dict[str, Any] = {
     "context_length": CONTEXT, "kv_cells": CONTEXT, "parallel": 4, "threads": 1, "spill": 4, "v0_extras": True
 }  # fmt: skip
@@ -285,9 +287,9 @@ def judge_text(plan: Plan, heard: Heard) -> Verdict:
         if expected.calls or heard.calls:
             tokens = raw_tokens(plan.body)
         else:
-            tokens = alone({**plan.body, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}).tokens
+            tokens = alone({**plan.body, "logprobs": True, "ignore_eos": True}, CHOICES).tokens
     except LmError:  # a grammar that is complete has no token after its end
-        tokens = alone({**plan.body, "logprobs": True, "top_logprobs": 20}).tokens
+        tokens = alone({**plan.body, "logprobs": True}, CHOICES).tokens
     if parts_at_a_near_tie(tokens, heard):
         return Verdict(tied=True)
     return Verdict(f"alone it is {expected.said!r}, it was {heard.said!r}")
@@ -337,15 +339,18 @@ def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard) -> bool:
     return False
 
 
-def alone(body: dict[str, Any]) -> Heard:
+def alone(body: dict[str, Any], top_logprobs: int | None = None) -> Heard:
     """What an engine that has just been started and never serves another request says to `body`."""
     call = parse_chat(body)
+    asked = replace(call.runs[0], whole=True)
+    if top_logprobs is not None:
+        asked = replace(asked, top_logprobs=top_logprobs)
 
     async def run() -> list[Event]:
         engine = await Engine.open(Thread(), "alone")
         try:
             await engine.load(LoadSpec((bundled_model(),), LoadSettings(context_length=CONTEXT, parallel=1, threads=1)))
-            return [event async for event in engine.run(replace(call.runs[0], whole=True))]
+            return [event async for event in engine.run(asked)]
         finally:
             await engine.close()
 
@@ -356,7 +361,7 @@ def alone(body: dict[str, Any]) -> Heard:
 
 def raw_tokens(body: dict[str, Any]) -> list[dict[str, Any]]:
     """The tokens of the answer alone as text, with nothing read out of it: what a schema rules is not in it."""
-    call = parse_chat({**body, "logprobs": True, "top_logprobs": 20})
+    call = parse_chat({**body, "logprobs": True})
 
     async def run() -> list[Event]:
         engine = await Engine.open(Thread(), "alone")
@@ -365,7 +370,8 @@ def raw_tokens(body: dict[str, Any]) -> list[dict[str, Any]]:
             asked = call.runs[0]
             assert isinstance(asked.prompt, Chat)
             prompt = Text(await engine.render(asked.prompt))
-            return [event async for event in engine.run(replace(asked, prompt=prompt, grammar=None, whole=True))]
+            plain = replace(asked, prompt=prompt, grammar=None, whole=True, top_logprobs=CHOICES)
+            return [event async for event in engine.run(plain)]
         finally:
             await engine.close()
 
