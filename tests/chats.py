@@ -288,9 +288,11 @@ def judge_text(plan: Plan, heard: Heard) -> Verdict:
             tokens = raw_tokens(plan.body)
         else:
             tokens = alone({**plan.body, "logprobs": True, "ignore_eos": True}, CHOICES).tokens
-    except LmError:  # a grammar that is complete has no token after its end
+        may_end = True
+    except LmError:  # a grammar that is complete has no token after its end, and before that it has no end
         tokens = alone({**plan.body, "logprobs": True}, CHOICES).tokens
-    if parts_at_a_near_tie(tokens, heard):
+        may_end = False
+    if parts_at_a_near_tie(tokens, heard, may_end):
         return Verdict(tied=True)
     return Verdict(f"alone it is {expected.said!r}, it was {heard.said!r}")
 
@@ -312,10 +314,11 @@ def parts_while_thinking(plan: Plan, expected: str, heard: str) -> bool:
     return False
 
 
-def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard) -> bool:
+def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard, may_end: bool) -> bool:
     """Whether `heard` follows an answer given alone up to where another token was all but as likely as the one chosen.
 
-    `tokens` were chosen with the end of the turn forbidden: where it was the likeliest, the answer alone ended.
+    If it may end anywhere, `tokens` were chosen with the end of the turn forbidden: where it was the likeliest, the answer
+    alone ended.
     """
     raw = heard.raw()
     at = 0
@@ -323,7 +326,7 @@ def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard) -> bool:
         chosen = bytes(token["bytes"])
         tops = {bytes(top["bytes"]): float(top["logprob"]) for top in token["top_logprobs"]}
         ends = max((logprob for top, logprob in tops.items() if top in END_OF_TURN), default=-math.inf)
-        ended = ends > token["logprob"]
+        ended = may_end and ends > token["logprob"]
         reference = ends if ended else token["logprob"]
         near = [top for top, logprob in tops.items() if abs(logprob - reference) < NEAR_TIE and (ended or top != chosen)]
         if raw is None:  # where they part cannot be told: somewhere there must have been a choice

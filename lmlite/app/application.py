@@ -1,0 +1,107 @@
+"""The joiner: a request is routed, its endpoint answers it, and what fails is spelled in the words of its family."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..api import openai_error
+from ..config import Config
+from ..errors import HttpError, LmError, QueueFull, UnexpectedEndpoint
+from ..wire.connection import Connection, Hooks, Reply, Request, no_precheck
+from ..wire.guard import Policy, preflight
+from ..wire.http1 import Headers
+from ..wire.router import Router
+from .routes import FAMILIES, ROUTES, Spelling
+from .state import Endpoint, State, fact
+
+if TYPE_CHECKING:
+    from ..core.worker import Placement
+
+
+class App(State):
+    """The state, its routes, and the connections there are."""
+
+    def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
+        super().__init__(config, place)
+        self._router: Router[Endpoint] = Router(ROUTES)
+        self._policy = Policy.of([config.host], config.allow_host, config.allow_origin)
+        self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed)
+        self._connections: set[Connection] = set()
+        self._deserted = asyncio.Event()  # no connection is left
+        self._deserted.set()
+        self._draining = False
+
+    # ---- life
+
+    def connect(self) -> Connection:
+        """The protocol of one new connection."""
+        return Connection(self._hooks, self._policy)
+
+    def _opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._deserted.clear()
+        if self._draining:
+            connection.shutdown()
+
+    def _closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._deserted.set()
+
+    def drain(self) -> None:
+        """No further request is taken; those that run go on."""
+        self._draining = True
+        for connection in list(self._connections):
+            connection.shutdown()
+
+    def expire(self) -> None:
+        """The requests that still run end now, with `ShuttingDown`."""
+        self.expired = True
+        for connection in list(self._connections):
+            connection.cancel()
+
+    async def deserted(self) -> None:
+        """Returns once the last connection is closed."""
+        await self._deserted.wait()
+
+    async def close(self) -> None:
+        for connection in list(self._connections):
+            connection.abort()
+        await self.models.close()
+
+    # ---- one request
+
+    async def handle(self, request: Request, reply: Reply) -> None:
+        if request.method == "OPTIONS" and (allowed := preflight(self._policy, request.method, request.headers)):
+            reply.whole(204, b"", allowed)
+            return
+        match = self._router.match(request.method, request.path, request.target)
+        await match.route.endpoint(self, request, reply, "".join(match.parameters.values()))
+
+    def spell_error(self, request: Request | None, exc: Exception) -> tuple[int, Headers, bytes]:
+        """The whole answer to a request that failed before an answer to it had begun."""
+        error = fact(exc)
+        status, body = spelling(request.path if request else "")(error)
+        return status, headers_of(error), body.encode()
+
+
+def spelling(path: str) -> Spelling:
+    """The words of the family that `path` belongs to."""
+    for prefix, error in FAMILIES:
+        if path == prefix or path.startswith(prefix + "/"):
+            return error
+    return openai_error.error
+
+
+def headers_of(error: LmError) -> tuple[tuple[str, str], ...]:
+    match error:
+        case HttpError(headers=headers):
+            return headers
+        case UnexpectedEndpoint(allow=allow) if allow:
+            return (("Allow", ", ".join(allow)),)
+        case QueueFull(retry_after_s=seconds):
+            return (("Retry-After", str(seconds)),)
+        case _:
+            return ()

@@ -1,0 +1,107 @@
+"""Endpoints that generate: a request is read by its dialect, given a leased engine, and its events go back as bytes.
+
+Every dialect goes through `generating`: whole answers are a fold over the events that a stream carries. A stream starts
+with its first event, so that what fails before it is an HTTP status; what fails later is the stream's last event. A client
+that leaves cancels its request down to the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..api.call import Call, Frame
+from ..api.call import Reply as Spelled
+from ..api.fields import INLINE_BYTES_MAX, parse_body
+from ..api.served import Served
+from ..errors import ShuttingDown
+from ..events import Event
+from ..request import Generate
+from ..wire import sse
+from ..wire.connection import Reply, Request
+from .state import Endpoint, State, fact
+
+if TYPE_CHECKING:
+    from ..core.engine import Engine
+
+T = TypeVar("T")
+
+
+def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
+    """The endpoint of a dialect that generates."""
+
+    async def endpoint(app: State, request: Request, reply: Reply, _: str) -> None:
+        call = await parsed(parse, request.body)
+        async with app.models.lease(call.model, call.needs, call.ttl_s, call.draft_model) as lease:
+            if call.stream:
+                await stream(app, call, app.served(lease), lease.engine, reply)
+            else:
+                await answer(call, app.served(lease), lease.engine, reply)
+
+    return endpoint
+
+
+async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes) -> T:
+    """A large body is read in a thread: others' streams must not wait for it."""
+    if len(body) <= INLINE_BYTES_MAX:
+        return parse(parse_body(body))
+    return await asyncio.to_thread(lambda: parse(parse_body(body)))
+
+
+async def answer(call: Call, served: Served, engine: Engine, reply: Reply) -> None:
+    async def collect(work: Generate) -> list[Event]:
+        return [event async for event in engine.run(replace(work, whole=True))]
+
+    events = await together([collect(work) for work in call.runs])
+    reply.whole(200, call.reply(served).whole(events).encode())
+
+
+async def stream(app: State, call: Call, served: Served, engine: Engine, reply: Reply) -> None:
+    """One write per batch of a run, however many events and frames that is."""
+    spelled = call.reply(served)
+
+    def take(index: int, events: list[Event]) -> bool:
+        said = spell(spelled, index, events)
+        if not reply.started:  # until there is an event, a failure is an HTTP status
+            reply.start(200, sse.HEADERS)
+            said = frames(spelled.begin()) + said
+        reply.write(said)
+        return not reply.paused
+
+    try:
+        runs = (engine.run(work).feed(partial(take, index), reply.drain) for index, work in enumerate(call.runs))
+        await together(list(runs))
+        last = spelled.end()
+    except asyncio.CancelledError:
+        if not (app.expired and reply.started):
+            raise
+        last = spelled.failed(ShuttingDown())
+    except Exception as exc:  # noqa: BLE001 - a stream that has begun must not end without a word
+        if not reply.started:
+            raise
+        last = spelled.failed(fact(exc))
+    reply.finish(frames(last))
+
+
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all; the first failure ends the others."""
+    if len(works) == 1:
+        return [await works[0]]
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def spell(spelled: Spelled, index: int, events: Iterable[Event]) -> bytes:
+    return b"".join([sse.frame(name, payload) for event in events for name, payload in spelled.stream(index, event)])
+
+
+def frames(pairs: Iterable[Frame]) -> bytes:
+    return b"".join([sse.frame(name, payload) for name, payload in pairs])

@@ -1,0 +1,153 @@
+"""The models of one server: what is on disk and what is loaded, opened as the configuration says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Final
+
+from ..card import Instance, ModelCard
+from ..config import Config
+from ..errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from ..core.catalog import Catalog
+    from ..core.pool import Lease, Needs, Pool
+    from ..core.worker import Placement
+
+log = logging.getLogger(__name__)
+
+RESCAN_S: Final = 1.0
+"""A list of models is at most this old: a client that polls must not keep the disk busy."""
+
+
+def open_catalog(config: Config) -> Catalog:
+    """The models of `config`, or the bundled one where there are none."""
+    from ..core.catalog import Catalog, model_folders
+
+    folders = model_folders(config.home, config.models_dir, os.environ)
+    return Catalog(folders, config.models, aliases=dict(config.alias), bundled=True)
+
+
+def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] | None = None) -> Pool:
+    """`place` stands in for the configured placement; tests put a fake engine there."""
+    from ..core.payloads import LoadSettings, Lora
+    from ..core.pool import Pool
+    from ..core.worker import Process, Thread
+
+    k_type, _, v_type = config.kv_type.partition(",")
+    settings = LoadSettings(
+        context_length=config.context_length,
+        parallel=config.parallel,
+        max_queue=config.max_queue,
+        kv_cells=config.kv_cells,
+        eval_batch_size=config.eval_batch_size,
+        threads=config.threads,
+        gpu_layers=config.gpu_layers,
+        flash_attention={"on": True, "off": False}.get(config.flash_attention),
+        k_cache_type=k_type,
+        v_cache_type=v_type or k_type,
+        offload_kv_cache=config.kv_offload,
+        n_experts=config.experts,
+        mmap=config.mmap,
+        mlock=config.mlock,
+        main_gpu=config.main_gpu,
+        split_mode=config.split_mode,
+        tensor_split=config.tensor_split,
+        idle_cells=config.idle_cells,
+        spill_bytes=config.spill if config.spill < 0 else config.spill << 20,
+        loras=tuple(Lora(path, scale) for path, scale in config.lora),
+    )
+    if place is None:
+        place = Thread if config.isolation == "thread" else lambda: Process(log=log.error)
+    return Pool(catalog, place, settings, config.ttl or None)
+
+
+class Models:
+    """What is on disk and what is loaded, for one event loop.
+
+    The disk is looked at in a thread, by one at a time and not too often. The first look brings the code for all of
+    this too: a server is ready before that.
+    """
+
+    def __init__(self, config: Config, place: Callable[[], Placement] | None = None, max_age_s: float = RESCAN_S):
+        self.max_age_s = max_age_s
+        self._config, self._place = config, place
+        self._opened: tuple[Catalog, Pool] | None = None
+        self._look: asyncio.Future[None] | None = None
+        self._looked_at = -math.inf
+
+    # ---- on disk
+
+    async def cards(self) -> tuple[ModelCard, ...]:
+        """All models, as the disk was at most `max_age_s` ago."""
+        now = asyncio.get_running_loop().time()
+        catalog, _ = await self._current(again=now - self._looked_at >= self.max_age_s)
+        return catalog.cards()
+
+    async def resolve(self, name: str, param: str = "model") -> ModelCard:
+        """The model that the field `param` names; the disk is looked at again for one that is unknown. Raises
+        `ModelNotFound`."""
+        catalog, _ = await self._current()
+        card = catalog.resolve(name)
+        if card is None:
+            known = await self.cards()
+            card = catalog.resolve(name)
+            if card is None:
+                raise ModelNotFound(name, tuple(card.id for card in known), param)
+        return card
+
+    async def _current(self, again: bool = False) -> tuple[Catalog, Pool]:
+        if self._opened is None or again:
+            if self._look is None:
+                self._look = asyncio.get_running_loop().run_in_executor(None, self._scan)
+                self._look.add_done_callback(self._note)
+            await asyncio.shield(self._look)  # others wait for the same one
+        assert self._opened is not None
+        return self._opened
+
+    def _scan(self) -> None:
+        """Runs in a thread."""
+        if self._opened is not None:
+            self._opened[0].rescan()
+            return
+        catalog = open_catalog(self._config)
+        catalog.rescan()
+        self._opened = catalog, open_pool(self._config, catalog, self._place)
+
+    def _note(self, look: asyncio.Future[None]) -> None:
+        self._look = None
+        self._looked_at = asyncio.get_running_loop().time()
+
+    # ---- loaded
+
+    @contextlib.asynccontextmanager
+    async def lease(
+        self, name: str | None, needs: Needs, ttl_s: float | None = None, draft: str | None = None
+    ) -> AsyncIterator[Lease]:
+        """See `Pool.lease`."""
+        _, pool = await self._current()
+        if name is not None:
+            await self.resolve(name)
+        if draft is not None:
+            await self.resolve(draft, "draft_model")
+        async with pool.lease(name, needs, ttl_s, draft=draft) as lease:
+            yield lease
+
+    async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:
+        """A lease for what every type of model can do."""
+        from ..core.pool import purpose
+
+        return self.lease(name, "text" if name is None else purpose(await self.resolve(name)))
+
+    def instances(self) -> tuple[Instance, ...]:
+        return self._opened[1].instances() if self._opened else ()
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened[1].close()

@@ -1,0 +1,62 @@
+"""Endpoints for what is asked of a model besides text: vectors, scores, tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Final
+
+from ..api import rerank, tokens
+from ..api.call import EmbedCall
+from ..wire.connection import Reply, Request
+from .generation import parsed
+from .state import Endpoint, State
+
+TURN_S: Final = 0.005
+"""How long one request may keep the event loop, where its work can be cut."""
+
+
+def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
+    async def endpoint(app: State, request: Request, reply: Reply, _: str) -> None:
+        call = await parsed(parse, request.body)
+        async with app.models.lease(call.model, "embedding", call.ttl_s) as lease:
+            vectors = await lease.engine.embed(call.embed)
+            served = app.served(lease)
+        reply.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
+
+    return endpoint
+
+
+async def in_turns(pieces: Iterable[str]) -> AsyncIterator[str]:
+    """The pieces, with other requests' turns in between where they take long to make."""
+    clock = asyncio.get_running_loop().time
+    turn_began = clock()
+    for piece in pieces:
+        yield piece
+        if clock() - turn_began > TURN_S:
+            await asyncio.sleep(0)
+            turn_began = clock()
+
+
+async def score(app: State, request: Request, reply: Reply, _: str) -> None:
+    call = await parsed(rerank.parse_rerank, request.body)
+    async with app.models.lease(call.model, "rerank", call.ttl_s) as lease:
+        scores = await lease.engine.rerank(call.rerank)
+        served = app.served(lease)
+    reply.whole(200, call.reply(served, scores).encode())
+
+
+async def tokenize(app: State, request: Request, reply: Reply, _: str) -> None:
+    call = await parsed(tokens.parse_tokenize, request.body)
+    async with await app.models.lease_any(call.model) as lease:
+        ids, pieces = await lease.engine.tokenize(
+            call.text, add_special=call.add_special, parse_special=call.parse_special
+        )
+    reply.whole(200, call.reply(ids, pieces).encode())
+
+
+async def detokenize(app: State, request: Request, reply: Reply, _: str) -> None:
+    call = await parsed(tokens.parse_detokenize, request.body)
+    async with await app.models.lease_any(call.model) as lease:
+        text = await lease.engine.detokenize(call.tokens)
+    reply.whole(200, call.reply(text).encode())

@@ -1,0 +1,41 @@
+"""Which endpoint answers what, and in whose words its errors are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from ..api import lmstudio_v0, lmstudio_v1, openai_chat, openai_embeddings, openai_text
+from ..errors import LmError
+from ..wire.router import Route
+from . import listing, questions
+from .generation import generating
+from .state import Endpoint
+
+Spelling = Callable[[LmError], tuple[int, str]]
+
+ROUTES: Final[tuple[Route[Endpoint], ...]] = (
+    Route("GET", "/health", listing.health),
+    Route("GET", "/lmstudio-greeting", listing.greet),
+    # OpenAI
+    Route("GET", "/v1/models", listing.list_openai),
+    Route("GET", "/v1/models/{model}", listing.show_openai),
+    Route("POST", "/v1/chat/completions", generating(openai_chat.parse_chat)),
+    Route("POST", "/v1/completions", generating(openai_text.parse_completions)),
+    Route("POST", "/v1/embeddings", questions.embedding(openai_embeddings.parse_embeddings)),
+    # shapes of other servers, and of our own
+    Route("POST", "/v1/rerank", questions.score),
+    Route("POST", "/rerank", questions.score),
+    Route("POST", "/v1/tokenize", questions.tokenize),
+    Route("POST", "/v1/detokenize", questions.detokenize),
+    # LM Studio
+    Route("GET", "/api/v0/models", listing.list_v0),
+    Route("GET", "/api/v0/models/{model}", listing.show_v0),
+    Route("POST", "/api/v0/chat/completions", generating(lmstudio_v0.parse_chat)),
+    Route("POST", "/api/v0/completions", generating(lmstudio_v0.parse_completions)),
+    Route("POST", "/api/v0/embeddings", questions.embedding(lmstudio_v0.parse_embeddings)),
+    Route("GET", "/api/v1/models", listing.list_v1),
+)
+
+FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (("/api/v0", lmstudio_v0.error), ("/api/v1", lmstudio_v1.error))
+"""Whose words an error is told in, by the beginning of the path; OpenAI's elsewhere."""

@@ -1,0 +1,55 @@
+"""What the endpoints of one server share, and how they are called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import string
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from ..api.served import Served
+from ..config import Config
+from ..errors import InternalError, LmError
+from ..wire.connection import Reply, Request
+from .models import Models
+
+if TYPE_CHECKING:
+    from ..core.pool import Lease
+    from ..core.worker import Placement
+
+log = logging.getLogger(__name__)
+
+SUFFIX_LETTERS: Final = string.ascii_lowercase + string.digits
+SUFFIX_LENGTH: Final = 22
+
+
+class State:
+    """Lives in one event loop. `expired` tells that the requests which still run have no time left."""
+
+    def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
+        self.config = config
+        self.models = Models(config, place)
+        self.expired = False
+
+    def served(self, lease: Lease) -> Served:
+        return Served(
+            suffix="".join([SUFFIX_LETTERS[byte % len(SUFFIX_LETTERS)] for byte in os.urandom(SUFFIX_LENGTH)]),
+            created=int(time.time()),
+            model=lease.instance.id,
+            instance=lease.instance,
+            extras=self.config.v0_extras,
+        )
+
+
+Endpoint = Callable[[State, Request, Reply, str], Awaitable[None]]
+"""Answers one request; the text is the parameter in its path, if the route has one."""
+
+
+def fact(exc: Exception) -> LmError:
+    """What a client is told of `exc`; what is no fact but a bug goes to the log."""
+    if isinstance(exc, LmError):
+        return exc
+    log.error("a request failed", exc_info=exc)
+    return InternalError()
