@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .settings import ModelSettings
+
 ModelType = Literal["llm", "vlm", "embedding"]
 
 
@@ -29,6 +31,7 @@ class ModelCard:
     trained_for_tool_use: bool = False
     reranks: bool = False  # of type "embedding", but it scores documents and gives no vectors
     problem: str | None = None  # why it cannot be loaded; None: nothing seen
+    settings: ModelSettings = ModelSettings()  # the user's own for this model over those of its model.yaml
 
 
 @dataclass(slots=True, frozen=True)

@@ -14,9 +14,9 @@ GENERATED = PACKAGE / "core" / "_lib.py"
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != GENERATED)
 
 RANKS = {
-    **{"errors": 0},
+    **dict.fromkeys(("errors", "settings"), 0),
     **dict.fromkeys(("config", "request", "events", "card"), 1),
-    **dict.fromkeys(("wire", "api", "core", "mcp", "store"), 2),
+    **dict.fromkeys(("wire", "api", "core", "hub", "mcp", "store"), 2),
     **{"app": 3},
     **{"server": 4},
     **dict.fromkeys(("__init__", "__main__", "embedded", "cli"), 5),

@@ -14,6 +14,9 @@ from .. import __version__
 from ..errors import BuildError, ConfigError, LmError
 from . import serve
 
+GROUPS = (serve,)
+"""Modules with `add(commands)`, which adds parsers whose default `run` is called with the parsed arguments and the
+environment, and returns the exit code."""
 FAILED, WRONG_OPTION = 1, 2
 
 
@@ -27,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return WRONG_OPTION
     try:
-        flags = {name: value for name, value in vars(arguments).items() if name not in ("version", "command")}
-        return serve.run(flags, os.environ)
+        code: int = arguments.run(arguments, os.environ)
+        return code
     except ConfigError as error:
         print(f"lmlite: {error}", file=sys.stderr)
         return WRONG_OPTION
@@ -45,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", "-V", action="store_true", help="show the versions of lmlite and llama.cpp")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    serve.add(commands)
+    for group in GROUPS:
+        group.add(commands)
     return parser
 
 

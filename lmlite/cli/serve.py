@@ -31,6 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     for option in options():
         add_option(parser, option)
+    parser.set_defaults(run=run)
 
 
 def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
@@ -47,8 +48,9 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         parser.add_argument(option.flag, metavar=option.kind.metavar, help=help)
 
 
-def run(flags: Mapping[str, object], environ: Mapping[str, str]) -> int:
-    given = {name: value for name, value in flags.items() if value != []}
+def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    names = {option.name for option in options()}
+    given = {name: value for name, value in vars(arguments).items() if name in names and value != []}
     config = gather(given, environ)
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
