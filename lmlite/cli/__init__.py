@@ -1,6 +1,6 @@
 """The `lmlite` command: argv in, exit code out. Data goes to stdout, messages to stderr.
 
-Exit codes: 0 done, 1 failed, 2 a wrong option (nothing was started). One module per group of commands.
+Exit codes: 0 done, 1 failed, 2 a wrong option (nothing was started), 130 interrupted. One module per group of commands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import serve
 GROUPS = (serve,)
 """Modules with `add(commands)`, which adds parsers whose default `run` is called with the parsed arguments and the
 environment, and returns the exit code."""
-FAILED, WRONG_OPTION = 1, 2
+FAILED, WRONG_OPTION, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WRONG_OPTION
     try:
         code: int = arguments.run(arguments, os.environ)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # whoever reads has seen enough; the interpreter must not try to flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
     except ConfigError as error:
         print(f"lmlite: {error}", file=sys.stderr)
         return WRONG_OPTION

@@ -1,0 +1,244 @@
+"""Talks HTTP to the server of this home, for commands that ask it something.
+
+Every failure is an `LmError`: `NotRunning` if nothing answers, `ServerError` for what the server refuses or breaks off.
+Proxies are never asked: the server is this machine's, or the one that was named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..config import gather
+from ..errors import LmError
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection, HTTPResponse
+
+LOCK_NAME: Final = "server.lock"
+"""In the home folder: the running server's `{"pid", "port", "url", "version"}`."""
+MAX_LOCK_BYTES: Final = 1 << 16
+TOKEN_VARIABLES: Final = ("LMLITE_API_TOKEN", "LM_API_TOKEN")
+CONNECT_S: Final = 5.0
+"""A server that runs accepts at once; only one on another machine takes a while."""
+ANSWER_S: Final = 30.0
+"""For what only tells what is known. What may load a model has no limit of its own."""
+MAX_LINE: Final = 1 << 24
+"""Bytes of one line of an event: far above any of ours, and a bound for what answers instead of the server."""
+ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Addresses to listen on that are none to connect to."""
+
+
+class NotRunning(LmError):
+    """No server answers at `url`."""
+
+    status, code = 503, "not_running"
+
+    def __init__(self, url: str):
+        super().__init__(f"The server is not running at {url}. Start it with: lmlite server start")
+        self.url = url
+
+
+class ServerError(LmError):
+    """The server's own refusal, or `connection_lost` and `bad_answer` for what is none of its answers."""
+
+    def __init__(self, status: int, code: str | None, message: str):
+        super().__init__(message)
+        self.status, self.code = status, code or "unknown"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that all commands have which talk to a server; see `terminal.say` for those about messages."""
+    of_server = parser.add_argument_group("the server to talk to")
+    of_server.add_argument("--host", metavar="ADDRESS", help="its address (default: this machine's)")
+    of_server.add_argument("--port", type=_port, metavar="N", help="its port (default: that of the running server)")
+    messages = parser.add_argument_group("messages on stderr")
+    messages.add_argument("--quiet", action="store_true", help="none but errors")
+    messages.add_argument("--verbose", action="store_true", help="more of them")
+    levels = ("debug", "info", "warn", "error", "none")
+    messages.add_argument("--log-level", choices=levels, default="info", help="which are shown (default: info)")
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text[:6]) < 1 << 16:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port, which is a number from 1 to 65535")
+
+
+class Client:
+    """One server. Every call is a connection of its own."""
+
+    def __init__(self, host: str, port: int, token: str | None = None):
+        self.host, self.port, self._token = ANY_ADDRESS.get(host, host), port, token
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str], host: str | None = None, port: int | None = None) -> Client:
+        """The running server of this home, or the one that `host` and `port` name. Raises `NotRunning` if the home's
+        lock names a process that is no more; where there is no lock, the first call may do so."""
+        config = gather({"host": host, "insecure_no_auth": True} if host is not None else {}, environ)
+        if host is None and port is None and (owner := read_lock(config.home / LOCK_NAME)) is not None:
+            client = cls(config.host, owner["port"], _token(environ))
+            if not _is_alive(owner["pid"]):
+                raise NotRunning(client.url)
+            return client
+        return cls(config.host, config.port if port is None else port, _token(environ))
+
+    @property
+    def url(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    def is_running(self) -> bool:
+        try:
+            self.get("/health")
+        except NotRunning:
+            return False
+        except ServerError:  # something answers, so the port is taken
+            pass
+        return True
+
+    def get(self, path: str) -> Any:
+        """The answer's JSON."""
+        return self._whole("GET", path, None, ANSWER_S)
+
+    def post(self, path: str, body: Any) -> Any:
+        """The answer's JSON; waits for it as long as the server takes."""
+        return self._whole("POST", path, body, None)
+
+    def events(self, method: str, path: str, body: Any = None) -> Iterator[tuple[str | None, Any]]:
+        """The names and JSON payloads of server-sent events until the server's end, or the caller's: closing the iterator
+        closes the connection. An `error` event is raised as `ServerError`."""
+        connection, response = self._ask(method, path, body, None)
+        try:
+            if not response.headers.get_content_type() == "text/event-stream":
+                raise ServerError(502, "bad_answer", f"{self.url}{path} answers with something else than events")
+            for name, data in read_events(response):
+                if data == "[DONE]":
+                    return
+                payload = _json(data)
+                if name == "error":
+                    raise _refusal(502, payload)
+                yield name, payload
+        except Exception as error:
+            raise _lost(error) from None
+        finally:
+            connection.close()
+
+    def _whole(self, method: str, path: str, body: Any, timeout_s: float | None) -> Any:
+        connection, response = self._ask(method, path, body, timeout_s)
+        try:
+            return _json(response.read())
+        except Exception as error:
+            raise _lost(error) from None
+        finally:
+            connection.close()
+
+    def _ask(
+        self, method: str, path: str, body: Any, timeout_s: float | None
+    ) -> tuple[HTTPConnection, HTTPResponse]:
+        """A response of status 2xx, its body still to be read."""
+        connection = self._connect()
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        content = None
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            content = json.dumps(body).encode()
+        try:
+            connection.sock.settimeout(timeout_s)
+            connection.request(method, path, content, headers)
+            response = connection.getresponse()
+            if not 200 <= response.status < 300:
+                raise _refusal(response.status, _json(response.read()))
+        except BaseException as error:
+            connection.close()
+            raise _lost(error) from None
+        return connection, response
+
+    def _connect(self) -> HTTPConnection:
+        from http.client import HTTPConnection
+
+        connection = HTTPConnection(self.host, self.port, timeout=CONNECT_S)
+        try:
+            connection.connect()
+        except (OSError, UnicodeError):
+            raise NotRunning(self.url) from None
+        return connection
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    return next((environ[name] for name in TOKEN_VARIABLES if environ.get(name)), None)
+
+
+# ---- the lock --------------------------------------------------------------------------------------------------------
+
+
+def read_lock(path: Path) -> dict[str, Any] | None:
+    """What the server that has or had this home says of itself, if that makes sense."""
+    try:
+        with open(path, "rb") as file:
+            owner = json.loads(file.read(MAX_LOCK_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    sound = isinstance(owner, dict) and all(type(owner.get(key)) is int and owner[key] > 0 for key in ("pid", "port"))
+    return owner if sound else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+def read_events(response: HTTPResponse) -> Iterator[tuple[str | None, str]]:
+    """The names and data of server-sent events; one that was cut off is none (WHATWG: server-sent events)."""
+    name: str | None = None
+    data: list[str] = []
+    while line := response.readline(MAX_LINE):
+        key, _, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(":")
+        value = value.removeprefix(" ")
+        if key == "event":
+            name = value
+        elif key == "data":
+            data.append(value)
+        elif not key and line.strip() == b"":
+            if data:
+                yield name, "\n".join(data)
+            name, data = None, []
+
+
+def _json(text: str | bytes) -> Any:
+    """Raises `ServerError` for what is no JSON: another program has the port."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ServerError(502, "bad_answer", "the answer is not JSON; is this an lmlite server?") from None
+
+
+def _refusal(status: int, payload: Any) -> ServerError:
+    """LM Studio's error shapes: a text, or an object with a message and perhaps a code."""
+    error = payload.get("error") if isinstance(payload, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        code = error.get("code") or error.get("type")
+        return ServerError(status, code if isinstance(code, str) else None, error["message"])
+    return ServerError(status, None, error if isinstance(error, str) else f"the server answers with status {status}")
+
+
+def _lost(error: BaseException) -> BaseException:
+    """`error`, told as a fact if it is a connection's."""
+    from http.client import HTTPException
+
+    if isinstance(error, TimeoutError):
+        return ServerError(504, "no_answer", f"the server does not answer within {ANSWER_S:g} s")
+    if isinstance(error, (OSError, HTTPException)):
+        return ServerError(503, "connection_lost", "the connection to the server is lost")
+    return error
