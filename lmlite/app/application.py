@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..api import openai_error
 from ..config import Config
 from ..errors import HttpError, LmError, QueueFull, UnexpectedEndpoint
+from ..metrics import OTHER
 from ..wire.connection import Connection, Hooks, Reply, Request, no_precheck
 from ..wire.guard import Policy, preflight
 from ..wire.http1 import Headers
@@ -19,6 +21,13 @@ from .state import Endpoint, State, fact
 if TYPE_CHECKING:
     from ..core.worker import Placement
 
+log = logging.getLogger(__name__)
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+CLIENT_LEFT: Final = 499
+"""Counted for a client that left before its answer began; nginx's number, which dashboards know."""
+POLLED: Final = frozenset({"/health", "/metrics", "/lmstudio-greeting"})
+"""What is asked every few seconds by machines: no news in a log."""
 
 class App(State):
     """The state, its routes, and the connections there are."""
@@ -27,7 +36,7 @@ class App(State):
         super().__init__(config, place)
         self._router: Router[Endpoint] = Router(ROUTES)
         self._policy = Policy.of([config.host], config.allow_host, config.allow_origin)
-        self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed)
+        self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed, self._answered)
         self._connections: set[Connection] = set()
         self._deserted = asyncio.Event()  # no connection is left
         self._deserted.set()
@@ -41,12 +50,14 @@ class App(State):
 
     def _opened(self, connection: Connection) -> None:
         self._connections.add(connection)
+        self.n_connections = len(self._connections)
         self._deserted.clear()
         if self._draining:
             connection.shutdown()
 
     def _closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self.n_connections = len(self._connections)
         if not self._connections:
             self._deserted.set()
 
@@ -78,6 +89,7 @@ class App(State):
             reply.whole(204, b"", allowed)
             return
         match = self._router.match(request.method, request.path, request.target)
+        reply.route = match.route.pattern
         await match.route.endpoint(self, request, reply, "".join(match.parameters.values()))
 
     def spell_error(self, request: Request | None, exc: Exception) -> tuple[int, Headers, bytes]:
@@ -85,6 +97,18 @@ class App(State):
         error = fact(exc)
         status, body = spelling(request.path if request else "")(error)
         return status, headers_of(error), body.encode()
+
+    def _answered(self, request: Request | None, reply: Reply) -> None:
+        """Counts the request, and logs that it was, without what it said: a query may hold a key."""
+        method = request.method if request is not None and request.method in METHODS else OTHER
+        seconds = asyncio.get_running_loop().time() - reply.began
+        status = reply.status or CLIENT_LEFT
+        self.metrics.answered(reply.route or OTHER, method, status, seconds)
+        level = logging.DEBUG if reply.route in POLLED else logging.INFO
+        if request is not None and log.isEnabledFor(level):
+            path = ascii(request.path)[1:-1]
+            left = "" if reply.complete else ", not to its end"
+            log.log(level, "%s %.200s: %d%s, %.0f ms", method, path, status, left, seconds * 1000)
 
 
 def spelling(path: str) -> Spelling:

@@ -8,7 +8,7 @@ that leaves cancels its request down to the engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,13 +19,12 @@ from ..api.fields import INLINE_BYTES_MAX, parse_body
 from ..api.served import Served
 from ..errors import ShuttingDown
 from ..events import Event
-from ..request import Generate
 from ..wire import sse
 from ..wire.connection import Reply, Request
 from .state import Endpoint, State, fact
 
 if TYPE_CHECKING:
-    from ..core.engine import Engine
+    from ..core.engine import Engine, Run
 
 T = TypeVar("T")
 
@@ -39,7 +38,7 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
             if call.stream:
                 await stream(app, call, app.served(lease), lease.engine, reply)
             else:
-                await answer(call, app.served(lease), lease.engine, reply)
+                await answer(app, call, app.served(lease), lease.engine, reply)
 
     return endpoint
 
@@ -51,11 +50,21 @@ async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes) -> T:
     return await asyncio.to_thread(lambda: parse(parse_body(body)))
 
 
-async def answer(call: Call, served: Served, engine: Engine, reply: Reply) -> None:
-    async def collect(work: Generate) -> list[Event]:
-        return [event async for event in engine.run(replace(work, whole=True))]
+def started(app: State, call: Call, served: Served, engine: Engine) -> Iterator[Run]:
+    """The runs of `call`, each to be counted at its end, even if nobody reads it any more."""
+    model, before = served.instance.card.id, None
+    for work in call.runs:
+        new_prompt = work.prompt is not before  # else it is the same one's further choice
+        before = work.prompt
+        counted = partial(app.metrics.generated, model, new_prompt=new_prompt)
+        yield engine.run(work if call.stream else replace(work, whole=True), counted)
 
-    events = await together([collect(work) for work in call.runs])
+
+async def answer(app: State, call: Call, served: Served, engine: Engine, reply: Reply) -> None:
+    async def collect(run: Run) -> list[Event]:
+        return [event async for event in run]
+
+    events = await together([collect(run) for run in started(app, call, served, engine)])
     reply.whole(200, call.reply(served).whole(events).encode())
 
 
@@ -72,8 +81,8 @@ async def stream(app: State, call: Call, served: Served, engine: Engine, reply: 
         return not reply.paused
 
     try:
-        runs = (engine.run(work).feed(partial(take, index), reply.drain) for index, work in enumerate(call.runs))
-        await together(list(runs))
+        runs = started(app, call, served, engine)
+        await together([run.feed(partial(take, index), reply.drain) for index, run in enumerate(runs)])
         last = spelled.end()
     except asyncio.CancelledError:
         if not (app.expired and reply.started):

@@ -7,16 +7,18 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final
 
 from ..card import Instance, ModelCard
 from ..config import Config
 from ..errors import ModelNotFound
+from ..metrics import Family
 
 if TYPE_CHECKING:
     from ..core.catalog import Catalog
+    from ..core.engine import Engine
     from ..core.pool import Lease, Needs, Pool
     from ..core.worker import Placement
 
@@ -147,6 +149,15 @@ class Models:
 
     def instances(self) -> tuple[Instance, ...]:
         return self._opened[1].instances() if self._opened else ()
+
+    def engines(self) -> tuple[tuple[Instance, Engine], ...]:
+        """See `Pool.engines`."""
+        return self._opened[1].engines() if self._opened else ()
+
+    def counted(self) -> Iterator[Family]:
+        """What became of loads so far."""
+        if self._opened is not None:
+            yield from self._opened[1].counted.families()
 
     async def close(self) -> None:
         if self._opened is not None:

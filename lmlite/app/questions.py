@@ -22,6 +22,7 @@ def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
         async with app.models.lease(call.model, "embedding", call.ttl_s) as lease:
             vectors = await lease.engine.embed(call.embed)
             served = app.served(lease)
+        app.metrics.read(served.instance.card.id, sum(vector.n_tokens for vector in vectors))
         reply.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
 
     return endpoint
@@ -43,6 +44,7 @@ async def score(app: State, request: Request, reply: Reply, _: str) -> None:
     async with app.models.lease(call.model, "rerank", call.ttl_s) as lease:
         scores = await lease.engine.rerank(call.rerank)
         served = app.served(lease)
+    app.metrics.read(served.instance.card.id, sum(score.n_tokens for score in scores))
     reply.whole(200, call.reply(served, scores).encode())
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from ..api import lmstudio_v0, lmstudio_v1, openai_chat, openai_embeddings, openai_text
 from ..errors import LmError
 from ..wire.router import Route
-from . import listing, questions
+from . import listing, metrics, questions
 from .generation import generating
 from .state import Endpoint
 
@@ -17,6 +17,7 @@ Spelling = Callable[[LmError], tuple[int, str]]
 ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/health", listing.health),
     Route("GET", "/lmstudio-greeting", listing.greet),
+    Route("GET", "/metrics", metrics.show),
     # OpenAI
     Route("GET", "/v1/models", listing.list_openai),
     Route("GET", "/v1/models/{model}", listing.show_openai),

@@ -13,6 +13,7 @@ from ..api.served import Served
 from ..config import Config
 from ..errors import InternalError, LmError
 from ..wire.connection import Reply, Request
+from .metrics import Metrics, Reports
 from .models import Models
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ class State:
         self.config = config
         self.models = Models(config, place)
         self.expired = False
+        self.metrics = Metrics()
+        self.reports = Reports()
+        self.n_connections = 0
+        self.started = time.time()
+        self._started_at = time.monotonic()
+
+    def uptime_s(self) -> float:
+        return time.monotonic() - self._started_at
 
     def served(self, lease: Lease) -> Served:
         return Served(

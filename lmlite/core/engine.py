@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from ..errors import LmError
-from ..events import Event, PromptProgress, ReasoningDelta, TextDelta, TokenLogprob, ToolCallArguments, ToolCallStart
+from ..events import (
+    Event,
+    Finished,
+    PromptProgress,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallArguments,
+    ToolCallStart,
+)
 from ..request import Chat, Embed, Embedding, Generate, Rerank, Score
 from .frames import Kind
-from .line import Clock, Line
+from .line import Abandoned, Clock, Line
 from .payloads import (
     Loaded,
     LoadSpec,
@@ -94,9 +103,10 @@ class Engine:
         load; whether the old one still drafts is then unknown."""
         await self._line.ask(Kind.ATTACH_DRAFT, encode(paths_object(paths)), _Answer(Kind.RESULT, read_text))
 
-    def run(self, generate: Generate) -> Run:
-        """Starts when it is first iterated over. See `Run`."""
-        return Run(self._line, generate)
+    def run(self, generate: Generate, on_finished: Callable[[Finished], None] | None = None) -> Run:
+        """Starts when it is first iterated over. See `Run`. `on_finished` is told the end of a run that does not fail, and
+        also of one that was left, once the engine has ended it."""
+        return Run(self._line, generate, on_finished)
 
     async def embed(self, embed: Embed) -> list[Embedding]:
         """One vector per input, in order. Raises `ContextOverflow` with the index of an input that is too long."""
@@ -138,16 +148,16 @@ class Run:
     `contextlib.aclosing(run.batches())` makes the moment exact.
     """
 
-    __slots__ = ("_generate", "_line")
+    __slots__ = ("_generate", "_line", "_on_finished")
 
-    def __init__(self, line: Line, generate: Generate):
-        self._line, self._generate = line, generate
+    def __init__(self, line: Line, generate: Generate, on_finished: Callable[[Finished], None] | None = None):
+        self._line, self._generate, self._on_finished = line, generate, on_finished
 
     async def batches(self) -> AsyncGenerator[list[Event], None]:
         """All that has arrived since the last batch, never empty; texts that arrived together are one `TextDelta`, and so
         with the other deltas."""
         line = self._line
-        stream = _Stream(line)
+        stream = _Stream(line, self._on_finished)
         request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
         try:
             while not stream.over:
@@ -159,7 +169,7 @@ class Run:
             if stream.error is not None:
                 raise stream.error
         finally:
-            line.leave(request_id, stream)
+            line.leave(request_id, stream, self._heir())
 
     async def feed(self, take: Callable[[list[Event]], bool], drained: Callable[[], Awaitable[None]]) -> None:
         """The same batches, each handed to `take` in the very turn of the loop that read it, without a task in between.
@@ -168,7 +178,7 @@ class Run:
         the last batch.
         """
         line = self._line
-        stream = _Stream(line, take)
+        stream = _Stream(line, self._on_finished, take)
         request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
         try:
             while not stream.over:
@@ -179,7 +189,10 @@ class Run:
             if stream.error is not None:
                 raise stream.error
         finally:
-            line.leave(request_id, stream)
+            line.leave(request_id, stream, self._heir())
+
+    def _heir(self) -> _Left | None:
+        return None if self._on_finished is None else _Left(self._on_finished)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         batches = self.batches()
@@ -256,17 +269,35 @@ class _Rows(_Answer[list[T]]):
         return [self._make(row, int(count)) for row, count in zip(self._rows, counts, strict=True)]
 
 
+class _Left(Abandoned):
+    """A generation whose reader has left: what it had cost is still told."""
+
+    __slots__ = ("_on_finished",)
+
+    def __init__(self, on_finished: Callable[[Finished], None]):
+        self._on_finished = on_finished
+
+    def frame(self, kind: int, payload: bytes) -> None:
+        if kind == Kind.FINISHED:
+            self._on_finished(read_finished(payload))
+
+
 class _Stream:
     """The events of one generation, between the arrival of their frames and the moment their reader takes them.
 
     The reader either waits for an `arrival`, or is called: `take` gets each read's events at its end.
     """
 
-    __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_n_calls", "_open", "_take", "_text",
-                 "ended", "error", "held")  # fmt: skip
+    __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_n_calls", "_on_finished", "_open",
+                 "_take", "_text", "ended", "error", "held")  # fmt: skip
 
-    def __init__(self, line: Line, take: Callable[[list[Event]], bool] | None = None):
-        self._line, self._take = line, take
+    def __init__(
+        self,
+        line: Line,
+        on_finished: Callable[[Finished], None] | None,
+        take: Callable[[list[Event]], bool] | None = None,
+    ):
+        self._line, self._on_finished, self._take = line, on_finished, take
         self._events: list[Event] = []
         self._open = _TEXT  # the kind of the delta that is still open
         self._text: list[bytes] = []  # of the same delta
@@ -309,6 +340,8 @@ class _Stream:
             self._close_delta()
             self._events.append(finished)
             self.ended = True
+            if self._on_finished is not None:
+                self._on_finished(finished)
         else:
             raise ValueError(f"kind {kind}")
         self._notify()

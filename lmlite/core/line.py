@@ -61,7 +61,7 @@ class Waiting(Sink, Protocol[T]):
     future: asyncio.Future[T]
 
 
-class _Abandoned:
+class Abandoned:
     """A request whose caller has left; it stays known until the engine has ended it."""
 
     __slots__ = ()
@@ -130,10 +130,10 @@ class Line(asyncio.BufferedProtocol):
         finally:
             self.leave(request_id, reply)
 
-    def leave(self, request_id: int, sink: Sink) -> None:
-        """Cancels the request in the engine, unless it has ended. Never waits."""
+    def leave(self, request_id: int, sink: Sink, heir: Sink | None = None) -> None:
+        """Cancels the request in the engine, unless it has ended. Never waits; what still comes goes to `heir`."""
         if self._sinks.get(request_id) is sink:
-            self._sinks[request_id] = _Abandoned()
+            self._sinks[request_id] = heir or Abandoned()
             if self._transport is not None and not self._ended:
                 self._transport.write(pack(Kind.CANCEL, request_id))
 

@@ -15,6 +15,7 @@ from typing import Final, Literal, Protocol
 
 from ..card import Instance, ModelCard, Runtime
 from ..errors import EngineGone, InternalError, LmError, LoadFailed, ModelNotFound, ShuttingDown, WrongModelType
+from ..metrics import Loads
 from .engine import Engine
 from .gguf import GgufError, read_header
 from .line import Clock, Timer
@@ -104,6 +105,7 @@ class Pool:
     ):
         self._catalog, self._place, self._settings, self._ttl_s = catalog, place, settings, ttl_s
         self._own_clock = clock
+        self.counted = Loads()
         self._slots: dict[str, _Slot] = {}
         self._crashes: dict[str, _Crashes] = {}
         self._closing: dict[asyncio.Task[None], str] = {}  # engines on their way out, by card id
@@ -230,6 +232,7 @@ class Pool:
             )
             spec = LoadSpec(card.paths, await settings_for(card, self._settings))
             slot.instance = instance_of(card, await slot.engine.load(spec, slot.progress))
+            self.counted.loaded(card.id, slot.instance.load_ms / 1000)
             slot.ready.set_result(None)
         except asyncio.CancelledError:
             if slot.engine is not None:
@@ -246,6 +249,7 @@ class Pool:
             raise
 
     def _load_failed(self, slot: _Slot, error: LmError) -> None:
+        self.counted.failed(slot.card.id)
         if self._slots.get(slot.card.id) is slot:
             self._retire(slot, error)
 
@@ -271,6 +275,7 @@ class Pool:
 
     def _lost(self, slot: _Slot) -> None:
         """The engine has ended by itself. Why is known once it is closed; its requests hear it from the engine."""
+        self.counted.crashed(slot.card.id)
         crashes = self._crashes.setdefault(slot.card.id, _Crashes())
         now = self._clock.time()
         crashes.times = [time for time in crashes.times if now - time < CRASH_WINDOW_S] + [now]
@@ -324,6 +329,11 @@ class Pool:
 
     def instances(self) -> tuple[Instance, ...]:
         return tuple(slot.instance for slot in self._slots.values() if slot.instance is not None)
+
+    def engines(self) -> tuple[tuple[Instance, Engine], ...]:
+        """Those that are loaded, without a lease: to be asked how they are, and nothing that is work."""
+        slots = self._slots.values()
+        return tuple((slot.instance, slot.engine) for slot in slots if slot.instance is not None and slot.engine)
 
     def state(self, card_id: str) -> State:
         slot = self._slots.get(card_id)

@@ -64,15 +64,24 @@ class Reply:
         "_connection",
         "_send",
         "_silent",
+        "began",
         "complete",
         "extra_headers",
         "keep_alive",
         "paused",
+        "route",
         "started",
+        "status",
     )
 
-    def __init__(self, connection: Connection, head: http1.Head | None) -> None:
+    def __init__(self, connection: Connection, head: http1.Head | None, began: float) -> None:
         self._connection = connection
+        self.began = began
+        """The loop's time when the request's head had come."""
+        self.route = ""
+        """What the app calls requests of this kind, once it knows."""
+        self.status = 0
+        """0 until an answer has begun."""
         self._send: Callable[[bytes], None] = refuse_write
         self._silent = head is not None and head.method == "HEAD"
         self._chunked = head is not None and head.http_version == "1.1"
@@ -86,6 +95,7 @@ class Reply:
     def start(self, status: int, headers: Headers) -> None:
         """Begins an answer of unknown length: chunked, or for HTTP/1.0 ended by the connection's end."""
         self._expect_unstarted()
+        self.status = status
         framing = (("Transfer-Encoding", "chunked"),) if self._chunked else ()
         self.keep_alive = self.keep_alive and self._chunked
         head = http1.head(status, (*headers, *framing, *self._persistence(), *self.extra_headers))
@@ -112,6 +122,7 @@ class Reply:
 
     def whole(self, status: int, body: bytes, headers: Headers = (), content_type: str = JSON) -> None:
         self._expect_unstarted()
+        self.status = status
         bodiless = status in http1.BODILESS
         framing = () if bodiless else (("Content-Type", content_type), ("Content-Length", str(len(body))))
         head = http1.head(status, (*framing, *headers, *self._persistence(), *self.extra_headers))
@@ -151,6 +162,10 @@ def no_bookkeeping(connection: Connection) -> None:
     pass
 
 
+def no_record(request: Request | None, reply: Reply) -> None:
+    pass
+
+
 @dataclass(slots=True, frozen=True)
 class Hooks:
     """What a connection asks of the app; one for all connections."""
@@ -164,6 +179,8 @@ class Hooks:
     on_open: Callable[[Connection], None] = no_bookkeeping
     on_close: Callable[[Connection], None] = no_bookkeeping
     """Called once the connection is lost and its handler has ended."""
+    on_answer: Callable[[Request | None, Reply], None] = no_record
+    """Called once per request, when its answer has ended, was cut, or nobody is there to have it."""
 
 
 class Phase(Enum):
@@ -336,7 +353,7 @@ class Connection(asyncio.Protocol):
     def _admit(self, head: http1.Head) -> None:
         """Judges a request by its head. Raises what refuses it, or keeps that for its end where it has no body."""
         self._request = request = self._bodyless(head)
-        self._reply = reply = Reply(self, head)
+        self._reply = reply = Reply(self, head, self._loop.time())
         try:
             reply.extra_headers = guard.check(self._policy, head.headers, head.has_body)
             self._hooks.precheck(request)
@@ -362,6 +379,7 @@ class Connection(asyncio.Protocol):
             reply.keep_alive = False
         if refusal is not None:
             self._spell_error(reply, request, refusal)
+            self._hooks.on_answer(request, reply)
             return self._after_answer(reply)
         self._enter(Phase.BUSY)
         self._task = asyncio.ensure_future(self._hooks.handler(request, reply), loop=self._loop)
@@ -372,9 +390,10 @@ class Connection(asyncio.Protocol):
         """Answers a request that cannot or need not be read to its end, as the last one of this connection."""
         head = self._parser.head
         request = self._request or (None if head is None else self._bodyless(head))
-        reply = self._reply or Reply(self, head)
+        reply = self._reply or Reply(self, head, self._loop.time())
         reply.keep_alive = False
         self._spell_error(reply, request, error)
+        self._hooks.on_answer(request, reply)
         self._close(unread=True)
 
     # ---- answers
@@ -384,6 +403,7 @@ class Connection(asyncio.Protocol):
         failure = ShuttingDown() if task.cancelled() else task.exception()
         if self._phase is Phase.CLOSING:
             self._report(None if task.cancelled() else failure)
+            self._hooks.on_answer(request, reply)
             if self._lost:
                 self._hooks.on_close(self)
             return
@@ -393,6 +413,7 @@ class Connection(asyncio.Protocol):
             self._spell_error(reply, request, failure if isinstance(failure, Exception) else InternalError())
         else:
             self._report(failure)
+        self._hooks.on_answer(request, reply)
         if reply.complete:
             if self._after_answer(reply):
                 self._read()
