@@ -305,9 +305,22 @@ class Config:
             )
         return config
 
+    def chosen(self) -> dict[str, Any]:
+        """The options that have another value than their default, as the config file would have them."""
+        values = {item.name: getattr(self, item.name) for item in options() if item.name != "home"}
+        defaults = {item.name: item.default for item in options()}
+        return {name: to_json(value) for name, value in values.items() if value != defaults[name]}
+
     @property
     def loopback(self) -> bool:
         return LOOPBACK.fullmatch(self.host) is not None
+
+
+def to_json(value: object) -> object:
+    """An option's value as JSON has it; equal to another's where the values are."""
+    if isinstance(value, tuple):
+        return [to_json(item) for item in value]
+    return os.path.abspath(value) if isinstance(value, Path) else value
 
 
 def options() -> Iterator[Option]:
@@ -321,9 +334,7 @@ def options() -> Iterator[Option]:
 
 def gather(flags: Mapping[str, object], environ: Mapping[str, str]) -> Config:
     """The config of a command line: `flags` has the texts of those flags that were given, by option name."""
-    home_option = next(item for item in options() if item.name == "home")
-    home = pick(home_option, flags, environ, {}, Path()) or DEFAULT_HOME.expanduser()
-    assert isinstance(home, Path)
+    home = home_folder(flags, environ)
     file = home / FILE_NAME
     keys = read_file(file)
     values: dict[str, object] = {"home": home}
@@ -333,6 +344,14 @@ def gather(flags: Mapping[str, object], environ: Mapping[str, str]) -> Config:
             if value is not None:
                 values[item.name] = value
     return Config.checked(values)
+
+
+def home_folder(flags: Mapping[str, object], environ: Mapping[str, str]) -> Path:
+    """The home folder alone, for those who only look who has it."""
+    home_option = next(item for item in options() if item.name == "home")
+    home = pick(home_option, flags, environ, {}, Path()) or DEFAULT_HOME.expanduser()
+    assert isinstance(home, Path)
+    return home
 
 
 def pick(

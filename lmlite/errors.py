@@ -196,6 +196,31 @@ class ConfigError(LmError):
     code = "config_error"
 
 
+class HomeInUse(ConfigError):
+    """Another server has the home folder; `pid` and `port` are its own, None where it has not told them."""
+
+    code = "home_in_use"
+
+    def __init__(self, home: str, pid: int | None, port: int | None):
+        owner = "another server" if pid is None else f"the server with process id {pid}"
+        where = "" if port is None else f" on port {port}"
+        super().__init__(
+            f"{home} is in use by {owner}{where}; stop it with `lmlite server stop`, or choose another folder with --home"
+        )
+        self.home, self.pid, self.port = home, pid, port
+
+
+class PortInUse(ConfigError):
+    """Another program listens there; `pid` is its process where that can be found."""
+
+    code = "port_in_use"
+
+    def __init__(self, host: str, port: int, pid: int | None):
+        owner = "another program" if pid is None else f"process {pid}"
+        super().__init__(f"port: {port} on {host} is in use by {owner}; --port chooses another")
+        self.host, self.port, self.pid = host, port, pid
+
+
 class BuildError(LmError):
     """The native library is missing or of another version."""
 

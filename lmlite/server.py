@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from .app import App
 from .card import ModelCard
 from .config import Config
-from .errors import ConfigError
+from .errors import ConfigError, PortInUse
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,9 @@ def bind(host: str, port: int) -> list[socket.socket]:
         for listening in sockets:
             listening.close()
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"port: {port} on {host} is in use by another program; --port chooses another") from None
+            from .wire.occupant import find_listener
+
+            raise PortInUse(host, port, find_listener(port)) from None
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
     return sockets
 

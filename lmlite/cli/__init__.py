@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import BuildError, ConfigError, LmError
-from . import serve
+from . import serve, server
 
-GROUPS = (serve,)
+GROUPS = (serve, server)
 """Modules with `add(commands)`, which adds parsers whose default `run` is called with the parsed arguments and the
 environment, and returns the exit code."""
 FAILED, WRONG_OPTION, INTERRUPTED = 1, 2, 130

@@ -1,9 +1,14 @@
-"""`lmlite serve`: runs one server until SIGTERM or SIGINT; its flags are the options of `config.py`."""
+"""`lmlite serve`: runs one server in the foreground; its flags are the options of `config.py`.
+
+SIGTERM, SIGINT and SIGHUP stop it in order (see `server.py`), a second one of them at once. It has its home folder for
+itself, logs to the file there, and tells a service manager when it is ready.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -12,10 +17,23 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from .. import __version__
 from ..card import ModelCard
 from ..config import Config, Option, gather, options
 from ..server import Service
+from ..store.home import Home, Lock
+from ..store.logfile import FORMAT, LogFile
+from .notify import Notifier
 
+log = logging.getLogger(__name__)
+
+STDOUT, STDERR = 1, 2
+CLOSING_S = 10.0
+"""After running requests had their time: engines end in well under this, or are killed."""
+LM_STUDIO_FLAGS = {"host": ("--bind",), "port": ("-p",)}
+"""What LM Studio's command line calls an option."""
+DESCRIPTION = """Serve the models on this machine, or the bundled lmlite-tiny where there are none. SIGTERM, SIGINT and
+SIGHUP let running requests finish, for as long as --drain says; a second signal ends them."""
 EPILOG = """Every option is also an environment variable (--context-length: LMLITE_CONTEXT_LENGTH) and a key of
 config.json in the home folder ("context_length": 4096). A flag wins over the variable, the variable over the file."""
 
@@ -23,19 +41,31 @@ config.json in the home folder ("context_length": 4096). A flag wins over the va
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "serve",
-        help="run the server",
-        description="Serve the models on this machine, or the bundled lmlite-tiny where there are none.",
+        help="run the server in the foreground",
+        description=DESCRIPTION,
         epilog=EPILOG,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """All of `config.py`; the parser's `argument_default` must be SUPPRESS, so that only what was given is there."""
     for option in options():
         add_option(parser, option)
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--cors", dest="allow_origin", action="append_const", const="*", help="let every web page call this server"
+    )
 
 
 def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     """Values stay texts here: `config.py` reads them, so that flag, variable and file are refused in the same words."""
+    flags = (option.flag, *LM_STUDIO_FLAGS.get(option.name, ()))
     if option.positional:
         parser.add_argument(option.name, nargs="*", metavar="MODEL.gguf", help=option.help)
     elif option.kind.shape == "switch":
@@ -45,33 +75,57 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
         parser.add_argument(option.flag, action="append", metavar=option.kind.metavar, help=help)
     else:
         help = f"{option.help} (default: {option.shown_default})"
-        parser.add_argument(option.flag, metavar=option.kind.metavar, help=help)
+        parser.add_argument(*flags, metavar=option.kind.metavar, help=help)
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the command line says of the options, by name."""
+    names = {option.name for option in options()}
+    return {name: value for name, value in vars(arguments).items() if name in names and value != []}
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
 
 
 def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    names = {option.name for option in options()}
-    given = {name: value for name, value in vars(arguments).items() if name in names and value != []}
-    config = gather(given, environ)
-    logging.basicConfig(
-        level=config.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    asyncio.run(serve(config))
+    config = gather(given_options(arguments), environ)
+    home = Home(config.home)
+    home.prepare()
+    log_file = LogFile(home.log_file)
+    with home.take(__version__, config.chosen(), daemon=log_file.has_stderr) as lock:
+        open_log(config, log_file)
+        asyncio.run(serve(config, lock, Notifier(environ)))
     return 0
 
 
-async def serve(config: Config) -> None:
+def open_log(config: Config, log_file: LogFile) -> None:
+    """To the file, and to stderr where that is not the file."""
+    handlers: list[logging.Handler] = [log_file]
+    if not log_file.has_stderr:
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.addFilter(lambda record: record.name != __name__)  # this module has said it there in its own words
+        handlers.append(terminal)
+    logging.basicConfig(level=config.log_level.upper(), format=FORMAT, handlers=handlers)
+
+
+async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     """Runs until a signal; the second one does not wait for running requests."""
     service = Service(config)
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         loop.add_signal_handler(number, signals.put_nowait, number)
     await service.open()
-    print(f"lmlite is listening on {service.url}", flush=True)
-    announcing = loop.create_task(announce(service))
+    lock.publish(service.port, service.url)
+    say(STDOUT, f"lmlite is listening on {service.url}")
+    log.info("lmlite %s is listening on %s, process %d", __version__, service.url, os.getpid())
+    notifier.ready(f"listening on {service.url}")
+    attendants = [loop.create_task(announce(service)), loop.create_task(notifier.keep_alive())]
     await signals.get()
-    announcing.cancel()
-    print("lmlite: stopping; a second signal ends running requests now", file=sys.stderr, flush=True)
+    for task in attendants:
+        task.cancel()
+    say(STDERR, "lmlite: stopping; a second signal ends running requests now")
+    notifier.stopping(config.drain + CLOSING_S)
     closing = loop.create_task(service.close())
     second = loop.create_task(signals.get())
     await asyncio.wait((closing, second), return_when=asyncio.FIRST_COMPLETED)
@@ -79,15 +133,27 @@ async def serve(config: Config) -> None:
         service.expire()
     second.cancel()
     await closing
+    log.info("stopped")
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGHUP is a terminal that was closed; under nohup it is ignored, and stays so."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+def say(descriptor: int, text: str) -> None:
+    """One line, whatever has become of the reader: a closed pipe or a full disk stops no server."""
+    with contextlib.suppress(OSError):
+        os.write(descriptor, f"{text}\n".encode(errors="backslashreplace"))
 
 
 async def announce(service: Service) -> None:
     """The models and a first thing to try, once the disk has been looked at."""
     cards = await service.cards()
-    print(f"models: {', '.join(card.id if card.id.isprintable() else repr(card.id) for card in cards)}")
+    say(STDOUT, f"models: {', '.join(card.id if card.id.isprintable() else repr(card.id) for card in cards)}")
     if (card := worth_trying(cards, service.config.models)) is not None:
-        print(f"try: {curl(service.url, card)}")
-    sys.stdout.flush()
+        say(STDOUT, f"try: {curl(service.url, card)}")
 
 
 def worth_trying(cards: tuple[ModelCard, ...], named: tuple[Path, ...]) -> ModelCard | None:

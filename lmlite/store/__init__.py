@@ -1,0 +1,1 @@
+"""What outlives a run: the home folder, who holds it, and its log."""
