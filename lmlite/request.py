@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from .settings import ModelSettings
+
+INT32_MAX = 2**31 - 1
 
 UNLIMITED = -1
 """`max_tokens`: no limit but the context."""
@@ -35,6 +39,50 @@ class Sampling:
     xtc_probability: float = 0.0  # 0: off
     xtc_threshold: float = 0.1
     seed: int | None = None  # 0 .. 2**32-2; None: drawn by the engine
+
+
+SAMPLING_NUMBERS: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "repeat_penalty": (0.01, 10.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "mirostat_tau": (0.0, 100.0),
+    "mirostat_eta": (0.0, 1.0),
+    "dry_multiplier": (0.0, 100.0),
+    "dry_base": (1.0, 10.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+}
+"""Fields of `Sampling` and what they may be, whoever sets them: least and most, both included."""
+
+SAMPLING_INTEGERS: Mapping[str, tuple[int, int]] = {
+    "top_k": (0, INT32_MAX),
+    "repeat_last_n": (-1, INT32_MAX),
+    "mirostat": (0, 2),
+    "dry_allowed_length": (0, INT32_MAX),
+    "dry_penalty_last_n": (-1, INT32_MAX),
+}
+
+TEMPLATE_RESERVED = frozenset(
+    (
+        "add_generation_prompt",
+        "bos_token",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "eos_token",
+        "functions",
+        "messages",
+        "raise_exception",
+        "tokenize",
+        "tools",
+    )
+)
+"""Variables of a template that are the renderer's to set: through them a request could speak past its own messages."""
 
 
 ToolChoice = Literal["auto", "none", "required"]
@@ -107,6 +155,19 @@ class Generate:
     draft: Draft | None = None
     scope: str = ""  # only requests of one scope share cached prefixes, whose timing could tell one caller of another
     loras: tuple[tuple[int, float], ...] | None = None  # (adapter, scale), the rest off; None: the scales of the load
+
+
+def with_defaults(work: Generate, given: Collection[str], model: ModelSettings) -> Generate:
+    """`work` with what the model's settings say where its request says nothing. `given` are the fields of `Sampling`, and
+    "max_tokens", that the request did set."""
+    if not model.sampling and not model.template_kwargs:
+        return work
+    missing = {name: value for name, value in model.sampling.items() if name not in given}
+    max_tokens = missing.pop("max_tokens", work.max_tokens)
+    prompt = work.prompt
+    if isinstance(prompt, Chat):
+        prompt = replace(prompt, template_kwargs={**model.template_kwargs, **prompt.template_kwargs})
+    return replace(work, prompt=prompt, max_tokens=max_tokens, sampling=replace(work.sampling, **missing))
 
 
 @dataclass(slots=True, frozen=True)

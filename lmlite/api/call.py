@@ -6,12 +6,13 @@ A `Reply` belongs to one HTTP request. Its choices are numbered by the index of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from ..errors import LmError
 from ..events import Event
-from ..request import Embed, Embedding, Generate, Rerank, Score
+from ..request import Embed, Embedding, Generate, Rerank, Score, with_defaults
+from ..settings import ModelSettings
 from .served import Served
 
 Frame = tuple[str | None, str]
@@ -37,7 +38,7 @@ class Reply(Protocol):
 @dataclass(slots=True, frozen=True)
 class Call:
     """`model` is None where the request names none; `ttl_s` counts only if this request loads the model. Runs that are
-    drafted by a model are so by `draft_model`."""
+    drafted by a model are so by `draft_model`. `given` are the names that `request.with_defaults` wants."""
 
     model: str | None
     runs: tuple[Generate, ...]
@@ -45,7 +46,12 @@ class Call:
     ttl_s: int | None
     reply: Callable[[Served], Reply]
     needs: Literal["chat", "text"]
+    given: frozenset[str]
     draft_model: str | None = None
+
+    def with_defaults(self, model: ModelSettings) -> Call:
+        """For the model that turned out to answer: what the request leaves open is the model's to say."""
+        return replace(self, runs=tuple(with_defaults(work, self.given, model) for work in self.runs))
 
 
 @dataclass(slots=True, frozen=True)

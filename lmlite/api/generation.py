@@ -11,12 +11,20 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ..errors import InvalidRequest, InvalidType, OutOfRange, UnsupportedField
-from ..request import UNLIMITED, Draft, Generate, Prompt, Sampling
+from ..request import (
+    INT32_MAX,
+    SAMPLING_INTEGERS,
+    SAMPLING_NUMBERS,
+    UNLIMITED,
+    Draft,
+    Generate,
+    Prompt,
+    Sampling,
+)
 from .completion import Choices
 from .constraint import parse_constraint
 from .fields import Fields, as_array, as_integer, as_number, as_object, as_string, clip
 
-INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
 RUNS_MAX = 128
@@ -53,30 +61,6 @@ LORA_SCALE_MAX = 100.0
 SEEDS = 2**32 - 1
 """Seeds the engine knows: 0 up to this number, excluded."""
 
-_NUMBERS: Mapping[str, tuple[float, float]] = {
-    "temperature": (0.0, 5.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "typical_p": (0.0, 1.0),
-    "repeat_penalty": (0.01, 10.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "mirostat_tau": (0.0, 100.0),
-    "mirostat_eta": (0.0, 1.0),
-    "dry_multiplier": (0.0, 100.0),
-    "dry_base": (1.0, 10.0),
-    "xtc_probability": (0.0, 1.0),
-    "xtc_threshold": (0.0, 1.0),
-}
-
-_INTEGERS: Mapping[str, tuple[int, int]] = {
-    "top_k": (0, INT32_MAX),
-    "repeat_last_n": (-1, INT32_MAX),
-    "mirostat": (0, 2),
-    "dry_allowed_length": (0, INT32_MAX),
-    "dry_penalty_last_n": (-1, INT32_MAX),
-}
-
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "chat_template": ("",),
@@ -93,7 +77,8 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(slots=True, frozen=True)
 class Shared:
-    """What a request says apart from its prompt and its logprobs. `generate` holds the options with an empty prompt."""
+    """What a request says apart from its prompt and its logprobs. `generate` holds the options with an empty prompt; those
+    `given` are not the model's own to choose."""
 
     model: str | None
     ttl_s: int | None
@@ -102,6 +87,7 @@ class Shared:
     n: int
     draft_model: str | None
     generate: Generate
+    given: frozenset[str]
 
     def choices(self, total: int) -> Choices:
         return Choices(total, self.n, self.include_usage, self.generate.draft is not None, self.draft_model)
@@ -126,6 +112,8 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
     draft_model = fields.name("draft_model")
     draft = _parse_draft(fields, draft_model)
     stream_options = fields.object("stream_options")
+    sampling = _parse_sampling(fields)
+    max_tokens = _parse_max_tokens(fields)
     return Shared(
         model=fields.name("model"),
         ttl_s=fields.integer("ttl", 1, TTL_S_MAX),
@@ -135,15 +123,16 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
         draft_model=draft_model if draft and draft.kind == "model" else None,
         generate=Generate(
             prompt=prompt,
-            max_tokens=_parse_max_tokens(fields),
+            max_tokens=UNLIMITED if max_tokens is None else max_tokens,
             stop=_parse_stop(fields),
-            sampling=_parse_sampling(fields),
+            sampling=Sampling(**sampling),
             grammar=parse_constraint(fields),
             ignore_eos=fields.boolean("ignore_eos"),
             overflow=OVERFLOW[fields.choice("context_overflow_policy", tuple(OVERFLOW)) or "error"],
             draft=draft,
             loras=_parse_loras(fields),
         ),
+        given=frozenset(sampling) | ({"max_tokens"} if max_tokens is not None else frozenset()),
     )
 
 
@@ -176,8 +165,9 @@ def _reseed(sampling: Sampling, k: int) -> Sampling:
     return sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + k) % SEEDS)
 
 
-def _parse_max_tokens(fields: Fields) -> int:
-    """-1 is LM Studio's word for no limit but the context. The newer of OpenAI's two names wins if both are given."""
+def _parse_max_tokens(fields: Fields) -> int | None:
+    """-1 is LM Studio's word for no limit but the context. The newer of OpenAI's two names wins if both are given; None if
+    neither is."""
     limits = []
     for name in ("max_completion_tokens", "max_tokens"):
         limit = fields.integer(name, UNLIMITED, INT32_MAX)
@@ -185,7 +175,7 @@ def _parse_max_tokens(fields: Fields) -> int:
             raise InvalidRequest(f"'{name}' must be at least 1, or -1 for no limit", name)
         if limit is not None:
             limits.append(limit)
-    return limits[0] if limits else UNLIMITED
+    return limits[0] if limits else None
 
 
 def _parse_stop(fields: Fields) -> tuple[str, ...]:
@@ -208,16 +198,17 @@ def _check_stop(value: object, where: str) -> str:
     return stop
 
 
-def _parse_sampling(fields: Fields) -> Sampling:
+def _parse_sampling(fields: Fields) -> dict[str, Any]:
+    """Those fields of `Sampling` that are given."""
     given: dict[str, Any] = {}
-    for name, (low, high) in _NUMBERS.items():
+    for name, (low, high) in SAMPLING_NUMBERS.items():
         given[name] = fields.number(name, low, high)
-    for name, (least, most) in _INTEGERS.items():
+    for name, (least, most) in SAMPLING_INTEGERS.items():
         given[name] = fields.integer(name, least, most)
     given["seed"] = _parse_seed(fields)
     given["logit_bias"] = _parse_logit_bias(fields)
     given["dry_sequence_breakers"] = _parse_breakers(fields)
-    return Sampling(**{name: value for name, value in given.items() if value is not None})
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _parse_seed(fields: Fields) -> int | None:

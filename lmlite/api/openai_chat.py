@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InvalidRequest, InvalidType
 from ..events import Finished
-from ..request import Chat
+from ..request import TEMPLATE_RESERVED, Chat
 from . import openai_error
 from .answer import Answer, count_drafts, count_usage, spell_calls
 from .call import Call, Reply
@@ -22,24 +22,6 @@ from .served import Served
 from .tools import parse_offer
 
 error = openai_error.error
-
-TEMPLATE_RESERVED = frozenset(
-    (
-        "add_generation_prompt",
-        "bos_token",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "documents",
-        "eos_token",
-        "functions",
-        "messages",
-        "raise_exception",
-        "tokenize",
-        "tools",
-    )
-)
-"""Variables of a template that are the renderer's to set: through them a request could speak past its own messages."""
 
 EFFORTS = ("none", "minimal", "low", "medium", "high")
 
@@ -70,6 +52,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         ttl_s=shared.ttl_s,
         reply=make_reply(projection, shared.choices(shared.n)),
         needs="chat",
+        given=shared.given,
         draft_model=shared.draft_model,
     )
 

@@ -44,6 +44,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         ttl_s=shared.ttl_s,
         reply=make_reply(projection, shared.choices(len(runs))),
         needs="text",
+        given=shared.given,
         draft_model=shared.draft_model,
     )
 
