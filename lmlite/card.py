@@ -12,6 +12,14 @@ ModelType = Literal["llm", "vlm", "embedding"]
 
 
 @dataclass(slots=True, frozen=True)
+class Reasoning:
+    """What may be said of reasoning to a model (of "off", "on", "low", "medium", "high"), and what is true unsaid."""
+
+    options: tuple[str, ...]
+    default: str
+
+
+@dataclass(slots=True, frozen=True)
 class ModelCard:
     """One model of the catalogue, read from its files' names and header; nothing of it needs an engine."""
 
@@ -29,9 +37,12 @@ class ModelCard:
     mmproj: Path | None = None
     has_chat_template: bool = False
     trained_for_tool_use: bool = False
+    reasoning: Reasoning | None = None  # None: nothing to be said
     reranks: bool = False  # of type "embedding", but it scores documents and gives no vectors
     problem: str | None = None  # why it cannot be loaded; None: nothing seen
     settings: ModelSettings = ModelSettings()  # the user's own for this model over those of its model.yaml
+    variants: tuple[str, ...] = ()  # ids of a catalogue model's (model.yaml) quantizations on disk
+    selected_variant: str | None = None  # the one of them that this is
 
 
 @dataclass(slots=True, frozen=True)

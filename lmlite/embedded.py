@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -19,13 +19,16 @@ from .api.answer import Answer, fold, spell_calls
 from .api.fields import Fields
 from .api.tools import parse_offer
 from .app import open_pool
+from .card import ModelCard
 from .config import Config
 from .core.catalog import Catalog
+from .core.model_settings import FILE_NAME
 from .core.pool import Needs, purpose
 from .errors import EngineGone, LoadFailed
 from .events import TextDelta
-from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text
+from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text, with_defaults
 from .server import LoopThread
+from .settings import ModelSettings
 
 if TYPE_CHECKING:
     import numpy
@@ -40,18 +43,40 @@ Messages = Sequence[Mapping[str, Any]]
 def load(path: str | Path, **options: Any) -> Model:
     """Loads the GGUF file `path`. `options` are those of `Config` that concern a model: `context_length`, `parallel`,
     `threads`, `gpu_layers`, `kv_type`, `lora`, `isolation`, ..."""
-    return Model(Config.of(**{"isolation": "thread", "ttl": 0, **options, "models": [path]}))
+    given = {"ttl": 0, **options}
+    return Model(Config.of(**{"isolation": "thread", **given, "models": [path]}), frozenset(given))
+
+
+class OneModel:
+    """A catalogue of the one model that `config` names. What the user has set for it in lmlite's home holds here, too, but
+    for the options that were `given`."""
+
+    def __init__(self, config: Config, given: Collection[str]):
+        cards = Catalog((), config.models, settings=config.home / FILE_NAME).named()
+        if len(cards) != 1:
+            raise LoadFailed(str(config.models[0]), "it is not one GGUF model")
+        own = {item.name: getattr(ModelSettings(), item.name) for item in fields(ModelSettings) if item.name in given}
+        if "ttl" in given:
+            own["ttl_s"] = None
+        self.card = replace(cards[0], settings=replace(cards[0].settings, **own))
+
+    def cards(self) -> tuple[ModelCard, ...]:
+        return (self.card,)
+
+    def resolve(self, name: str) -> ModelCard | None:
+        return self.card if name == self.card.id else None
+
+    def default(self) -> ModelCard | None:
+        return self.card
 
 
 class Model:
-    """A loaded model. Close it, or use it as a context manager."""
+    """A loaded model. Close it, or use it as a context manager. `given` are the options that were not left to lmlite."""
 
-    def __init__(self, config: Config):
-        catalog = Catalog((), config.models)
-        cards = catalog.named()
-        if len(cards) != 1:
-            raise LoadFailed(str(config.models[0]), "it is not one GGUF model")
-        self._name, self._purpose = cards[0].id, purpose(cards[0])
+    def __init__(self, config: Config, given: Collection[str] = ()):
+        catalog = OneModel(config, given)
+        card = catalog.card
+        self._name, self._purpose, self._settings = card.id, purpose(card), card.settings
         self._thread = LoopThread("lmlite-model")
         try:
             self._pool = open_pool(config, catalog)
@@ -86,19 +111,19 @@ class Model:
         offer = parse_offer(Fields({"tools": list(tools), **{name: params.pop(name, None) for name in names}}))
         template_kwargs = params.pop("template_kwargs", {})
         prompt = Chat(tuple(messages), template_kwargs, offer.tools, offer.choice, offer.parallel)
-        return spell_message(self._thread.call(self._answer(generate(prompt, {**params, "whole": True}))))
+        return spell_message(self._thread.call(self._answer(Asked.of(prompt, {**params, "whole": True}))))
 
     def chat_stream(self, messages: Messages, **params: Any) -> Generator[str, None, None]:
         """The text of an answer in pieces, as they are made. Closing the generator early ends the work."""
         template_kwargs = params.pop("template_kwargs", {})
-        return self._pieces(generate(Chat(tuple(messages), template_kwargs), params))
+        return self._pieces(Asked.of(Chat(tuple(messages), template_kwargs), params))
 
     def complete(self, prompt: str, **params: Any) -> str:
         """What follows `prompt`; no template is applied."""
         return "".join(self.complete_stream(prompt, **params))
 
     def complete_stream(self, prompt: str, **params: Any) -> Generator[str, None, None]:
-        return self._pieces(generate(Text(prompt), params))
+        return self._pieces(Asked.of(Text(prompt), params))
 
     def embed(self, texts: Sequence[str]) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
         """One L2-normalised row per text: float32, shape (len(texts), n_embd)."""
@@ -124,9 +149,9 @@ class Model:
         async with self._pool.lease(self._name, "rerank") as lease:
             return await lease.engine.rerank(rerank) if rerank.documents else []
 
-    def _pieces(self, work: Generate) -> Generator[str, None, None]:
+    def _pieces(self, asked: Asked) -> Generator[str, None, None]:
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
-        future = self._thread.start(self._pump(work, pieces))
+        future = self._thread.start(self._pump(asked, pieces))
         try:
             while (piece := pieces.get()) is not None:
                 if isinstance(piece, BaseException):
@@ -135,16 +160,19 @@ class Model:
         finally:
             future.cancel()
 
-    async def _answer(self, work: Generate) -> Answer:
-        async with self._pool.lease(self._name, "chat") as lease:
-            return fold([event async for event in lease.engine.run(work)])
+    def _completed(self, asked: Asked) -> Generate:
+        return with_defaults(asked.work, asked.given, self._settings)
 
-    async def _pump(self, work: Generate, pieces: queue.SimpleQueue[Piece]) -> None:
+    async def _answer(self, asked: Asked) -> Answer:
+        async with self._pool.lease(self._name, "chat") as lease:
+            return fold([event async for event in lease.engine.run(self._completed(asked))])
+
+    async def _pump(self, asked: Asked, pieces: queue.SimpleQueue[Piece]) -> None:
         """Runs in the loop; the last piece is None or the error."""
-        needs: Needs = "chat" if isinstance(work.prompt, Chat) else "text"
+        needs: Needs = "chat" if isinstance(asked.work.prompt, Chat) else "text"
         try:
             async with self._pool.lease(self._name, needs) as lease:
-                async for event in lease.engine.run(work):
+                async for event in lease.engine.run(self._completed(asked)):
                     if isinstance(event, TextDelta) and event.text:
                         pieces.put(event.text)
         except asyncio.CancelledError:
@@ -185,11 +213,19 @@ def spell_message(answer: Answer) -> dict[str, Any]:
     return message
 
 
-def generate(prompt: Prompt, params: Mapping[str, Any]) -> Generate:
-    """TypeError for a name that neither `Generate` nor `Sampling` has."""
-    for name in params:
-        if name not in SAMPLING_NAMES and name not in GENERATE_NAMES:
-            raise TypeError(f"there is no parameter {name!r}")
-    sampling = Sampling(**{name: value for name, value in params.items() if name in SAMPLING_NAMES})
-    rest = {name: value for name, value in params.items() if name in GENERATE_NAMES}
-    return Generate(prompt, sampling=sampling, **rest)
+@dataclass(slots=True, frozen=True)
+class Asked:
+    """What a method was asked for; `given` are the parameters that it was told."""
+
+    work: Generate
+    given: frozenset[str]
+
+    @classmethod
+    def of(cls, prompt: Prompt, params: Mapping[str, Any]) -> Asked:
+        """TypeError for a name that neither `Generate` nor `Sampling` has."""
+        for name in params:
+            if name not in SAMPLING_NAMES and name not in GENERATE_NAMES:
+                raise TypeError(f"there is no parameter {name!r}")
+        sampling = Sampling(**{name: value for name, value in params.items() if name in SAMPLING_NAMES})
+        rest = {name: value for name, value in params.items() if name in GENERATE_NAMES}
+        return cls(Generate(prompt, sampling=sampling, **rest), frozenset(params))

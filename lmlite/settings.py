@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class ModelSettings:
     eval_batch_size: int | None = None
     threads: int | None = None
     gpu_layers: int | None = None
-    flash_attention: bool | None = None
+    flash_attention: bool | Literal["auto"] | None = None
     experts: int | None = None
     mmap: bool | None = None
     mlock: bool | None = None

@@ -126,6 +126,15 @@ class FakeServer:
                 self.thread.close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_hub_cache() -> Iterator[None]:
+    """No models of whoever runs the tests, wherever their cache is; where HOME is another, so is the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text model `talker`, an embedding model `text-embedding-embedder` and a reranker `text-embedding-judge`; only

@@ -42,13 +42,27 @@ def _spell_model(card: ModelCard, instances: list[Instance]) -> dict[str, Any]:
         "size_bytes": card.size_bytes,
         "params_string": card.params_string,
         "loaded_instances": [_spell_instance(instance, is_llm) for instance in instances],
-        "max_context_length": card.max_context_length,
+        # Clients that validate refuse the whole list for a 0; a file that cannot be read has no length.
+        "max_context_length": max(1, card.max_context_length),
         "format": FORMAT,
     }
     if is_llm:
-        entry["capabilities"] = {"vision": card.type == "vlm", "trained_for_tool_use": card.trained_for_tool_use}
-        entry["description"] = None
+        entry["capabilities"] = _spell_capabilities(card)
+        entry["description"] = None if card.problem is None else f"Cannot be loaded: {card.problem}"
+    if card.variants:
+        entry["variants"] = list(card.variants)
+        entry["selected_variant"] = card.selected_variant
     return entry
+
+
+def _spell_capabilities(card: ModelCard) -> dict[str, Any]:
+    capabilities: dict[str, Any] = {"vision": card.type == "vlm", "trained_for_tool_use": card.trained_for_tool_use}
+    if card.reasoning is not None:
+        capabilities["reasoning"] = {
+            "allowed_options": list(card.reasoning.options),
+            "default": card.reasoning.default,
+        }
+    return capabilities
 
 
 def _spell_instance(instance: Instance, is_llm: bool) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from ..card import Instance, ModelCard
 from ..config import Config
 from ..errors import ModelNotFound
 from ..metrics import Family
+from ..settings import ModelSettings
 
 if TYPE_CHECKING:
     from ..core.catalog import Catalog
     from ..core.engine import Engine
+    from ..core.pool import Catalog as Choice
     from ..core.pool import Lease, Needs, Pool
     from ..core.worker import Placement
 
@@ -30,13 +32,22 @@ RESCAN_S: Final = 1.0
 
 def open_catalog(config: Config) -> Catalog:
     """The models of `config`, or the bundled one where there are none."""
-    from ..core.catalog import Catalog, model_folders
+    from ..core.catalog import Catalog
+    from ..core.model_files import definition_folders, hub_caches, model_folders
+    from ..core.model_settings import FILE_NAME
 
-    folders = model_folders(config.home, config.models_dir, os.environ)
-    return Catalog(folders, config.models, aliases=dict(config.alias), bundled=True)
+    return Catalog(
+        model_folders(config.home, config.models_dir, os.environ),
+        config.models,
+        caches=hub_caches(os.environ),
+        definitions=definition_folders(config.home, os.environ),
+        settings=config.home / FILE_NAME,
+        aliases=dict(config.alias),
+        bundled=True,
+    )
 
 
-def open_pool(config: Config, catalog: Catalog, place: Callable[[], Placement] | None = None) -> Pool:
+def open_pool(config: Config, catalog: Choice, place: Callable[[], Placement] | None = None) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there."""
     from ..core.payloads import LoadSettings, Lora
     from ..core.pool import Pool
@@ -93,16 +104,21 @@ class Models:
         return catalog.cards()
 
     async def resolve(self, name: str, param: str = "model") -> ModelCard:
-        """The model that the field `param` names; the disk is looked at again for one that is unknown. Raises
-        `ModelNotFound`."""
-        catalog, _ = await self._current()
+        """The model that the field `param` names. The disk is looked at again for one that is unknown, or that may have
+        gone since, and for settings that have changed. Raises `ModelNotFound`."""
+        catalog, pool = await self._current()
         card = catalog.resolve(name)
-        if card is None:
+        if card is None or pool.state(card.id) == "not-loaded" or catalog.settings_changed():
             known = await self.cards()
             card = catalog.resolve(name)
             if card is None:
                 raise ModelNotFound(name, tuple(card.id for card in known), param)
         return card
+
+    def settings_of(self, instance: Instance) -> ModelSettings:
+        """The settings of its model as they are now: they may have changed since it was loaded."""
+        card = instance.card
+        return (self._opened[0].latest(card) if self._opened else card).settings
 
     async def _current(self, again: bool = False) -> tuple[Catalog, Pool]:
         if self._opened is None or again:
@@ -136,6 +152,8 @@ class Models:
         _, pool = await self._current()
         if name is not None:
             await self.resolve(name)
+        elif not pool.instances():
+            await self.cards()
         if draft is not None:
             await self.resolve(draft, "draft_model")
         async with pool.lease(name, needs, ttl_s, draft=draft) as lease:

@@ -1,40 +1,49 @@
-"""The models on disk: found in LM Studio's layout, read in place, named as LM Studio names them.
+"""The models on disk: found by `model_files`, read in place, named as LM Studio names them, with the settings made for them.
 
-A scan never fails: a file that cannot be used is a card with a `problem`, a folder that cannot be read is empty. It opens
-regular files only, goes no deeper than `MAX_DEPTH` and follows no link out of its folder. A name finds the model that it
-names, or none. Ids: LM Studio's captured behaviour, contract section 2.
+A scan never fails: a file that cannot be used is a card with a `problem`. It opens regular files only. A name finds the
+model that it names, or none. Ids: LM Studio's captured behaviour, contract section 2.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
 import stat
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from ..card import ModelCard, ModelType
-from . import gguf
+from ..card import ModelCard, ModelType, Reasoning
+from ..errors import ConfigError
+from ..settings import ModelSettings
+from . import gguf, model_settings, model_yaml
 from .gguf import Facts, GgufError, Header
+from .model_files import (
+    GGUF_ENDING,
+    LOCAL,
+    Found,
+    Walk,
+    file_name,
+    key_of,
+    named_files,
+    names_projector,
+    plain,
+    printable,
+    small_text,
+)
+from .model_settings import Entry
+from .model_yaml import Definition, YamlError
 
-MAX_DEPTH: Final = 3
-"""Folders below a models folder: publisher, repository, and the one folder per quantization that some repositories have."""
-MAX_ENTRIES: Final = 100_000
-"""Directory entries looked at in one models folder: a home folder named by mistake must not hold up the server."""
+log = logging.getLogger(__name__)
+
 MAX_NAME: Final = 1024
 """Characters of a model's name in a request: publisher, repository and file of 255 bytes each, and their signs."""
-MAX_PARTS: Final = 999
-"""Parts of a split model; the largest published have some dozens."""
-MAX_SETTINGS: Final = 1 << 20
-"""Bytes of another program's settings file that are read at most."""
+MAX_CHAIN: Final = 8
+"""Models of model.yaml made of each other."""
 
 BUNDLED_PUBLISHER: Final = "lmlite"
-LOCAL: Final = "local"
-"""The publisher of files that do not say whose they are."""
 
 
 def bundled_model() -> Path:
@@ -42,140 +51,7 @@ def bundled_model() -> Path:
     return Path(__file__).parent.parent / "models" / "lmlite-tiny.gguf"
 
 
-# ---- where models are ------------------------------------------------------------------------------------------------
-
-
-def model_folders(home: Path, extra: Sequence[Path], environ: Mapping[str, str]) -> list[Path]:
-    """lmlite's own folder (in `home`), LM Studio's if there is one, then `extra`; each once."""
-    folders = [home / "models"]
-    user_home = environ.get("HOME") or environ.get("USERPROFILE")
-    if user_home and (lm_studio := _lm_studio_models(Path(user_home))):
-        folders.append(lm_studio)
-    folders.extend(extra)
-    once: dict[str, Path] = {}
-    for folder in folders:
-        once.setdefault(_real(folder), folder)
-    return list(once.values())
-
-
-def _lm_studio_models(user_home: Path) -> Path | None:
-    pointed = _absolute(_small_text(user_home / ".lmstudio-home-pointer"))
-    cached = user_home / ".cache" / "lm-studio"
-    home = pointed or (cached if cached.is_dir() else user_home / ".lmstudio")
-    for folder in (_downloads_folder(home / "settings.json"), home / "models"):
-        if folder is not None and folder.is_dir():
-            return folder
-    return None
-
-
-def _downloads_folder(settings: Path) -> Path | None:
-    try:
-        content = json.loads(_small_text(settings))
-    except (ValueError, RecursionError):
-        return None
-    folder = content.get("downloadsFolder") if isinstance(content, dict) else None
-    return _absolute(folder) if isinstance(folder, str) else None
-
-
-def _absolute(text: str) -> Path | None:
-    """The path that `text` is, if it can be one."""
-    text = text.strip()
-    if not text or not text.isprintable() or not os.path.isabs(text):
-        return None
-    return Path(text)
-
-
-def _small_text(path: Path) -> str:
-    """The file's text, or "" if it is not a small regular file of text."""
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return ""
-            content = file.read(MAX_SETTINGS + 1)
-        return "" if len(content) > MAX_SETTINGS else content.decode("utf-8-sig")
-    except (OSError, ValueError):
-        return ""
-
-
-# ---- names -----------------------------------------------------------------------------------------------------------
-
-_QUANT: Final = re.compile(
-    r"[-._]((?:ud-|i1-)?(?:i?q[0-9](?:_[0-9a-z]{1,4}){0,3}|tq[12]_0|b?f16|f32|fp16|fp32|mxfp4(?:_moe)?|nvfp4))$",
-    re.IGNORECASE,
-)
-_GGUF_ENDING: Final = re.compile(r"[-._]gguf$", re.IGNORECASE)
-_PART: Final = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass(slots=True, frozen=True)
-class _FileName:
-    """A GGUF file's name taken apart: `Falcon-7B-Q4_K_M-00001-of-00002.gguf`."""
-
-    base: str  # "Falcon-7B"
-    quant: str | None  # "Q4_K_M"
-    stem: str  # all but the number of the part: what the parts of one model share
-    part: int = 1
-    parts: int = 1
-
-
-def _file_name(name: str) -> _FileName:
-    stem, part, parts = name[: -len(".gguf")], 1, 1
-    if (split := _PART.fullmatch(name)) and 1 <= int(split[2]) <= int(split[3]) <= MAX_PARTS:
-        stem, part, parts = split[1], int(split[2]), int(split[3])
-    base = _GGUF_ENDING.sub("", stem)
-    quant = _QUANT.search(base)
-    if quant:
-        base = base[: quant.start()]
-    return _FileName(_GGUF_ENDING.sub("", base) or stem, quant[1] if quant else None, stem, part, parts)
-
-
-def _printable(name: str) -> str:
-    """A name from the disk, fit for an id: what cannot be shown (or is not even Unicode) becomes `_`."""
-    shown = "".join(c if c.isprintable() else "_" for c in unicodedata.normalize("NFC", name))
-    return shown.strip() or "_"
-
-
-def _key(name: str) -> str:
-    """What two spellings of one name have in common."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_. ]+", "-", _key(name))
-
-
-def _real(path: str | Path) -> str:
-    """The path without links; a path that cannot be one stays as it is, and finds nothing."""
-    try:
-        return os.path.realpath(path)
-    except (OSError, ValueError):
-        return os.fspath(path)
-
-
-def _is_gguf(name: str) -> bool:
-    return name.lower().endswith(".gguf") and len(name) > len(".gguf")
-
-
-def _names_projector(name: str) -> bool:
-    return "mmproj" in name.lower()
-
-
 # ---- a scan's steps --------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Found:
-    """A GGUF file as its place tells it; nothing of it is read yet."""
-
-    path: Path
-    publisher: str
-    repo: str | None  # None: not in LM Studio's layout, so the file's name is all there is
-    group: tuple[str, ...]  # files of one group share their projectors; () shares with none
-    name: _FileName
-    spellings: list[str]  # paths by which a request may name it
-    named: bool = False  # on the command line
-    refused: str | None = None  # why it is not to be read
 
 
 @dataclass(slots=True, frozen=True)
@@ -195,7 +71,7 @@ _Stamp = tuple[str, int, int, int]  # path, size, mtime in ns, inode
 class _Entry:
     """One model: its file or parts, and what they say."""
 
-    files: list[_Found]  # in order of the parts
+    files: list[Found]  # in order of the parts
     seen: list[_Seen]
     facts: Facts | None  # None: the first part could not be read
     projector: tuple[Path, int] | None = None  # and its size
@@ -204,17 +80,17 @@ class _Entry:
     id: str = ""
 
     @property
-    def first(self) -> _Found:
+    def first(self) -> Found:
         return self.files[0]
 
     @property
     def publisher(self) -> str:
-        return _printable(self.first.publisher)
+        return printable(self.first.publisher)
 
     @property
     def family(self) -> tuple[str, str]:
         """Entries of one family differ in quantization only."""
-        return _key(self.publisher), self.base
+        return key_of(self.publisher), self.base
 
     @property
     def quantization(self) -> str:
@@ -231,18 +107,31 @@ class _Entry:
         return sum(seen.size for seen in self.seen) + (self.projector[1] if self.projector else 0)
 
 
+@dataclass(slots=True)
+class _Models:
+    """What a scan makes. `index` leads from every spelling that names one model to its id."""
+
+    cards: dict[str, ModelCard]
+    index: dict[str, str]
+    unlisted: set[str] = field(default_factory=set)  # ids that are known, but stand for no model of their own
+    models: dict[str, str] = field(default_factory=dict)  # the catalogue model of each id of a variant
+
+
 @dataclass(slots=True, frozen=True)
 class _Snapshot:
     cards: tuple[ModelCard, ...]
     named: tuple[ModelCard, ...]
-    index: Mapping[str, ModelCard]
+    known: Mapping[str, ModelCard]  # by id
+    index: Mapping[str, str]
 
 
 class Catalog:
-    """The models in `folders` and the named `files`. With `bundled`, the package's own model stands in for an empty list.
+    """The models in `folders`, in the Hugging Face `caches`, the named `files`, and those that model.yaml files in folders
+    and `definitions` make of them. With `bundled`, the package's own model stands in for an empty list.
 
-    `aliases` maps names of the user's own to any name that `resolve` knows. The first question scans the disk; after
-    that only `rescan` does. `rescan` may run in a thread of its own: the others see the old list or the new one.
+    `aliases` maps names of the user's own to any name that `resolve` knows; `settings` is the file with the user's
+    settings of single models. The first question scans the disk; after that only `rescan` does. `rescan` may run in a
+    thread of its own: the others see the old list or the new one.
     """
 
     def __init__(
@@ -250,13 +139,19 @@ class Catalog:
         folders: Sequence[Path],
         files: Sequence[Path] = (),
         *,
+        caches: Sequence[Path] = (),
+        definitions: Sequence[Path] = (),
+        settings: Path | None = None,
         aliases: Mapping[str, str] | None = None,
         bundled: bool = False,
         follow_links_out: bool = False,
     ):
         self._folders = tuple(folders)
         self._files = tuple(files)
-        self._aliases = {_key(alias): target for alias, target in (aliases or {}).items()}
+        self._caches = tuple(caches)
+        self._definitions = _Definitions(definitions)
+        self._settings = _Settings(settings)
+        self._aliases = {key_of(alias): key_of(target) for alias, target in (aliases or {}).items()}
         self._bundled = bundled
         self._follow_links_out = follow_links_out
         self._cache: dict[_Stamp, _Seen] = {}
@@ -281,29 +176,59 @@ class Catalog:
         nearest to that. None if two different models go by the name."""
         if len(name) > MAX_NAME:
             return None
-        key = _key(name)
-        if (target := self._aliases.get(key)) is not None:
-            key = _key(target)
-        return self._current().index.get(key)
+        current = self._current()
+        return current.known.get(current.index.get(self._unaliased(name), ""))
+
+    def latest(self, card: ModelCard) -> ModelCard:
+        """The card that the model of `card` has now; `card` itself if the model is gone."""
+        return self._current().known.get(card.id, card)
+
+    def settings_changed(self) -> bool:
+        """Whether the settings file is another than at the last scan."""
+        return self._settings.changed()
 
     def rescan(self) -> None:
         """Looks at the disk again; files that have not changed are not read again."""
         cache: dict[_Stamp, _Seen] = {}
-        entries = _gather(self._find(), self._cache, cache)
+        walk = Walk(self._follow_links_out)
+        entries = _gather(self._find(walk), self._cache, cache)
         _name_all(entries)
-        cards = {entry.id: _card(entry) for entry in entries}
-        index = _index(entries, cards)
+        claims = _claims(entries)
+        models = _Models({entry.id: _card(entry) for entry in entries}, _index(entries, claims))
+        _define(models, self._definitions.read(walk), claims)
         if self._bundled and (own := _bundled_card(self._cache, cache)):
-            if all(card.problem for card in cards.values()):
-                cards.setdefault(own.id, own)
-            index.setdefault(_key(own.id), own)
-            index.setdefault(_key(f"{own.publisher}/{own.id}"), own)
+            _stand_in(models, own)
+        self._settings.read()
+        self._set(models)
         self._cache = cache
         self._snapshot = _Snapshot(
-            cards=tuple(cards[id] for id in sorted(cards)),
-            named=tuple(cards[entry.id] for entry in sorted(entries, key=lambda e: e.id) if entry.first.named),
-            index=index,
+            cards=tuple(card for id, card in sorted(models.cards.items()) if id not in models.unlisted),
+            named=tuple(models.cards[entry.id] for entry in sorted(entries, key=lambda e: e.id) if entry.first.named),
+            known=models.cards,
+            index=models.index,
         )
+
+    def _set(self, models: _Models) -> None:
+        """Gives the cards what the user has set; a variant has what its model has, too."""
+        said: dict[str, Entry] = {}
+        for name, entry in self._settings.entries.items():
+            id = models.index.get(self._unaliased(name))
+            if id is not None:
+                said[id] = _join(entry, said.get(id))
+        for variant, model in models.models.items():
+            if model in said:
+                said[variant] = _join(said[variant], said[model]) if variant in said else said[model]
+        for id, entry in said.items():
+            card = models.cards[id]
+            settings = entry.settings.over(card.settings)
+            models.cards[id] = replace(card, settings=settings, problem=card.problem or entry.problem)
+        for id, card in models.cards.items():
+            if card.reasoning is not None and card.settings.template_kwargs:
+                models.cards[id] = replace(card, reasoning=_told(card.reasoning, card.settings))
+
+    def _unaliased(self, name: str) -> str:
+        key = key_of(name)
+        return self._aliases.get(key, key)
 
     def _current(self) -> _Snapshot:
         if self._snapshot is None:
@@ -311,123 +236,39 @@ class Catalog:
         assert self._snapshot is not None
         return self._snapshot
 
-    def _find(self) -> list[_Found]:
+    def _find(self, walk: Walk) -> list[Found]:
         """Every file once, however many links and folders lead to it."""
-        by_real_path: dict[str, _Found] = {}
-        for folder in self._folders:
-            for real_path, found in _walk(folder, self._follow_links_out):
-                if first := by_real_path.get(real_path):
-                    first.spellings += found.spellings
-                else:
-                    by_real_path[real_path] = found
+        by_real_path: dict[str, Found] = {}
+        for real_path, found in self._walked(walk):
+            if first := by_real_path.get(real_path):
+                first.spellings += found.spellings
+            else:
+                by_real_path[real_path] = found
         for path in self._files:
-            for real_path, found in _named_files(path):
+            for real_path, found in named_files(path):
                 first = by_real_path.get(str(found.path)) or by_real_path.setdefault(real_path, found)
                 first.named, first.refused = True, None
                 if first is not found:
                     first.spellings += found.spellings
         return list(by_real_path.values())
 
-
-# ---- finding ---------------------------------------------------------------------------------------------------------
-
-
-def _walk(folder: Path, follow_links_out: bool) -> Iterator[tuple[str, _Found]]:
-    """The GGUF files below `folder` with their real paths, in an order that depends on names only."""
-    root = _real(folder)
-    visited: set[tuple[int, int]] = set()
-    entries_left = MAX_ENTRIES
-    pending: list[tuple[str, ...]] = [()]
-    while pending:
-        dirs = pending.pop()
-        where = os.path.join(root, *dirs)
-        real_where = _real(where)
-        below = []
-        for entry in _listed(where, entries_left, visited):
-            entries_left -= 1
-            inside = not entry.is_symlink() or _is_below(_real(entry.path), root)
-            if _is_folder(entry):
-                if len(dirs) < MAX_DEPTH and (inside or follow_links_out):
-                    below.append((*dirs, entry.name))
-            elif _is_gguf(entry.name):
-                real_path = _real(entry.path) if entry.is_symlink() else f"{real_where}{os.sep}{entry.name}"
-                found = _placed(Path(where) / entry.name, root, dirs)
-                if not inside and not follow_links_out:
-                    # Its target is never opened, so it must not pass for that target found elsewhere either.
-                    found.refused, real_path = "a link out of the models folder", entry.path
-                yield real_path, found
-        pending.extend(reversed(below))
-
-
-def _listed(where: str, limit: int, visited: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
-    """A folder's visible entries by name; none of a folder that was visited before (links make loops)."""
-    try:
-        status = os.stat(where)
-        if (status.st_dev, status.st_ino) in visited:
-            return []
-        visited.add((status.st_dev, status.st_ino))
-        with os.scandir(where) as entries:
-            listed = [entry for entry, _ in zip(entries, range(limit), strict=False)]
-    except (OSError, ValueError):
-        return []
-    # Links last: what is there twice goes by its own place.
-    visible = (entry for entry in listed if not entry.name.startswith("."))
-    return sorted(visible, key=lambda entry: (entry.is_symlink(), entry.name))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a loop of links
-        return False
-
-
-def _is_below(path: str, root: str) -> bool:
-    return path.startswith(root.rstrip(os.sep) + os.sep)
-
-
-def _placed(path: Path, root: str, dirs: tuple[str, ...]) -> _Found:
-    in_layout = len(dirs) >= 2
-    return _Found(
-        path=path,
-        publisher=dirs[0] if in_layout else LOCAL,
-        repo=dirs[1] if in_layout else None,
-        group=(root, *dirs[:2]) if dirs else (),
-        name=_file_name(path.name),
-        spellings=["/".join((*dirs, path.name))],
-    )
-
-
-def _named_files(path: Path) -> Iterator[tuple[str, _Found]]:
-    """A file of the command line, with the other parts and the projector that lie beside it."""
-    path = Path(os.path.abspath(path))
-    name = _file_name(path.name) if _is_gguf(path.name) else _FileName(path.name, None, path.name)
-    folder = path.parent
-    beside = [entry.name for entry in _listed(str(folder), MAX_ENTRIES, set()) if _is_gguf(entry.name)]
-    models = [_file_name(other) for other in beside if not _names_projector(other)]
-    repo = _GGUF_ENDING.sub("", folder.name)
-    in_layout = bool(repo) and _plain(name.base).startswith(_plain(repo)) and bool(folder.parent.name)
-    # A projector fits one model: among different models nothing tells whose it is.
-    alone = {_plain(other.base) for other in models} <= {_plain(name.base)}
-    wanted = {path.name}
-    wanted.update(other for other in beside if _same_model(_file_name(other), name) or (alone and _names_projector(other)))
-    for other in sorted(wanted):
-        beside_path = folder / other
-        yield _real(beside_path), _Found(
-            path=beside_path,
-            publisher=folder.parent.name if in_layout else LOCAL,
-            repo=None,
-            group=("", str(folder)),
-            name=name if other == path.name else _file_name(other),
-            spellings=[other, str(beside_path)],
-        )
-
-
-def _same_model(one: _FileName, other: _FileName) -> bool:
-    return other.parts > 1 and (one.stem, one.parts) == (other.stem, other.parts)
+    def _walked(self, walk: Walk) -> Iterator[tuple[str, Found]]:
+        for folder in self._folders:
+            yield from walk.folder(folder)
+        for cache in self._caches:
+            yield from walk.cache(cache)
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """What changes with the file; None if there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _inspect(path: Path, old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> _Seen:
@@ -451,18 +292,18 @@ def _read(path: Path, size: int) -> _Seen:
         header = gguf.read_header(path)
     except GgufError as error:
         return _Seen(size, error.reason)
-    in_parts = _file_name(path.name).parts > 1
+    in_parts = file_name(path.name).parts > 1
     return _Seen(size, header.incomplete, gguf.facts([header]), header if in_parts else None)
 
 
-def _gather(files: Iterable[_Found], old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> list[_Entry]:
+def _gather(files: Iterable[Found], old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> list[_Entry]:
     """The models among `files`: parts put together, projectors given to their models, what is no model left out."""
-    models: dict[tuple[str, str, int], list[tuple[_Found, _Seen]]] = {}
+    models: dict[tuple[str, str, int], list[tuple[Found, _Seen]]] = {}
     projectors: dict[tuple[str, ...], list[tuple[Path, int, str]]] = {}
     for found in files:
         seen = _Seen(0, found.refused) if found.refused else _inspect(found.path, old, new)
         known = seen.facts
-        if known.is_projector if known else _names_projector(found.path.name):
+        if known.is_projector if known else names_projector(found.path.name):
             if known and seen.problem is None:
                 projectors.setdefault(found.group, []).append((found.path, seen.size, known.quantization))
         elif not _stands_beside(found, known):
@@ -477,7 +318,7 @@ def _gather(files: Iterable[_Found], old: Mapping[_Stamp, _Seen], new: dict[_Sta
     return entries
 
 
-def _stands_beside(found: _Found, known: Facts | None) -> bool:
+def _stands_beside(found: Found, known: Facts | None) -> bool:
     """Whether the file is an adapter, an importance matrix or the like."""
     if known is None:
         return found.path.name.lower().startswith("imatrix")
@@ -491,7 +332,7 @@ def _projector_rank(projector: tuple[Path, int, str]) -> tuple[int, str]:
     return order.index(quantization) if quantization in order else len(order), str(path)
 
 
-def _entry(parts: list[tuple[_Found, _Seen]]) -> _Entry:
+def _entry(parts: list[tuple[Found, _Seen]]) -> _Entry:
     parts.sort(key=lambda part: part[0].name.part)
     known = parts[0][1].facts
     if known and len(parts) > 1:
@@ -528,16 +369,20 @@ def _name_all(entries: list[_Entry]) -> None:
 
 def _name_repo(entries: list[_Entry]) -> None:
     """A repository's name is its model's; of several models in it, only of the one whose files bear it."""
-    repo = _GGUF_ENDING.sub("", entries[0].first.repo or "")
-    one_model = len({_plain(entry.first.name.base) for entry in entries}) == 1
+    repo = GGUF_ENDING.sub("", entries[0].first.repo or "")
+    one_model = len({plain(entry.first.name.base) for entry in entries}) == 1
     for entry in entries:
         base = entry.first.name.base
-        _set_base(entry, repo if repo and (one_model or _plain(base) == _plain(repo)) else base)
+        _set_base(entry, repo if repo and (one_model or plain(base) == plain(repo)) else base)
+
+
+def title_of(name: str) -> str:
+    return re.sub(r"[-_ ]+", " ", printable(name)).strip() or printable(name)
 
 
 def _set_base(entry: _Entry, name: str) -> None:
-    entry.title = re.sub(r"[-_ ]+", " ", _printable(name)).strip() or _printable(name)
-    entry.base = _printable(name).lower()
+    entry.title = title_of(name)
+    entry.base = printable(name).lower()
     if entry.facts and entry.facts.is_embedding and not entry.base.startswith("text-embedding-"):
         entry.base = f"text-embedding-{entry.base}"
 
@@ -551,31 +396,34 @@ def _free(id: str, taken: set[str]) -> str:
     return free
 
 
-def _index(entries: list[_Entry], cards: Mapping[str, ModelCard]) -> dict[str, ModelCard]:
-    """Every spelling that names one model. Where several quantizations of one go by it, the usual one is taken."""
+def _claims(entries: list[_Entry]) -> dict[str, list[_Entry]]:
+    """The spellings that name one model, each with that model's quantizations that it may mean."""
     claims: dict[str, list[_Entry]] = {}
     for entry in entries:
         for spelling in _spellings(entry):
             claims.setdefault(spelling, []).append(entry)
-    index = {
-        spelling: cards[min(claimants, key=_pick_rank).id]
-        for spelling, claimants in claims.items()
-        if len({entry.family for entry in claimants}) == 1
-    }
-    index.update((_key(entry.id), cards[entry.id]) for entry in entries)
+    one_model = {spelling: of for spelling, of in claims.items() if len({entry.family for entry in of}) == 1}
+    own = {key_of(entry.id): [entry] for entry in entries}
+    return {**one_model, **{spelling: entry for spelling, entry in own.items() if spelling not in one_model}}
+
+
+def _index(entries: list[_Entry], claims: Mapping[str, list[_Entry]]) -> dict[str, str]:
+    """Where several quantizations of one model go by a spelling, the usual one is taken."""
+    index = {spelling: min(claimants, key=_pick_rank).id for spelling, claimants in claims.items()}
+    index.update((key_of(entry.id), entry.id) for entry in entries)
     return index
 
 
 def _spellings(entry: _Entry) -> set[str]:
     names = {entry.base, entry.base.removeprefix("text-embedding-")}
     if entry.first.repo is not None:
-        names.add(_printable(entry.first.repo))
+        names.add(printable(entry.first.repo))
     tagged = {f"{name}@{tag}" for name in names for tag in (entry.tag, entry.quantization)}
     spellings = {*names, *tagged, *(f"{entry.publisher}/{name}" for name in names | tagged)}
     for found in entry.files:
         spellings.update(found.spellings)
-        spellings.update(_printable(spelling) for spelling in found.spellings)
-    return {_key(spelling) for spelling in spellings}
+        spellings.update(printable(spelling) for spelling in found.spellings)
+    return {key_of(spelling) for spelling in spellings}
 
 
 def _pick_rank(entry: _Entry) -> tuple[bool, bool, float, int, str]:
@@ -584,14 +432,180 @@ def _pick_rank(entry: _Entry) -> tuple[bool, bool, float, int, str]:
     return _problem(entry) is not None, entry.tag != "q4_k_m", abs((bits or 99) - 4.8), entry.size, entry.id
 
 
+# ---- models of model.yaml --------------------------------------------------------------------------------------------
+
+
+class _Definitions:
+    """The model.yaml files that were read, by what tells that they are still the same."""
+
+    def __init__(self, folders: Sequence[Path]):
+        self._folders = tuple(folders)
+        self._read: dict[_Stamp, Definition | None] = {}
+        self._can_read: bool | None = None  # None: there was no file yet that would have to be
+
+    def read(self, walk: Walk) -> list[Definition]:
+        """Those that `walk` has passed, and those of the own folders."""
+        for folder in self._folders:
+            walk.definitions_of(folder)
+        if walk.definitions and self._can_read is None:
+            self._can_read = model_yaml.can_read()
+            if not self._can_read:
+                log.warning("model.yaml files are ignored: PyYAML is not installed")
+        if not self._can_read:
+            return []
+        stamps = {stamp: path for path in walk.definitions if (stamp := _stamp(path)) is not None}
+        self._read = {stamp: self._of(stamp, path) for stamp, path in stamps.items()}
+        return [definition for definition in self._read.values() if definition is not None]
+
+    def _of(self, stamp: _Stamp, path: Path) -> Definition | None:
+        if stamp in self._read:
+            return self._read[stamp]
+        try:
+            definition = model_yaml.parse(small_text(path))
+        except YamlError as error:
+            log.warning("%s is ignored: %s", ascii(str(path)), error.reason)
+            return None
+        for why in definition.ignored:
+            log.info("%s: %s", ascii(str(path)), ascii(why))
+        return definition
+
+
+def _define(models: _Models, definitions: list[Definition], claims: Mapping[str, list[_Entry]]) -> None:
+    """Adds the models that `definitions` make. One of LM Studio's catalogue stands for its files, which keep their own
+    names too but are not listed twice."""
+    by_id = {key_of(definition.id): definition for definition in reversed(definitions)}
+    stood_for: set[str] = set()
+    for key, definition in sorted(by_id.items()):
+        entries, lower = _made_of(definition, by_id, claims)
+        if entries:
+            _define_one(models, key, definition, lower, entries)
+            if definition.from_catalogue:
+                stood_for.update(entry.id for entry in entries)
+    models.unlisted |= stood_for
+
+
+def _made_of(
+    definition: Definition, by_id: Mapping[str, Definition], claims: Mapping[str, list[_Entry]]
+) -> tuple[list[_Entry], list[Definition]]:
+    """The files that the definition stands on, and the definitions in between, the nearest first."""
+    between: list[Definition] = []
+    while True:
+        known = [next((claims[key_of(name)] for name in names if key_of(name) in claims), []) for names in definition.bases]
+        entries = list({id(entry): entry for of_base in known for entry in of_base}.values())
+        lower = next((by_id[key_of(names[0])] for names in definition.bases if key_of(names[0]) in by_id), None)
+        if entries or lower is None or len(between) == MAX_CHAIN:
+            return entries, between
+        between.append(lower)
+        definition = lower
+
+
+def _define_one(
+    models: _Models, key: str, definition: Definition, lower: list[Definition], entries: list[_Entry]
+) -> None:
+    taken = set(models.cards)
+    chosen = min(entries, key=_pick_rank)
+    own_id = _free(definition.id, taken)
+    ids = {entry.id: _free(f"{own_id}@{entry.tag}", taken) for entry in sorted(entries, key=lambda entry: entry.id)}
+    for entry in entries:
+        card = models.cards[entry.id]
+        for layer in (*reversed(lower), definition):
+            card = _overridden(card, layer)
+        variant = ids[entry.id]
+        card = replace(card, variants=tuple(ids.values()), selected_variant=variant)
+        if entry is chosen:
+            models.cards[own_id] = replace(card, id=own_id)
+            models.index[key] = models.index[key_of(own_id)] = models.index[key_of(variant)] = own_id
+        else:
+            models.cards[variant] = replace(card, id=variant)
+            models.unlisted.add(variant)
+            models.index[key_of(variant)] = variant
+            models.models[variant] = own_id
+
+
+def _overridden(card: ModelCard, definition: Definition) -> ModelCard:
+    publisher, _, name = definition.id.rpartition("/")
+    told = definition.trained_for_tool_use
+    return replace(
+        card,
+        publisher=publisher or LOCAL,
+        # A catalogue's model is what its files are; one's own is told apart from them.
+        display_name=card.display_name if definition.from_catalogue else title_of(name),
+        arch=definition.arch or card.arch,
+        params_string=definition.params_string or card.params_string,
+        max_context_length=definition.max_context_length or card.max_context_length,
+        trained_for_tool_use=card.trained_for_tool_use if told is None else told,
+        reasoning=None if definition.reasoning is False else card.reasoning,
+        settings=definition.settings.over(card.settings),
+    )
+
+
+# ---- settings of the user's ------------------------------------------------------------------------------------------
+
+
+class _Settings:
+    """The settings file: its entries as it was last read, by the names in it. A file that cannot be read changes nothing."""
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        self._stamp: _Stamp | None = None
+        self.entries: Mapping[str, Entry] = {}
+
+    def changed(self) -> bool:
+        return self._path is not None and _stamp(self._path) != self._stamp
+
+    def read(self) -> None:
+        """Reads the file if it is another than before."""
+        if self._path is None or not self.changed():
+            return
+        self._stamp = _stamp(self._path)
+        if self._stamp is None:
+            self.entries = {}
+            return
+        try:
+            self.entries = model_settings.parse(small_text(self._path))
+        except ConfigError as error:
+            log.error("the settings of models stay as they were: %s", error)
+            return
+        for name, entry in self.entries.items():
+            if entry.problem is not None:
+                log.error("the model %s cannot be loaded: %s", ascii(name), entry.problem)
+
+
+def _join(above: Entry, below: Entry | None) -> Entry:
+    if below is None:
+        return above
+    return Entry(above.settings.over(below.settings), above.problem or below.problem)
+
+
+def _told(reasoning: Reasoning, settings: ModelSettings) -> Reasoning:
+    """What is true of reasoning where a request says nothing, after the settings have spoken."""
+    said = settings.template_kwargs
+    word = said.get("reasoning_effort")
+    if said.get("enable_thinking") is False:
+        word = "off"
+    elif word not in reasoning.options and "enable_thinking" in said:
+        word = "on"
+    return replace(reasoning, default=word) if word in reasoning.options else reasoning
+
+
 # ---- cards -----------------------------------------------------------------------------------------------------------
+
+
+def _stand_in(models: _Models, own: ModelCard) -> None:
+    """The package's own model is always known, but listed only where nothing else can be loaded."""
+    if own.id not in models.cards:
+        if any(card.problem is None for card in models.cards.values()):
+            models.unlisted.add(own.id)
+        models.cards[own.id] = own
+    for name in (own.id, f"{own.publisher}/{own.id}"):
+        models.index.setdefault(key_of(name), own.id)
 
 
 def _bundled_card(old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> ModelCard | None:
     path = bundled_model()
     if not path.is_file():
         return None
-    found = _Found(path, BUNDLED_PUBLISHER, None, (), _file_name(path.name), [])
+    found = Found(path, BUNDLED_PUBLISHER, None, (), file_name(path.name), [])
     (entry,) = entries = [_entry([(found, _inspect(path, old, new))])]
     _name_all(entries)
     return _card(entry)
@@ -607,7 +621,7 @@ def _card(entry: _Entry) -> ModelCard:
         type=kind,
         publisher=entry.publisher,
         display_name=entry.title,
-        arch=_printable(known.arch) if known and known.arch else "unknown",
+        arch=printable(known.arch) if known and known.arch else "unknown",
         quantization=entry.quantization,
         bits_per_weight=known.bits_per_weight if known else None,
         size_bytes=entry.size,
@@ -617,6 +631,7 @@ def _card(entry: _Entry) -> ModelCard:
         mmproj=entry.projector[0] if entry.projector else None,
         has_chat_template=known.has_chat_template if known else False,
         trained_for_tool_use=known.trained_for_tool_use if known else False,
+        reasoning=known.reasoning if known else None,
         reranks=known.is_reranker if known else False,
         problem=_problem(entry),
     )

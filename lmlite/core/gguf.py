@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ..card import Reasoning
 from ..errors import LmError
+from .chat_template import reads_tools, reasoning
 
 MAX_HEADER: Final = 128 << 20
 """Bytes. The largest real ones (262,144 tokens, 500,000 merges) stay under 30 MB."""
@@ -495,6 +497,7 @@ class Facts:
     is_projector: bool
     has_chat_template: bool
     trained_for_tool_use: bool
+    reasoning: Reasoning | None
     split_no: int | None
     split_count: int | None
 
@@ -526,6 +529,7 @@ def facts(headers: Sequence[Header]) -> Facts:
         has_chat_template=template is not None,
         trained_for_tool_use=first.text("tokenizer.chat_template.tool_use") is not None
         or (template is not None and reads_tools(template)),
+        reasoning=reasoning(template) if template is not None else None,
         split_no=first.integer("split.no"),
         split_count=first.integer("split.count"),
     )
@@ -564,21 +568,3 @@ def _scaled(n_params: int) -> str | None:
         if round(value, digits) < 1000 or suffix == "T":
             break
     return f"{value:.{digits}f}".removesuffix(".0") + suffix
-
-
-_TAG: Final = re.compile(r"\{[{%#]")
-_CLOSING: Final = {"{{": "}}", "{%": "%}", "{#": "#}"}
-_TOOLS: Final = re.compile(r"""(?<![\w.'"])tools(?![\w'"])""")
-
-
-def reads_tools(template: str) -> bool:
-    """Whether a chat template uses the variable `tools`; takes time linear in its length."""
-    at = 0
-    while opening := _TAG.search(template, at):
-        end = template.find(_CLOSING[opening[0]], opening.end())
-        if end < 0:
-            return False
-        if opening[0] != "{#" and _TOOLS.search(template, opening.end(), end):
-            return True
-        at = end + 2
-    return False

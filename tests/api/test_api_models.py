@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from lmlite.api import lmstudio_v0, lmstudio_v1, openai_models
+from lmlite.card import ModelCard, Reasoning
 from tests.api.golden_files import CARD, GOLDEN, INSTANCE
 
 OWL = replace(
@@ -106,6 +107,34 @@ def test_v1_lists_instances_under_their_model() -> None:
 def test_a_loaded_model_that_left_the_catalogue_is_still_listed(models: Any) -> None:
     assert json.loads(models([], [INSTANCE])) != json.loads(models([], []))
     assert "falcon-7b" in models([], [INSTANCE])
+
+
+def only(card: ModelCard) -> dict[str, Any]:
+    (entry,) = json.loads(lmstudio_v1.models([card], []))["models"]
+    assert isinstance(entry, dict)
+    return entry
+
+
+def test_v1_tells_what_can_be_said_of_reasoning() -> None:
+    entry = only(replace(CARD, type="vlm", reasoning=Reasoning(("off", "on"), "on")))
+    assert entry["capabilities"] == {
+        "vision": True,
+        "trained_for_tool_use": True,
+        "reasoning": {"allowed_options": ["off", "on"], "default": "on"},
+    }
+
+
+def test_v1_tells_the_variants_of_a_catalogue_model() -> None:
+    entry = only(replace(CARD, variants=("acme/falcon@q4_k_m", "acme/falcon@q8_0"), selected_variant="acme/falcon@q8_0"))
+    assert entry["variants"] == ["acme/falcon@q4_k_m", "acme/falcon@q8_0"]
+    assert entry["selected_variant"] == "acme/falcon@q8_0"
+    assert {"variants", "selected_variant"}.isdisjoint(only(CARD))
+
+
+def test_v1_tells_why_a_model_cannot_be_loaded_and_stays_valid() -> None:
+    entry = only(replace(CARD, problem="not a GGUF file", max_context_length=0))
+    assert entry["description"] == "Cannot be loaded: not a GGUF file"
+    assert entry["max_context_length"] > 0
 
 
 def test_openai_lists_ids() -> None:

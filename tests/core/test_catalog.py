@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from lmlite.card import ModelCard
 from lmlite.core import catalog as module
 from lmlite.core import gguf as reader
-from lmlite.core.catalog import Catalog, bundled_model, model_folders
+from lmlite.core import model_files
+from lmlite.core.catalog import Catalog, bundled_model
+from lmlite.core.model_files import model_folders
 from tests.core.gguf_files import F16, F32, Q4_K, Q8_0, Tensor, bert, gguf, llama, projector
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15, "q5_k_m": 17}
@@ -577,7 +579,7 @@ def test_folders_that_are_none_hold_nothing(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_end_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ENTRIES", 5)
+    monkeypatch.setattr(model_files, "MAX_ENTRIES", 5)
     for n in range(9):
         put(tmp_path, f"m{n}.gguf")
     assert len(Catalog([tmp_path]).cards()) == 5

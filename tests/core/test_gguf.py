@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.gguf import Facts, Header, facts, read_header, reads_tools
+from lmlite.core.chat_template import reads_tools
+from lmlite.core.gguf import Facts, Header, facts, read_header
 from tests.core.gguf_files import (
     F16,
     F32,

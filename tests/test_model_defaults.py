@@ -1,0 +1,171 @@
+"""Settings of single models on whole servers: what a request leaves open is the model's to say, and changes are seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lmlite
+from lmlite.api.call import Call
+from lmlite.api.openai_chat import parse_chat
+from lmlite.api.openai_text import parse_completions
+from lmlite.core.catalog import bundled_model
+from lmlite.core.frames import Kind
+from lmlite.request import Chat
+from lmlite.server import Server
+from lmlite.settings import ModelSettings
+from tests.conftest import Client, FakeServer
+from tests.core.gguf_files import gguf, llama
+
+Serve = Callable[..., FakeServer]
+MESSAGES = [{"role": "user", "content": "hi"}]
+DEFAULTS = ModelSettings(
+    sampling={"temperature": 0.2, "top_k": 7, "max_tokens": 3}, template_kwargs={"enable_thinking": False, "tone": "dry"}
+)
+
+
+def completed(parse: Callable[[dict[str, Any]], Call], body: dict[str, Any]) -> list[tuple[float, int, int]]:
+    runs = parse(body).with_defaults(DEFAULTS).runs
+    return [(run.sampling.temperature, run.sampling.top_k, run.max_tokens) for run in runs]
+
+
+# ---- one call --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parse", "prompt"), [(parse_chat, {"messages": MESSAGES}), (parse_completions, {"prompt": "once"})]
+)
+def test_what_a_request_says_wins_even_if_it_is_what_everybody_has(
+    parse: Callable[[dict[str, Any]], Call], prompt: dict[str, Any]
+) -> None:
+    assert completed(parse, prompt) == [(0.2, 7, 3)]
+    assert completed(parse, {**prompt, "temperature": None, "max_tokens": None}) == [(0.2, 7, 3)]
+    said = {"temperature": 0.8, "top_k": 40, "max_tokens": -1, "n": 2}
+    assert completed(parse, {**prompt, **said}) == [(0.8, 40, -1)] * 2
+    assert completed(parse, {**prompt, "max_completion_tokens": 5}) == [(0.2, 7, 5)]
+
+
+def test_variables_of_the_template_are_joined() -> None:
+    def variables(**body: Any) -> Any:
+        (run,) = parse_chat({"messages": MESSAGES, **body}).with_defaults(DEFAULTS).runs
+        assert isinstance(run.prompt, Chat)
+        return run.prompt.template_kwargs
+
+    assert variables() == {"enable_thinking": False, "tone": "dry"}
+    assert variables(reasoning_effort="low") == {"enable_thinking": True, "reasoning_effort": "low", "tone": "dry"}
+    assert variables(chat_template_kwargs={"tone": "warm"}) == {"enable_thinking": False, "tone": "warm"}
+
+
+def test_a_model_without_settings_changes_nothing() -> None:
+    call = parse_chat({"messages": MESSAGES})
+    assert call.with_defaults(ModelSettings()) == call
+
+
+# ---- a server --------------------------------------------------------------------------------------------------------
+
+
+def write_settings(server: FakeServer, said: Any) -> None:
+    server.config.home.mkdir(exist_ok=True)
+    (server.config.home / "model-settings.json").write_text(json.dumps(said))
+
+
+def look_at_once(server: FakeServer) -> None:
+    server.service.app.models.max_age_s = 0
+
+
+def last_generation(server: FakeServer) -> dict[str, Any]:
+    command = next(command for kind, _, command in reversed(server.engine.commands) if kind == Kind.GENERATE)
+    assert isinstance(command, dict)
+    return command
+
+
+@pytest.mark.parametrize("family", ["/v1", "/api/v0"])
+@pytest.mark.parametrize("kind", ["chat/completions", "completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_defaults_reach_the_engine_in_every_dialect(serve_fake: Serve, family: str, kind: str, stream: bool) -> None:
+    server = serve_fake()
+    write_settings(server, {"talker": {"sampling": {"temperature": 0.25, "max_tokens": 2}}})
+    body = {"model": "talker", "stream": stream, "messages": MESSAGES, "prompt": "hi", "top_p": 0.5}
+    assert server.client().post(f"{family}/{kind}", body).status == 200
+    command = last_generation(server)
+    assert (command["sampling"]["temperature"], command["sampling"]["top_p"], command["max_tokens"]) == (0.25, 0.5, 2)
+
+
+def test_settings_that_change_hold_for_a_loaded_model_from_the_next_request(serve_fake: Serve) -> None:
+    server = serve_fake()
+    look_at_once(server)
+    client = server.client()
+    body = {"model": "talker", "messages": MESSAGES}
+    for temperature in (0.5, 0.25):
+        write_settings(server, {"acme/talker": {"sampling": {"temperature": temperature}}})
+        client.post("/v1/chat/completions", body)
+        assert last_generation(server)["sampling"]["temperature"] == temperature
+    assert len(server.engines) == 1
+
+
+def test_a_wrong_setting_refuses_its_model_and_says_why(serve_fake: Serve) -> None:
+    server = serve_fake()
+    write_settings(server, {"talker": {"kv_type": "q9"}})
+    client = server.client()
+    refused = client.post("/v1/chat/completions", {"model": "talker", "messages": MESSAGES})
+    assert refused.status == 422
+    assert "model-settings.json: kv_type: 'q9' is not allowed" in refused.json["error"]["message"]
+    listed = {entry["key"]: entry for entry in client.get("/api/v1/models").json["models"]}
+    assert "kv_type" in listed["talker"]["description"]
+    assert client.post("/v1/embeddings", {"model": "embedder", "input": "a"}).status == 200
+
+
+def test_models_that_come_and_go_are_seen_without_a_restart(serve_fake: Serve, tmp_path: Path) -> None:
+    server = serve_fake(models_dir=[tmp_path / "disk"])
+    look_at_once(server)
+    client = server.client()
+    body = {"model": "falcon", "messages": MESSAGES}
+
+    def listed() -> list[str]:
+        return [entry["id"] for entry in client.get("/v1/models").json["data"]]
+
+    def asked() -> list[int]:
+        return [client.post("/v1/chat/completions", body).status, client.get("/v1/models/falcon").status]
+
+    assert ("falcon" in listed(), asked()) == (False, [404, 404])
+    path = tmp_path / "disk/acme/Falcon-GGUF/Falcon-Q4_K_M.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gguf(llama()))
+    assert client.get("/v1/models/falcon").status == 200
+    path.unlink()
+    assert asked() == [404, 404]
+    path.write_bytes(gguf(llama()))
+    assert (listed(), asked()) == (["falcon"], [200, 200])
+
+
+# ---- with the real engine --------------------------------------------------------------------------------------------
+
+
+def test_a_models_own_limit_holds_on_a_real_server_until_a_request_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = {"lmlite-tiny": {"sampling": {"temperature": 0, "max_tokens": 2}}}
+    (tmp_path / "model-settings.json").write_text(json.dumps(said))
+    with Server(port=0, home=tmp_path, isolation="thread") as server:
+        client = Client(server.port)
+        body = {"model": "lmlite-tiny", "prompt": "One two three", "ignore_eos": True}
+        answers = [client.post("/v1/completions", {**body, **more}).json for more in ({}, {}, {"max_tokens": 4})]
+        client.close()
+    assert [answer["usage"]["completion_tokens"] for answer in answers] == [2, 2, 4]
+    assert answers[0]["choices"][0]["text"] == answers[1]["choices"][0]["text"]  # greedy
+
+
+def test_the_embedded_model_has_the_users_settings_but_for_what_it_is_told(tmp_path: Path) -> None:
+    said = {"lmlite-tiny": {"sampling": {"temperature": 0, "max_tokens": 2}, "ttl": 1}, "falcon": {"kv_type": "q9"}}
+    (tmp_path / "model-settings.json").write_text(json.dumps(said))
+    with lmlite.load(bundled_model(), home=tmp_path) as model:
+        short = model.complete("One two three", ignore_eos=True)
+        assert short == model.complete("One two three", ignore_eos=True)
+        longer = model.complete("One two three", ignore_eos=True, max_tokens=20)
+        assert longer.startswith(short) and len(longer) > len(short)
+        assert model.chat(MESSAGES, ignore_eos=True) == model.chat(MESSAGES, ignore_eos=True, max_tokens=2)
