@@ -1,5 +1,5 @@
-"""Time to ready and resident memory, without a model and with one loaded; sizes of the library and, with --wheel, of the
-wheel and the time that building it takes. Prints one JSON object.
+"""Time to ready, resident memory without a model and with one loaded, the CPU of a server that does nothing; sizes of
+the library and, with --wheel, of the wheel and the time that building it takes. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ sys.path.append(str(ROOT))  # at the end: an installed lmlite is the one to meas
 import lmlite  # noqa: E402
 from bench import client  # noqa: E402
 
+IDLE_S = 20.0
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 async def memory(server: client.Running, model: str) -> dict[str, Any]:
     idle = client.rss_mb(server.pid)
+    began = client.cpu_s(server.pid)
+    await asyncio.sleep(IDLE_S)
+    idle_share = (client.cpu_s(server.pid) - began) / IDLE_S
     await client.whole(server.port, "/v1/chat/completions", {"model": model, "messages": MESSAGES, "max_tokens": 8})
     engines = server.children
     return {
         "rss_mb_idle": round(idle, 1),
+        "cpu_percent_idle": round(idle_share * 100, 3),
         "rss_mb_loaded": {
             "server": round(client.rss_mb(server.pid), 1),
             "engine": round(sum(map(client.rss_mb, engines)), 1),

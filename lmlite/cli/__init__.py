@@ -10,11 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
-from ..errors import BuildError, ConfigError, LmError
-from . import serve, server
+from ..errors import ConfigError, LmError
+from . import completion, serve, server, service, version
 
-GROUPS = (serve, server)
+GROUPS = (serve, server, service, version, completion)
 """Modules with `add(commands)`, which adds parsers whose default `run` is called with the parsed arguments and the
 environment, and returns the exit code."""
 FAILED, WRONG_OPTION, INTERRUPTED = 1, 2, 130
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if arguments.version:
-        print(describe_version())
+        print(version.as_text())
         return 0
     if arguments.command is None:
         parser.print_help(sys.stderr)
@@ -53,18 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="LM Studio's, OpenAI's and Anthropic's APIs in front of local GGUF models.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", "-V", action="store_true", help="show the versions of lmlite and llama.cpp")
+    parser.add_argument("--version", "-V", "-v", action="store_true", help="show the versions of lmlite and llama.cpp")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for group in GROUPS:
         group.add(commands)
     return parser
-
-
-def describe_version() -> str:
-    from ..core import native
-
-    try:
-        built = native.build_info()
-    except BuildError as error:
-        return f"lmlite {__version__}\nllama.cpp: {error}"
-    return f"lmlite {__version__}\nllama.cpp {built['llama_cpp']} ({built['backend']})"

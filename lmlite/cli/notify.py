@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import socket
 from collections.abc import Mapping
 
 ABSTRACT = "@"
@@ -31,6 +29,8 @@ class Notifier:
     def send(self, *fields: str) -> None:
         if not self._address:
             return
+        import socket
+
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
             sender.connect(self._address)
@@ -38,6 +38,8 @@ class Notifier:
 
     async def keep_alive(self) -> None:
         """Shows the manager that the loop turns, for as long as it runs: a hung server is started again."""
+        import asyncio
+
         while self.watchdog_s is not None:
             self.send("WATCHDOG=1")
             await asyncio.sleep(self.watchdog_s / 2)

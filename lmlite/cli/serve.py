@@ -7,7 +7,6 @@ itself, logs to the file there, and tells a service manager when it is ready.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import logging
@@ -16,14 +15,17 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..card import ModelCard
 from ..config import Config, Option, gather, options
-from ..server import Service
 from ..store.home import Home, Lock
 from ..store.logfile import FORMAT, LogFile
 from .notify import Notifier
+
+if TYPE_CHECKING:
+    from ..card import ModelCard
+    from ..server import Service
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ def given_options(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    import asyncio  # here and below: other commands need no server, and are quicker without
+
     config = gather(given_options(arguments), environ)
     home = Home(config.home)
     home.prepare()
@@ -110,6 +114,10 @@ def open_log(config: Config, log_file: LogFile) -> None:
 
 async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     """Runs until a signal; the second one does not wait for running requests."""
+    import asyncio
+
+    from ..server import Service
+
     service = Service(config)
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()

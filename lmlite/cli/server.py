@@ -11,18 +11,21 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import Config, gather, home_folder, options, read_file, to_json
 from ..errors import LmError
 from ..store.home import Home, Owner
 from ..store.logfile import open_log
 from . import serve
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 READY_S = 30.0
 """A server listens within a fraction of a second; a machine that swaps or has a cold disk gets its time."""
@@ -35,10 +38,6 @@ BOOT = "import sys; sys.path[:] = [*filter(None, sys.path), {path!r}]; from {pac
 """Runs this very package, installed, copied or in an archive; never one that lies in the current folder."""
 
 Run = Callable[[argparse.Namespace, Mapping[str, str]], int]
-
-
-class NotStarted(LmError):
-    code = "not_started"
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -89,9 +88,10 @@ def start(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     home.prepare()
     if (owner := home.owner()) is not None:
         return tell_running(owner, config, given)
+    chosen = set(given)
     if not is_port_chosen(config, given, environ) and (last := home.last_owner()) is not None and last.port:
-        given = {**given, "port": str(last.port)}
-    process, words_from = spawn(home, given, environ)
+        config, chosen = replace(config, port=last.port), {*chosen, "port"}
+    process, words_from = spawn(home, flags_of(config, chosen), environ)
     if (owner := wait_until_ready(home, process)) is None:
         if (owner := home.owner()) is not None and owner.pid != process.pid:  # another start was faster
             return tell_running(owner, config, given)
@@ -185,47 +185,60 @@ def differing(owner: Owner, config: Config, given: Mapping[str, object]) -> list
     return sorted(flags[name] for name, value in asked.items() if value != running[name])
 
 
-def spawn(home: Home, given: Mapping[str, object], environ: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+def spawn(home: Home, flags: Sequence[str], environ: Mapping[str, str]) -> tuple[Popen[bytes], int]:
     """The server's process, and where in the log file its words begin."""
-    package = __name__.rpartition(".")[0]
-    levels = __name__.count(".") + 1
-    path = Path(__file__).absolute()
-    boot = BOOT.format(path=str(path.parents[levels - 1]), package=package)
-    command = [sys.executable, "-c", boot, "serve", *flags_of(given)]
+    from subprocess import DEVNULL, Popen
+
     try:
         words = open_log(home.log_file)
     except OSError:  # as any log: dropped
         words = os.open(os.devnull, os.O_WRONLY)
     try:
         words_from = os.fstat(words).st_size
-        process = subprocess.Popen(
-            command, env=dict(environ), stdin=subprocess.DEVNULL, stdout=words, stderr=words, start_new_session=True
-        )
+        command = [*own_command(), "serve", *flags]
+        process = Popen(command, env=dict(environ), stdin=DEVNULL, stdout=words, stderr=words, start_new_session=True)
     finally:
         os.close(words)
     return process, words_from
 
 
-def flags_of(given: Mapping[str, object]) -> list[str]:
-    """The command line that says `given`."""
+def own_command() -> list[str]:
+    """What runs the `lmlite` command of this very package, from any folder."""
+    package = __name__.rpartition(".")[0]
+    path = Path(__file__).absolute().parents[__name__.count(".")]
+    return [sys.executable, "-c", BOOT.format(path=str(path), package=package)]
+
+
+def flags_of(config: Config, names: Collection[str]) -> list[str]:
+    """The command line that gives the options `names` the values that `config` has; paths are absolute."""
     flags: list[str] = []
-    files: Sequence[str] = ()
+    files: list[str] = []
     for option in options():
-        match given.get(option.name):
-            case None:
-                pass
+        if option.name not in names:
+            continue
+        match to_json(getattr(config, option.name)):
             case bool(on):
                 flags.append(option.flag if on else f"--no-{option.flag[2:]}")
-            case list(texts) if option.positional:
-                files = texts
-            case list(texts):
-                flags += [f"{option.flag}={text}" for text in texts]
-            case text:
-                flags.append(f"{option.flag}={text}")
-    return [*flags, "--", *files]
+            case list(items) if option.positional:
+                files = [spelled(item) for item in items]
+            case list(items) if option.kind.shape == "many":
+                flags += [f"{option.flag}={spelled(item, '=')}" for item in items]
+            case value:
+                flags.append(f"{option.flag}={spelled(value, ',')}")
+    return [*flags, *["--", *files] * bool(files)]
 
 
-def wait_until_ready(home: Home, process: subprocess.Popen[bytes]) -> Owner | None:
+def spelled(value: object, joint: str = "") -> str:
+    """A value of an option as its flag takes it."""
+    match value:
+        case list(items):
+            return joint.join(spelled(item) for item in items)
+        case float(number):
+            return f"{number:.9f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def wait_until_ready(home: Home, process: Popen[bytes]) -> Owner | None:
     """What the server tells once it listens; None if it ended, or was ended because it took too long."""
     patience = time.monotonic() + READY_S
     while process.poll() is None:
@@ -240,7 +253,7 @@ def wait_until_ready(home: Home, process: subprocess.Popen[bytes]) -> Owner | No
     return None
 
 
-def tell_failure(home: Home, process: subprocess.Popen[bytes], words_from: int) -> int:
+def tell_failure(home: Home, process: Popen[bytes], words_from: int) -> int:
     """The server's own words and exit code, as in the foreground."""
     words = b""
     with contextlib.suppress(OSError), open(home.log_file, "rb") as file:

@@ -138,7 +138,7 @@ def test_simultaneous_starts_make_one_server(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--parallel", "0"], "from 1 to 64"), (["no-such.gguf"], "there is no file 'no-such.gguf'")]
+    ("arguments", "said"), [(["--parallel", "0"], "from 1 to 64"), (["no-such.gguf"], "/no-such.gguf'")]
 )
 def test_failure_is_told_as_in_the_foreground(start: Command, arguments: list[str], said: str) -> None:
     code, out, err = start(*arguments)
