@@ -1,1 +1,1 @@
-"""What outlives a run: the home folder, who holds it, and its log."""
+"""What outlives a run: the home folder, who holds it, its log, and the state database."""
