@@ -187,6 +187,56 @@ class ShuttingDown(LmError):
         super().__init__("the server is shutting down")
 
 
+# ---- downloads -------------------------------------------------------------------------------------------------------
+
+
+class HubError(LmError):
+    """The hub, or something on the way to it, did not deliver. `retry` tells whether it may yet, `retry_after_s` how long
+    it asked to be left alone. The message holds no URL: those may carry signatures."""
+
+    status, code = 502, "hub_error"
+
+    def __init__(self, message: str, *, retry: bool = False, retry_after_s: float = 0.0):
+        super().__init__(message)
+        self.retry, self.retry_after_s = retry, retry_after_s
+
+
+class NothingToDownload(LmError):
+    """The hub has no such repository, file or quantization; `known` lists the quantizations there are."""
+
+    status, code, param = 404, "model_not_found", "model"
+
+    def __init__(self, message: str, known: tuple[str, ...] = ()):
+        super().__init__(f"{message}; there is {', '.join(known)}" if known else message)
+        self.known = known
+
+
+class AccessDenied(LmError):
+    """The hub has it but does not give it to this token, or to none."""
+
+    status, code, param = 403, "hub_access_denied", "model"
+
+    def __init__(self, repo: str):
+        super().__init__(f"the hub does not give {repo} to this server: accept its terms there, or set HF_TOKEN")
+
+
+class DiskFull(LmError):
+    """`needed` and `available` are bytes."""
+
+    status, code = 422, "insufficient_disk_space"
+
+    def __init__(self, needed: int, available: int):
+        super().__init__(f"the download needs {needed} bytes, the disk has {available} left for it")
+        self.needed, self.available = needed, available
+
+
+class JobNotFound(LmError):
+    status, code, param = 404, "job_not_found", "job_id"
+
+    def __init__(self, id: str):
+        super().__init__(f'There is no download job "{id[:80]}"')
+
+
 # ---- start ----------------------------------------------------------------------------------------------------------
 
 
