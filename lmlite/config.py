@@ -283,6 +283,7 @@ class Config:
     ttl: float = option(3600.0, seconds(1e9), "idle time after which a model is unloaded; 0: never")
 
     # ---- how it behaves
+    download_stall: float = option(60.0, seconds(86400), "time a download may hardly move before it connects anew; 0: any")
     drain: float = option(10.0, seconds(3600), "time that running requests have to finish when the server stops")
     log_level: str = option("info", one_of("error", "warning", "info", "debug"), "what is logged to stderr")
 

@@ -155,6 +155,7 @@ class Service:
         self.port = sockets[0].getsockname()[1]
         self._expired = asyncio.Event()
         self._acceptors = [Acceptor(listening, self.app.connect) for listening in sockets]
+        self.app.open()
 
     async def cards(self) -> tuple[ModelCard, ...]:
         return await self.app.models.cards()

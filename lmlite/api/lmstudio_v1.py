@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..card import Instance, ModelCard
-from ..errors import LmError, UnexpectedEndpoint
+from ..errors import JobNotFound, LmError, NothingToDownload, UnexpectedEndpoint
 from .completion import dumps
 from .openai_error import tell
 
@@ -85,6 +85,8 @@ def error(exc: LmError) -> tuple[int, str]:
         spelled: Any = exc.message
     else:
         kind = "internal_error" if exc.status >= 500 else "invalid_request"
+        if isinstance(exc, (JobNotFound, NothingToDownload)):
+            kind = exc.code
         spelled = {"type": kind, "message": tell(exc), "code": exc.code}
         if exc.param is not None:
             spelled["param"] = exc.param

@@ -10,10 +10,12 @@ import re
 from typing import Any
 
 from ..errors import (
+    ConfigError,
     ContextOverflow,
     EngineError,
     EngineGone,
     HttpError,
+    HubError,
     LmError,
     LoadFailed,
     MissingField,
@@ -25,7 +27,7 @@ from ..errors import (
 _DIRECTORY = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":]+[/\\])*(?=[^/\\\s])")
 """The directory of an absolute path in an engine's message; the file's name stays, since it says which model it was."""
 
-_TELLING = (EngineGone, HttpError, QueueFull, ShuttingDown)
+_TELLING = (ConfigError, EngineGone, HttpError, HubError, QueueFull, ShuttingDown)
 """Errors whose text was written for clients, whatever their status."""
 
 

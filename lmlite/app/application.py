@@ -44,6 +44,10 @@ class App(State):
 
     # ---- life
 
+    def open(self) -> None:
+        """The server has begun to listen."""
+        self.downloads.resume_unfinished()
+
     def connect(self) -> Connection:
         """The protocol of one new connection."""
         return Connection(self._hooks, self._policy)
@@ -80,6 +84,7 @@ class App(State):
     async def close(self) -> None:
         for connection in list(self._connections):
             connection.abort()
+        await self.downloads.close()
         await self.models.close()
 
     # ---- one request

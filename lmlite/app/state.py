@@ -13,6 +13,7 @@ from ..api.served import Served
 from ..config import Config
 from ..errors import InternalError, LmError
 from ..wire.connection import Reply, Request
+from .downloads import ModelDownloads
 from .metrics import Metrics, Reports
 from .models import Models
 
@@ -32,6 +33,7 @@ class State:
     def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
         self.config = config
         self.models = Models(config, place)
+        self.downloads = ModelDownloads(config)
         self.expired = False
         self.metrics = Metrics()
         self.reports = Reports()
