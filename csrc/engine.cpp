@@ -19,6 +19,9 @@ static constexpr size_t WORTH_JOINING = 32;
 // single steps would waste much of the time, and long ones would leave gaps in the other streams.
 static constexpr double LORA_TURN_MS = 100;
 
+// Steps that are shorter than this share a write: nobody can tell, and each write wakes the server and its clients.
+static constexpr double DELTAS_MS = 4;
+
 engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
     : model_(m), outbox_(out), pulse_(p), max_queue_(max_queue),
       batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free), alone_(PREFILL_MS_ALONE),
@@ -83,8 +86,15 @@ void engine::run() {
         pulse_.step.start();
         step();
         pulse_.step.stop();
-        outbox_.send(events_);
+        if (events_.urgent() || ms_between(sent_at_, now_) >= DELTAS_MS) {
+            send();
+        }
     }
+}
+
+void engine::send() {
+    outbox_.send(events_);
+    sent_at_ = now_;
 }
 
 bool engine::wait_for_work() {
@@ -314,6 +324,9 @@ bool engine::decode() {
         if (n_batched_ == 0) {
             return false;
         }
+        if (n_prefilled_ > 0) {
+            send(); // this step may be a long one
+        }
         const auto began = steady::now();
         const int32_t status = llama_process(model_.context(), LLAMA_PROCESS_TYPE_DECODE, batch_.get());
         if (status == 0) {
@@ -422,6 +435,7 @@ void engine::sample(sequence & s) {
     }
     if (s.n_generated == 0) {
         s.first_token_at = now_;
+        events_.hurry();
         s.first_step_ms = step_ms_;
         if (!s.echo.empty()) {
             events_.add(frame_kind::TEXT, s.request->id, s.echo);

@@ -41,6 +41,7 @@ class engine {
     void take_arrivals();
     void step();
     void generate_step();
+    void send();
 
     void admit();
     bool joins_a_prefill(const sequence & s);
@@ -86,7 +87,8 @@ class engine {
     // the decode thread's own
     std::deque<std::unique_ptr<sequence>> waiting_; // first come, first served
     std::vector<std::unique_ptr<sequence>> running_; // in the order of their admission
-    frame_batch events_; // of this step, sent at its end
+    frame_batch events_; // of this step, sent at its end, or with those of the next if both are short
+    steady::time_point sent_at_;
     std::vector<float> row_; // a copy of the logits row where the original is still needed
     lora_scales loras_; // those of this turn
     uint64_t turn_ = 1;

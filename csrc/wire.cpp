@@ -61,6 +61,13 @@ void frame_batch::add(frame_kind kind, uint32_t request_id, std::string_view pay
     store_u32(bytes_, uint32_t(kind));
     store_u32(bytes_, request_id);
     bytes_.append(payload);
+    switch (kind) {
+        case frame_kind::TEXT:
+        case frame_kind::REASONING:
+        case frame_kind::TOOL_CALL:
+        case frame_kind::LOGPROBS: break;
+        default: urgent_ = true;
+    }
 }
 
 size_t outbox::write_now(const char * bytes, size_t n) {
@@ -98,6 +105,7 @@ void outbox::send(frame_batch & batch) {
         }
     }
     batch.bytes_.clear();
+    batch.urgent_ = false;
 }
 
 void outbox::send(frame_kind kind, uint32_t request_id, std::string_view payload) {

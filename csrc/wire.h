@@ -37,10 +37,14 @@ class frame_reader {
 class frame_batch {
   public:
     void add(frame_kind kind, uint32_t request_id, std::string_view payload);
+    // Whether anything in it should not wait: all but the deltas of an answer under way, unless they `hurry`.
+    bool urgent() const { return urgent_; }
+    void hurry() { urgent_ = true; }
 
   private:
     friend class outbox;
     std::string bytes_;
+    bool urgent_ = false;
 };
 
 // Thread safe. `send` writes straight to the socket while that does not block; what is left is the writer thread's.
