@@ -89,7 +89,7 @@ void row::read(const float * logits, int32_t n) {
     }
 }
 
-static bool ranks_before(const candidate & a, const candidate & b) {
+bool ranks_before(const candidate & a, const candidate & b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 

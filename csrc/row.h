@@ -16,6 +16,9 @@ struct candidate {
     float logit;
 };
 
+// The descending order of logits, equal ones in the order of their ids.
+bool ranks_before(const candidate & a, const candidate & b);
+
 class row {
   public:
     static constexpr float NEVER = -std::numeric_limits<float>::infinity();

@@ -13,6 +13,9 @@ static constexpr float NEVER = row::NEVER;
 // choice is the whole vocabulary asked for. One test costs about 50 ns, all of them up to a millisecond or two.
 static constexpr size_t TESTED[] = {128, 512};
 
+// So few tokens are sorted faster than the row is read again.
+static constexpr size_t MAX_FEW = 1024;
+
 // A draw that a grammar refuses is drawn again, which leaves the others' chances as they should be; after this many the
 // grammar allows too little for that.
 static constexpr int MAX_REDRAWS = 16;
@@ -227,7 +230,11 @@ size_t sampler::n_kept(const std::vector<candidate> & sorted, double mass) const
 }
 
 llama_token sampler::draw_sorted(const std::vector<candidate> & sorted, double mass) {
-    const size_t n = n_kept(sorted, mass);
+    return sorted[draw(sorted, n_kept(sorted, mass))].id;
+}
+
+// The index of one of the first `n`, drawn at the temperature.
+size_t sampler::draw(const std::vector<candidate> & sorted, size_t n) {
     const float scale = 1.0f / params_.temperature;
     const auto weight = [&](size_t i) { return double(exp_nonpositive((sorted[i].logit - sorted[0].logit) * scale)); };
     double total = 0;
@@ -238,26 +245,63 @@ llama_token sampler::draw_sorted(const std::vector<candidate> & sorted, double m
     for (size_t i = 0; i < n; i++) {
         left -= weight(i);
         if (left < 0) {
-            return sorted[i].id;
+            return i;
         }
     }
-    return sorted[0].id;
+    return 0;
 }
 
 // ---- under a grammar ------------------------------------------------------------------------------------------------
 
+// Sets those of 64 logits to -inf whose bits are not set.
+static void keep(float * logits, uint64_t bits) {
+    if (bits == 0) {
+        std::fill(logits, logits + 64, NEVER);
+    } else if (bits != UINT64_MAX) {
+        for (int i = 0; i < 64; i++) {
+            logits[i] = bits >> i & 1 ? logits[i] : NEVER;
+        }
+    }
+}
+
 // Sets what the grammar forbids to -inf; false if that is everything.
 bool sampler::mask(float * logits) {
     const std::vector<uint64_t> & allowed = matcher_->allowed();
-    for (int32_t begin = 0; begin < vocab_.size(); begin += 64) {
-        const uint64_t bits = allowed[size_t(begin) / 64];
-        const int32_t end = std::min(begin + 64, vocab_.size());
-        for (llama_token id = begin; bits != UINT64_MAX && id < end; id++) {
-            logits[id] = bits >> (id - begin) & 1 ? logits[id] : NEVER;
-        }
+    const int32_t whole = vocab_.size() / 64 * 64;
+    for (int32_t begin = 0; begin < whole; begin += 64) {
+        keep(logits + begin, allowed[size_t(begin) / 64]);
+    }
+    for (llama_token id = whole; id < vocab_.size(); id++) {
+        logits[id] = allowed[size_t(id) / 64] >> (id % 64) & 1 ? logits[id] : NEVER;
     }
     row_.read(logits, vocab_.size());
     return row_.max() > NEVER;
+}
+
+// The choice among the tokens that the grammar allows; nothing if they are too many to be listed.
+std::optional<llama_token> sampler::choose_among_few(const float * logits) {
+    const std::vector<uint64_t> & allowed = matcher_->allowed();
+    std::vector<candidate> few;
+    for (size_t block = 0; block < allowed.size(); block++) {
+        llama_token id = llama_token(block * 64);
+        for (uint64_t bits = allowed[block]; bits != 0; bits >>= 1, id++) {
+            if (bits & 1 && logits[id] > NEVER) {
+                few.push_back({id, logits[id]});
+            }
+        }
+        if (few.size() > MAX_FEW) {
+            return std::nullopt;
+        }
+    }
+    if (few.empty()) {
+        return std::nullopt;
+    }
+    std::sort(few.begin(), few.end(), ranks_before);
+    if (params_.temperature <= 0) {
+        return few[0].id;
+    }
+    few.resize(std::min(few.size(), params_.top_k > 0 ? size_t(params_.top_k) : few.size()));
+    return draw_sorted(few, mass_of(few));
 }
 
 std::optional<llama_token> sampler::choose_allowed(float * logits) {
@@ -273,16 +317,21 @@ std::optional<llama_token> sampler::choose_allowed(float * logits) {
         }
     } else {
         for (const size_t n : TESTED) {
-            if (const std::optional<llama_token> id = choose_among_best(n)) {
+            if (const std::optional<llama_token> id = choose_among_best(logits, n)) {
                 return id;
             }
+        }
+    }
+    if (std::isfinite(row_.max())) {
+        if (const std::optional<llama_token> id = choose_among_few(logits)) {
+            return id;
         }
     }
     return mask(logits) ? std::optional(choose_any()) : std::nullopt;
 }
 
 // The choice among the allowed ones of the `n` best tokens, if it is certain that no other has a part in it.
-std::optional<llama_token> sampler::choose_among_best(size_t n) {
+std::optional<llama_token> sampler::choose_among_best(float * logits, size_t n) {
     const bool greedy = params_.temperature <= 0;
     const size_t enough = greedy ? 1 : params_.top_k > 0 ? size_t(params_.top_k) : size_t(vocab_.size());
     const std::vector<candidate> best = row_.top(n);
@@ -313,10 +362,16 @@ std::optional<llama_token> sampler::choose_among_best(size_t n) {
     const double untested = std::max(0.0, row_.weigh(1.0f, {}) - tested);
     const double most = least + untested * std::exp(double(row_.max()) - double(allowed[0].logit));
     const size_t n_most = n_kept(allowed, most);
-    if (n_most != n_kept(allowed, least) || (n_most == allowed.size() && !rest_is_cut)) {
+    if (n_most == allowed.size() && !rest_is_cut) {
         return std::nullopt;
     }
-    return draw_sorted(allowed, least);
+    // One drawn from too many is as good as one of the right ones, if it is one of those.
+    const size_t drawn = draw(allowed, n_most);
+    if (drawn < n_kept(allowed, least) || !mask(logits)) {
+        return allowed[drawn].id;
+    }
+    const size_t n_true = n_kept(allowed, row_.weigh(1.0f, {}));
+    return allowed[drawn < n_true ? drawn : draw(allowed, n_true)].id;
 }
 
 // ---- the rare samplers ----------------------------------------------------------------------------------------------

@@ -83,10 +83,12 @@ class sampler {
     std::optional<llama_token> choose_by_chain(float * logits);
     llama_token run_chain(const float * logits);
     bool mask(float * logits);
+    std::optional<llama_token> choose_among_few(const float * logits);
 
-    std::optional<llama_token> choose_among_best(size_t n);
+    std::optional<llama_token> choose_among_best(float * logits, size_t n);
     llama_token draw_row();
     llama_token draw_sorted(const std::vector<candidate> & sorted, double mass);
+    size_t draw(const std::vector<candidate> & sorted, size_t n);
     size_t n_kept(const std::vector<candidate> & sorted, double mass) const;
     double uniform(double below) { return std::uniform_real_distribution<double>(0, below)(rng_); }
 
