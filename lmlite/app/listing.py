@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..api import lmstudio_v0, lmstudio_v1, openai_models
+from ..api import lmlite_models, lmstudio_v0, lmstudio_v1, openai_models
 from ..wire.connection import Reply, Request
 from .state import State
 
@@ -18,6 +18,10 @@ async def list_v0(app: State, request: Request, reply: Reply, _: str) -> None:
 
 async def list_v1(app: State, request: Request, reply: Reply, _: str) -> None:
     reply.whole(200, lmstudio_v1.models(await app.models.cards(), app.models.instances()).encode())
+
+
+async def list_own(app: State, request: Request, reply: Reply, _: str) -> None:
+    reply.whole(200, lmlite_models.models(await app.models.cards()).encode())
 
 
 async def show_openai(app: State, request: Request, reply: Reply, name: str) -> None:

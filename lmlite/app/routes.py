@@ -29,6 +29,7 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("POST", "/rerank", questions.score),
     Route("POST", "/v1/tokenize", questions.tokenize),
     Route("POST", "/v1/detokenize", questions.detokenize),
+    Route("GET", "/lmlite/models", listing.list_own),
     # LM Studio
     Route("GET", "/api/v0/models", listing.list_v0),
     Route("GET", "/api/v0/models/{model}", listing.show_v0),

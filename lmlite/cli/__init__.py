@@ -8,21 +8,34 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Final
 
 from ..errors import ConfigError, LmError
-from . import completion, serve, server, service, version
 
-GROUPS = (serve, server, service, version, completion)
-"""Modules with `add(commands)`, which adds parsers whose default `run` is called with the parsed arguments and the
-environment, and returns the exit code."""
+GROUPS: Final = {
+    "serve": ("serve",),
+    "server": ("server", "daemon"),
+    "models": ("ls", "ps"),
+    "loading": ("load", "unload"),
+    "service": ("service",),
+    "version": ("version",),
+    "completion": ("completion", "__complete"),
+}
+"""Modules and the commands that their `add(commands)` adds: parsers whose default `run` is called with the parsed
+arguments and the environment, and returns the exit code. Only the module of the command at hand is imported."""
 FAILED, WRONG_OPTION, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    groups = [group for group, commands in GROUPS.items() if argv and argv[0] in commands]
+    parser = build_parser(groups or GROUPS)
+    arguments = parser.parse_args(argv)
     if arguments.version:
+        from . import version
+
         print(version.as_text())
         return 0
     if arguments.command is None:
@@ -46,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(groups: Iterable[str] = tuple(GROUPS)) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lmlite",
         description="LM Studio's, OpenAI's and Anthropic's APIs in front of local GGUF models.",
@@ -54,6 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", "-V", "-v", action="store_true", help="show the versions of lmlite and llama.cpp")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for group in GROUPS:
-        group.add(commands)
+    for group in groups:
+        import_module(f".{group}", __name__).add(commands)
     return parser

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..config import gather
+from ..config import gather, read_file
 from ..errors import LmError
+from ..store.home import Home
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
 
-LOCK_NAME: Final = "server.lock"
-"""In the home folder: the running server's `{"pid", "port", "url", "version"}`."""
-MAX_LOCK_BYTES: Final = 1 << 16
 TOKEN_VARIABLES: Final = ("LMLITE_API_TOKEN", "LM_API_TOKEN")
 CONNECT_S: Final = 5.0
 """A server that runs accepts at once; only one on another machine takes a while."""
@@ -77,15 +73,20 @@ class Client:
 
     @classmethod
     def find(cls, environ: Mapping[str, str], host: str | None = None, port: int | None = None) -> Client:
-        """The running server of this home, or the one that `host` and `port` name. Raises `NotRunning` if the home's
-        lock names a process that is no more; where there is no lock, the first call may do so."""
+        """The running server of this home, or the one that `host` and `port` name. Raises `NotRunning` if nobody has the
+        home and nothing names a port; else the first call may do so."""
         config = gather({"host": host, "insecure_no_auth": True} if host is not None else {}, environ)
-        if host is None and port is None and (owner := read_lock(config.home / LOCK_NAME)) is not None:
-            client = cls(config.host, owner["port"], _token(environ))
-            if not _is_alive(owner["pid"]):
-                raise NotRunning(client.url)
+        token = next((environ[name] for name in TOKEN_VARIABLES if environ.get(name)), None)
+        if host is not None or port is not None:
+            return cls(config.host, config.port if port is None else port, token)
+        home = Home(config.home)
+        if (owner := home.owner()) is not None and owner.url is not None:
+            return cls(*_address(owner.url), token)
+        client = cls(config.host, config.port, token)
+        # A server inside a program holds no lock, but it has a port that somebody chose.
+        if environ.get("LMLITE_PORT") or "port" in read_file(home.config_file):
             return client
-        return cls(config.host, config.port if port is None else port, _token(environ))
+        raise NotRunning(client.url)
 
     @property
     def url(self) -> str:
@@ -130,7 +131,10 @@ class Client:
     def _whole(self, method: str, path: str, body: Any, timeout_s: float | None) -> Any:
         connection, response = self._ask(method, path, body, timeout_s)
         try:
-            return _json(response.read())
+            payload = _json(response.read())
+            if isinstance(payload, dict) and payload.keys() == {"error"}:  # as LM Studio answers what it does not know
+                raise _refusal(response.status, payload)
+            return payload
         except Exception as error:
             raise _lost(error) from None
         finally:
@@ -168,32 +172,9 @@ class Client:
         return connection
 
 
-def _token(environ: Mapping[str, str]) -> str | None:
-    return next((environ[name] for name in TOKEN_VARIABLES if environ.get(name)), None)
-
-
-# ---- the lock --------------------------------------------------------------------------------------------------------
-
-
-def read_lock(path: Path) -> dict[str, Any] | None:
-    """What the server that has or had this home says of itself, if that makes sense."""
-    try:
-        with open(path, "rb") as file:
-            owner = json.loads(file.read(MAX_LOCK_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    sound = isinstance(owner, dict) and all(type(owner.get(key)) is int and owner[key] > 0 for key in ("pid", "port"))
-    return owner if sound else None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
+def _address(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------

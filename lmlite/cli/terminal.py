@@ -205,7 +205,8 @@ class Bar:
         self._drawn = None
 
     def _parts(self, done: float, note: str) -> Iterator[str]:
-        yield self.label
+        if self.label:
+            yield self.label
         if self.total:
             share = min(1.0, max(0.0, done / self.total))
             room = (columns(sys.stderr) or 80) - width(self.label) - width(note) - len("  100%  ") - 1

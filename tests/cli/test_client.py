@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lmlite.cli.client import Client, NotRunning, ServerError
+from lmlite.store.home import Home
 from tests.cli.peer import Events, Peer, Raw
 from tests.conftest import FakeServer
 
@@ -30,12 +28,15 @@ def client(peer: Peer) -> Client:
     return Client("127.0.0.1", peer.port)
 
 
-def lock(home: Path, content: object) -> dict[str, str]:
-    """An environment whose home has such a lock, and a config file with a port that nobody serves."""
-    home.mkdir(exist_ok=True)
-    (home / "server.lock").write_text(content if isinstance(content, str) else json.dumps(content))
-    (home / "config.json").write_text(json.dumps({"port": free_port()}))
-    return {"LMLITE_HOME": str(home)}
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "home")
+    home.prepare()
+    return home
+
+
+def environ(home: Home, **more: str) -> dict[str, str]:
+    return {"LMLITE_HOME": str(home.root), **more}
 
 
 def free_port() -> int:
@@ -44,47 +45,45 @@ def free_port() -> int:
         return port
 
 
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 # ---- which server ----------------------------------------------------------------------------------------------------
 
 
-def test_port_is_that_of_the_lock(peer: Peer, tmp_path: Path) -> None:
-    environ = lock(tmp_path, {"pid": os.getpid(), "port": peer.port, "url": "", "version": ""})
-    assert Client.find(environ).get("/where") == {"here": True}
+def test_address_is_that_of_the_homes_owner(peer: Peer, home: Home) -> None:
+    with home.take("0", {}) as lock:
+        lock.publish(peer.port, f"http://127.0.0.1:{peer.port}")
+        assert Client.find(environ(home, LMLITE_PORT="9")).get("/where") == {"here": True}
+        lock.publish(5, "http://[::1]:5")
+        assert Client.find(environ(home)).url == "http://[::1]:5"
 
 
-def test_named_port_wins_over_the_lock(peer: Peer, tmp_path: Path) -> None:
-    environ = lock(tmp_path, {"pid": os.getpid(), "port": free_port()})
-    assert Client.find(environ, port=peer.port).get("/where") == {"here": True}
+def test_named_port_wins_over_the_owners(peer: Peer, home: Home) -> None:
+    with home.take("0", {}) as lock:
+        lock.publish(9, "http://127.0.0.1:9")
+        assert Client.find(environ(home), port=peer.port).get("/where") == {"here": True}
 
 
-def test_lock_of_a_dead_process_is_no_server(peer: Peer, tmp_path: Path) -> None:
-    environ = lock(tmp_path, {"pid": dead_pid(), "port": peer.port})
+def test_home_without_an_owner_has_no_server_whoever_has_the_usual_port(home: Home) -> None:
+    home.take("0", {}).release()
     with pytest.raises(NotRunning, match="lmlite server start"):
-        Client.find(environ)
+        Client.find(environ(home))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": true, "port": "80"}', '{"pid": -1, "port": 5}', "[" * 60_000])
-def test_broken_lock_leaves_the_port_of_the_config(content: str, tmp_path: Path) -> None:
-    environ = lock(tmp_path, content)
-    assert Client.find(environ).port == json.loads((tmp_path / "config.json").read_text())["port"]
+def test_server_that_still_starts_is_none_yet(home: Home) -> None:
+    with home.take("0", {}), pytest.raises(NotRunning):
+        Client.find(environ(home))
 
 
-def test_without_a_lock_the_config_tells_the_port(peer: Peer, tmp_path: Path) -> None:
-    environ = {"LMLITE_HOME": str(tmp_path), "LMLITE_PORT": str(peer.port)}
-    assert Client.find(environ).get("/where") == {"here": True}
+def test_without_an_owner_the_port_that_was_chosen_is_asked(peer: Peer, home: Home) -> None:
+    assert Client.find(environ(home, LMLITE_PORT=str(peer.port))).get("/where") == {"here": True}
+    home.config_file.write_text(json.dumps({"port": peer.port}))
+    assert Client.find(environ(home)).get("/where") == {"here": True}
 
 
-def test_any_address_is_asked_on_loopback(tmp_path: Path) -> None:
-    environ = {"LMLITE_HOME": str(tmp_path), "LMLITE_HOST": "0.0.0.0", "LMLITE_INSECURE_NO_AUTH": "1"}
-    assert Client.find(environ).url == "http://127.0.0.1:1234"
-    assert Client.find(environ, host="::", port=5).url == "http://[::1]:5"
-    assert Client.find(environ, host="192.0.2.1").host == "192.0.2.1"
+def test_any_address_is_asked_on_loopback(home: Home) -> None:
+    listens = environ(home, LMLITE_HOST="0.0.0.0", LMLITE_INSECURE_NO_AUTH="1", LMLITE_PORT="7")
+    assert Client.find(listens).url == "http://127.0.0.1:7"
+    assert Client.find(listens, host="::", port=5).url == "http://[::1]:5"
+    assert Client.find(listens, host="192.0.2.1").host == "192.0.2.1"
 
 
 def test_nobody_there_is_told_with_what_to_do() -> None:
@@ -102,9 +101,9 @@ def test_proxies_of_the_environment_are_not_asked(
 
 
 @pytest.mark.parametrize("name", ["LM_API_TOKEN", "LMLITE_API_TOKEN"])
-def test_token_of_the_environment_is_sent(name: str, peer: Peer, tmp_path: Path) -> None:
-    Client.find({"LMLITE_HOME": str(tmp_path), name: "sk-lm-1"}, port=peer.port).get("/where")
-    Client.find({"LMLITE_HOME": str(tmp_path)}, port=peer.port).get("/where")
+def test_token_of_the_environment_is_sent(name: str, peer: Peer, home: Home) -> None:
+    Client.find(environ(home, **{name: "sk-lm-1"}), port=peer.port).get("/where")
+    Client.find(environ(home), port=peer.port).get("/where")
     assert [asked.headers.get("Authorization") for asked in peer.asked] == ["Bearer sk-lm-1", None]
 
 
@@ -138,6 +137,12 @@ def test_answer_that_is_no_json_is_another_programs(peer: Peer, client: Client, 
     with pytest.raises(ServerError, match="is this an lmlite server") as caught:
         client.get("/page")
     assert caught.value.code == "bad_answer"
+
+
+def test_refusal_with_status_200_is_one(peer: Peer, client: Client) -> None:
+    peer.answers["GET", "/no"] = {"error": "Unexpected endpoint or method. (GET /no)"}
+    with pytest.raises(ServerError, match="Unexpected endpoint"):
+        client.get("/no")
 
 
 def test_answer_cut_off_is_a_lost_connection(peer: Peer, client: Client) -> None:

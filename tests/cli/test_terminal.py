@@ -10,23 +10,7 @@ import pytest
 
 from lmlite.cli import terminal
 from lmlite.cli.terminal import Bar, binary_size, choose, confirm, cut, decimal_size, duration, escaped, style, table
-
-
-class Terminal(io.TextIOWrapper):
-    """A stream that says it is a terminal, with no descriptor: 80 columns."""
-
-    def __init__(self, encoding: str = "utf-8"):
-        super().__init__(io.BytesIO(), encoding=encoding)
-
-    def isatty(self) -> bool:
-        return True
-
-    @property
-    def text(self) -> str:
-        self.flush()
-        buffer = self.buffer
-        assert isinstance(buffer, io.BytesIO)
-        return buffer.getvalue().decode(self.encoding)
+from tests.cli.conftest import Terminal
 
 
 def on_terminal(monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8") -> Terminal:

@@ -1,0 +1,66 @@
+"""`GET /lmlite/models`: the catalogue as LM Studio's command line spells it (contract section 8, `ls --json`).
+
+Beyond that contract: `problem`, of a model that cannot be loaded only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from ..card import ModelCard
+from .completion import dumps
+
+FORMAT: Final = "gguf"
+DEPTH: Final = 4
+"""Components of a path in LM Studio's layout at most: publisher, repository, a folder per quantization, file."""
+_BITS: Final = re.compile(r"[0-9]{1,2}")
+
+
+def models(cards: Iterable[ModelCard]) -> str:
+    return dumps({"models": [spell(card) for card in cards]})
+
+
+def spell(card: ModelCard) -> dict[str, Any]:
+    path = _in_layout(card)
+    entry: dict[str, Any] = {
+        "type": "embedding" if card.type == "embedding" else "llm",
+        "modelKey": card.id,
+        "format": FORMAT,
+        "displayName": card.display_name,
+        "publisher": card.publisher,
+        "path": path,
+        "sizeBytes": card.size_bytes,
+        "indexedModelIdentifier": path,
+        "deviceIdentifier": None,
+    }
+    if card.params_string is not None:
+        entry["paramsString"] = card.params_string
+    if card.problem is None:
+        entry["architecture"] = card.arch
+    if card.quantization != "?":
+        entry["quantization"] = {"name": card.quantization, "bits": _bits(card)}
+    if card.variants:
+        entry |= {"variants": list(card.variants), "selectedVariant": card.selected_variant}
+    if card.type != "embedding":
+        entry |= {"vision": card.type == "vlm", "trainedForToolUse": card.trained_for_tool_use}
+    entry["maxContextLength"] = card.max_context_length
+    if card.problem is not None:
+        entry["problem"] = card.problem
+    return entry
+
+
+def _in_layout(card: ModelCard) -> str:
+    """`publisher/repo/file.gguf`, by which a request can name it; the whole path of what lies elsewhere."""
+    path = card.paths[0]
+    last = path.parts[-DEPTH:]
+    if card.publisher in last[:-2]:
+        return "/".join(last[last.index(card.publisher) :])
+    return str(path)
+
+
+def _bits(card: ModelCard) -> int:
+    """The number in the quantization's name: `Q4_K_M` is 4, `BF16` is 16."""
+    named = _BITS.search(card.quantization)
+    return int(named[0]) if named else round(card.bits_per_weight or 0)

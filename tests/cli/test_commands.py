@@ -1,0 +1,41 @@
+"""The commands as a whole: which module has which, and what a short one does not have to wait for."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from lmlite.cli import GROUPS
+from tests.cli.conftest import Command
+from tests.conftest import INSTALLED
+
+HEAVY = ("lmlite.server", "lmlite.app.routes", "lmlite.core.pool", "sqlite3", "cffi", "numpy")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_module_adds_the_commands_that_it_is_imported_for(group: str) -> None:
+    commands = argparse.ArgumentParser().add_subparsers()
+    import_module(f"lmlite.cli.{group}").add(commands)
+    assert tuple(commands.choices) == GROUPS[group]
+
+
+@pytest.mark.parametrize("command", ["ls", "ps", "load x", "unload"])
+def test_short_command_brings_no_server_along(command: str, tmp_path: Path) -> None:
+    look = f"import sys, lmlite.cli as c; c.main({command.split()!r}); print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    environ = {**os.environ, "LMLITE_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(INSTALLED)}
+    environ["LMLITE_PORT"] = "9"
+    arguments = [sys.executable, "-c", look.replace("'load', 'x'", "'load', 'x', '--port', '9'")]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "", done
+
+
+def test_unknown_command_exits_2_and_lists_those_there_are(command: Command) -> None:
+    done = command("lst")
+    assert (done.code, done.out) == (2, "")
+    assert all(name in done.err for names in GROUPS.values() for name in names)
