@@ -35,6 +35,7 @@ def open_catalog(config: Config) -> Catalog:
     from ..core.catalog import Catalog
     from ..core.model_files import definition_folders, hub_caches, model_folders
     from ..core.model_settings import FILE_NAME
+    from ..store.home import Home
 
     return Catalog(
         model_folders(config.home, config.models_dir, os.environ),
@@ -44,6 +45,7 @@ def open_catalog(config: Config) -> Catalog:
         settings=config.home / FILE_NAME,
         aliases=dict(config.alias),
         bundled=True,
+        approvals=Home(config.home).links,
     )
 
 

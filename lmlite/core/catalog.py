@@ -129,6 +129,7 @@ class Catalog:
     """The models in `folders`, in the Hugging Face `caches`, the named `files`, and those that model.yaml files in folders
     and `definitions` make of them. With `bundled`, the package's own model stands in for an empty list.
 
+    Links that lead out of their folder are refused, but for those that `approvals` has (`model_files.approval`).
     `aliases` maps names of the user's own to any name that `resolve` knows; `settings` is the file with the user's
     settings of single models. The first question scans the disk; after that only `rescan` does. `rescan` may run in a
     thread of its own: the others see the old list or the new one.
@@ -145,6 +146,7 @@ class Catalog:
         aliases: Mapping[str, str] | None = None,
         bundled: bool = False,
         follow_links_out: bool = False,
+        approvals: Path | None = None,
     ):
         self._folders = tuple(folders)
         self._files = tuple(files)
@@ -154,6 +156,7 @@ class Catalog:
         self._aliases = {key_of(alias): key_of(target) for alias, target in (aliases or {}).items()}
         self._bundled = bundled
         self._follow_links_out = follow_links_out
+        self._approvals = approvals
         self._cache: dict[_Stamp, _Seen] = {}
         self._snapshot: _Snapshot | None = None
 
@@ -190,7 +193,7 @@ class Catalog:
     def rescan(self) -> None:
         """Looks at the disk again; files that have not changed are not read again."""
         cache: dict[_Stamp, _Seen] = {}
-        walk = Walk(self._follow_links_out)
+        walk = Walk(self._follow_links_out, self._approvals)
         entries = _gather(self._find(walk), self._cache, cache)
         _name_all(entries)
         claims = _claims(entries)

@@ -190,11 +190,13 @@ class Found:
 
 
 class Walk:
-    """One look at the folders. Files come with their real paths, in an order that depends on names only."""
+    """One look at the folders. Files come with their real paths, in an order that depends on names only. A link out of its
+    folder is followed if all are (`follow_links_out`), or if the user made it and `approvals` has it."""
 
-    def __init__(self, follow_links_out: bool = False):
+    def __init__(self, follow_links_out: bool = False, approvals: Path | None = None):
         self.definitions: list[Path] = []  # the model.yaml files that were passed
         self._follow_links_out = follow_links_out
+        self._approvals = approvals
         self._entries_left = 0
         self._visited: set[tuple[int, int]] = set()
 
@@ -246,7 +248,7 @@ class Walk:
                 elif is_gguf(entry.name):
                     real_path = real(entry.path) if entry.is_symlink() else f"{real_where}{os.sep}{entry.name}"
                     found = _placed(Path(where) / entry.name, boundary, dirs)
-                    if not inside and not self._follow_links_out:
+                    if not inside and not self._follow_links_out and not self._is_approved(real_where, entry):
                         # Its target is never opened, so it must not pass for that target found elsewhere either.
                         found.refused, real_path = "a link out of the models folder", entry.path
                     yield real_path, found
@@ -261,6 +263,11 @@ class Walk:
     def _may_follow(self, entry: os.DirEntry[str], boundary: str) -> bool:
         return self._follow_links_out or not entry.is_symlink() or _is_below(real(entry.path), boundary)
 
+    def _is_approved(self, where: str, link: os.DirEntry[str]) -> bool:
+        if self._approvals is None:
+            return False
+        return approval(self._approvals, f"{where}{os.sep}{link.name}", real(link.path)).is_file()
+
     def _snapshot(self, repo: str) -> str | None:
         """The folder of the revision that `refs/main` names, else the youngest."""
         snapshots = os.path.join(repo, "snapshots")
@@ -274,6 +281,14 @@ class Walk:
         entries = listed(where, self._entries_left, self._visited)
         self._entries_left -= len(entries)
         return entries
+
+
+def approval(approvals: Path, link: str, target: str) -> Path:
+    """The file that says that `link`, a path without other links in it, may lead out of its folder to `target`, and to
+    nothing else."""
+    from hashlib import sha256
+
+    return approvals / sha256(os.fsencode(link) + b"\0" + os.fsencode(target)).hexdigest()
 
 
 def listed(where: str, limit: int, visited: set[tuple[int, int]]) -> list[os.DirEntry[str]]:

@@ -89,6 +89,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def links(self) -> Path:
+        """Which links of `models` may lead out of it: those that the user made (`model_files.approval`)."""
+        return self.root / "links"
+
+    @property
     def model_settings(self) -> Path:
         return self.root / "model-settings.json"
 

@@ -25,7 +25,7 @@ def test_module_adds_the_commands_that_it_is_imported_for(group: str) -> None:
     assert tuple(commands.choices) == GROUPS[group]
 
 
-@pytest.mark.parametrize("command", ["ls", "ps", "load x", "unload"])
+@pytest.mark.parametrize("command", ["ls", "ps", "load x", "unload", "import x.gguf"])
 def test_short_command_brings_no_server_along(command: str, tmp_path: Path) -> None:
     look = f"import sys, lmlite.cli as c; c.main({command.split()!r}); print(*[m for m in {HEAVY!r} if m in sys.modules])"
     environ = {**os.environ, "LMLITE_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(INSTALLED)}
