@@ -37,7 +37,9 @@ def test_commands_are_offered_with_their_help_and_what_is_hidden_is_not() -> Non
 
 def test_every_command_is_offered_and_every_flag_of_each() -> None:
     def check(parser: argparse.ArgumentParser, *path: str) -> None:
-        assert offered(*path, "--") == [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        flags = parser._option_string_actions.items()
+        shown = [flag for flag, action in flags if flag.startswith("--") and action.help != argparse.SUPPRESS]
+        assert offered(*path, "--") == shown
         if (commands := completion.subcommands(parser)) is not None:
             names = [name for name in commands.choices if name != completion.ASKED]
             assert offered(*path, "") == names
