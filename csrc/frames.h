@@ -18,6 +18,7 @@ namespace lm {
     X(STATS, 8)           \
     X(RERANK, 9)          \
     X(ATTACH_DRAFT, 10)   \
+    X(ESTIMATE, 11)       \
     X(LOAD_PROGRESS, 64)  \
     X(LOADED, 65)         \
     X(PROMPT_PROGRESS, 66) \
@@ -31,7 +32,8 @@ namespace lm {
     X(HEARTBEAT, 74)      \
     X(ERROR, 75)          \
     X(REASONING, 76)      \
-    X(TOOL_CALL, 77)
+    X(TOOL_CALL, 77)      \
+    X(ESTIMATED, 78)
 
 enum class frame_kind : uint32_t {
 #define X(name, value) name = value,

@@ -42,6 +42,9 @@ static constexpr uint32_t PROBE_BATCH = 16;
 // llama.cpp aborts on a copy of a part of such a sequence.
 static constexpr char COMPRESSED_ARCH[] = "deepseek4";
 
+// Like the one above, this cannot give the output of all tokens at once.
+static constexpr char HASHED_ARCH[] = "qwen4exp";
+
 // Idle sequences beyond those that stay in the cells are copied to host memory, up to this share of what is free.
 static constexpr double SPILL_MEMORY_SHARE = 0.125;
 
@@ -131,7 +134,7 @@ static uint64_t read_number(const char * path, const char * prefix) {
 }
 
 // Bytes that can be had without swapping: the machine's, or what the control group still allows.
-static uint64_t free_memory() {
+static uint64_t free_host_memory() {
     uint64_t available = read_number("/proc/meminfo", "MemAvailable:") << 10;
     if (available == 0) {
         available = uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE)) / 2;
@@ -153,13 +156,20 @@ static int32_t round_up(int64_t n, int32_t to) {
     return int32_t((n + to - 1) / to * to);
 }
 
-static uint64_t free_memory(ggml_backend_dev_t device) {
+uint64_t free_memory_now(ggml_backend_dev_t device) {
     size_t free = 0;
     size_t total = 0;
     if (device != nullptr) {
         ggml_backend_dev_memory(device, &free, &total);
     }
-    return total > 0 ? free : free_memory();
+    return total > 0 ? free : free_host_memory();
+}
+
+// What is free once the weights are where they will be.
+uint64_t model::free_memory(ggml_backend_dev_t device) const {
+    const uint64_t free = free_memory_now(device);
+    const auto taken = not_taken_yet_.find(device);
+    return taken == not_taken_yet_.end() ? free : free - std::min(free, taken->second);
 }
 
 // A context that only shows whether these settings are possible and what they cost; null if they are not.
@@ -195,21 +205,24 @@ void model::check_cache_types(llama_context_params params) const {
     throw invalid_request("k_cache_type", "this model cannot have a K cache of type " + k);
 }
 
+ggml_backend_dev_t memory_device(ggml_backend_buffer_type_t type) {
+    return ggml_backend_buft_is_host(type) ? nullptr : ggml_backend_buft_get_device(type);
+}
+
 static std::map<ggml_backend_dev_t, uint64_t> cache_bytes(const llama_context * ctx) {
     std::map<ggml_backend_dev_t, uint64_t> bytes;
     for (const auto & [type, use] : llama_get_memory_breakdown(ctx)) {
-        bytes[ggml_backend_buft_is_host(type) ? nullptr : ggml_backend_buft_get_device(type)] += use.context;
+        bytes[memory_device(type)] += use.context;
     }
     return bytes;
 }
 
 // Measured, because architectures differ in what a cell holds: heads per layer, latent attention, layers without a cache.
-model::cell_bytes model::bytes_per_cell(const llama_context_params & params) const {
-    const bool has_states = llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
+model::device_bytes model::bytes_per_cell(const llama_context_params & params) const {
     const context_ptr with_cells = probe(params, 2 * PROBE_CELLS);
-    const context_ptr with_half = has_states ? probe(params, PROBE_CELLS) : nullptr; // whose states are as large
-    cell_bytes bytes = with_cells ? cache_bytes(with_cells.get()) : cell_bytes();
-    const cell_bytes half = with_half ? cache_bytes(with_half.get()) : cell_bytes();
+    const context_ptr with_half = has_states() ? probe(params, PROBE_CELLS) : nullptr; // whose states are as large
+    device_bytes bytes = with_cells ? cache_bytes(with_cells.get()) : device_bytes();
+    const device_bytes half = with_half ? cache_bytes(with_half.get()) : device_bytes();
     for (auto & [device, n] : bytes) {
         const auto found = half.find(device);
         n = (found == half.end() ? n : 2 * (n - found->second)) / (2 * PROBE_CELLS);
@@ -217,9 +230,39 @@ model::cell_bytes model::bytes_per_cell(const llama_context_params & params) con
     return bytes;
 }
 
+// A model that is only measured still has to know what its weights would leave of the free memory.
+void model::note_weights(const llama_context_params & params) {
+    if (const context_ptr smallest = probe(params, PROBE_CELLS)) {
+        for (const auto & [type, use] : llama_get_memory_breakdown(smallest.get())) {
+            not_taken_yet_[memory_device(type)] += is_mapped(type) ? 0 : use.model;
+        }
+    }
+}
+
+// The compute buffers have room for a step over all cells, but memory comes to be where it is written to: one context that
+// is full, which is all that `parallel` promises to one request, writes only so far. Of a GPU's memory all is taken at once.
+void model::note_compute(llama_context_params params) {
+    params.n_ctx = std::min(params.n_ctx, uint32_t(round_up(context_length_, 256)));
+    if (const context_ptr with_one = context_ptr(llama_init_from_model(model_.get(), params))) {
+        for (const auto & [type, use] : llama_get_memory_breakdown(with_one.get())) {
+            host_compute_bytes_ += memory_device(type) == nullptr ? use.compute : 0;
+        }
+    }
+}
+
+void model::note_states(const device_bytes & per_cell) {
+    if (has_states()) {
+        const device_bytes bytes = cache_bytes(context_.get());
+        const auto all = bytes.find(nullptr);
+        const auto cell = per_cell.find(nullptr);
+        const uint64_t cells = cell == per_cell.end() ? 0 : cell->second * uint64_t(kv_cells_);
+        host_state_bytes_ = all == bytes.end() ? 0 : all->second - std::min(all->second, cells);
+    }
+}
+
 // As many cells as were asked for, or as are cheap, but never fewer than one context: the cache is filled with zeros when it
 // is made, so one that is larger than the memory would end the process.
-int32_t model::choose_cells(const load_spec & spec, const cell_bytes & bytes) const {
+int32_t model::choose_cells(const load_spec & spec, const device_bytes & bytes) const {
     int64_t cheap = int64_t(context_length_) * parallel_;
     int64_t possible = std::numeric_limits<int64_t>::max();
     for (const auto & [device, per_cell] : bytes) {
@@ -233,7 +276,7 @@ int32_t model::choose_cells(const load_spec & spec, const cell_bytes & bytes) co
     }
     const int64_t chosen = spec.kv_cells > 0 ? spec.kv_cells : cheap;
     const int32_t cells = round_up(std::max<int64_t>(chosen, context_length_), 256);
-    if (cells > possible) {
+    if (cells > possible && !only_measured_) {
         throw error("out_of_memory", "there is memory for a KV cache of " + std::to_string(possible) + " cells, not of " +
                                          std::to_string(cells));
     }
@@ -312,7 +355,7 @@ static bool can_lock(size_t bytes) {
 #endif
 }
 
-static std::vector<std::string> files_of(const load_spec & spec) {
+std::vector<std::string> files_of(const load_spec & spec) {
     return spec.splits.empty() ? std::vector<std::string>{spec.path} : spec.splits;
 }
 
@@ -365,7 +408,8 @@ static std::string experts_key(const load_spec & spec) {
 
 // ---- loading ------------------------------------------------------------------------------------------------------
 
-model::model(const load_spec & spec, const progress_fn & progress, const std::function<void()> & before_template) {
+model::model(const load_spec & spec, const progress_fn & progress, const std::function<void()> & before_template)
+    : only_measured_(spec.only_measured) {
     init_backend();
     check_devices(spec);
     check_mlock(spec);
@@ -374,9 +418,11 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
     if (spec.vocab_only) {
         return;
     }
-    loras_ = lora_adapters(model_.get(), spec.loras);
+    if (!only_measured_) {
+        loras_ = lora_adapters(model_.get(), spec.loras);
+    }
     make_context(spec);
-    if (spec.drafts) {
+    if (spec.drafts || only_measured_) {
         return;
     }
     before_template();
@@ -390,11 +436,34 @@ static llama_load_mode load_mode(const load_spec & spec) {
     return spec.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE; // AUTO: unless a device cannot
 }
 
+// What LLAMA_LOAD_MODE_AUTO goes by.
+static bool devices_can_map(const llama_model * m) {
+    for (int32_t i = 0; i < llama_model_n_devices(m); i++) {
+        ggml_backend_dev_props props;
+        ggml_backend_dev_get_props(llama_model_get_device(m, i), &props);
+        if (!props.caps.mmap_support) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool model::is_mapped(ggml_backend_buffer_type_t type) const {
+    ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
+    if (device == nullptr) {
+        device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    }
+    ggml_backend_dev_props props;
+    ggml_backend_dev_get_props(device, &props);
+    return maps_file_ && props.caps.buffer_from_host_ptr && type == ggml_backend_dev_buffer_type(device);
+}
+
 void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers = spec.gpu_layers;
     params.vocab_only = spec.vocab_only;
-    params.load_mode = load_mode(spec);
+    params.load_mode = only_measured_ ? LLAMA_LOAD_MODE_NONE : load_mode(spec); // mapping is loading
+    params.no_alloc = only_measured_;
     params.main_gpu = spec.main_gpu;
     params.split_mode = spec.split_mode;
     params.progress_callback = [](float fraction, void * fn) { return (*static_cast<const progress_fn *>(fn))(fraction); };
@@ -426,6 +495,7 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     const int32_t layers = llama_model_n_layer(model_.get()) + 1; // the output layer counts as one
     gpu_layers_ = !llama_supports_gpu_offload() ? 0 : spec.gpu_layers < 0 ? layers : std::min(spec.gpu_layers, layers);
     offload_kv_cache_ = spec.offload_kv_cache && gpu_layers_ > 0;
+    maps_file_ = spec.mmap && (spec.mlock || devices_can_map(model_.get()));
     if (!spec.vocab_only && llama_model_n_expert(model_.get()) > 0) {
         n_experts_ = spec.n_experts > 0 ? spec.n_experts
                                         : int32_t(metadata_number(model_.get(), arch_ + ".expert_used_count", 0));
@@ -439,7 +509,8 @@ static bool attends_to_later_tokens(const llama_model * m, const std::string & a
 }
 
 static bool names_pooling(const llama_model * m, const std::string & arch) {
-    return metadata_number(m, arch + ".pooling_type", LLAMA_POOLING_TYPE_UNSPECIFIED) > LLAMA_POOLING_TYPE_NONE;
+    const int64_t type = metadata_number(m, arch + ".pooling_type", LLAMA_POOLING_TYPE_UNSPECIFIED);
+    return int32_t(type) > LLAMA_POOLING_TYPE_NONE; // files store it without a sign, llama.cpp's -1 as 4294967295
 }
 
 static bool has_tensor(const std::string & path, std::initializer_list<const char *> names) {
@@ -472,17 +543,20 @@ bool model::keeps_windows_only() const {
     return window > 0 && !embedding_ && arch_ != COMPRESSED_ARCH && window * (parallel_ + CACHED_STATES) + n_batch_ <= kv_cells_ / 2;
 }
 
+bool model::has_states() const {
+    return llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
+}
+
 void model::choose_sharing(const load_spec & spec) {
-    const bool stateful = llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
     sharing_ = arch_ == COMPRESSED_ARCH           ? sharing::whole_only
-               : stateful || keeps_windows_only() ? sharing::at_marks
+               : has_states() || keeps_windows_only() ? sharing::at_marks
                                                   : sharing::any_prefix;
     n_sequences_ = embedding_ ? EMBEDDING_SEQUENCES
                               : parallel_ + (spec.drafts                        ? 0
                                            : sharing_ == sharing::any_prefix ? CACHED_SEQUENCES
                                                                              : CACHED_STATES);
     idle_cells_ = spec.idle_cells >= 0 ? spec.idle_cells : std::max(context_length_, kv_cells_ / 4);
-    spill_bytes_ = spec.spill_bytes >= 0 ? uint64_t(spec.spill_bytes) : uint64_t(double(free_memory()) * SPILL_MEMORY_SHARE);
+    spill_bytes_ = spec.spill_bytes >= 0 ? uint64_t(spec.spill_bytes) : uint64_t(double(free_host_memory()) * SPILL_MEMORY_SHARE);
 }
 
 void model::make_context(const load_spec & spec) {
@@ -493,6 +567,9 @@ void model::make_context(const load_spec & spec) {
     }
     if (llama_model_is_diffusion(m) || (llama_model_has_encoder(m) && llama_model_has_decoder(m))) {
         throw error("load_failed", "models of the kind '" + arch_ + "' do not write token by token and are not served");
+    }
+    if (names_pooling(m, arch_) && (arch_ == COMPRESSED_ARCH || arch_ == HASHED_ARCH)) { // llama.cpp would abort
+        throw error("load_failed", "models of the kind '" + arch_ + "' give no embeddings, which this file's pooling type asks for");
     }
     embedding_ = names_pooling(m, arch_) || attends_to_later_tokens(m, arch_) || !llama_model_has_decoder(m);
     context_length_ = spec.context_length == 0 ? trained : std::min(spec.context_length, trained);
@@ -507,6 +584,7 @@ void model::make_context(const load_spec & spec) {
     if (spec.flash_attention) {
         params.flash_attn_type = *spec.flash_attention ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     }
+    device_bytes per_cell;
     if (embedding_) {
         params.pooling_type = choose_pooling(spec);
         kv_cells_ = n_batch_ = round_up(context_length_, EMBEDDING_SEQUENCES); // llama.cpp asserts that all can have a share
@@ -514,7 +592,11 @@ void model::make_context(const load_spec & spec) {
         params.type_k = spec.k_cache_type;
         params.type_v = spec.v_cache_type;
         check_cache_types(params);
-        kv_cells_ = choose_cells(spec, bytes_per_cell(params));
+        if (only_measured_) {
+            note_weights(params);
+        }
+        per_cell = bytes_per_cell(params);
+        kv_cells_ = choose_cells(spec, per_cell);
         n_batch_ = std::min(spec.eval_batch_size, kv_cells_);
     }
     choose_sharing(spec);
@@ -527,6 +609,9 @@ void model::make_context(const load_spec & spec) {
     params.n_threads = spec.threads > 0                                     ? spec.threads
                        : llama_model_size(m) < SINGLE_THREAD_BYTES ? 1 : std::max(1, common_cpu_get_num_math());
     params.n_threads_batch = params.n_threads;
+    if (only_measured_) {
+        note_compute(params);
+    }
     context_.reset(llama_init_from_model(m, params));
     if (!context_) {
         throw error("out_of_memory", "llama.cpp could not create a context of " + std::to_string(kv_cells_) + " cells");
@@ -535,6 +620,10 @@ void model::make_context(const load_spec & spec) {
     flash_attention_ = params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED;
     if (llama_get_memory(context_.get()) == nullptr) {
         kv_cells_ = 0;
+    }
+    if (only_measured_) {
+        note_states(per_cell);
+        return;
     }
     attach_threads(params.n_threads);
     warm_up_loras();

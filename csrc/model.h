@@ -60,18 +60,25 @@ class model {
     int32_t n_sequences() const { return n_sequences_; } // sequence ids there are, live and cached ones together
     int32_t kv_cells() const { return kv_cells_; }
     int32_t gpu_layers() const { return gpu_layers_; }
+    bool maps_file() const { return maps_file_; } // the file is mapped into memory, not read
+    // Whether weights in memory of this type are the mapped file itself.
+    bool is_mapped(ggml_backend_buffer_type_t type) const;
     const lora_adapters & loras() const { return loras_; }
     // The scales of the adapters from the next decode on.
     void use(const lora_scales & scales) { loras_.apply(context_.get(), scales); }
     int32_t idle_cells() const { return idle_cells_; }    // of kv_cells, what finished requests may keep
     uint64_t spill_bytes() const { return spill_bytes_; } // host memory for what does not stay in the cells
+    // Of the memory that the context keeps on the machine's own side, what does not grow with the cells: recurrent states.
+    uint64_t host_state_bytes() const { return host_state_bytes_; }
+    // What a full context writes to of the compute buffers on that side.
+    uint64_t host_compute_bytes() const { return host_compute_bytes_; }
 
     // The LOADED event.
     std::string describe(double load_ms) const;
 
   private:
     using context_ptr = std::unique_ptr<llama_context, context_deleter>;
-    using cell_bytes = std::map<ggml_backend_dev_t, uint64_t>; // per device; the machine's own memory under null
+    using device_bytes = std::map<ggml_backend_dev_t, uint64_t>; // the machine's own memory under null
 
     void load_weights(const load_spec & spec, const progress_fn & progress);
     void make_context(const load_spec & spec);
@@ -81,8 +88,13 @@ class model {
     void warm_up_loras();
     context_ptr probe(llama_context_params params, uint32_t n_cells) const;
     void check_cache_types(llama_context_params params) const;
-    cell_bytes bytes_per_cell(const llama_context_params & params) const;
-    int32_t choose_cells(const load_spec & spec, const cell_bytes & bytes) const;
+    device_bytes bytes_per_cell(const llama_context_params & params) const;
+    uint64_t free_memory(ggml_backend_dev_t device) const;
+    void note_weights(const llama_context_params & params);
+    void note_compute(llama_context_params params);
+    void note_states(const device_bytes & per_cell);
+    bool has_states() const;
+    int32_t choose_cells(const load_spec & spec, const device_bytes & bytes) const;
     void choose_sharing(const load_spec & spec);
     bool keeps_windows_only() const;
 
@@ -95,6 +107,11 @@ class model {
     lora_adapters loras_;
 
     std::string arch_;
+    bool only_measured_ = false;
+    bool maps_file_ = false;
+    device_bytes not_taken_yet_; // only measured: by the weights, of what is free now
+    uint64_t host_state_bytes_ = 0; // only measured, and the next one
+    uint64_t host_compute_bytes_ = 0;
     bool embedding_ = false;
     bool flash_attention_ = false;
     sharing sharing_ = sharing::any_prefix;
@@ -109,6 +126,13 @@ class model {
     int32_t n_experts_ = 0; // per token; 0: the model has none
     bool offload_kv_cache_ = false;
 };
+
+// Where a buffer of this type lies: null for the machine's own memory.
+ggml_backend_dev_t memory_device(ggml_backend_buffer_type_t type);
+// Of a device, or (null) of the machine.
+uint64_t free_memory_now(ggml_backend_dev_t device);
+// The parts of the model's file.
+std::vector<std::string> files_of(const load_spec & spec);
 
 // {"llama_cpp", "version", "backend"} of this build.
 const char * build_info();

@@ -51,6 +51,7 @@ struct load_spec {
     int64_t spill_bytes = -1; // -1: chosen from the free memory
     std::vector<lora_file> loras;
     bool drafts = false; // for another model: no chat template is read, no prefixes are kept
+    bool only_measured = false; // neither weights nor cache come to be: what they would take can be asked
 };
 
 enum class tool_choice { automatic, none, required };

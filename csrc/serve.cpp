@@ -7,6 +7,7 @@
 #include "draft_model.h"
 #include "engine.h"
 #include "error.h"
+#include "estimate.h"
 #include "lmlite.h"
 #include "model.h"
 #include "payload.h"
@@ -65,6 +66,7 @@ class server {
     template <typename Body> void answering(const work & item, Body body);
     void prepare(const work & item);
     void load(const work & item);
+    void estimate(const work & item);
     void generate(const work & item);
     void embed(const work & item);
     void rerank(const work & item);
@@ -118,6 +120,7 @@ static bool start_thread(pthread_t & thread, size_t stack, void * (*body)(void *
 bool server::is_command(frame_kind kind) const {
     switch (kind) {
         case frame_kind::LOAD:
+        case frame_kind::ESTIMATE:
         case frame_kind::ATTACH_DRAFT:
         case frame_kind::GENERATE:
         case frame_kind::EMBED:
@@ -212,7 +215,7 @@ template <typename Body> void server::answering(const work & item, Body body) {
 
 void server::prepare_all() {
     for (work item; next(unprepared_, item);) {
-        if (item.command.kind != frame_kind::LOAD) {
+        if (item.command.kind != frame_kind::LOAD && item.command.kind != frame_kind::ESTIMATE) {
             pulse_.preparation.start(); // a load has a progress of its own
         }
         answering(item, [&] { prepare(item); });
@@ -230,6 +233,7 @@ void server::prepare(const work & item) {
     }
     switch (item.command.kind) {
         case frame_kind::LOAD: return load(item);
+        case frame_kind::ESTIMATE: return estimate(item);
         case frame_kind::GENERATE: return generate(item);
         case frame_kind::EMBED: return embed(item);
         case frame_kind::RERANK: return rerank(item);
@@ -298,6 +302,13 @@ void server::load(const work & item) {
         engine_ = std::move(started);
     }
     answer(item.request, frame_kind::LOADED, model_->describe(ms_between(began, steady::now())));
+}
+
+void server::estimate(const work & item) {
+    if (model_) {
+        throw error("invalid_request", "this engine has a model already");
+    }
+    answer(item.request, frame_kind::ESTIMATED, estimate_payload(parse_load(item.command.payload)));
 }
 
 void server::check_tokens(const std::vector<llama_token> & tokens, const char * param) const {

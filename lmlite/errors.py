@@ -150,6 +150,17 @@ class LoadFailed(LmError):
         self.name, self.reason, self.param = name, reason, param
 
 
+class MemoryRefused(LmError):
+    """The model was not loaded, because it does not fit the memory that there is; `needed` and `available` are bytes."""
+
+    status, code, param = 422, "insufficient_memory", "model"
+
+    def __init__(self, needed: int, available: int):
+        shown = f"{needed} bytes ({needed / (1 << 30):.2f} GiB), {available} bytes ({available / (1 << 30):.2f} GiB)"
+        super().__init__(f"not enough memory to load the model: it needs {shown} are available")
+        self.needed, self.available = needed, available
+
+
 class QueueFull(LmError):
     """Too many requests wait already; `retry_after_s` is whole seconds."""
 

@@ -64,6 +64,18 @@ def loaded(command: dict[str, Any], embedding: bool = False) -> dict[str, Any]:
     }
 
 
+def estimated(command: dict[str, Any], needed: int) -> dict[str, Any]:
+    memory = {"weights": needed, "kv_cache": 0, "compute": 0, "free": 0}
+    return {
+        "devices": [{"name": "CPU", "gpu": False, "shares_host_memory": True, **memory}],
+        "process": 0,
+        "file_pages": 0,
+        "context_length": command.get("context_length") or 2048,
+        "kv_cells": command.get("kv_cells") or 8192,
+        "estimate_ms": 1.5,
+    }
+
+
 # ---- an engine that works alone --------------------------------------------------------------------------------------
 
 
@@ -76,6 +88,8 @@ class Script:
     calls: tuple[tuple[str, tuple[str, ...]], ...] = ()  # made instead of the words, where tools are offered: name, arguments
     burst: bool = False  # all tokens of a request in one write; else one write per token
     embedding: bool = False
+    needed: int = 4000  # bytes that a load takes, by its estimate
+    estimate_error: dict[str, Any] | None = None
     load_error: dict[str, Any] | None = None
     generate_error: dict[str, Any] | None = None
     die_at_load: bool = False
@@ -143,6 +157,12 @@ class FakeEngine:
                 return frame(Kind.ERROR, request_id, script.load_error)
             progress = frame(Kind.LOAD_PROGRESS, request_id, {"progress": 0.5})
             return progress + frame(Kind.LOADED, request_id, loaded(command, script.embedding))
+        if kind == Kind.ESTIMATE:
+            if script.die_at_load:
+                self._die()
+            if script.estimate_error is not None:
+                return frame(Kind.ERROR, request_id, script.estimate_error)
+            return frame(Kind.ESTIMATED, request_id, estimated(command, script.needed))
         if kind == Kind.GENERATE:
             return frame(Kind.ERROR, request_id, script.generate_error)
         if kind == Kind.EMBED:

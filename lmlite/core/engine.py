@@ -27,6 +27,7 @@ from .line import Abandoned, Clock, Line
 from .payloads import (
     Loaded,
     LoadSpec,
+    Measured,
     Report,
     chat_object,
     embed_object,
@@ -34,6 +35,7 @@ from .payloads import (
     generate_object,
     load_object,
     paths_object,
+    read_estimated,
     read_finished,
     read_loaded,
     read_logprobs,
@@ -96,6 +98,11 @@ class Engine:
     async def load(self, spec: LoadSpec, on_progress: Callable[[float], None] | None = None) -> Loaded:
         """`on_progress` gets fractions 0..1. Raises `LoadFailed`. A load is given up by closing the engine."""
         return await self._line.ask(Kind.LOAD, encode(load_object(spec)), _Load(on_progress))
+
+    async def measure(self, spec: LoadSpec) -> Measured:
+        """What `load` would take, without taking it; for an engine without a model. Raises as `load` does."""
+        payload = encode(load_object(spec))
+        return await self._line.ask(Kind.ESTIMATE, payload, _Answer(Kind.ESTIMATED, read_estimated))
 
     async def attach_draft(self, paths: Sequence[Path]) -> None:
         """The model at `paths` (its file, or all split parts) drafts for this one from now on, instead of any before.

@@ -27,6 +27,7 @@ class Kind(IntEnum):
     STATS = 8
     RERANK = 9
     ATTACH_DRAFT = 10
+    ESTIMATE = 11
     # events, engine -> server
     LOAD_PROGRESS = 64
     LOADED = 65
@@ -42,6 +43,7 @@ class Kind(IntEnum):
     ERROR = 75
     REASONING = 76
     TOOL_CALL = 77
+    ESTIMATED = 78
 
 
 def pack(kind: Kind, request_id: int, payload: bytes = b"") -> bytes:

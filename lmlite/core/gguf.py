@@ -167,6 +167,8 @@ EMBEDDING_ARCHITECTURES: Final = frozenset(
 _CLASSIFIERS: Final = (b"cls.weight", b"cls.output.weight")
 _POOLING_RANK: Final = 4
 """`pooling_type` of a model that scores; but files of rerankers seldom name theirs."""
+_POOLING_UNSPECIFIED: Final = 1 << 31
+"""llama.cpp's -1 is stored without its sign."""
 NOT_MODELS: Final = frozenset({"adapter", "imatrix", "controlvector"})
 """Values of `general.type` or `general.architecture` of files that stand beside a model."""
 
@@ -510,7 +512,9 @@ def facts(headers: Sequence[Header]) -> Facts:
     n_params = sum(header.tensors.n_params for header in headers)
     n_bytes = sum(header.tensors.n_bytes for header in headers)
     template = first.chat_template
-    pooling = max(0, first.integer(f"{arch}.pooling_type") or 0)
+    pooling = first.integer(f"{arch}.pooling_type") or 0
+    if not 0 < pooling < _POOLING_UNSPECIFIED:
+        pooling = 0
     encodes = arch in EMBEDDING_ARCHITECTURES
     classifies = any(header.tensors.classify for header in headers)
     return Facts(

@@ -32,7 +32,9 @@ _HEADER_SIZE: Final = HEADER.size
 _unpack_header: Final = HEADER.unpack_from
 _HEARTBEAT: Final = int(Kind.HEARTBEAT)
 _ERROR: Final = int(Kind.ERROR)
-_FINAL: Final = frozenset(map(int, (Kind.LOADED, Kind.FINISHED, Kind.TOKENS, Kind.RESULT, Kind.REPORT, Kind.ERROR)))
+_FINAL: Final = frozenset(
+    map(int, (Kind.LOADED, Kind.ESTIMATED, Kind.FINISHED, Kind.TOKENS, Kind.RESULT, Kind.REPORT, Kind.ERROR))
+)
 
 T = TypeVar("T")
 

@@ -118,6 +118,34 @@ class Report:
     cached_tokens: int
 
 
+@dataclass(slots=True, frozen=True)
+class DeviceMemory:
+    """What a load takes of one device and what is free there, in bytes."""
+
+    name: str  # "CPU" for the machine's own memory
+    gpu: bool
+    shares_host_memory: bool  # what it takes is taken of the machine's own memory
+    weights: int
+    kv_cache: int  # recurrent states, too
+    compute: int
+    free: int
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.kv_cache + self.compute
+
+
+@dataclass(slots=True, frozen=True)
+class Measured:
+    """What an engine says that a load would take."""
+
+    devices: tuple[DeviceMemory, ...]
+    process: int  # the engine itself: its program, the tokenizer's tables, rows of outputs
+    file_pages: int  # of a mapped file, read while it is loaded and then of no more use
+    context_length: int
+    kv_cells: int
+
+
 # ---- commands as JSON ------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +283,29 @@ def read_loaded(payload: bytes) -> Loaded:
         has_chat_template=bool(value["has_chat_template"]),
         runtime_name=str(value["runtime"]["name"]),
         runtime_version=str(value["runtime"]["version"]),
+    )
+
+
+def read_estimated(payload: bytes) -> Measured:
+    value = read_object(payload)
+    return Measured(
+        devices=tuple(read_device(device) for device in value["devices"]),
+        process=int(value["process"]),
+        file_pages=int(value["file_pages"]),
+        context_length=int(value["context_length"]),
+        kv_cells=int(value["kv_cells"]),
+    )
+
+
+def read_device(value: Mapping[str, Any]) -> DeviceMemory:
+    return DeviceMemory(
+        name=str(value["name"]),
+        gpu=bool(value["gpu"]),
+        shares_host_memory=bool(value["shares_host_memory"]),
+        weights=int(value["weights"]),
+        kv_cache=int(value["kv_cache"]),
+        compute=int(value["compute"]),
+        free=int(value["free"]),
     )
 
 

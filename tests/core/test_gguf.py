@@ -158,7 +158,7 @@ def test_parts_of_a_split_model_add_up(tmp_path: Path) -> None:
     assert (known.arch, known.n_params, known.bits_per_weight, known.split_count) == ("llama", 256, 4.5, 2)
 
 
-@pytest.mark.parametrize(("pooling", "is_embedding"), [(0, False), (1, True), (3, True), (4, True)])
+@pytest.mark.parametrize(("pooling", "is_embedding"), [(0, False), (1, True), (3, True), (4, True), (0xFFFFFFFF, False)])
 def test_pooling_makes_an_embedding_model(tmp_path: Path, pooling: int, is_embedding: bool) -> None:
     assert facts_of(tmp_path, llama("qwen3", qwen3__pooling_type=pooling)).is_embedding is is_embedding
 

@@ -1,0 +1,174 @@
+#include "estimate.h"
+
+#include "error.h"
+#include "model.h"
+#include "payload.h"
+
+#include "gguf.h"
+
+#include "../src/llama-ext.h" // the memory that a context takes, by device
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <map>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#if defined(__APPLE__)
+#include <mach/mach.h>
+#endif
+
+namespace lm {
+
+// llama.cpp leaves a tensor of this name in the file and reads rows of it as they are needed, if it is larger than this.
+static constexpr char LAZY_TENSOR[] = "per_layer_token_embd.weight";
+static constexpr uint64_t LAZY_BYTES = 4ull << 30;
+
+struct device_use {
+    uint64_t weights = 0;
+    uint64_t mapped = 0; // of the weights, what is the mapped file itself
+    uint64_t cache = 0;
+    uint64_t compute = 0;
+};
+using memory_use = std::map<ggml_backend_dev_t, device_use>; // the machine's own under null
+
+struct file_facts {
+    uint64_t bytes = 0;
+    uint64_t lazy_bytes = 0;
+};
+
+static file_facts read_facts(const std::string & path) {
+    file_facts facts;
+    struct stat file;
+    facts.bytes = stat(path.c_str(), &file) == 0 ? uint64_t(file.st_size) : 0;
+    if (facts.bytes <= LAZY_BYTES) {
+        return facts;
+    }
+    if (gguf_context * header = gguf_init_from_file(path.c_str(), {true, nullptr})) {
+        const int64_t id = gguf_find_tensor(header, LAZY_TENSOR);
+        const uint64_t size = id < 0 ? 0 : gguf_get_tensor_size(header, id);
+        facts.lazy_bytes = size > LAZY_BYTES ? size : 0;
+        gguf_free(header);
+    }
+    return facts;
+}
+
+static file_facts sum_of_facts(const load_spec & spec) {
+    file_facts sum;
+    for (const std::string & path : files_of(spec)) {
+        const file_facts part = read_facts(path);
+        sum.bytes += part.bytes;
+        sum.lazy_bytes += part.lazy_bytes;
+    }
+    return sum;
+}
+
+// What this process has in memory now.
+static uint64_t resident_bytes() {
+#if defined(__APPLE__)
+    mach_task_basic_info info;
+    mach_msg_type_number_t count = MACH_TASK_BASIC_INFO_COUNT;
+    const bool known = task_info(mach_task_self(), MACH_TASK_BASIC_INFO, task_info_t(&info), &count) == KERN_SUCCESS;
+    return known ? info.resident_size : 0;
+#else
+    unsigned long pages = 0;
+    if (FILE * file = fopen("/proc/self/statm", "r")) {
+        if (fscanf(file, "%*u %lu", &pages) != 1) {
+            pages = 0;
+        }
+        fclose(file);
+    }
+    return uint64_t(pages) * uint64_t(sysconf(_SC_PAGESIZE));
+#endif
+}
+
+static memory_use use_of(const model & m) {
+    memory_use uses;
+    uses[nullptr] = {};
+    for (const auto & [type, bytes] : llama_get_memory_breakdown(m.context())) {
+        device_use & use = uses[memory_device(type)];
+        use.weights += bytes.model;
+        use.mapped += m.is_mapped(type) ? bytes.model : 0;
+        use.cache += bytes.context;
+        use.compute += bytes.compute;
+    }
+    return uses;
+}
+
+// An embedding model gives a row of outputs for each token of a batch; the context has room for one per sequence until then.
+static uint64_t missing_output_bytes(const model & m) {
+    if (!m.is_embedding()) {
+        return 0;
+    }
+    const uint64_t row = uint64_t(m.vocab().size()) + uint64_t(llama_model_n_embd_out(m.get()));
+    return row * sizeof(float) * uint64_t(std::max(0, m.n_batch() - m.n_sequences()));
+}
+
+// Adapters lie where the weights do that they change: with all layers on a GPU there, else mostly in the machine's memory.
+static void add_loras(memory_use & uses, const load_spec & spec, const model & m) {
+    uint64_t bytes = 0;
+    for (const lora_file & lora : spec.loras) {
+        bytes += read_facts(lora.path).bytes;
+    }
+    const auto most = std::max_element(uses.begin(), uses.end(), [](const auto & a, const auto & b) {
+        return a.second.weights < b.second.weights;
+    });
+    (m.gpu_layers() > 0 ? most->second : uses[nullptr]).weights += bytes;
+}
+
+static bool shares_host_memory(ggml_backend_dev_t device) {
+#if defined(__APPLE__)
+    return true; // one memory for all
+#else
+    return device == nullptr || ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_IGPU;
+#endif
+}
+
+static std::string describe(ggml_backend_dev_t device, const device_use & use) {
+    return json_object()
+        .add("name", device == nullptr ? "CPU" : ggml_backend_dev_name(device))
+        .add("gpu", device != nullptr)
+        .add("shares_host_memory", shares_host_memory(device))
+        .add("weights", use.weights)
+        .add("kv_cache", use.cache)
+        .add("compute", use.compute)
+        .add("free", free_memory_now(device))
+        .text();
+}
+
+std::string estimate_payload(load_spec spec) {
+    const auto began = std::chrono::steady_clock::now();
+    spec.only_measured = true;
+    const model m(spec, [](float) { return true; }, [] {});
+    if (m.is_vocab_only()) {
+        throw invalid_request("vocab_only", "a vocabulary alone is not estimated");
+    }
+    const uint64_t resident = resident_bytes();
+    memory_use uses = use_of(m);
+    add_loras(uses, spec, m);
+    device_use & host = uses[nullptr];
+    host.compute = std::min(host.compute, m.host_compute_bytes()) + missing_output_bytes(m);
+
+    const file_facts facts = sum_of_facts(spec);
+    const uint64_t left_in_file = std::min(facts.lazy_bytes, host.weights);
+    host.weights -= left_in_file;
+    uint64_t used_where_mapped = 0;
+    std::string devices;
+    for (const auto & [device, use] : uses) {
+        used_where_mapped += use.mapped;
+        devices += (devices.empty() ? "[" : ",") + describe(device, use);
+    }
+    const uint64_t passing = m.maps_file() ? facts.bytes - std::min(facts.bytes, std::max(used_where_mapped, left_in_file)) : 0;
+    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - began;
+    return json_object()
+        .add_raw("devices", devices + "]")
+        .add("process", resident - std::min(resident, m.host_state_bytes()))
+        .add("file_pages", passing)
+        .add("context_length", m.context_length())
+        .add("kv_cells", m.kv_cells())
+        .add("estimate_ms", took.count())
+        .text();
+}
+
+}  // namespace lm
