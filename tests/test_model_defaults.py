@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,33 @@ def test_the_embedded_model_has_the_users_settings_but_for_what_it_is_told(tmp_p
         longer = model.complete("One two three", ignore_eos=True, max_tokens=20)
         assert longer.startswith(short) and len(longer) > len(short)
         assert model.chat(MESSAGES, ignore_eos=True) == model.chat(MESSAGES, ignore_eos=True, max_tokens=2)
+
+
+def cached_with_a_definition(home: Path) -> None:
+    """The bundled model in a Hugging Face cache, and a model.yaml of a catalogue that is made of it."""
+    repo = home / ".cache/huggingface/hub/models--community--Tiny-GGUF"
+    blob, link = repo / "blobs/b10b", repo / "snapshots/a1/Tiny-Q8_0.gguf"
+    for folder in (blob.parent, link.parent, repo / "refs"):
+        folder.mkdir(parents=True)
+    shutil.copy(bundled_model(), blob)
+    link.symlink_to("../../blobs/b10b")
+    (repo / "refs/main").write_text("a1")
+    document = home / ".lmstudio/hub/models/acme/tiny/model.yaml"
+    document.parent.mkdir(parents=True)
+    document.write_text(
+        "model: acme/tiny\nbase: [{key: community/tiny-gguf, sources: [{user: community, repo: Tiny-GGUF}]}]\n"
+        "config: {operation: {fields: [{key: llm.prediction.maxPredictedTokens, value: {checked: true, value: 3}}]}}"
+    )
+
+
+def test_a_catalogue_model_in_the_hugging_face_cache_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cached_with_a_definition(tmp_path)
+    with Server(port=0, home=tmp_path / "home") as server:
+        client = Client(server.port)
+        (entry,) = client.get("/api/v1/models").json["models"]
+        answer = client.post("/v1/chat/completions", {"messages": MESSAGES, "ignore_eos": True})
+        client.close()
+    (variant,) = entry["variants"]
+    assert (entry["key"], entry["publisher"], entry["selected_variant"]) == ("acme/tiny", "acme", variant)
+    assert (answer.status, answer.json["model"], answer.json["usage"]["completion_tokens"]) == (200, "acme/tiny", 3)

@@ -43,6 +43,7 @@ def open_catalog(config: Config) -> Catalog:
         caches=hub_caches(os.environ),
         definitions=definition_folders(config.home, os.environ),
         settings=config.home / FILE_NAME,
+        state=config.home,
         aliases=dict(config.alias),
         bundled=True,
         approvals=Home(config.home).links,

@@ -18,8 +18,9 @@ from typing import Final
 from ..card import ModelCard, ModelType, Reasoning
 from ..errors import ConfigError
 from ..settings import ModelSettings
-from . import gguf, model_settings, model_yaml
-from .gguf import Facts, GgufError, Header
+from . import gguf, known_headers, model_settings, model_yaml
+from .gguf import Facts, GgufError
+from .known_headers import Seen, Stamp, stamp_of
 from .model_files import (
     GGUF_ENDING,
     LOCAL,
@@ -54,25 +55,12 @@ def bundled_model() -> Path:
 # ---- a scan's steps --------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, frozen=True)
-class _Seen:
-    """What was read of a file. A file that was cut off behind its header has `facts` and a `problem`."""
-
-    size: int
-    problem: str | None
-    facts: Facts | None = None
-    header: Header | None = None  # of parts of a model only: their facts are told together
-
-
-_Stamp = tuple[str, int, int, int]  # path, size, mtime in ns, inode
-
-
 @dataclass(slots=True)
 class _Entry:
     """One model: its file or parts, and what they say."""
 
     files: list[Found]  # in order of the parts
-    seen: list[_Seen]
+    seen: list[Seen]
     facts: Facts | None  # None: the first part could not be read
     projector: tuple[Path, int] | None = None  # and its size
     base: str = ""  # the id without publisher and quantization
@@ -131,8 +119,9 @@ class Catalog:
 
     Links that lead out of their folder are refused, but for those that `approvals` has (`model_files.approval`).
     `aliases` maps names of the user's own to any name that `resolve` knows; `settings` is the file with the user's
-    settings of single models. The first question scans the disk; after that only `rescan` does. `rescan` may run in a
-    thread of its own: the others see the old list or the new one.
+    settings of single models; `state` is lmlite's own folder, where it may keep what it has read. The first question scans
+    the disk; after that only `rescan` does. `rescan` may run in a thread of its own: the others see the old list or the
+    new one.
     """
 
     def __init__(
@@ -143,6 +132,7 @@ class Catalog:
         caches: Sequence[Path] = (),
         definitions: Sequence[Path] = (),
         settings: Path | None = None,
+        state: Path | None = None,
         aliases: Mapping[str, str] | None = None,
         bundled: bool = False,
         follow_links_out: bool = False,
@@ -157,7 +147,10 @@ class Catalog:
         self._bundled = bundled
         self._follow_links_out = follow_links_out
         self._approvals = approvals
-        self._cache: dict[_Stamp, _Seen] = {}
+        self._kept = state / known_headers.FILE_NAME if state else None
+        self._cache: dict[Stamp, Seen] = {}
+        self._found: list[Found] = []
+        self._defined: list[Definition] = []
         self._snapshot: _Snapshot | None = None
 
     def cards(self) -> tuple[ModelCard, ...]:
@@ -192,19 +185,36 @@ class Catalog:
 
     def rescan(self) -> None:
         """Looks at the disk again; files that have not changed are not read again."""
-        cache: dict[_Stamp, _Seen] = {}
+        if self._snapshot is None and self._kept is not None:
+            self._cache = known_headers.load(self._kept)
+        cache: dict[Stamp, Seen] = {}
         walk = Walk(self._follow_links_out, self._approvals)
-        entries = _gather(self._find(walk), self._cache, cache)
+        found = self._find(walk)
+        definitions = self._definitions.read(walk)
+        settings_changed = self._settings.read()
+        entries = _gather(found, self._cache, cache)
+        own = _bundled(self._cache, cache) if self._bundled else None
+        unchanged = found == self._found and cache.keys() == self._cache.keys() and not settings_changed
+        if self._snapshot is not None and unchanged and definitions == self._defined:
+            return
+        if self._kept is not None and not cache.keys() <= self._cache.keys():
+            known_headers.save(self._kept, cache)
+        self._found, self._defined, self._cache = found, definitions, cache
+        self._snapshot = self._arranged(entries, definitions, own)
+        if settings_changed:
+            for name in self._settings.entries:
+                if self.resolve(name) is None:
+                    log.info("%s: there is no model %s", model_settings.FILE_NAME, ascii(name))
+
+    def _arranged(self, entries: list[_Entry], definitions: list[Definition], own: ModelCard | None) -> _Snapshot:
         _name_all(entries)
         claims = _claims(entries)
         models = _Models({entry.id: _card(entry) for entry in entries}, _index(entries, claims))
-        _define(models, self._definitions.read(walk), claims)
-        if self._bundled and (own := _bundled_card(self._cache, cache)):
+        _define(models, definitions, claims)
+        if own is not None:
             _stand_in(models, own)
-        self._settings.read()
         self._set(models)
-        self._cache = cache
-        self._snapshot = _Snapshot(
+        return _Snapshot(
             cards=tuple(card for id, card in sorted(models.cards.items()) if id not in models.unlisted),
             named=tuple(models.cards[entry.id] for entry in sorted(entries, key=lambda e: e.id) if entry.first.named),
             known=models.cards,
@@ -265,46 +275,37 @@ class Catalog:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _stamp(path: Path) -> _Stamp | None:
-    """What changes with the file; None if there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return str(path), status.st_size, status.st_mtime_ns, status.st_ino
-
-
-def _inspect(path: Path, old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> _Seen:
+def _inspect(path: Path, old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> Seen:
     """Reads a file's header, unless `old` knows it; leaves what it found in `new`."""
     try:
         status = os.stat(path)
     except OSError as error:
-        return _Seen(0, gguf.os_reason(error))
+        return Seen(0, gguf.os_reason(error))
     except ValueError:  # a NUL in the path
-        return _Seen(0, "not a file name")
+        return Seen(0, "not a file name")
     if not stat.S_ISREG(status.st_mode):
-        return _Seen(0, "not a regular file")
+        return Seen(0, "not a regular file")
     stamp = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
     seen = old.get(stamp) or _read(path, status.st_size)
     new[stamp] = seen
     return seen
 
 
-def _read(path: Path, size: int) -> _Seen:
+def _read(path: Path, size: int) -> Seen:
     try:
         header = gguf.read_header(path)
     except GgufError as error:
-        return _Seen(size, error.reason)
+        return Seen(size, error.reason)
     in_parts = file_name(path.name).parts > 1
-    return _Seen(size, header.incomplete, gguf.facts([header]), header if in_parts else None)
+    return Seen(size, header.incomplete, gguf.facts([header]), header if in_parts else None)
 
 
-def _gather(files: Iterable[Found], old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> list[_Entry]:
+def _gather(files: Iterable[Found], old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> list[_Entry]:
     """The models among `files`: parts put together, projectors given to their models, what is no model left out."""
-    models: dict[tuple[str, str, int], list[tuple[Found, _Seen]]] = {}
+    models: dict[tuple[str, str, int], list[tuple[Found, Seen]]] = {}
     projectors: dict[tuple[str, ...], list[tuple[Path, int, str]]] = {}
     for found in files:
-        seen = _Seen(0, found.refused) if found.refused else _inspect(found.path, old, new)
+        seen = Seen(0, found.refused) if found.refused else _inspect(found.path, old, new)
         known = seen.facts
         if known.is_projector if known else names_projector(found.path.name):
             if known and seen.problem is None:
@@ -335,7 +336,7 @@ def _projector_rank(projector: tuple[Path, int, str]) -> tuple[int, str]:
     return order.index(quantization) if quantization in order else len(order), str(path)
 
 
-def _entry(parts: list[tuple[Found, _Seen]]) -> _Entry:
+def _entry(parts: list[tuple[Found, Seen]]) -> _Entry:
     parts.sort(key=lambda part: part[0].name.part)
     known = parts[0][1].facts
     if known and len(parts) > 1:
@@ -443,7 +444,7 @@ class _Definitions:
 
     def __init__(self, folders: Sequence[Path]):
         self._folders = tuple(folders)
-        self._read: dict[_Stamp, Definition | None] = {}
+        self._read: dict[Stamp, Definition | None] = {}
         self._can_read: bool | None = None  # None: there was no file yet that would have to be
 
     def read(self, walk: Walk) -> list[Definition]:
@@ -456,11 +457,11 @@ class _Definitions:
                 log.warning("model.yaml files are ignored: PyYAML is not installed")
         if not self._can_read:
             return []
-        stamps = {stamp: path for path in walk.definitions if (stamp := _stamp(path)) is not None}
+        stamps = {stamp: path for path in walk.definitions if (stamp := stamp_of(path)) is not None}
         self._read = {stamp: self._of(stamp, path) for stamp, path in stamps.items()}
         return [definition for definition in self._read.values() if definition is not None]
 
-    def _of(self, stamp: _Stamp, path: Path) -> Definition | None:
+    def _of(self, stamp: Stamp, path: Path) -> Definition | None:
         if stamp in self._read:
             return self._read[stamp]
         try:
@@ -550,28 +551,29 @@ class _Settings:
 
     def __init__(self, path: Path | None):
         self._path = path
-        self._stamp: _Stamp | None = None
+        self._stamp: Stamp | None = None
         self.entries: Mapping[str, Entry] = {}
 
     def changed(self) -> bool:
-        return self._path is not None and _stamp(self._path) != self._stamp
+        return self._path is not None and stamp_of(self._path) != self._stamp
 
-    def read(self) -> None:
-        """Reads the file if it is another than before."""
+    def read(self) -> bool:
+        """Reads the file if it is another than before; whether it was."""
         if self._path is None or not self.changed():
-            return
-        self._stamp = _stamp(self._path)
+            return False
+        self._stamp = stamp_of(self._path)
         if self._stamp is None:
             self.entries = {}
-            return
+            return True
         try:
             self.entries = model_settings.parse(small_text(self._path))
         except ConfigError as error:
             log.error("the settings of models stay as they were: %s", error)
-            return
+            return True
         for name, entry in self.entries.items():
             if entry.problem is not None:
                 log.error("the model %s cannot be loaded: %s", ascii(name), entry.problem)
+        return True
 
 
 def _join(above: Entry, below: Entry | None) -> Entry:
@@ -604,7 +606,7 @@ def _stand_in(models: _Models, own: ModelCard) -> None:
         models.index.setdefault(key_of(name), own.id)
 
 
-def _bundled_card(old: Mapping[_Stamp, _Seen], new: dict[_Stamp, _Seen]) -> ModelCard | None:
+def _bundled(old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> ModelCard | None:
     path = bundled_model()
     if not path.is_file():
         return None

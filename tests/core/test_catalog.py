@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lmlite.card import ModelCard
 from lmlite.core import catalog as module
 from lmlite.core import gguf as reader
-from lmlite.core import model_files
+from lmlite.core import known_headers, model_files
 from lmlite.core.catalog import Catalog, bundled_model
 from lmlite.core.model_files import model_folders
 from tests.core.gguf_files import F16, F32, Q4_K, Q8_0, Tensor, bert, gguf, llama, projector
@@ -589,14 +589,7 @@ def test_a_folder_without_end_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_rescan_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-
-    def read_header(path: Path) -> reader.Header:
-        read.append(path.name)
-        return original(path)
-
-    original = reader.read_header
-    monkeypatch.setattr(reader, "read_header", read_header)
+    read = reading(monkeypatch)
     put(tmp_path, "falcon.gguf")
     owl = put(tmp_path, "owl.gguf")
     (tmp_path / "broken.gguf").write_bytes(b"x")
@@ -753,3 +746,84 @@ def test_each_folder_is_listed_once_and_in_order(tmp_path: Path) -> None:
 
 def test_without_a_home_there_is_no_lm_studio(tmp_path: Path) -> None:
     assert model_folders(tmp_path, [], {}) == [tmp_path / "models"]
+
+
+# ---- what is kept from start to start ----
+
+
+def reading(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files whose headers are read from now on."""
+    read: list[str] = []
+    original = reader.read_header
+
+    def read_header(path: Path) -> reader.Header:
+        read.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(reader, "read_header", read_header)
+    return read
+
+
+THINKS = "{% if enable_thinking %}{{ tools }}{% endif %}"
+
+
+def test_the_next_start_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = tmp_path / "home"
+    state.mkdir()
+    models = tmp_path / "models"
+    put(models, "acme/Falcon/Falcon-Q4_K_M.gguf", llama(tokenizer__chat_template=THINKS))
+    put(models, "acme/embed/embed-F16.gguf", bert())
+    put(models, "acme/Falcon/mmproj-F16.gguf", projector())
+    put_parts(models, "acme/Split/Split-Q4_K_M", 2)
+    (models / "broken.gguf").write_bytes(b"x")
+    first = Catalog([models], state=state).cards()
+    assert [path.name for path in state.iterdir()] == ["headers.json"]
+    read = reading(monkeypatch)
+    assert Catalog([models], state=state).cards() == first
+    assert [name for name in read if not name.startswith("Split")] == []
+    put(models, "owl.gguf")
+    (models / "broken.gguf").write_bytes(b"xy")
+    del read[:]
+    after = Catalog([models], state=state).cards()
+    assert {name for name in read if not name.startswith("Split")} == {"owl.gguf", "broken.gguf"}
+    assert {card.id for card in after} == {card.id for card in first} | {"owl"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"\n[[1]]", b"x" * 100, b"\xff"])
+def test_a_damaged_file_of_headers_is_made_again(
+    tmp_path: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "models/falcon.gguf")
+    folder, kept = tmp_path / "models", tmp_path / "headers.json"
+    expected = Catalog([folder], state=tmp_path).cards()
+    sound = kept.read_bytes()
+    kept.write_bytes(damage)
+    assert Catalog([folder], state=tmp_path).cards() == expected
+    assert kept.read_bytes() == sound
+    kept.write_bytes(sound.replace(b"4096", b"4097"))
+    assert Catalog([folder], state=tmp_path).cards() == expected
+    kept.write_bytes(sound)
+    read = reading(monkeypatch)
+    monkeypatch.setattr(known_headers, "_head", lambda body: b"another reader")
+    assert (Catalog([folder], state=tmp_path).cards(), read) == (expected, ["falcon.gguf"])
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+    put(tmp_path, "models/falcon.gguf")
+    (tmp_path / "headers.json").mkdir()
+    for state in (tmp_path, tmp_path / "none"):
+        assert ids(Catalog([tmp_path / "models"], state=state)) == ["falcon"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["headers.json", "models"]
+
+
+def test_a_look_at_an_unchanged_disk_leaves_the_list_as_it_is(tmp_path: Path) -> None:
+    path = put(tmp_path, "acme/Falcon/Falcon-Q4_K_M.gguf")
+    link = tmp_path / "acme/Falcon/Later-Q4_K_M.gguf"
+    link.symlink_to("gone.gguf")
+    catalog = Catalog([tmp_path])
+    before = catalog.cards()
+    catalog.rescan()
+    assert catalog.cards() is before
+    path.with_name("gone.gguf").write_bytes(path.read_bytes())
+    catalog.rescan()
+    assert catalog.cards() is not before and all(card.problem is None for card in catalog.cards())
