@@ -5,12 +5,12 @@ Beyond that contract: `problem`, of a model that cannot be loaded only.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any, Final
 
 from ..card import ModelCard
-from .completion import dumps
 
 FORMAT: Final = "gguf"
 DEPTH: Final = 4
@@ -19,7 +19,8 @@ _BITS: Final = re.compile(r"[0-9]{1,2}")
 
 
 def models(cards: Iterable[ModelCard]) -> str:
-    return dumps({"models": [spell(card) for card in cards]})
+    """ASCII: a path from the disk need not be Unicode."""
+    return json.dumps({"models": [spell(card) for card in cards]}, separators=(",", ":"))
 
 
 def spell(card: ModelCard) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final
@@ -16,6 +15,7 @@ from ..config import Config
 from ..errors import ModelNotFound
 from ..metrics import Family
 from ..settings import ModelSettings
+from .disk import open_catalog
 
 if TYPE_CHECKING:
     from ..core.catalog import Catalog
@@ -28,26 +28,6 @@ log = logging.getLogger(__name__)
 
 RESCAN_S: Final = 1.0
 """A list of models is at most this old: a client that polls must not keep the disk busy."""
-
-
-def open_catalog(config: Config) -> Catalog:
-    """The models of `config`, or the bundled one where there are none."""
-    from ..core.catalog import Catalog
-    from ..core.model_files import definition_folders, hub_caches, model_folders
-    from ..core.model_settings import FILE_NAME
-    from ..store.home import Home
-
-    return Catalog(
-        model_folders(config.home, config.models_dir, os.environ),
-        config.models,
-        caches=hub_caches(os.environ),
-        definitions=definition_folders(config.home, os.environ),
-        settings=config.home / FILE_NAME,
-        state=config.home,
-        aliases=dict(config.alias),
-        bundled=True,
-        approvals=Home(config.home).links,
-    )
 
 
 def open_pool(config: Config, catalog: Choice, place: Callable[[], Placement] | None = None) -> Pool:

@@ -161,7 +161,7 @@ def shown(help: str | None) -> str:
 
 def models(environ: Mapping[str, str]) -> Iterable[str]:
     """The ids of the models on disk."""
-    from ..app.models import open_catalog
+    from ..app.disk import open_catalog
     from ..config import gather
 
     with suppress(LmError):

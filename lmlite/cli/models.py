@@ -75,7 +75,7 @@ def known_models(arguments: argparse.Namespace, environ: Mapping[str, str]) -> t
 
 def models_on_disk(environ: Mapping[str, str]) -> list[Entry]:
     from ..api.lmlite_models import spell
-    from ..app.models import open_catalog
+    from ..app.disk import open_catalog
     from ..config import gather
 
     return [spell(card) for card in open_catalog(gather({}, environ)).cards()]

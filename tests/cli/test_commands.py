@@ -15,7 +15,7 @@ from lmlite.cli import GROUPS
 from tests.cli.conftest import Command
 from tests.conftest import INSTALLED
 
-HEAVY = ("lmlite.server", "lmlite.app.routes", "lmlite.core.pool", "sqlite3", "cffi", "numpy")
+HEAVY = ("lmlite.server", "lmlite.app.routes", "lmlite.core.pool", "asyncio", "sqlite3", "cffi", "numpy")
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -25,13 +25,12 @@ def test_module_adds_the_commands_that_it_is_imported_for(group: str) -> None:
     assert tuple(commands.choices) == GROUPS[group]
 
 
-@pytest.mark.parametrize("command", ["ls", "ps", "load x", "unload", "import x.gguf"])
+@pytest.mark.parametrize("command", ["ls", "ps", "load x --port 9", "unload", "get acme/x --port 9", "import x.gguf"])
 def test_short_command_brings_no_server_along(command: str, tmp_path: Path) -> None:
     look = f"import sys, lmlite.cli as c; c.main({command.split()!r}); print(*[m for m in {HEAVY!r} if m in sys.modules])"
     environ = {**os.environ, "LMLITE_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(INSTALLED)}
     environ["LMLITE_PORT"] = "9"
-    arguments = [sys.executable, "-c", look.replace("'load', 'x'", "'load', 'x', '--port', '9'")]
-    done = subprocess.run(arguments, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "", done
 
 

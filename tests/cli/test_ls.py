@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,17 @@ def test_names_with_line_breaks_and_escape_sequences_are_shown_escaped(command: 
         assert all(c == "\n" or c.isprintable() for c in text)
     assert len(data.json) == 3
     assert "🦙" in shown.out
+
+
+def test_name_that_is_not_unicode_is_listed_with_and_without_a_server(
+    command: Command, home: Path, serve_fake: Callable[..., FakeServer]
+) -> None:
+    put_models(home, {os.fsdecode(b"acme/x/\xff.gguf"): gguf(llama())})
+    (entry,) = command("ls", "--json").json
+    assert os.fsencode(entry["path"]) == b"acme/x/\xff.gguf"
+    server = serve_fake(models_dir=[home / "models"])
+    assert command("ls", "--json", "--port", str(server.port)).json == [entry]
+    assert command("ls", "--port", str(server.port)).code == 0
 
 
 @pytest.mark.parametrize(("flag", "keys"), [("--llm", ["falcon"]), ("--embedding", ["text-embedding-owl"])])
