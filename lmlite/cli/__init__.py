@@ -19,6 +19,7 @@ GROUPS: Final = {
     "server": ("server", "daemon"),
     "models": ("ls", "ps"),
     "loading": ("load", "unload"),
+    "get": ("get",),
     "importing": ("import",),
     "service": ("service",),
     "version": ("version",),

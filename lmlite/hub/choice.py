@@ -60,6 +60,15 @@ def choose(listing: Listing, wanted: Wanted) -> tuple[RemoteFile, ...]:
     return (*variant.files, *_projector_for(variant, projectors))
 
 
+def offered(listing: Listing) -> list[Variant]:
+    """What can be asked for by its quantization, the smallest first."""
+    found: dict[str, Variant] = {}
+    for variant in sorted(variants(file for file in listing.files if not _stands_beside(file)), key=lambda v: v.size):
+        if variant.quant != "?" and not variant.missing:
+            found.setdefault(variant.quant, variant)
+    return list(found.values())
+
+
 def variants(files: Iterable[RemoteFile]) -> list[Variant]:
     groups: dict[tuple[str, str, int], list[tuple[int, RemoteFile]]] = {}
     for file in files:

@@ -90,6 +90,7 @@ class Transfer:
         place.part.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(place.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         try:
+            self._have_alone(fd)
             resumed = self._take_up(fd)
             if self.have < self.file.size:
                 resumed = self._fetch(fd) and resumed
@@ -101,6 +102,20 @@ class Transfer:
         os.replace(place.part, place.ready)
         place.etag.unlink(missing_ok=True)
         sync_folder(place.part.parent)
+
+    def _have_alone(self, fd: int) -> None:
+        """A command may fetch what a server fetches: one of them writes, and the other waits for what it leaves."""
+        try:
+            import fcntl
+        except ImportError:  # not POSIX
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), self._place.part.stat()):
+                return
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        raise HubError("another process is downloading the file", retry=True)
 
     # ---- what is here already
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 from collections.abc import Iterator
@@ -164,6 +165,32 @@ def test_a_part_that_is_longer_than_the_file_begins_anew(hub: Hub, place: Place)
     place.part.write_bytes(CONTENT + b"x")
     run(hub, place)
     assert hub.files_asked()[-1].range is None
+
+
+def test_a_part_that_another_process_writes_is_left_to_it(hub: Hub, place: Place) -> None:
+    begun(hub, place)
+    with open(place.part, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # as from another process: a lock belongs to its open file
+        fails(hub, place, "another process", True)
+    assert place.part.read_bytes() == CONTENT[:CUT]
+    run(hub, place)
+    assert place.ready.read_bytes() == CONTENT
+
+
+def test_a_part_that_another_process_has_finished_meanwhile_is_not_written_again(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(hub, place)
+    flock = fcntl.flock
+
+    def late(fd: int, operation: int) -> None:
+        place.part.rename(place.target)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(HubError, match="another process"):
+        run(hub, place)
+    assert place.target.read_bytes() == CONTENT[:CUT]
 
 
 def test_a_part_that_is_whole_needs_no_hub(hub: Hub, place: Place) -> None:
