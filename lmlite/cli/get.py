@@ -114,17 +114,18 @@ def pace_words(job: Entry) -> str:
 def leave(source: Source, id: str, arguments: argparse.Namespace) -> int:
     """After Ctrl-C: a server goes on unless it is told not to; a second Ctrl-C says so, too."""
     goes_on = source.outlives_command
+    say(arguments, "")  # what the terminal echoed stands on a line of its own
     if goes_on and is_interactive() and not arguments.yes:
         try:
-            goes_on = confirm("\nContinue to download in the background?")
+            goes_on = confirm("Continue to download in the background?")
         except KeyboardInterrupt:
             goes_on = False
         if not goes_on:
             source.pause(id)
     if goes_on:
-        say(arguments, "\nThe download goes on in the background. To see how far it is, run the same command.")
+        say(arguments, "The download goes on in the background. To see how far it is, run the same command.")
     else:
-        say(arguments, "\nThe download is stopped. The same command goes on from what was received.")
+        say(arguments, "The download is stopped. The same command goes on from what was received.")
     return INTERRUPTED
 
 

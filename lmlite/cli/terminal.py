@@ -17,7 +17,7 @@ from typing import Any, Final, TextIO
 
 STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 GAP: Final = 3
-"""Blanks between two columns of a table."""
+"""Blanks between two columns of a table; fewer where the terminal is narrow."""
 MIN_COLUMN: Final = 8
 """Columns are not cut shorter to fit a narrow terminal: what is left would tell nothing."""
 REDRAW_S: Final = 0.1
@@ -144,23 +144,31 @@ def say(arguments: argparse.Namespace, text: str, level: str = "info") -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], limit: int | None = None) -> str:
     """Lines without trailing blanks, the cells of a column one below the other. `limit` (the terminal's width) is kept by
-    cutting the widest columns, as far as that makes sense."""
+    less room between the columns, then by cutting the widest ones as far as that makes sense, the first one last: it is
+    what other commands are given."""
     lines: list[list[tuple[str, str]]] = [[(text, "dim") for text in head]]
     lines += [[(cell, "") if isinstance(cell, str) else cell for cell in row] for row in rows]
     widths = [max(width(line[i][0]) for line in lines) for i in range(len(head))]
     if limit is None:
         limit = columns(sys.stdout)
+    gap = GAP
     if limit is not None:
-        _shrink(widths, limit)
-    return "\n".join(_line(line, widths) for line in lines)
+        while gap > 1 and sum(widths) + gap * (len(widths) - 1) > limit:
+            gap -= 1
+        _shrink(widths, limit - gap * (len(widths) - 1))
+    return "\n".join(_line(line, widths, gap) for line in lines)
 
 
 def _shrink(widths: list[int], limit: int) -> None:
-    while sum(widths) + GAP * (len(widths) - 1) > limit and max(widths) > MIN_COLUMN:
-        widths[widths.index(max(widths))] -= 1
+    for columns in (range(1, len(widths)), range(len(widths))):
+        while sum(widths) > limit:
+            widest = max(columns, key=lambda i: widths[i], default=0)
+            if widths[widest] <= MIN_COLUMN:
+                break
+            widths[widest] -= 1
 
 
-def _line(cells: Sequence[tuple[str, str]], widths: Sequence[int]) -> str:
+def _line(cells: Sequence[tuple[str, str]], widths: Sequence[int], gap: int) -> str:
     shown = ""
     blanks = 0
     for (text, of), column in zip(cells, widths, strict=True):
@@ -168,7 +176,7 @@ def _line(cells: Sequence[tuple[str, str]], widths: Sequence[int]) -> str:
         if text:
             shown += " " * blanks + (style(text, of) if of else text)
             blanks = 0
-        blanks += column - width(text) + GAP
+        blanks += column - width(text) + gap
     return shown
 
 

@@ -61,9 +61,16 @@ def test_columns_stand_below_each_other_without_trailing_blanks() -> None:
     assert shown == "NAME     SIZE\nfalcon   4 GB   ✓ LOADED\n猫       1 GB"
 
 
-def test_narrow_terminal_cuts_the_widest_column() -> None:
-    shown = table(("NAME", "SIZE"), [("a-model-with-a-rather-long-name", "4 GB")], limit=20)
-    assert shown == "NAME            SIZE\na-model-with…   4 GB"
+def test_narrow_terminal_gets_less_room_between_columns_first() -> None:
+    rows = [("falcon", "4 GB", "x")]
+    assert table(("NAME", "SIZE", "C"), rows, limit=15).split("\n")[1] == "falcon  4 GB  x"
+    assert table(("NAME", "SIZE", "C"), rows, limit=13).split("\n")[1] == "falcon 4 GB x"
+
+
+def test_narrow_terminal_cuts_the_widest_column_and_the_first_one_last() -> None:
+    head, rows = ("NAME", "MODEL", "SIZE"), [("a-rather-long-name", "a-model-with-a-long-name", "4 GB")]
+    assert table(head, rows, limit=40).split("\n")[1] == "a-rather-long-name a-model-with-a-… 4 GB"
+    assert table(head, rows, limit=28).split("\n")[1] == "a-rather-long… a-model… 4 GB"
 
 
 def test_columns_are_never_cut_to_nothing() -> None:
