@@ -9,6 +9,7 @@ from typing import Literal
 from .settings import ModelSettings
 
 ModelType = Literal["llm", "vlm", "embedding"]
+Status = Literal["idle", "loading", "processingPrompt", "generating"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -73,3 +74,20 @@ class Instance:
     load_ms: float
     offload_kv_cache: bool = False  # the KV cache of layers on the GPU is there too
     n_experts: int = 0  # per token; 0: the model has none
+    remaining_ttl_s: float | None = None  # of a model loaded by a request, when it was asked; None: it stays
+
+
+@dataclass(slots=True, frozen=True)
+class Presence:
+    """What an instance is doing at one moment, loaded or still loading."""
+
+    id: str
+    card: ModelCard
+    status: Status
+    context_length: int  # what was asked for while it is loading; 0: the model's own limit
+    parallel: int
+    queued: int  # requests that wait for it to load or for a free sequence
+    ttl_s: float | None
+    remaining_ttl_s: float | None  # `ttl_s` while it is in use
+    used_at: float | None  # Unix seconds of the last request's beginning or end
+    pid: int | None  # None: it runs in a thread

@@ -280,7 +280,12 @@ class Config:
     mlock: bool = option(False, switch(), "keep models in memory, never swapped out")
     experts: int = option(0, whole(0, 1024), "experts per token of a mixture model; 0: as it was trained")
     lora: tuple[tuple[Path, float], ...] = option((), loras(), "a LoRA adapter for the models of its architecture")
-    ttl: float = option(3600.0, seconds(1e9), "idle time after which a model is unloaded; 0: never")
+
+    # ---- which models are loaded
+    jit: bool = option(True, switch(), "load a model when a request names it; off: only models that were told to load")
+    ttl: float = option(3600.0, seconds(1e9), "idle time after which a model loaded by a request leaves; 0: never")
+    auto_evict: bool = option(True, switch(), "a model loaded by a request makes the one before it leave")
+    max_loaded: int = option(0, whole(0, 1024), "models loaded by requests at once; 0: one with --auto-evict, else any")
 
     # ---- how it behaves
     download_stall: float = option(60.0, seconds(86400), "time a download may hardly move before it connects anew; 0: any")

@@ -78,6 +78,17 @@ class UnsupportedField(InvalidRequest):
         super().__init__(f"'{param}' {why}", param)
 
 
+class UnrecognizedKeys(InvalidRequest):
+    """A strict body has fields that it cannot have; `keys` lists them."""
+
+    code = "unrecognized_keys"
+
+    def __init__(self, keys: tuple[str, ...]):
+        listing = ", ".join(f"'{key[:80]}'" for key in keys[:20])
+        super().__init__(f"Unrecognized key(s): {listing}", keys[0][:80])
+        self.keys = keys
+
+
 class ContextOverflow(LmError):
     """The prompt does not fit; `needed` and `limit` are tokens, `index` the input's place in a list of inputs."""
 
@@ -130,6 +141,16 @@ class ModelNotFound(LmError):
         self.name, self.known, self.param = name, known, param
 
 
+class ModelNotLoaded(LmError):
+    """The model is there, but it is not loaded and requests load none (`jit` is off)."""
+
+    status, code, param = 404, "model_not_found", "model"
+
+    def __init__(self, name: str):
+        super().__init__(f'Model "{name}" is not loaded, and just-in-time loading is off: load it first')
+        self.name = name
+
+
 class WrongModelType(LmError):
     """An embedding model asked to chat, or a text model without the asked ability; `needs` is that ability."""
 
@@ -179,6 +200,28 @@ class EngineGone(LmError):
     def __init__(self, name: str, reason: str):
         super().__init__(f'The engine of model "{name}" is gone: {reason}')
         self.name, self.reason = name, reason
+
+
+class ModelUnloaded(EngineGone):
+    """The model was told to leave, or had to, under this request. The message is LM Studio's."""
+
+    status, code = 409, "model_unloaded"
+
+    def __init__(self, name: str):
+        super().__init__(name, "unloaded")
+        self.args = ("Model unloaded.",)
+
+
+class ModelFileChanged(LmError):
+    """A file of the loaded model is not what was loaded any more, so the model was unloaded; asked again, it is loaded anew.
+
+    503, for that is no fault of the request: the same one succeeds in a moment, and clients repeat those with a 503."""
+
+    status, code = 503, "model_file_changed"
+
+    def __init__(self, name: str):
+        super().__init__(f'A file of model "{name}" has changed since it was loaded; the next request loads it anew')
+        self.name = name
 
 
 class EngineError(LmError):

@@ -289,6 +289,8 @@ def main() -> None:
 class Peer:
     """The far end in the test's own loop, and the placement that leads to it. `killed` and `fate_word` tell its end."""
 
+    pid = None
+
     def __init__(self) -> None:
         self.killed = False
         self.fate_word: str | None = None

@@ -41,7 +41,7 @@ def _spell_model(card: ModelCard, instances: list[Instance]) -> dict[str, Any]:
         },
         "size_bytes": card.size_bytes,
         "params_string": card.params_string,
-        "loaded_instances": [_spell_instance(instance, is_llm) for instance in instances],
+        "loaded_instances": [_spell_instance(instance) for instance in instances],
         # Clients that validate refuse the whole list for a 0; a file that cannot be read has no length.
         "max_context_length": max(1, card.max_context_length),
         "format": FORMAT,
@@ -65,9 +65,17 @@ def _spell_capabilities(card: ModelCard) -> dict[str, Any]:
     return capabilities
 
 
-def _spell_instance(instance: Instance, is_llm: bool) -> dict[str, Any]:
+def _spell_instance(instance: Instance) -> dict[str, Any]:
+    spelled: dict[str, Any] = {"id": instance.id, "config": instance_config(instance)}
+    if instance.remaining_ttl_s is not None:
+        spelled["remaining_ttl_seconds"] = round(instance.remaining_ttl_s, 3)
+    return spelled
+
+
+def instance_config(instance: Instance) -> dict[str, Any]:
+    """The effective settings of a loaded model; of an embedding model only its context."""
     config: dict[str, Any] = {"context_length": instance.context_length}
-    if is_llm:
+    if instance.card.type != "embedding":
         config |= {
             "eval_batch_size": instance.eval_batch_size,
             "parallel": instance.parallel,
@@ -76,18 +84,20 @@ def _spell_instance(instance: Instance, is_llm: bool) -> dict[str, Any]:
         }
         if instance.n_experts:
             config["num_experts"] = instance.n_experts
-    return {"id": instance.id, "config": config}
+    return config
 
 
 def error(exc: LmError) -> tuple[int, str]:
     """HTTP status and body; ASCII, as in the other dialects."""
-    if isinstance(exc, UnexpectedEndpoint):
-        spelled: Any = exc.message
-    else:
-        kind = "internal_error" if exc.status >= 500 else "invalid_request"
-        if isinstance(exc, (JobNotFound, NothingToDownload)):
-            kind = exc.code
-        spelled = {"type": kind, "message": tell(exc), "code": exc.code}
-        if exc.param is not None:
-            spelled["param"] = exc.param
+    spelled: Any = exc.message if isinstance(exc, UnexpectedEndpoint) else error_object(exc)
     return exc.status, json.dumps({"error": spelled}, separators=(",", ":"))
+
+
+def error_object(exc: LmError) -> dict[str, Any]:
+    kind = "internal_error" if exc.status >= 500 else "invalid_request"
+    if isinstance(exc, (JobNotFound, NothingToDownload)):
+        kind = exc.code
+    spelled = {"type": kind, "message": tell(exc), "code": exc.code}
+    if exc.param is not None:
+        spelled["param"] = exc.param
+    return spelled

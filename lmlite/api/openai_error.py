@@ -19,6 +19,7 @@ from ..errors import (
     LmError,
     LoadFailed,
     MissingField,
+    ModelFileChanged,
     QueueFull,
     ShuttingDown,
     UnexpectedEndpoint,
@@ -27,7 +28,7 @@ from ..errors import (
 _DIRECTORY = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":]+[/\\])*(?=[^/\\\s])")
 """The directory of an absolute path in an engine's message; the file's name stays, since it says which model it was."""
 
-_TELLING = (ConfigError, EngineGone, HttpError, HubError, QueueFull, ShuttingDown)
+_TELLING = (ConfigError, EngineGone, HttpError, HubError, ModelFileChanged, QueueFull, ShuttingDown)
 """Errors whose text was written for clients, whatever their status."""
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from ..api import lmlite_models, lmstudio_v0, lmstudio_v1, openai_models
+from ..card import Instance, ModelCard
 from ..wire.connection import Reply, Request
 from .state import State
 
 
 async def list_openai(app: State, request: Request, reply: Reply, _: str) -> None:
-    reply.whole(200, openai_models.models(card.id for card in await app.models.cards()).encode())
+    """All models and instances; where requests load nothing, only what they can use."""
+    cards = await app.models.cards() if app.config.jit else ()
+    ids = dict.fromkeys([*(card.id for card in cards), *(instance.id for instance in app.models.instances())])
+    reply.whole(200, openai_models.models(ids).encode())
 
 
 async def list_v0(app: State, request: Request, reply: Reply, _: str) -> None:
@@ -25,13 +29,22 @@ async def list_own(app: State, request: Request, reply: Reply, _: str) -> None:
 
 
 async def show_openai(app: State, request: Request, reply: Reply, name: str) -> None:
-    reply.whole(200, openai_models.model((await app.models.resolve(name)).id).encode())
+    card = await app.models.resolve(name)
+    instance = instance_of(app, name, card)
+    reply.whole(200, openai_models.model(card.id if instance is None else instance.id).encode())
 
 
 async def show_v0(app: State, request: Request, reply: Reply, name: str) -> None:
     card = await app.models.resolve(name)
-    instance = next((instance for instance in app.models.instances() if instance.id == card.id), None)
-    reply.whole(200, lmstudio_v0.model(card.id, card, instance, app.config.v0_extras).encode())
+    instance = instance_of(app, name, card)
+    shown = lmstudio_v0.model(card.id if instance is None else instance.id, card, instance, app.config.v0_extras)
+    reply.whole(200, shown.encode())
+
+
+def instance_of(app: State, name: str, card: ModelCard) -> Instance | None:
+    """The loaded instance that `name` names, or the one that goes by the name of the model."""
+    loaded = {instance.id: instance for instance in app.models.instances()}
+    return loaded.get(name.lower()) or loaded.get(card.id)
 
 
 async def health(app: State, request: Request, reply: Reply, _: str) -> None:

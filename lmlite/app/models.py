@@ -8,11 +8,12 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from ..card import Instance, ModelCard
+from ..card import Instance, ModelCard, Presence
 from ..config import Config
-from ..errors import ModelNotFound
+from ..errors import ModelFileChanged, ModelNotFound
 from ..metrics import Family
 from ..settings import ModelSettings
 from .disk import open_catalog
@@ -61,7 +62,8 @@ def open_pool(config: Config, catalog: Choice, place: Callable[[], Placement] | 
     )
     if place is None:
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error)
-    return Pool(catalog, place, settings, config.ttl or None)
+    max_jit = config.max_loaded or (1 if config.auto_evict else None)
+    return Pool(catalog, place, settings, config.ttl or None, jit=config.jit, max_jit=max_jit)
 
 
 class Models:
@@ -87,13 +89,13 @@ class Models:
         return catalog.cards()
 
     async def resolve(self, name: str, param: str = "model") -> ModelCard:
-        """The model that the field `param` names. The disk is looked at again for one that is unknown, or that may have
-        gone since, and for settings that have changed. Raises `ModelNotFound`."""
+        """The model that the field `param` names, or whose instance it names. The disk is looked at again for one that is
+        unknown, or that may have gone since, and for settings that have changed. Raises `ModelNotFound`."""
         catalog, pool = await self._current()
-        card = catalog.resolve(name)
+        card = pool.card(name) or catalog.resolve(name)
         if card is None or pool.state(card.id) == "not-loaded" or catalog.settings_changed():
             known = await self.cards()
-            card = catalog.resolve(name)
+            card = pool.card(name) or catalog.resolve(name)
             if card is None:
                 raise ModelNotFound(name, tuple(card.id for card in known), param)
         return card
@@ -139,14 +141,50 @@ class Models:
             await self.cards()
         if draft is not None:
             await self.resolve(draft, "draft_model")
-        async with pool.lease(name, needs, ttl_s, draft=draft) as lease:
-            yield lease
+        try:
+            async with pool.lease(name, needs, ttl_s, draft=draft) as lease:
+                yield lease
+        except ModelFileChanged:
+            self._looked_at = -math.inf  # what is known of the file is as old as what was loaded
+            raise
 
     async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:
         """A lease for what every type of model can do."""
         from ..core.pool import purpose
 
         return self.lease(name, "text" if name is None else purpose(await self.resolve(name)))
+
+    async def load(
+        self,
+        name: str,
+        settings: ModelSettings,
+        *,
+        identifier: str | None = None,
+        gpu: float | None = None,
+        checked: bool = True,
+        on_begin: Callable[[str], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Instance:
+        """See `Pool.load`. `gpu` is the share (0..1) of the layers that are to be on the GPU."""
+        from ..core.effective import gpu_layers
+
+        card = await self.resolve(name)
+        if gpu is not None:
+            settings = replace(settings, gpu_layers=await asyncio.to_thread(gpu_layers, card, gpu))
+        _, pool = await self._current()
+        return await pool.load(
+            card.id, settings, identifier=identifier, checked=checked, on_begin=on_begin, on_progress=on_progress
+        )
+
+    async def unload(self, instance_id: str) -> None:
+        """See `Pool.unload`. Raises `ModelNotFound`."""
+        loaded: tuple[str, ...] = ()
+        if self._opened is not None:
+            pool = self._opened[1]
+            if await pool.unload(instance_id):
+                return
+            loaded = tuple(presence.id for presence in pool.presences())
+        raise ModelNotFound(instance_id, loaded, "instance_id")
 
     def instances(self) -> tuple[Instance, ...]:
         return self._opened[1].instances() if self._opened else ()
@@ -159,6 +197,9 @@ class Models:
         """What became of loads so far."""
         if self._opened is not None:
             yield from self._opened[1].counted.families()
+
+    def presences(self) -> tuple[Presence, ...]:
+        return self._opened[1].presences() if self._opened else ()
 
     async def close(self) -> None:
         if self._opened is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ..api import lmstudio_v0, lmstudio_v1, openai_chat, openai_embeddings, openai_text
+from ..api import lmstudio_v0, lmstudio_v1, lmstudio_v1_load, openai_chat, openai_embeddings, openai_text
 from ..errors import LmError
 from ..wire.router import Route
-from . import downloads, listing, metrics, questions
+from . import downloads, listing, loading, metrics, questions
 from .generation import generating
 from .state import Endpoint
 
@@ -37,6 +37,8 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("POST", "/api/v0/completions", generating(lmstudio_v0.parse_completions)),
     Route("POST", "/api/v0/embeddings", questions.embedding(lmstudio_v0.parse_embeddings)),
     Route("GET", "/api/v1/models", listing.list_v1),
+    Route("POST", "/api/v1/models/load", loading.load),
+    Route("POST", "/api/v1/models/unload", loading.unload),
     Route("POST", "/api/v1/models/download", downloads.start),
     Route("GET", "/api/v1/models/download/status/{job_id}", downloads.status),
     # of our own
@@ -45,11 +47,13 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("DELETE", "/lmlite/downloads/{job_id}", downloads.cancel),
     Route("POST", "/lmlite/downloads/pause/{job_id}", downloads.pause),
     Route("POST", "/lmlite/downloads/resume/{job_id}", downloads.resume),
+    Route("GET", "/lmlite/instances", loading.list_instances),
 )
 
 FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (
     ("/api/v0", lmstudio_v0.error),
+    ("/api/v1/models", lmstudio_v1_load.error),
     ("/api/v1", lmstudio_v1.error),
     ("/lmlite", lmstudio_v1.error),
 )
-"""Whose words an error is told in, by the beginning of the path; OpenAI's elsewhere."""
+"""Whose words an error is told in, by the first beginning of the path that fits; OpenAI's elsewhere."""

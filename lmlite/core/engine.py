@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
@@ -55,6 +56,14 @@ _TOOL_CALL: Final = int(Kind.TOOL_CALL)
 T = TypeVar("T")
 
 
+@dataclass(slots=True, frozen=True)
+class Work:
+    """The runs that an engine has, and whether any of them is past its prompt, as far as that can be told."""
+
+    n_runs: int
+    generates: bool
+
+
 class Engine:
     """One engine; `open` it, `load` once, then any number of requests at once, then `close`. For one event loop.
 
@@ -94,6 +103,16 @@ class Engine:
     def gone(self) -> str | None:
         """Why the engine is of no use any more; None while it lives."""
         return self._line.gone
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that it runs in; None: this one."""
+        return self._line.pid
+
+    def work(self) -> Work:
+        """What there is to do at this moment."""
+        runs = [sink.speaks for sink in self._line.pending() if isinstance(sink, (_Stream, _Rows))]
+        return Work(len(runs), any(runs))
 
     async def load(self, spec: LoadSpec, on_progress: Callable[[float], None] | None = None) -> Loaded:
         """`on_progress` gets fractions 0..1. Raises `LoadFailed`. A load is given up by closing the engine."""
@@ -164,7 +183,7 @@ class Run:
         """All that has arrived since the last batch, never empty; texts that arrived together are one `TextDelta`, and so
         with the other deltas."""
         line = self._line
-        stream = _Stream(line, self._on_finished)
+        stream = _Stream(line, self._generate.whole, self._on_finished)
         request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
         try:
             while not stream.over:
@@ -185,7 +204,7 @@ class Run:
         the last batch.
         """
         line = self._line
-        stream = _Stream(line, self._on_finished, take)
+        stream = _Stream(line, self._generate.whole, self._on_finished, take)
         request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
         try:
             while not stream.over:
@@ -255,6 +274,7 @@ class _Rows(_Answer[list[T]]):
     """One frame per input, then their token counts; `make` makes an answer of a frame and its count."""
 
     __slots__ = ("_expected", "_make", "_rows")
+    speaks = False  # inputs are prompts
 
     def __init__(self, expected: int, make: Callable[[bytes, int], T]):
         super().__init__(Kind.FINISHED, self._join)
@@ -296,17 +316,18 @@ class _Stream:
     """
 
     __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_n_calls", "_on_finished", "_open",
-                 "_take", "_text", "ended", "error", "held")  # fmt: skip
+                 "_take", "_text", "_whole", "ended", "error", "held")  # fmt: skip
 
     def __init__(
         self,
         line: Line,
+        whole: bool,
         on_finished: Callable[[Finished], None] | None,
         take: Callable[[list[Event]], bool] | None = None,
     ):
-        self._line, self._on_finished, self._take = line, on_finished, take
+        self._line, self._whole, self._on_finished, self._take = line, whole, on_finished, take
         self._events: list[Event] = []
-        self._open = _TEXT  # the kind of the delta that is still open
+        self._open = 0  # the kind of the last delta, which may still grow; 0: there was none
         self._text: list[bytes] = []  # of the same delta
         self._logprobs: list[TokenLogprob] = []  # of the same delta, if it is of the content
         self._ahead: list[TokenLogprob] = []  # of the content's tokens whose text has not come yet
@@ -342,7 +363,8 @@ class _Stream:
             self._events.append(PromptProgress(int(progress["done"]), int(progress["total"])))
         elif kind == Kind.FINISHED:
             finished = read_finished(payload)
-            if self._open == _TEXT:
+            if self._open in (0, _TEXT):
+                self._open = _TEXT
                 self._logprobs += self._ahead  # tokens that never made a text, or one that was cut
             self._close_delta()
             self._events.append(finished)
@@ -395,6 +417,11 @@ class _Stream:
                 arrival.set_result(None)
 
     # the reader's side
+
+    @property
+    def speaks(self) -> bool:
+        """The prompt is done. One that says all at the end counts as speaking, since most of its time it would be."""
+        return self._whole or self._open != 0
 
     @property
     def over(self) -> bool:

@@ -7,7 +7,7 @@ No request hangs: each ends with its answer, with an `LmError`, or, if the engin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol, TypeVar
 
 from ..errors import EngineGone, LmError
@@ -86,6 +86,7 @@ class Line(asyncio.BufferedProtocol):
         self.name = name
         self.loop = asyncio.get_running_loop()
         self.gone: str | None = None
+        self._last_word: LmError | None = None  # for requests that come when `gone` is known
         self._placement, self._clock, self._on_gone = placement, clock, on_gone
         self._transport: asyncio.Transport | None = None
         # requests
@@ -106,12 +107,16 @@ class Line(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
+    @property
+    def pid(self) -> int | None:
+        return self._placement.pid
+
     # -- requests
 
     def send(self, kind: Kind, payload: bytes, sink: Sink) -> int:
         """Sends a command whose events go to `sink`; returns its request id."""
         if self.gone is not None:
-            raise EngineGone(self.name, self.gone)
+            raise self._last_word or EngineGone(self.name, self.gone)
         request_id = self._next_id()
         if self._ended or self._transport is None:
             self._sinks[request_id] = sink  # fails when the reason is known
@@ -138,6 +143,10 @@ class Line(asyncio.BufferedProtocol):
             self._sinks[request_id] = heir or Abandoned()
             if self._transport is not None and not self._ended:
                 self._transport.write(pack(Kind.CANCEL, request_id))
+
+    def pending(self) -> Iterable[Sink]:
+        """Whose requests have not ended; those of callers that left among them."""
+        return self._sinks.values()
 
     def defer(self, call: Callable[[], None]) -> None:
         """For sinks: runs `call` once all frames of this read are handed out."""
@@ -257,6 +266,7 @@ class Line(asyncio.BufferedProtocol):
             self._on_gone = None
             self._end()
             self.gone = "unloaded"
+            self._last_word = error
             self._fail_all(error or EngineGone(self.name, self.gone))
             self._burial = self.loop.create_task(self._placement.close())
         if self._burial is not None:

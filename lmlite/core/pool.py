@@ -1,35 +1,55 @@
-"""Which models are loaded: just in time, once however many requests wait, until nobody has used them for a while.
+"""Which models are loaded: when they are told to, or just in time, until nobody has used them for a while.
 
-A request holds a `Lease`; a model with leases is never unloaded by time. A load that nobody waits for any more is given
-up. A dead engine is forgotten at once and the next lease loads again, unless the model keeps crashing: then its leases
-fail at once for a while, with the reason.
+A request holds a `Lease`. However many want a model that is not loaded, it is loaded once; a load that nobody waits for
+any more is given up. Models that were loaded just in time share the pool's places: where none is free, the one that is
+idle longest leaves; where all are in use, who wants another model waits in a line, and one model takes no further
+requests until it is done and has left. Requests for it join the line. So no running request is ever cut short, and
+nobody waits for ever. Models that were told to load have no part in this.
+
+A dead engine is forgotten at once and the next lease loads again, unless the model keeps crashing (`crashes.py`). A model
+whose files have changed is unloaded by the request that notices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+import itertools
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-from ..card import Instance, ModelCard, Runtime
-from ..errors import EngineGone, InternalError, LmError, LoadFailed, ModelNotFound, ShuttingDown, WrongModelType
+from ..card import Instance, ModelCard, Presence
+from ..errors import (
+    EngineGone,
+    InternalError,
+    InvalidRequest,
+    LmError,
+    LoadFailed,
+    ModelFileChanged,
+    ModelNotFound,
+    ModelNotLoaded,
+    ModelUnloaded,
+    QueueFull,
+    ShuttingDown,
+    WrongModelType,
+)
 from ..metrics import Loads
+from ..settings import ModelSettings
+from .crashes import Crashes
+from .effective import effective, fitting
 from .engine import Engine
-from .gguf import GgufError, read_header
 from .line import Clock, Timer
-from .payloads import Loaded, LoadSettings, LoadSpec, Lora
+from .payloads import LoadSettings, LoadSpec
+from .slot import Slot, Turn, instance_of
+from .stamps import Stamps
 from .worker import Placement
-
-MAX_CRASHES: Final = 3
-CRASH_WINDOW_S: Final = 60.0
-"""A model that crashes more often than this would keep the machine busy with loading and its clients with waiting."""
-FAILED_S: Final = 60.0
-"""How long such a model is refused; then one may try again."""
 
 Needs = Literal["chat", "text", "embedding", "rerank"]
 State = Literal["not-loaded", "loading", "loaded"]
+Check = Callable[[LoadSpec], Awaitable[None]]
 
 _ABILITY: Final[dict[Needs, str]] = {
     "chat": "chat",
@@ -56,43 +76,10 @@ class Lease:
     loaded_now: bool
 
 
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """A model that is loaded or being loaded. `users` are leases and those who wait for one."""
-
-    card: ModelCard
-    ttl_s: float | None
-    ready: asyncio.Future[None]
-    load: asyncio.Task[None] | None = None
-    engine: Engine | None = None
-    instance: Instance | None = None
-    users: int = 0
-    idle_since: float = 0.0
-    draft: str | None = None
-    """The card id of the model that drafts for this one."""
-    attaching: asyncio.Lock = field(default_factory=asyncio.Lock)
-    listeners: list[Callable[[float], None]] = field(default_factory=list)
-
-    @property
-    def loaded(self) -> bool:
-        return self.instance is not None
-
-    def progress(self, fraction: float) -> None:
-        for listener in self.listeners:
-            listener(fraction)
-
-
-@dataclass(slots=True)
-class _Crashes:
-    """The recent crashes of one model."""
-
-    times: list[float] = field(default_factory=list)
-    failed_until: float = 0.0
-    reason: str = "unknown"
-
-
 class Pool:
-    """For one event loop. `place` gives each new engine its placement; `ttl_s` None keeps models for ever."""
+    """For one event loop. `place` gives each new engine its placement; `check` raises for a load that the machine has no
+    memory for. Without `jit` requests load nothing. Of what they load, `max_jit` models stay at once (None: all), each for
+    `ttl_s` after its last request (None: for ever)."""
 
     def __init__(
         self,
@@ -101,14 +88,20 @@ class Pool:
         settings: LoadSettings,
         ttl_s: float | None = None,
         *,
+        jit: bool = True,
+        max_jit: int | None = None,
+        check: Check | None = None,
         clock: Clock | None = None,
     ):
-        self._catalog, self._place, self._settings, self._ttl_s = catalog, place, settings, ttl_s
-        self._own_clock = clock
+        self._catalog, self._place, self._settings = catalog, place, settings
+        self._ttl_s, self._jit, self._n_places = ttl_s, jit, math.inf if max_jit is None else max_jit
+        self._check, self._own_clock = check, clock
         self.counted = Loads()
-        self._slots: dict[str, _Slot] = {}
-        self._crashes: dict[str, _Crashes] = {}
-        self._closing: dict[asyncio.Task[None], str] = {}  # engines on their way out, by card id
+        self._slots: dict[str, Slot] = {}  # by their ids
+        self._outdated: set[Slot] = set()  # in use for the last time; nobody finds them any more
+        self._closing: dict[asyncio.Task[None], Slot] = {}  # engines on their way out
+        self._line: list[Turn] = []
+        self._crashes = Crashes()
         self._timer: asyncio.TimerHandle | Timer | None = None
         self._timer_due = 0.0
         self._leases = 0
@@ -127,48 +120,108 @@ class Pool:
         *,
         draft: str | None = None,
     ) -> AsyncIterator[Lease]:
-        """The engine of the model `name` for the time of one request, loaded if it is not. None means the one loaded
-        model that can do it, or the catalogue's default. `ttl_s` counts if this request causes the load. The model
-        `draft` is loaded beside it to draft for it, in the place of any other: a request that was drafted for by that one
-        goes on with this one.
+        """The engine of the model or instance `name` for the time of one request; of several instances of the model the
+        least busy. None means the one loaded model that can do it, or the catalogue's default. `ttl_s` counts if this
+        request causes the load. The model `draft` is loaded beside it to draft for it, in the place of any other: a
+        request that was drafted for by that one goes on with this one.
 
-        Raises `ModelNotFound`, `WrongModelType`, `LoadFailed`, `EngineGone`, `ShuttingDown`, `BuildError`, and
-        `InvalidRequest` for a draft model that does not fit the model.
+        Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `LoadFailed`, `ModelFileChanged`, `ModelUnloaded`,
+        `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the check raises, and `InvalidRequest` for a draft
+        model that does not fit the model.
         """
-        card = self._choose(name, needs)
+        card, slots = self._choose(name, needs)
         draft_card = None if draft is None else self._choose_draft(draft)
-        slot = self._slots.get(card.id) or self._begin(card, self._ttl_s if ttl_s is None else ttl_s)
-        loaded_now = not slot.loaded
-        slot.users += 1
+        self._refuse_changed(card)
+        with self._counted():
+            slot = self._least_busy(slots) or await self._wait_turn(card, ttl_s)
+            try:
+                loaded_now = not slot.loaded
+                if loaded_now:
+                    await slot.wait(on_progress)
+                assert slot.engine is not None and slot.instance is not None
+                if draft_card is not None:
+                    await self._attach(slot, slot.engine, draft_card)
+                yield Lease(slot.engine, slot.instance, loaded_now)
+            finally:
+                self._leave(slot)
+
+    def _choose(self, name: str | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+        """A model and those of its instances that can be meant."""
+        if self._stopping:
+            raise ShuttingDown
+        card, slots = self._unnamed(needs) if name is None else self._named(name)
+        if not serves(card, needs):
+            raise WrongModelType(card.id, _ABILITY[needs])
+        return card, slots
+
+    def _named(self, name: str) -> tuple[ModelCard, list[Slot]]:
+        """Raises `ModelNotFound`. A model that is loaded is known by its id even if the catalogue has lost it."""
+        slot = self._slots.get(name) or self._slots.get(name.lower())
+        if slot is not None and slot.id != slot.card.id:
+            return slot.card, [slot]
+        card = slot.card if slot is not None else self._catalog.resolve(name)
+        if card is None:
+            raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()))
+        return card, self._instances_of(card)
+
+    def _unnamed(self, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+        active = {slot.card.id: slot.card for slot in self._slots.values() if serves(slot.card, needs)}
+        card = next(iter(active.values())) if len(active) == 1 else self._catalog.default() if self._jit else None
+        if card is None:
+            known = tuple(known.id for known in self._catalog.cards()) if self._jit else tuple(self._slots)
+            raise ModelNotFound(None, known)
+        return card, self._instances_of(card)
+
+    def _instances_of(self, card: ModelCard) -> list[Slot]:
+        return [slot for slot in self._slots.values() if slot.card.id == card.id]
+
+    def _least_busy(self, slots: Sequence[Slot]) -> Slot | None:
+        """Counts one more user of it."""
+        slot = min((slot for slot in slots if not slot.closed), key=lambda slot: (not slot.loaded, slot.users), default=None)
+        if slot is not None:
+            if not slot.loaded and slot.users >= slot.settings.max_queue:
+                raise QueueFull(slot.settings.max_queue)
+            self._admit(slot, 1)
+        return slot
+
+    def _admit(self, slot: Slot, n_users: int) -> None:
+        slot.users += n_users
+        slot.asked_at = self._clock.time()
+        slot.used_at = time.time()
+
+    def _leave(self, slot: Slot) -> None:
+        slot.users -= 1
+        slot.used_at = time.time()
+        if not slot.users:
+            self._unused(slot)
+
+    def _unused(self, slot: Slot) -> None:
+        """The last user has left."""
+        if slot in self._outdated:
+            self._retire(slot, ModelFileChanged(slot.card.id))
+        elif self._slots.get(slot.id) is not slot:
+            return  # unloaded, or dead
+        elif not slot.loaded:
+            self._retire(slot, ModelUnloaded(slot.card.id))
+        else:
+            slot.idle_since = self._clock.time()
+            if slot.ttl_s is not None:
+                self._arm(slot.idle_since + slot.ttl_s)
+        if self._line:
+            self._advance()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Whoever the end of the pool waits for."""
         self._leases += 1
         try:
-            if loaded_now:
-                await self._wait(slot, on_progress)
-            assert slot.engine is not None and slot.instance is not None
-            if draft_card is not None:
-                await self._attach(slot, slot.engine, draft_card)
-            yield Lease(slot.engine, slot.instance, loaded_now)
+            yield
         finally:
-            slot.users -= 1
             self._leases -= 1
-            if not slot.users:
-                self._unused(slot)
             if self._stopping and not self._leases:
                 self._quiet.set()
 
-    def _choose(self, name: str | None, needs: Needs) -> ModelCard:
-        if self._stopping:
-            raise ShuttingDown
-        if name is None:
-            active = [slot.card for slot in self._slots.values() if serves(slot.card, needs)]
-            card = active[0] if len(active) == 1 else self._catalog.default()
-        else:
-            card = self._catalog.resolve(name)
-        if card is None:
-            raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()))
-        if not serves(card, needs):
-            raise WrongModelType(card.id, _ABILITY[needs])
-        return card
+    # ---- draft models
 
     def _choose_draft(self, name: str) -> ModelCard:
         card = self._catalog.resolve(name)
@@ -180,58 +233,177 @@ class Pool:
             raise LoadFailed(card.id, card.problem, "draft_model")
         return card
 
-    async def _attach(self, slot: _Slot, engine: Engine, card: ModelCard) -> None:
+    async def _attach(self, slot: Slot, engine: Engine, card: ModelCard) -> None:
         """One at a time; who waited for the same one finds it done."""
         async with slot.attaching:
-            if slot.draft == card.id:
+            wanted = card.id, Stamps(card.paths)
+            if slot.draft == wanted:
                 return
             slot.draft = None  # unknown, if this is cancelled
             try:
                 await engine.attach_draft(card.paths)
             except LoadFailed as failed:
                 raise LoadFailed(card.id, failed.reason, "draft_model") from None
-            slot.draft = card.id
+            slot.draft = wanted
 
-    async def _wait(self, slot: _Slot, on_progress: Callable[[float], None] | None) -> None:
-        if on_progress is not None:
-            slot.listeners.append(on_progress)
+    # ---- whose turn it is
+
+    async def _wait_turn(self, card: ModelCard, ttl_s: float | None) -> Slot:
+        """The slot of a model that no open one is there for, this request counted as its user."""
+        turn = self._turn_of(card, ModelSettings(ttl_s=ttl_s))
+        if turn.waiting >= turn.settings.max_queue:
+            raise QueueFull(turn.settings.max_queue)
+        turn.waiting += 1
+        self._advance()
         try:
-            await asyncio.shield(slot.ready)  # a waiter that is cancelled takes only itself away
-        finally:
-            if on_progress is not None:
-                slot.listeners.remove(on_progress)
+            return await asyncio.shield(turn.came)
+        except asyncio.CancelledError:
+            if turn in self._line:
+                turn.waiting -= 1
+                if not turn.waiting:
+                    self._line.remove(turn)
+                    self._advance()
+            elif not turn.came.exception():  # the turn has come, for this request too
+                self._leave(turn.came.result())
+            raise
 
-    def _unused(self, slot: _Slot) -> None:
-        """The last user has left."""
-        if self._slots.get(slot.card.id) is not slot:
-            return  # unloaded, or dead
-        if not slot.loaded:
-            self._retire(slot, EngineGone(slot.card.id, "unloaded"))
-        elif slot.ttl_s is not None:
-            slot.idle_since = self._clock.time()
-            self._arm(slot.idle_since + slot.ttl_s)
+    def _turn_of(self, card: ModelCard, asked: ModelSettings) -> Turn:
+        for turn in self._line:
+            if turn.card.id == card.id:
+                return turn
+        if not self._jit:
+            raise ModelNotLoaded(card.id)
+        self._refuse(card)
+        settings = asked.over(card.settings)
+        ttl_s = self._ttl_s if settings.ttl_s is None else settings.ttl_s
+        turn = Turn(card, effective(self._settings, settings), ttl_s, asyncio.get_running_loop().create_future())
+        self._line.append(turn)
+        return turn
+
+    def _advance(self) -> None:
+        """Serves the line in its order as far as that goes, and makes way for the rest of it."""
+        while self._line:
+            turn = self._line[0]
+            slot = next(iter(self._instances_of(turn.card)), None)  # nobody before this turn waits for its place
+            if slot is None and self._n_taken() >= self._n_places:
+                break
+            del self._line[0]
+            try:
+                slot = slot or self._begin(turn.card, self._free_id(turn.card), turn.settings, turn.ttl_s, jit=True)
+            except LmError as error:
+                turn.came.set_exception(error)
+                turn.came.exception()  # seen, even if nobody waits
+            else:
+                self._admit(slot, turn.waiting)
+                turn.came.set_result(slot)
+        self._make_way()
+
+    def _n_taken(self) -> int:
+        """Places whose memory is in use, that of engines on their way out included."""
+        return sum(slot.jit for slot in {*self._slots.values(), *self._outdated, *self._closing.values()})
+
+    def _make_way(self) -> None:
+        """As many slots as are waited for leave, idle ones first; those in use take no more requests until then."""
+        staying = [slot for slot in self._slots.values() if slot.jit]
+        n_leaving = self._n_taken() - len(staying)
+        wanted = len(self._line) - n_leaving
+        for slot in sorted((slot for slot in staying if slot.idle), key=lambda slot: slot.idle_since)[: max(0, wanted)]:
+            self._retire(slot, ModelUnloaded(slot.card.id))
+            staying.remove(slot)
+            wanted -= 1
+        staying.sort(key=lambda slot: (not slot.closed, slot.asked_at))
+        for place, slot in enumerate(staying):
+            slot.closed = place < wanted
 
     # ---- loading
 
-    def _begin(self, card: ModelCard, ttl_s: float | None) -> _Slot:
+    async def load(
+        self,
+        name: str,
+        settings: ModelSettings | None = None,
+        *,
+        identifier: str | None = None,
+        checked: bool = True,
+        on_begin: Callable[[str], None] | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Instance:
+        """A new instance of the model `name`, which stays until it is unloaded, or for its TTL after the last request
+        where `settings` or the model's own name one. `identifier` is what it is called; else it gets the model's id, or
+        that with a number. `on_begin` gets this id. Without `checked` memory is no matter.
+
+        Raises as `lease` does, and `InvalidRequest` for an identifier that means something else.
+        """
+        if self._stopping:
+            raise ShuttingDown
+        card = self._catalog.resolve(name)
+        if card is None:
+            raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()))
+        id = self._free_id(card) if identifier is None else self._chosen_id(card, identifier)
+        settings = (settings or ModelSettings()).over(card.settings)
+        self._crashes.forgive(card.id)
+        slot = self._begin(card, id, effective(self._settings, settings), settings.ttl_s, checked=checked)
+        slot.users += 1
+        with self._counted():
+            try:
+                if on_begin is not None:
+                    on_begin(id)
+                await slot.wait(on_progress)
+                assert slot.instance is not None
+                return slot.instance
+            finally:
+                self._leave(slot)
+
+    def _free_id(self, card: ModelCard) -> str:
+        names = itertools.chain([card.id], (f"{card.id}:{n}" for n in itertools.count(2)))
+        return next(name for name in names if self._is_free(name, card))
+
+    def _chosen_id(self, card: ModelCard, identifier: str) -> str:
+        """Names count in any case, so the ids of instances are in lower case, as those of models are."""
+        if not self._is_free(identifier.lower(), card):
+            raise InvalidRequest(f"'{identifier}' is the name of another model or instance", "identifier")
+        return identifier.lower()
+
+    def _is_free(self, name: str, card: ModelCard) -> bool:
+        """Whether an instance of the model can be called so."""
+        meant = self._catalog.resolve(name)
+        return name not in self._slots and (meant is None or meant.id == card.id)
+
+    def _refuse(self, card: ModelCard) -> None:
+        """What is known before the load."""
         if card.problem is not None:
             raise LoadFailed(card.id, card.problem)
-        self._refuse_if_crashing(card)
+        self._crashes.refuse(card)
+
+    def _begin(
+        self,
+        card: ModelCard,
+        id: str,
+        settings: LoadSettings,
+        ttl_s: float | None,
+        *,
+        jit: bool = False,
+        checked: bool = True,
+    ) -> Slot:
+        self._refuse(card)
         loop = asyncio.get_running_loop()
-        slot = self._slots[card.id] = _Slot(card, ttl_s, loop.create_future())
+        files = Stamps([*card.paths, *(lora.path for lora in settings.loras)])
+        slot = Slot(id, card, settings, jit, ttl_s or None, checked, files, loop.create_future())
+        self._slots[id] = slot
         slot.load = loop.create_task(self._load(slot))
         return slot
 
-    async def _load(self, slot: _Slot) -> None:
+    async def _load(self, slot: Slot) -> None:
         """Ends with `ready` settled, but for a load that was given up: who gives it up settles it."""
         card = slot.card
         try:
             await self._all_gone(card.id)  # the memory of the last engine has to be free for the next
+            spec = LoadSpec(card.paths, await fitting(card, slot.settings))
+            if slot.checked and self._check is not None:
+                await self._check(spec)
             slot.engine = await Engine.open(
                 self._place(), card.id, clock=self._own_clock, on_gone=lambda: self._lost(slot)
             )
-            spec = LoadSpec(card.paths, await settings_for(card, self._settings))
-            slot.instance = instance_of(card, await slot.engine.load(spec, slot.progress))
+            slot.instance = instance_of(slot.id, card, await slot.engine.load(spec, slot.progress))
             self.counted.loaded(card.id, slot.instance.load_ms / 1000)
             slot.ready.set_result(None)
         except asyncio.CancelledError:
@@ -248,14 +420,17 @@ class Pool:
             self._load_failed(slot, InternalError())
             raise
 
-    def _load_failed(self, slot: _Slot, error: LmError) -> None:
+    def _load_failed(self, slot: Slot, error: LmError) -> None:
         self.counted.failed(slot.card.id)
-        if self._slots.get(slot.card.id) is slot:
+        if self._slots.get(slot.id) is slot:
             self._retire(slot, error)
+            self._advance()
 
-    def _retire(self, slot: _Slot, error: LmError) -> None:
+    # ---- leaving
+
+    def _retire(self, slot: Slot, error: LmError) -> None:
         """Forgets the slot, sees its engine off in the background; whoever waits or runs gets `error`."""
-        del self._slots[slot.card.id]
+        self._forget(slot)
         if not slot.ready.done():
             slot.ready.set_exception(error)
             slot.ready.exception()  # seen, even if nobody waits
@@ -267,36 +442,44 @@ class Pool:
             slot.load.cancel()
             self._see_off(slot, slot.load)
 
-    def _see_off(self, slot: _Slot, task: asyncio.Task[None]) -> None:
-        self._closing[task] = slot.card.id
-        task.add_done_callback(lambda done: self._closing.pop(done))
+    def _forget(self, slot: Slot) -> None:
+        self._outdated.discard(slot)
+        if self._slots.get(slot.id) is slot:
+            del self._slots[slot.id]
 
-    # ---- crashes
+    def _see_off(self, slot: Slot, task: asyncio.Task[None]) -> None:
+        def gone(task: asyncio.Task[None]) -> None:
+            del self._closing[task]
+            self._advance()
 
-    def _lost(self, slot: _Slot) -> None:
+        self._closing[task] = slot
+        task.add_done_callback(gone)
+
+    def _refuse_changed(self, card: ModelCard) -> None:
+        """Raises `ModelFileChanged` if there are instances of what the files no longer say, and has them leave: at once if
+        what they run on was written to, else when their requests are done."""
+        changes = [(slot, slot.files.change()) for slot in self._instances_of(card) if slot.loaded]
+        for slot, change in changes:
+            if change == "rewritten" or (change and not slot.users):
+                self._retire(slot, ModelFileChanged(card.id))
+            elif change:
+                self._forget(slot)
+                self._outdated.add(slot)
+        if any(change for _, change in changes):
+            raise ModelFileChanged(card.id)
+
+    def _lost(self, slot: Slot) -> None:
         """The engine has ended by itself. Why is known once it is closed; its requests hear it from the engine."""
         self.counted.crashed(slot.card.id)
-        crashes = self._crashes.setdefault(slot.card.id, _Crashes())
-        now = self._clock.time()
-        crashes.times = [time for time in crashes.times if now - time < CRASH_WINDOW_S] + [now]
-        if len(crashes.times) > MAX_CRASHES:
-            crashes.times.clear()
-            crashes.failed_until = now + FAILED_S
-        engine = slot.engine
-        if engine is not None:
-            self._see_off(slot, asyncio.get_running_loop().create_task(self._inquire(engine, crashes)))
-        if slot.loaded and self._slots.get(slot.card.id) is slot:
-            del self._slots[slot.card.id]
+        self._crashes.note(slot.card, self._clock.time())
+        if slot.engine is not None:
+            self._see_off(slot, asyncio.get_running_loop().create_task(self._inquire(slot.card, slot.engine)))
+        if slot.loaded:
+            self._forget(slot)
 
-    async def _inquire(self, engine: Engine, crashes: _Crashes) -> None:
+    async def _inquire(self, card: ModelCard, engine: Engine) -> None:
         await engine.close()
-        crashes.reason = engine.gone or crashes.reason
-
-    def _refuse_if_crashing(self, card: ModelCard) -> None:
-        crashes = self._crashes.get(card.id)
-        if crashes is not None and self._clock.time() < crashes.failed_until:
-            often = f"it crashed {MAX_CRASHES + 1} times within {CRASH_WINDOW_S:.0f} s"
-            raise EngineGone(card.id, f"{often}, last: {crashes.reason}")
+        self._crashes.explain(card, engine.gone or "unknown")
 
     # ---- time
 
@@ -317,38 +500,54 @@ class Pool:
         self._timer = None
         now = self._clock.time()
         for slot in list(self._slots.values()):
-            if slot.users or not slot.loaded or slot.ttl_s is None:
+            if not slot.idle or slot.ttl_s is None:
                 continue
             due = slot.idle_since + slot.ttl_s
             if due <= now:
-                self._retire(slot, EngineGone(slot.card.id, "unloaded"))
+                self._retire(slot, ModelUnloaded(slot.card.id))
             else:
                 self._arm(due)
 
     # ---- what is loaded, and an end to it
 
     def instances(self) -> tuple[Instance, ...]:
-        return tuple(slot.instance for slot in self._slots.values() if slot.instance is not None)
+        """Those that are loaded."""
+        now = self._clock.time()
+        return tuple(instance for slot in self._slots.values() if (instance := slot.seen(now)) is not None)
 
     def engines(self) -> tuple[tuple[Instance, Engine], ...]:
         """Those that are loaded, without a lease: to be asked how they are, and nothing that is work."""
         slots = self._slots.values()
         return tuple((slot.instance, slot.engine) for slot in slots if slot.instance is not None and slot.engine)
 
+    def presences(self) -> tuple[Presence, ...]:
+        """Those that are loaded or loading."""
+        now = self._clock.time()
+        return tuple(slot.presence(now) for slot in self._slots.values())
+
     def state(self, card_id: str) -> State:
-        slot = self._slots.get(card_id)
-        if slot is None:
-            return "not-loaded"
-        return "loaded" if slot.loaded else "loading"
+        slots = [slot for slot in self._slots.values() if slot.card.id == card_id]
+        if any(slot.loaded for slot in slots):
+            return "loaded"
+        return "loading" if slots else "not-loaded"
+
+    def card(self, name: str) -> ModelCard | None:
+        """The model that `name` names if it is loaded or loading, or an instance of it."""
+        with contextlib.suppress(ModelNotFound):
+            card, slots = self._named(name)
+            return card if slots else None
+        return None
 
     async def unload(self, instance_id: str) -> bool:
-        """Ends the model, its running requests too (`EngineGone`); returns when its memory is free, False if it was not
-        loaded."""
-        slot = self._slots.get(instance_id)
+        """Ends the instance, its running requests too (`ModelUnloaded`); returns when its memory is free, False if there was
+        none. A model that is refused for its crashes gets another chance."""
+        slot = self._slots.get(instance_id) or self._slots.get(instance_id.lower())
         if slot is None:
-            return False
-        self._retire(slot, EngineGone(instance_id, "unloaded"))
-        await self._all_gone(instance_id)
+            return self._crashes.forgive(instance_id)
+        self._crashes.forgive(slot.card.id)
+        self._retire(slot, ModelUnloaded(slot.card.id))
+        while leaving := [task for task, leaver in self._closing.items() if leaver is slot]:
+            await asyncio.wait(leaving)
         return True
 
     async def close(self, grace_s: float = 0.0) -> None:
@@ -361,13 +560,17 @@ class Pool:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for slot in list(self._slots.values()):
+        line, self._line = self._line, []
+        for turn in line:
+            turn.came.set_exception(ShuttingDown())
+            turn.came.exception()
+        for slot in (*self._slots.values(), *self._outdated):
             self._retire(slot, ShuttingDown())
         await self._all_gone()
 
     async def _all_gone(self, card_id: str | None = None) -> None:
         own = asyncio.current_task()  # a load that was given up leaves too, and must not wait for itself
-        while leaving := {task for task, owner in self._closing.items() if card_id in (None, owner)} - {own}:
+        while leaving := {task for task, slot in self._closing.items() if card_id in (None, slot.card.id)} - {own}:
             await asyncio.wait(leaving)
 
 
@@ -380,37 +583,3 @@ def purpose(card: ModelCard) -> Needs:
     if card.type == "embedding":
         return "rerank" if card.reranks else "embedding"
     return "text"
-
-
-async def settings_for(card: ModelCard, settings: LoadSettings) -> LoadSettings:
-    """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse."""
-
-    def fits(lora: Lora) -> bool:
-        try:
-            return read_header(lora.path).text("general.architecture") in (card.arch, None)
-        except GgufError:
-            return True
-
-    if not settings.loras:
-        return settings
-    return await asyncio.to_thread(lambda: replace(settings, loras=tuple(filter(fits, settings.loras))))
-
-
-def instance_of(card: ModelCard, loaded: Loaded) -> Instance:
-    return Instance(
-        id=card.id,
-        card=card,
-        runtime=Runtime(loaded.runtime_name, loaded.runtime_version),
-        context_length=loaded.context_length,
-        parallel=loaded.parallel,
-        kv_cells=loaded.kv_cells,
-        eval_batch_size=loaded.eval_batch_size,
-        flash_attention=loaded.flash_attention,
-        gpu_layers=loaded.gpu_layers,
-        n_params=loaded.n_params,
-        n_embd=loaded.n_embd,
-        vocab_size=loaded.vocab_size,
-        load_ms=loaded.load_ms,
-        offload_kv_cache=loaded.offload_kv_cache,
-        n_experts=loaded.n_experts,
-    )

@@ -35,6 +35,11 @@ INHERITED_PREFIXES: Final = (
 
 
 class Placement(Protocol):
+    @property
+    def pid(self) -> int | None:
+        """Of the child process; None before its start, and for an engine in this process."""
+        ...
+
     async def start(self) -> socket.socket:
         """Starts the engine and returns the near end, non-blocking. Raises OSError or `BuildError`."""
         ...
@@ -214,6 +219,8 @@ class Thread:
 
     Nothing can end a thread from outside: one that hangs is abandoned, with its socket closed.
     """
+
+    pid = None
 
     def __init__(self, serve: Callable[[int], int] | None = None):
         self._serve = serve

@@ -910,7 +910,8 @@ def test_close_ends_requests_with_the_error_given() -> None:
             with pytest.raises(errors.ShuttingDown):
                 await answer
         await peer.closed()
-        assert await gone(asyncio.ensure_future(engine.stats())) == {"unloaded"}
+        with pytest.raises(errors.ShuttingDown):  # who comes late hears the same
+            await engine.stats()
 
     play(scene)
 

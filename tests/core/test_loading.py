@@ -17,11 +17,11 @@ import lmlite
 from lmlite.app import open_pool
 from lmlite.config import CACHE_TYPES, Config, options
 from lmlite.core.catalog import Catalog, bundled_model
+from lmlite.core.effective import fitting
 from lmlite.core.engine import Engine
 from lmlite.core.frames import Kind
 from lmlite.core.native import build_info
 from lmlite.core.payloads import Loaded, LoadSettings, LoadSpec, Lora
-from lmlite.core.pool import settings_for
 from lmlite.core.worker import Process
 from lmlite.errors import EngineError, InvalidRequest, LmError, LoadFailed
 from lmlite.events import Finished, TextDelta
@@ -447,7 +447,7 @@ def test_a_model_gets_the_adapters_of_its_architecture(tmp_path: Path, adapters:
     missing = Lora(tmp_path / "missing.gguf")
     foreign = Lora(FIRST.write(tmp_path / "foreign.gguf", arch="qwen2"))
     (card,) = Catalog((), (Llama().write(tmp_path / "llama.gguf"),)).named()
-    settings = asyncio.run(settings_for(card, LoadSettings(loras=(adapters[0], foreign, missing))))
+    settings = asyncio.run(fitting(card, LoadSettings(loras=(adapters[0], foreign, missing))))
     assert settings.loras == (adapters[0], missing)
 
 

@@ -1,0 +1,53 @@
+"""What one model is loaded with: the request's settings over the model's own over the server's."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any, Final
+
+from ..card import ModelCard
+from ..settings import ModelSettings
+from .gguf import GgufError, facts, read_header
+from .payloads import LoadSettings, Lora
+
+_NAMES: Final = {"kv_offload": "offload_kv_cache", "experts": "n_experts"}
+"""How the engine calls what is called otherwise in `ModelSettings`."""
+_SAME: Final = ("context_length", "parallel", "kv_cells", "eval_batch_size", "threads", "gpu_layers", "flash_attention",
+                "mmap", "mlock")  # fmt: skip
+
+
+def effective(server: LoadSettings, model: ModelSettings) -> LoadSettings:
+    """`server`, and `model` where it says something."""
+    said: dict[str, Any] = {name: getattr(model, name) for name in _SAME}
+    said |= {theirs: getattr(model, ours) for ours, theirs in _NAMES.items()}
+    if model.kv_type is not None:
+        k_type, _, v_type = model.kv_type.partition(",")
+        said |= {"k_cache_type": k_type, "v_cache_type": v_type or k_type}
+    return replace(server, **{name: value for name, value in said.items() if value is not None})
+
+
+async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:
+    """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse."""
+
+    def fits(lora: Lora) -> bool:
+        try:
+            return read_header(lora.path).text("general.architecture") in (card.arch, None)
+        except GgufError:
+            return True
+
+    if not settings.loras:
+        return settings
+    return await asyncio.to_thread(lambda: replace(settings, loras=tuple(filter(fits, settings.loras))))
+
+
+def gpu_layers(card: ModelCard, share: float) -> int:
+    """As many layers as the `share` (0..1) of the model; -1, all and the output layer, for 1. Reads the file's header;
+    one that cannot be read, or says nothing of layers, has none to share."""
+    if share >= 1:
+        return -1
+    try:
+        n_layers = facts([read_header(card.paths[0])]).block_count or 0
+    except GgufError:
+        n_layers = 0
+    return round(share * n_layers)

@@ -1,0 +1,44 @@
+"""Whether the files of a loaded model are still those that were loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+Stamp = tuple[tuple[int, int], int, int]
+"""Which file it is (device and inode), its size, and when it was written (ns)."""
+
+Change = Literal["replaced", "rewritten"]
+
+
+class Stamps:
+    """The state of some files at one moment. Two are equal if nothing had changed in between."""
+
+    __slots__ = ("_stamps", "paths")
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = tuple(paths)
+        self._stamps = [stamp(path) for path in self.paths]
+
+    def change(self) -> Change | None:
+        """What has happened to the files since then. Where other files have taken their places, or none have, whoever has
+        the old ones open goes on with them; one that was written to is another for all."""
+        now = [stamp(path) for path in self.paths]
+        if now == self._stamps:
+            return None
+        pairs = [(old, new) for old, new in zip(self._stamps, now) if old is not None and new is not None and old != new]
+        return "rewritten" if any(old[0] == new[0] for old, new in pairs) else "replaced"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stamps) and (self.paths, self._stamps) == (other.paths, other._stamps)
+
+
+def stamp(path: Path) -> Stamp | None:
+    """None: there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns
