@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +204,142 @@ def test_loads_that_are_refused(tiny: Client, body: dict[str, Any], status: int,
     error = answer.json["error"]
     assert (answer.status, error["code"], error["param"]) == (status, code, param)
     assert instances(tiny).keys() == before.keys()
+
+
+# ---- coming and going ------------------------------------------------------------------------------------------------
+
+LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+
+
+class Streaming:
+    """A streamed completion whose first words have come."""
+
+    def __init__(self, server: Client, model: str, **more: Any):
+        self._client = Client(server.port)
+        self._response = self._client.start("POST", "/v1/completions", {"model": model, "stream": True, **LONG, **more})
+        assert self._response.status == 200
+        self._heard = [self._response.readline()]
+
+    def end(self) -> tuple[str, int]:
+        """The last event, and how many tokens came before it."""
+        self._heard += self._response.readlines()
+        self._client.close()
+        data = [line[6:].strip().decode() for line in self._heard if line.startswith(b"data: ")]
+        return data[-1], sum('"text":"' in event and '"text":""' not in event for event in data)
+
+
+def loads(client: Client) -> int:
+    """How many loads there have been."""
+    lines = client.get("/metrics").body.decode().splitlines()
+    return sum(int(line.split()[-1]) for line in lines if line.startswith("lmlite_model_load_seconds_count"))
+
+
+def wait_for_no_instance(client: Client) -> None:
+    while instances(client):
+        pass
+
+
+@pytest.mark.parametrize("repetition", range(3))
+def test_fifty_requests_for_an_unloaded_model_cause_one_load(serve: Serve, repetition: int) -> None:
+    client = serve()
+    gate = threading.Barrier(50)
+
+    def ask(_: int) -> int:
+        own = Client(client.port)
+        gate.wait()
+        answer = complete(own, "alpha")
+        own.close()
+        return answer.status
+
+    with ThreadPoolExecutor(50) as threads:
+        assert set(threads.map(ask, range(50))) == {200}
+    assert loads(client) == 1
+
+
+@pytest.mark.parametrize("repetition", range(3))
+def test_a_request_for_another_model_lets_a_stream_finish(serve: Serve, repetition: int) -> None:
+    client = serve()
+    whole = complete(client, "alpha", **LONG).json["choices"][0]["text"]
+    stream, impatient = Streaming(client, "alpha"), Client(client.port)
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(complete, impatient, "beta")
+        last, n_tokens = stream.end()
+        assert last == "[DONE]" and n_tokens > 0
+        assert other.result().json["model"] == "beta"
+    impatient.close()
+    assert list(instances(client)) == ["beta"] and loads(client) == 2
+    assert complete(client, "alpha", **LONG).json["choices"][0]["text"] == whole
+
+
+@pytest.mark.parametrize("repetition", range(3))
+def test_idle_time_never_ends_a_stream_and_ends_the_model_after_it(serve: Serve, repetition: int) -> None:
+    client = serve(ttl=0.02)
+    stream = Streaming(client, "alpha")
+    (there,) = instances(client).values()
+    assert (there["ttlMs"], there["remainingTtlMs"], there["status"]) == (20, 20, "generating")
+    assert stream.end()[0] == "[DONE]" and loads(client) == 1
+    wait_for_no_instance(client)
+    assert complete(client, "alpha", ttl=100).status == 200
+    (listed_instance,) = listed(client)["alpha"]
+    assert 90 < listed_instance["remaining_ttl_seconds"] <= 100
+
+
+def test_unload_ends_streams_with_a_word(serve: Serve) -> None:
+    client = serve()
+    stream = Streaming(client, "alpha", max_tokens=4000)
+    assert unload(client, "alpha").status == 200
+    last, _ = stream.end()
+    assert json.loads(last)["error"]["message"] == "Model unloaded." and instances(client) == {}
+
+
+def test_a_killed_engine_is_told_as_what_it_was_and_one_that_keeps_dying_is_refused(serve: Serve) -> None:
+    client = serve()
+    for _ in range(4):
+        stream = Streaming(client, "alpha", max_tokens=4000)
+        os.kill(instances(client)["alpha"]["pid"], signal.SIGSEGV)
+        assert "SIGSEGV" in json.loads(stream.end()[0])["error"]["message"]
+    refused = complete(client, "alpha")
+    assert refused.status == 503 and "4 times" in refused.json["error"]["message"]
+    assert complete(client, "beta").status == 200
+    assert load(client, "alpha").status == 200
+    assert complete(client, "alpha").status == 200
+
+
+@pytest.mark.parametrize("rename", [True, False])
+def test_a_changed_file_is_noticed(serve: Serve, tmp_path: Path, rename: bool) -> None:
+    client = serve()
+    file = tmp_path / "home" / "models" / "acme" / "alpha" / "alpha.gguf"
+    stream = Streaming(client, "alpha", max_tokens=1000)
+    if rename:
+        shutil.copy(file, file.with_suffix(".new"))
+        os.replace(file.with_suffix(".new"), file)
+    else:
+        os.utime(file)
+    changed = complete(client, "alpha")
+    assert (changed.status, changed.json["error"]["code"]) == (503, "model_file_changed")
+    last, _ = stream.end()
+    if rename:
+        assert last == "[DONE]"
+    else:
+        assert json.loads(last)["error"]["code"] == "model_file_changed"
+    assert complete(client, "alpha").status == 200
+    file.unlink()
+    assert complete(client, "alpha").json["error"]["code"] == "model_file_changed"
+    assert complete(client, "alpha").status == 404
+
+
+def test_a_load_that_its_client_leaves_is_given_up(serve: Serve) -> None:
+    """Whenever it leaves: no engine is left behind, and the next load is as any."""
+    client = serve()
+    for _ in range(10):
+        leaving = Client(client.port)
+        leaving.connection.connect()
+        leaving.connection.request(
+            "POST", "/api/v1/models/load", json.dumps({"model": "alpha"}), {"Content-Type": "application/json"}
+        )
+        leaving.close()
+    while set(instances(client)) - {entry["id"] for entry in listed(client)["alpha"]}:
+        pass
+    for id in list(instances(client)):
+        unload(client, id)
+    assert load(client, "alpha").json["instance_id"] == "alpha"

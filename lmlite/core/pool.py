@@ -159,7 +159,7 @@ class Pool:
         slot = self._slots.get(name) or self._slots.get(name.lower())
         if slot is not None and slot.id != slot.card.id:
             return slot.card, [slot]
-        card = slot.card if slot is not None else self._catalog.resolve(name)
+        card = self._catalog.resolve(name) or (slot.card if slot is not None else None)
         if card is None:
             raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()))
         return card, self._instances_of(card)

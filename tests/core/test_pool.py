@@ -116,7 +116,10 @@ def play(
     shelf: Shelf | None = None,
     ttl_s: float | None = None,
     settings: LoadSettings | None = None,
+    **options: Any,
 ) -> None:
+    """`options` are further ones of the pool."""
+
     async def run() -> None:
         peers: list[Any] = []
         clock = FakeClock()
@@ -126,7 +129,7 @@ def play(
             placement: Placement = fake_thread(peers[-1]) if isinstance(peers[-1], FakeEngine) else peers[-1]
             return placement
 
-        pool = Pool(shelf or Shelf(), place, settings or LoadSettings(), ttl_s, clock=clock)
+        pool = Pool(shelf or Shelf(), place, settings or LoadSettings(), ttl_s, clock=clock, **options)
         stage = Stage(pool, peers, clock)
         try:
             await scene(stage)
