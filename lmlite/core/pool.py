@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -132,18 +132,19 @@ class Pool:
         card, slots = self._choose(name, needs)
         draft_card = None if draft is None else self._choose_draft(draft)
         self._refuse_changed(card)
-        with self._counted():
+        self._leases += 1
+        slot = None
+        try:
             slot = self._least_busy(slots) or await self._wait_turn(card, ttl_s)
-            try:
-                loaded_now = not slot.loaded
-                if loaded_now:
-                    await slot.wait(on_progress)
-                assert slot.engine is not None and slot.instance is not None
-                if draft_card is not None:
-                    await self._attach(slot, slot.engine, draft_card)
-                yield Lease(slot.engine, slot.instance, loaded_now)
-            finally:
-                self._leave(slot)
+            loaded_now = not slot.loaded
+            if loaded_now:
+                await slot.wait(on_progress)
+            assert slot.engine is not None and slot.instance is not None
+            if draft_card is not None:
+                await self._attach(slot, slot.engine, draft_card)
+            yield Lease(slot.engine, slot.instance, loaded_now)
+        finally:
+            self._end(slot)
 
     def _choose(self, name: str | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
         """A model and those of its instances that can be meant."""
@@ -210,16 +211,13 @@ class Pool:
         if self._line:
             self._advance()
 
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Whoever the end of the pool waits for."""
-        self._leases += 1
-        try:
-            yield
-        finally:
-            self._leases -= 1
-            if self._stopping and not self._leases:
-                self._quiet.set()
+    def _end(self, slot: Slot | None) -> None:
+        """A lease, or a load that was told, is over; it had the slot, or never got one."""
+        if slot is not None:
+            self._leave(slot)
+        self._leases -= 1
+        if self._stopping and not self._leases:
+            self._quiet.set()
 
     # ---- draft models
 
@@ -342,16 +340,16 @@ class Pool:
         settings = (settings or ModelSettings()).over(card.settings)
         self._crashes.forgive(card.id)
         slot = self._begin(card, id, effective(self._settings, settings), settings.ttl_s, checked=checked)
-        slot.users += 1
-        with self._counted():
-            try:
-                if on_begin is not None:
-                    on_begin(id)
-                await slot.wait(on_progress)
-                assert slot.instance is not None
-                return slot.instance
-            finally:
-                self._leave(slot)
+        self._admit(slot, 1)
+        self._leases += 1
+        try:
+            if on_begin is not None:
+                on_begin(id)
+            await slot.wait(on_progress)
+            assert slot.instance is not None
+            return slot.instance
+        finally:
+            self._end(slot)
 
     def _free_id(self, card: ModelCard) -> str:
         names = itertools.chain([card.id], (f"{card.id}:{n}" for n in itertools.count(2)))

@@ -16,29 +16,29 @@ Change = Literal["replaced", "rewritten"]
 class Stamps:
     """The state of some files at one moment. Two are equal if nothing had changed in between."""
 
-    __slots__ = ("_stamps", "paths")
+    __slots__ = ("_files", "_stamps")
 
     def __init__(self, paths: Sequence[Path]):
-        self.paths = tuple(paths)
-        self._stamps = [stamp(path) for path in self.paths]
+        self._files = [str(path) for path in paths]
+        self._stamps = [stamp(file) for file in self._files]
 
     def change(self) -> Change | None:
         """What has happened to the files since then. Where other files have taken their places, or none have, whoever has
         the old ones open goes on with them; one that was written to is another for all."""
-        now = [stamp(path) for path in self.paths]
+        now = [stamp(file) for file in self._files]
         if now == self._stamps:
             return None
         pairs = [(old, new) for old, new in zip(self._stamps, now) if old is not None and new is not None and old != new]
         return "rewritten" if any(old[0] == new[0] for old, new in pairs) else "replaced"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stamps) and (self.paths, self._stamps) == (other.paths, other._stamps)
+        return isinstance(other, Stamps) and (self._files, self._stamps) == (other._files, other._stamps)
 
 
-def stamp(path: Path) -> Stamp | None:
+def stamp(file: str) -> Stamp | None:
     """None: there is no such file."""
     try:
-        status = os.stat(path)
+        status = os.stat(file)
     except (OSError, ValueError):
         return None
     return (status.st_dev, status.st_ino), status.st_size, status.st_mtime_ns
