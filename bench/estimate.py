@@ -85,7 +85,7 @@ class Shape:
     layers: int
     n_embd: int
     n_ff: int
-    heads: int = 8
+    heads: int = 4
     kv_heads: int = 2
     head: int = 64
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0
@@ -93,14 +93,14 @@ class Shape:
     n_ctx: int = N_CTX
 
 
-SHAPES = {
-    "llama": Shape("llama", 8, 768, 2048),
-    "llama-q4_0": Shape("llama", 16, 1024, 4096, quantization=gguf.GGMLQuantizationType.Q4_0),
-    "gemma3": Shape("gemma3", 12, 640, 2048, kv_heads=4),
-    "mamba": Shape("mamba", 12, 768, 0),
-    "lfm2": Shape("lfm2", 10, 768, 2048),
-    "qwen3moe": Shape("qwen3moe", 6, 512, 512),
-    "bert": Shape("bert", 6, 768, 3072, 12, 12, vocabulary="models/ggml-vocab-bert-bge.gguf", n_ctx=8192),
+SHAPES = {  # mostly vocabulary, so that a long prompt does not take long
+    "llama": Shape("llama", 2, 1024, 1024),
+    "llama-q4_0": Shape("llama", 4, 1024, 4096, quantization=gguf.GGMLQuantizationType.Q4_0),
+    "gemma3": Shape("gemma3", 6, 768, 768),
+    "mamba": Shape("mamba", 3, 768, 0),
+    "lfm2": Shape("lfm2", 4, 768, 768, heads=12, kv_heads=4),
+    "qwen3moe": Shape("qwen3moe", 2, 768, 512),
+    "bert": Shape("bert", 3, 768, 3072, 12, 12, vocabulary="models/ggml-vocab-bert-bge.gguf", n_ctx=8192),
 }
 WINDOW, EXPERTS, EXPERTS_USED = 1024, 32, 4
 N_STATE, N_CONV = 16, 4

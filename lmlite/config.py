@@ -282,6 +282,7 @@ class Config:
     lora: tuple[tuple[Path, float], ...] = option((), loras(), "a LoRA adapter for the models of its architecture")
 
     # ---- which models are loaded
+    memory_guard: bool = option(True, switch(), "refuse to load a model that does not fit the memory that is free")
     jit: bool = option(True, switch(), "load a model when a request names it; off: only models that were told to load")
     ttl: float = option(3600.0, seconds(1e9), "idle time after which a model loaded by a request leaves; 0: never")
     auto_evict: bool = option(True, switch(), "a model loaded by a request makes the one before it leave")

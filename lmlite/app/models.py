@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..card import Instance, ModelCard, Presence
 from ..config import Config
-from ..errors import ModelFileChanged, ModelNotFound
+from ..errors import EngineGone, LoadFailed, ModelFileChanged, ModelNotFound
 from ..metrics import Family
 from ..settings import ModelSettings
 from .disk import open_catalog
@@ -21,6 +21,7 @@ from .disk import open_catalog
 if TYPE_CHECKING:
     from ..core.catalog import Catalog
     from ..core.engine import Engine
+    from ..core.estimate import Estimate
     from ..core.pool import Catalog as Choice
     from ..core.pool import Lease, Needs, Pool
     from ..core.worker import Placement
@@ -33,6 +34,7 @@ RESCAN_S: Final = 1.0
 
 def open_pool(config: Config, catalog: Choice, place: Callable[[], Placement] | None = None) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there."""
+    from ..core.guard import MemoryGuard
     from ..core.payloads import LoadSettings, Lora
     from ..core.pool import Pool
     from ..core.worker import Process, Thread
@@ -60,10 +62,21 @@ def open_pool(config: Config, catalog: Choice, place: Callable[[], Placement] | 
         spill_bytes=config.spill if config.spill < 0 else config.spill << 20,
         loras=tuple(Lora(path, scale) for path, scale in config.lora),
     )
+    estimates = place or Process  # whose failures the load itself will tell
     if place is None:
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error)
     max_jit = config.max_loaded or (1 if config.auto_evict else None)
-    return Pool(catalog, place, settings, config.ttl or None, jit=config.jit, max_jit=max_jit)
+    check = MemoryGuard(estimates).check if config.memory_guard else None
+    return Pool(catalog, place, settings, config.ttl or None, jit=config.jit, max_jit=max_jit, check=check)
+
+
+async def with_share(card: ModelCard, settings: ModelSettings, gpu: float | None) -> ModelSettings:
+    """`settings` with that share (0..1) of the model's layers on the GPU; None leaves them as they are."""
+    from ..core.effective import gpu_layers
+
+    if gpu is None:
+        return settings
+    return replace(settings, gpu_layers=await asyncio.to_thread(gpu_layers, card, gpu))
 
 
 class Models:
@@ -166,15 +179,32 @@ class Models:
         on_progress: Callable[[float], None] | None = None,
     ) -> Instance:
         """See `Pool.load`. `gpu` is the share (0..1) of the layers that are to be on the GPU."""
-        from ..core.effective import gpu_layers
-
         card = await self.resolve(name)
-        if gpu is not None:
-            settings = replace(settings, gpu_layers=await asyncio.to_thread(gpu_layers, card, gpu))
+        settings = await with_share(card, settings, gpu)
         _, pool = await self._current()
         return await pool.load(
             card.id, settings, identifier=identifier, checked=checked, on_begin=on_begin, on_progress=on_progress
         )
+
+    async def estimate(
+        self, name: str, settings: ModelSettings, *, gpu: float | None = None
+    ) -> tuple[Estimate, int]:
+        """What such a load would take, and the bytes of the machine's own memory that are free. Raises as a load does."""
+        from ..core.estimate import estimate
+        from ..core.memory import available
+        from ..core.worker import Process
+
+        card = await self.resolve(name)
+        if card.problem is not None:
+            raise LoadFailed(card.id, card.problem)
+        _, pool = await self._current()
+        spec = await pool.spec(card, await with_share(card, settings, gpu))
+        try:
+            return await estimate(self._place or Process, spec, projector=card.mmproj), available()
+        except EngineGone as gone:
+            raise LoadFailed(card.id, f"the engine ended: {gone.reason}") from None
+        except OSError as failed:
+            raise LoadFailed(card.id, f"it cannot be estimated: {failed.strerror}") from None
 
     async def unload(self, instance_id: str) -> None:
         """See `Pool.unload`. Raises `ModelNotFound`."""

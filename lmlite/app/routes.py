@@ -8,7 +8,7 @@ from typing import Final
 from ..api import lmstudio_v0, lmstudio_v1, lmstudio_v1_load, openai_chat, openai_embeddings, openai_text
 from ..errors import LmError
 from ..wire.router import Route
-from . import downloads, listing, loading, metrics, questions
+from . import downloads, estimating, listing, loading, metrics, questions
 from .generation import generating
 from .state import Endpoint
 
@@ -48,6 +48,7 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("POST", "/lmlite/downloads/pause/{job_id}", downloads.pause),
     Route("POST", "/lmlite/downloads/resume/{job_id}", downloads.resume),
     Route("GET", "/lmlite/instances", loading.list_instances),
+    Route("POST", "/lmlite/estimate", estimating.estimate),
 )
 
 FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (

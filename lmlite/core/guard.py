@@ -19,6 +19,12 @@ SMALL_TIMES: Final = 2
 SMALL_CELLS: Final = 500
 """A model takes at most about twice its file, as much again for each thousand cells of its cache, and some buffers. One that
 would still fit twice is not asked about: with a large vocabulary an estimate takes as long as half of a small model's load."""
+KNOWN_SHARE: Final = 0.75
+"""What took no more than this of the free memory is not asked about again: the cells that an engine adds where there is
+more memory take at most a quarter of it."""
+KNOWN_MAX: Final = 256
+
+Files = tuple[tuple[str, int, int, int], ...]
 
 
 class MemoryGuard:
@@ -26,11 +32,16 @@ class MemoryGuard:
 
     def __init__(self, place: Callable[[], Placement], free: Callable[[], int] = available):
         self._place, self._free = place, free
+        self._known: dict[tuple[LoadSpec, Files], int] = {}  # bytes of models that take nothing of a GPU
 
     async def check(self, spec: LoadSpec) -> None:
         """Raises `MemoryRefused`. An estimate that fails refuses nothing: the load itself will say what is wrong."""
+        files = files_of(spec)
         free = self._free()
-        if is_small(spec, free):
+        if files is None or is_small(spec, files, free):
+            return
+        known = self._known.get((spec, files))
+        if known is not None and known <= free * KNOWN_SHARE:
             return
         try:
             told = await estimate(self._place, spec)
@@ -39,16 +50,25 @@ class MemoryGuard:
             return
         if shortage := told.shortage(self._free()):
             raise MemoryRefused(*shortage)
+        if not told.gpu:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            self._known[spec, files] = told.host
 
 
-def is_small(spec: LoadSpec, free: int) -> bool:
-    """Whether `free` bytes are more than a load can come near to, by the sizes of the files alone."""
-    settings = spec.settings
-    cells = max(settings.context_length, settings.kv_cells)
-    if not cells:
-        return False  # the context is the file's to say
+def files_of(spec: LoadSpec) -> Files | None:
+    """What tells the files of `spec` from any that come later under their names, sizes last; None if one is missing."""
     try:
-        size = sum(path.stat().st_size for path in (*spec.paths, *(lora.path for lora in settings.loras)))
+        found = [(path, path.stat()) for path in (*spec.paths, *(lora.path for lora in spec.settings.loras))]
     except OSError:
-        return False
+        return None
+    return tuple((str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
+def is_small(spec: LoadSpec, files: Files, free: int) -> bool:
+    """Whether `free` bytes are more than a load can come near to, by the sizes of the files alone."""
+    cells = max(spec.settings.context_length, spec.settings.kv_cells)
+    if not spec.settings.context_length:
+        return False  # the context is the file's to say
+    size = sum(size for *_, size in files)
     return 2 * (size * (SMALL_TIMES + cells / SMALL_CELLS) + SMALL_BYTES) <= free

@@ -351,6 +351,10 @@ class Pool:
         finally:
             self._end(slot)
 
+    async def spec(self, card: ModelCard, settings: ModelSettings) -> LoadSpec:
+        """What a load of the model with `settings` would ask of an engine."""
+        return LoadSpec(card.paths, await fitting(card, effective(self._settings, settings.over(card.settings))))
+
     def _free_id(self, card: ModelCard) -> str:
         names = itertools.chain([card.id], (f"{card.id}:{n}" for n in itertools.count(2)))
         return next(name for name in names if self._is_free(name, card))

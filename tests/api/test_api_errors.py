@@ -23,6 +23,7 @@ A_CASES = [
     (errors.ModelNotFound("x", ("a",)), 404, ("invalid_request_error", "model", "model_not_found")),
     (errors.WrongModelType("x", "chat"), 400, ("invalid_request_error", "model", "model_type_mismatch")),
     (errors.LoadFailed("x", "cut short"), 422, ("invalid_request_error", "model", "model_load_failed")),
+    (errors.MemoryRefused(2, 1), 422, ("invalid_request_error", "model", "insufficient_memory")),
     (errors.EngineError("bad", "no", 400, "grammar"), 400, ("invalid_request_error", "grammar", "bad")),
     (errors.HttpError(413, "too large"), 413, ("invalid_request_error", None, "http_error")),
     (errors.QueueFull(8), 429, ("rate_limit_error", None, "queue_full")),

@@ -204,6 +204,24 @@ def test_the_real_engine_tells_the_guard(tmp_path: Path) -> None:
     assert refused.value.needed > 128 * MIB
 
 
+def test_a_model_that_took_little_is_not_asked_about_again(tmp_path: Path) -> None:
+    started: list[FakeEngine] = []
+    path = write_model(tmp_path / "model.gguf", "full")
+    free = [8_000_000]
+    guard = MemoryGuard(place(Script(needed=6_000_000), started), lambda: free[0])
+    check(guard, path)
+    check(guard, path)
+    assert len(started) == 1
+    check(guard, path, parallel=2)  # with other settings it may take more
+    assert len(started) == 2
+    path.write_bytes(path.read_bytes() + bytes(1))  # and so may another file
+    check(guard, path)
+    assert len(started) == 3
+    free[0] = 5_000_000
+    with pytest.raises(MemoryRefused):
+        check(guard, path)
+
+
 def test_a_model_that_fits_twice_over_is_not_asked_about(tmp_path: Path) -> None:
     started: list[FakeEngine] = []
     path = write_model(tmp_path / "model.gguf", "full")
