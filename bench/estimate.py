@@ -242,11 +242,11 @@ async def measure(spec: LoadSpec) -> tuple[int, int]:
     engine = await Engine.open(placement, "model")
     try:
         loaded = await engine.load(spec)
-        n = loaded.context_length
+        n, n_words = loaded.context_length, loaded.vocab_size // 2
         if loaded.type == "embedding":
-            await engine.embed(Embed((tuple(1000 + i % 997 for i in range(n)),)))
+            await engine.embed(Embed((tuple(i % n_words for i in range(n)),)))
         else:
-            prompt = Tokens(tuple(1000 + i % 997 for i in range(n - 1)))
+            prompt = Tokens(tuple(i % n_words for i in range(n - 1)))
             async for _ in engine.run(Generate(prompt, max_tokens=1, sampling=Sampling(temperature=0))):
                 pass
         return n, peak(placement.pid)

@@ -6,7 +6,8 @@
 
 #include "gguf.h"
 
-#include "../src/llama-ext.h" // the memory that a context takes, by device
+#include "../src/llama-context.h" // how large its graphs are
+#include "../src/llama-ext.h"     // the memory that a context takes, by device
 
 #include <algorithm>
 #include <chrono>
@@ -105,6 +106,15 @@ static uint64_t missing_output_bytes(const model & m) {
     return row * sizeof(float) * uint64_t(std::max(0, m.n_batch() - m.n_sequences()));
 }
 
+// A context keeps the graphs of its last steps, one with outputs and one without, which are made at the first such step.
+static uint64_t missing_graph_bytes(const model & m) {
+    const llama_context * context = m.context();
+    const uint32_t n_tokens = std::min(llama_n_ctx(context), llama_n_ubatch(context));
+    const uint64_t nodes = context->graph_max_nodes(n_tokens);
+    const uint64_t graph = nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(nodes, false);
+    return m.is_embedding() ? graph : 2 * graph;
+}
+
 // Adapters lie where the weights do that they change: with all layers on a GPU there, else mostly in the machine's memory.
 static void add_loras(memory_use & uses, const load_spec & spec, const model & m) {
     uint64_t bytes = 0;
@@ -148,7 +158,7 @@ std::string estimate_payload(load_spec spec) {
     memory_use uses = use_of(m);
     add_loras(uses, spec, m);
     device_use & host = uses[nullptr];
-    host.compute = std::min(host.compute, m.host_compute_bytes()) + missing_output_bytes(m);
+    host.compute = std::min(host.compute, m.host_compute_bytes()) + missing_output_bytes(m) + missing_graph_bytes(m);
 
     const file_facts facts = sum_of_facts(spec);
     const uint64_t left_in_file = std::min(facts.lazy_bytes, host.weights);
