@@ -29,7 +29,7 @@ from .choice import choose
 from .http import Client, Interrupt
 from .listing import Listing
 from .listing import fetch as fetch_listing
-from .names import Wanted
+from .names import Wanted, is_name, is_visible, problem
 from .threads import forget, in_thread
 from .transfer import FULL, Place, Transfer, tidy, tidy_hidden
 
@@ -236,7 +236,7 @@ class Downloads:
         except Exception as error:  # noqa: BLE001 - a store that fails must not keep models from being fetched
             log.warning("earlier downloads cannot be read: %s", error)
             return
-        for record in records:
+        for record in filter(is_sound, records):
             job = self._jobs[record.id] = Job(record, Pace(self._stall_s))
             if record.status != "completed":
                 job.have = (await self._survey(record.repo, record.files)).have
@@ -440,6 +440,13 @@ class Downloads:
             id = job.record.id
             del self._jobs[id]
             await self._keep(functools.partial(self._store.forget_download, id))
+
+
+def is_sound(record: Record) -> bool:
+    """Whether its names are ones that a hub may have; they were when it was saved."""
+    owner, _, name = record.repo.partition("/")
+    listed = all(problem(file.name) is None and is_visible(file.name) for file in record.files)
+    return is_name(owner) and is_name(name) and listed and bool(record.files)
 
 
 def wait_before(attempt: int, first_s: float, asked_s: float) -> float:

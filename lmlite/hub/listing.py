@@ -40,7 +40,7 @@ def fetch(client: Client, wanted: Wanted, interrupt: Interrupt) -> Listing:
         path += f"/revision/{quote(wanted.revision, safe='')}"
     with client.get(client.site.url(path + "?blobs=true"), {"Accept": "application/json"}, interrupt) as response:
         if response.status in (401, 404):  # a hub does not tell strangers what is private from what is not there
-            raise NothingToDownload(f"the hub has no {wanted.repo}, or none that this server may read without HF_TOKEN")
+            raise NothingToDownload(f"the hub has no {wanted.repo}, or none that it gives to this server (HF_TOKEN)")
         if response.status == 403:
             raise AccessDenied(wanted.repo)
         if response.status != 200:

@@ -90,7 +90,7 @@ class Transfer:
         place.part.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(place.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         try:
-            self._have_alone(fd)
+            hold(fd, place.part)
             resumed = self._take_up(fd)
             if self.have < self.file.size:
                 resumed = self._fetch(fd) and resumed
@@ -102,20 +102,6 @@ class Transfer:
         os.replace(place.part, place.ready)
         place.etag.unlink(missing_ok=True)
         sync_folder(place.part.parent)
-
-    def _have_alone(self, fd: int) -> None:
-        """A command may fetch what a server fetches: one of them writes, and the other waits for what it leaves."""
-        try:
-            import fcntl
-        except ImportError:  # not POSIX
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), self._place.part.stat()):
-                return
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        raise HubError("another process is downloading the file", retry=True)
 
     # ---- what is here already
 
@@ -235,6 +221,22 @@ class Transfer:
 
     def _digest(self) -> str:
         return f"{self.file.digest.partition(':')[0]}:{self._hash.hexdigest()}"
+
+
+def hold(fd: int, path: Path) -> None:
+    """Makes this transfer the only one that writes to `path`, until `fd` is closed. Another may be in a thread that was given
+    up, or in a server of another process."""
+    try:
+        import fcntl
+    except ImportError:  # there, a file that two write to is found out by its checksum
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = os.path.samestat(os.fstat(fd), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        is_ours = False
+    if not is_ours:
+        raise HubError("the same file is being fetched already", retry=True)
 
 
 def append(fd: int, piece: bytes) -> None:

@@ -103,9 +103,8 @@ class Hub:
 
     def stored(self, path: str) -> bytes:
         digest = urlsplit(path).path.rpartition("/")[2]
-        return next(
-            content for files in self.repos.values() for content in files.values() if sha256(content) == digest
-        )
+        contents = (content for files in list(self.repos.values()) for content in list(files.values()))
+        return next(content for content in contents if sha256(content) == digest)
 
     def listing(self, repo: str) -> dict[str, Any]:
         siblings = [

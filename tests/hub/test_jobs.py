@@ -501,6 +501,20 @@ def test_jobs_of_an_earlier_server_are_taken_up_as_they_were(hub: Hub, opened: A
     assert visible(folder) == {f"{REPO}/{NAME}": CONTENT}
 
 
+def test_records_that_lead_out_of_the_folder_are_not_taken_up(hub: Hub, opened: Any, folder: Path, store: Memory) -> None:
+    outside = RemoteFile("../../../x.gguf", len(CONTENT), FILE.digest)
+    odds: list[dict[str, Any]] = [{"repo": "../.."}, {"repo": "acme"}, {"files": (outside,)}, {"files": ()}]
+    for i, odd in enumerate(odds):
+        store.records[f"job_{i}"] = record(f"job_{i}", "downloading", **odd)
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            assert await downloads.all() == []
+
+    asyncio.run(scenario())
+    assert hub.asked == [] and not folder.exists()
+
+
 @pytest.mark.parametrize("content", [CONTENT, LARGER[: len(CONTENT)]])
 def test_what_is_in_place_when_a_job_is_taken_up_is_verified(
     hub: Hub, opened: Any, folder: Path, store: Memory, content: bytes

@@ -171,7 +171,7 @@ def test_a_part_that_another_process_writes_is_left_to_it(hub: Hub, place: Place
     begun(hub, place)
     with open(place.part, "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)  # as from another process: a lock belongs to its open file
-        fails(hub, place, "another process", True)
+        fails(hub, place, "being fetched already", True)
     assert place.part.read_bytes() == CONTENT[:CUT]
     run(hub, place)
     assert place.ready.read_bytes() == CONTENT
@@ -188,7 +188,7 @@ def test_a_part_that_another_process_has_finished_meanwhile_is_not_written_again
         flock(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(HubError, match="another process"):
+    with pytest.raises(HubError, match="being fetched already"):
         run(hub, place)
     assert place.target.read_bytes() == CONTENT[:CUT]
 
@@ -280,6 +280,17 @@ def test_a_transfer_that_is_cut_leaves_no_name_behind(hub: Hub, place: Place) ->
     with pytest.raises(Interrupted):
         made.run()
     assert not place.ready.exists() and place.part.read_bytes() == CONTENT[:CUT]
+
+
+def test_two_transfers_never_write_to_one_file(hub: Hub, place: Place) -> None:
+    begun(hub, place)
+    other = os.open(place.part, os.O_RDWR)
+    transfer.hold(other, place.part)
+    fails(hub, place, "being fetched already", True)
+    assert place.part.read_bytes() == CONTENT[:CUT]
+    os.close(other)
+    run(hub, place)
+    assert place.ready.read_bytes() == CONTENT
 
 
 def test_names_of_any_kind_are_asked_for_as_they_are(hub: Hub, tmp_path: Path) -> None:
