@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from lmlite.core.catalog import bundled_model
+from lmlite.server import Server
 from tests.conftest import TIMEOUT_S, Client, FakeServer
 from tests.core.gguf_files import gguf, llama, projector
 from tests.hub import misbehaving
@@ -254,3 +256,16 @@ def test_a_folder_that_cannot_be_written_fails_the_job_only(client: Client, home
     (home / "models").unlink()
     assert client.post(DOWNLOAD, {"model": REPO}).json["job_id"] == id
     until(client, id, "completed")
+
+
+def test_a_downloaded_model_answers(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real engine."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    hub.repos["acme/Chatty-GGUF"] = {"Chatty-Q8_0.gguf": bundled_model().read_bytes()}
+    with Server(port=0, home=tmp_path / "home") as server:
+        client = Client(server.port)
+        until(client, client.post(DOWNLOAD, {"model": "acme/Chatty-GGUF"}).json["job_id"], "completed")
+        asked = {"model": "chatty", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8}
+        answer = client.post("/v1/chat/completions", asked)
+        client.close()
+    assert answer.status == 200 and answer.json["choices"][0]["message"]["content"]

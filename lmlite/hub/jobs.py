@@ -140,8 +140,8 @@ class Survey:
 
 
 class Downloads:
-    """`folder` gets `owner/repo/file`. `stall_s` is how long a connection may crawl (0: for
-    ever), `backoff_s` the first wait."""
+    """`folder` gets `owner/repo/file`. `stall_s` is how long a connection may crawl (0: for ever), `backoff_s` the first wait
+    before trying again."""
 
     def __init__(self, client: Client, folder: Path, store: Store, *, stall_s: float = 60.0, backoff_s: float = 1.0):
         self._client, self._folder, self._store = client, folder, store
@@ -216,11 +216,10 @@ class Downloads:
     async def close(self) -> None:
         """Stops within a second; what runs goes on when the server starts again."""
         self._closed = True
-        jobs = [job for job in self._jobs.values() if job.task is not None]
-        looking = list(self._looking.values())
-        for task in (*looking, *([self._restored] if self._restored else [])):
+        asking = [*self._looking.values(), *([self._restored] if self._restored else [])]
+        for task in asking:
             task.cancel()
-        await asyncio.gather(*(self._stop(job) for job in jobs), *looking, return_exceptions=True)
+        await asyncio.gather(*map(self._stop, self._jobs.values()), *asking, return_exceptions=True)
 
     # ---- jobs
 
@@ -249,8 +248,6 @@ class Downloads:
         if (job := self._running(listed.repo, files)) is not None:
             return job
         survey = await self._survey(listed.repo, files)
-        if self._closed:
-            raise ShuttingDown
         if (job := self._running(listed.repo, files)) is not None:  # since the meantime
             return job
         if survey.present:
@@ -292,16 +289,18 @@ class Downloads:
         return job if job is not None and job.record.status == "downloading" else None
 
     def _run(self, job: Job) -> None:
-        """Starts the job's task."""
+        """Starts the job's task. One that is being stopped still may hold its file; this one waits for it."""
+        if self._closed:
+            raise ShuttingDown
         job.record = replace(job.record, status="downloading", error=None, completed_at=None)
         job.ready.clear()
         job.task = asyncio.ensure_future(self._work(job))
 
     async def _stop(self, job: Job) -> None:
-        if job.task is not None:
-            job.task.cancel()
-            await asyncio.wait({job.task})
-            job.task = None
+        task, job.task = job.task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
 
     async def _end(self, job: Job, status: Status, error: str | None = None) -> None:
         job.record = replace(

@@ -347,6 +347,26 @@ def test_a_job_is_paused_and_goes_on_where_it_was(opened: Any, hub: Hub, store: 
     assert hub.files_asked()[-1].range == "bytes=150000-"
 
 
+def test_whatever_is_pressed_in_whatever_order_the_file_comes_whole(opened: Any, hub: Hub, folder: Path) -> None:
+    held = Held(1000)
+    hub.on("/store/", held)
+    draw = random.Random(5)
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            id = await started(downloads)
+            await reached(held)
+            presses = [draw.choice((downloads.pause, downloads.resume)) for _ in range(50)]
+            await asyncio.gather(*(press(id) for press in presses), *(started(downloads) for _ in range(5)))
+            held.release.set()
+            await downloads.pause(id)
+            await downloads.resume(id)
+            await ended(downloads, id)
+
+    asyncio.run(scenario())
+    assert visible(folder) == {f"{REPO}/{NAME}": CONTENT} and parts(folder) == []
+
+
 def test_asking_for_a_paused_model_goes_on_with_its_job(opened: Any, hub: Hub) -> None:
     hub.on("/store/", held := Held(1000))
 
