@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ..download import Progress, Record
 from ..errors import InvalidRequest
 from .completion import dumps
 from .fields import Fields, clip
 
-FIELDS = ("model", "quantization")
+if TYPE_CHECKING:
+    from ..download import Progress, Record
 
-
-@dataclass(slots=True, frozen=True)
-class DownloadCall:
-    model: str
-    quantization: str | None
+FIELDS: Final = ("model", "quantization")
+LAST_S: Final = 253402300799.999
+"""The end of the year 9999, where calendars end: a slow download may have no better estimate."""
 
 
 class UnrecognizedKeys(InvalidRequest):
     code = "unrecognized_keys"
 
 
-def parse(body: Mapping[str, Any]) -> DownloadCall:
+def parse(body: Mapping[str, Any]) -> tuple[str, str | None]:
+    """`model` and `quantization`."""
     fields = Fields(body)
     for name in body:
         if name not in FIELDS:
             raise UnrecognizedKeys(f"'{clip(name)}' is not a field of a download", clip(name))
-    return DownloadCall(fields.require_string("model"), fields.string("quantization"))
+    return fields.require_string("model"), fields.string("quantization")
 
 
 def started(progress: Progress | None) -> str:
@@ -94,9 +92,6 @@ def _tail(record: Record) -> dict[str, Any]:
 
 
 def iso(unix_s: float) -> str:
-    """"2026-05-01T09:00:00.000Z"; a time that no calendar has becomes the last one that it has."""
-    try:
-        moment = datetime.fromtimestamp(unix_s, timezone.utc)
-    except (OverflowError, OSError, ValueError):
-        moment = datetime.max.replace(tzinfo=timezone.utc)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """"2026-05-01T09:00:00.000Z"."""
+    seconds, ms = divmod(int(min(unix_s, LAST_S) * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from ..api import lmstudio_v1_download as spelling
 from ..api.fields import parse_body
 from ..config import Config
-from ..download import Progress
 from ..errors import LmError
 from ..store.home import Home
 from ..wire.connection import Reply, Request
 
 if TYPE_CHECKING:
-    from ..download import Record
+    from ..download import Progress, Record
     from ..hub.jobs import Downloads
     from ..store.state import Database
     from .state import State
@@ -107,9 +106,9 @@ class LazyStore:
 async def start(app: State, request: Request, reply: Reply, _: str) -> None:
     from ..hub import names
 
-    call = spelling.parse(parse_body(request.body))
+    model, quantization = spelling.parse(parse_body(request.body))
     jobs = await app.downloads.jobs()
-    wanted = names.parse(call.model, call.quantization, jobs.endpoint)
+    wanted = names.parse(model, quantization, jobs.endpoint)
     reply.whole(200, spelling.started(await jobs.start(wanted)).encode())
 
 
