@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -15,19 +14,16 @@ from ..wire.connection import Connection, Hooks, Reply, Request, no_precheck
 from ..wire.guard import Policy, preflight
 from ..wire.http1 import Headers
 from ..wire.router import Router
+from .request_log import RequestLog
 from .routes import FAMILIES, ROUTES, Spelling
 from .state import Endpoint, State, fact
 
 if TYPE_CHECKING:
     from ..core.worker import Placement
 
-log = logging.getLogger(__name__)
-
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_LEFT: Final = 499
 """Counted for a client that left before its answer began; nginx's number, which dashboards know."""
-POLLED: Final = frozenset({"/health", "/metrics", "/lmstudio-greeting"})
-"""What is asked every few seconds by machines: no news in a log."""
 
 class App(State):
     """The state, its routes, and the connections there are."""
@@ -37,6 +33,7 @@ class App(State):
         self._router: Router[Endpoint] = Router(ROUTES)
         self._policy = Policy.of([config.host], config.allow_host, config.allow_origin)
         self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed, self._answered)
+        self._request_log = RequestLog()
         self._connections: set[Connection] = set()
         self._deserted = asyncio.Event()  # no connection is left
         self._deserted.set()
@@ -68,6 +65,7 @@ class App(State):
     def drain(self) -> None:
         """No further request is taken; those that run go on."""
         self._draining = True
+        self.logs.close()
         for connection in list(self._connections):
             connection.shutdown()
 
@@ -104,16 +102,13 @@ class App(State):
         return status, headers_of(error), body.encode()
 
     def _answered(self, request: Request | None, reply: Reply) -> None:
-        """Counts the request, and logs that it was, without what it said: a query may hold a key."""
-        method = request.method if request is not None and request.method in METHODS else OTHER
-        seconds = asyncio.get_running_loop().time() - reply.began
+        """Counts the request, and logs that it was."""
+        now = asyncio.get_running_loop().time()
         status = reply.status or CLIENT_LEFT
-        self.metrics.answered(reply.route or OTHER, method, status, seconds)
-        level = logging.DEBUG if reply.route in POLLED else logging.INFO
-        if request is not None and log.isEnabledFor(level):
-            path = ascii(request.path)[1:-1]
-            left = "" if reply.complete else ", not to its end"
-            log.log(level, "%s %.200s: %d%s, %.0f ms", method, path, status, left, seconds * 1000)
+        method = request.method if request is not None and request.method in METHODS else OTHER
+        self.metrics.answered(reply.route or OTHER, method, status, now - reply.began)
+        if request is not None:
+            self._request_log.tell(request, reply, status, now)
 
 
 def spelling(path: str) -> Spelling:

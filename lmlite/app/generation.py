@@ -8,8 +8,8 @@ that leaves cancels its request down to the engine.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,10 +17,11 @@ from ..api.call import Call, Frame
 from ..api.call import Reply as Spelled
 from ..api.fields import INLINE_BYTES_MAX, parse_body
 from ..api.served import Served
-from ..errors import ShuttingDown
+from ..errors import LmError, ShuttingDown
 from ..events import Event
 from ..wire import sse
 from ..wire.connection import Reply, Request
+from .logs import Prediction, overhear
 from .state import Endpoint, State, fact
 
 if TYPE_CHECKING:
@@ -51,21 +52,67 @@ async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes) -> T:
     return await asyncio.to_thread(lambda: parse(parse_body(body)))
 
 
-def started(app: State, call: Call, served: Served, engine: Engine) -> Iterator[Run]:
-    """The runs of `call`, each to be counted at its end, even if nobody reads it any more."""
-    model, before = served.instance.card.id, None
-    for work in call.runs:
-        new_prompt = work.prompt is not before  # else it is the same one's further choice
-        before = work.prompt
-        counted = partial(app.metrics.generated, model, new_prompt=new_prompt)
-        yield engine.run(work if call.stream else replace(work, whole=True), counted)
+async def begin(app: State, call: Call, served: Served, engine: Engine) -> list[Work]:
+    """The runs of `call`: each is counted at its end, even if nobody reads it any more, and heard if somebody listens."""
+    instance, prompt, works = served.instance, None, []
+    heard: Sequence[Prediction | None] = [None] * len(call.runs)
+    if app.logs.hears("model"):
+        heard = await overhear(app.logs, engine, instance, call.runs)
+    for work, prediction in zip(call.runs, heard, strict=True):
+        new_prompt = work.prompt is not prompt  # else it is the same one's further choice
+        prompt = work.prompt
+        counted = partial(app.metrics.generated, instance.card.id, new_prompt)
+        on_finished = counted if prediction is None else both(counted, prediction.finished)
+        works.append(Work(engine.run(work if call.stream else replace(work, whole=True), on_finished), prediction))
+    return works
+
+
+def both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[T], None]:
+    def call(value: T) -> None:
+        first(value)
+        second(value)
+
+    return call
+
+
+@dataclass(slots=True, frozen=True)
+class Work:
+    """A run, and what those hear of it who listen."""
+
+    run: Run
+    prediction: Prediction | None
+
+    async def collect(self) -> list[Event]:
+        """All events."""
+        events: list[Event] = []
+
+        def take(batch: list[Event]) -> bool:
+            events.extend(batch)
+            return True
+
+        await self.feed(take, never)
+        return events
+
+    async def feed(self, take: Callable[[list[Event]], bool], drained: Callable[[], Awaitable[None]]) -> None:
+        """See `Run.feed`."""
+        if self.prediction is None:
+            await self.run.feed(take, drained)
+            return
+        try:
+            await self.run.feed(self.prediction.listening(take), drained)
+        except LmError:
+            self.prediction.failed()
+            raise
+        finally:
+            self.prediction.left()
+
+
+async def never() -> None:
+    """Waits for room where there always is."""
 
 
 async def answer(app: State, call: Call, served: Served, engine: Engine, reply: Reply) -> None:
-    async def collect(run: Run) -> list[Event]:
-        return [event async for event in run]
-
-    events = await together([collect(run) for run in started(app, call, served, engine)])
+    events = await together([work.collect() for work in await begin(app, call, served, engine)])
     reply.whole(200, call.reply(served).whole(events).encode())
 
 
@@ -82,8 +129,8 @@ async def stream(app: State, call: Call, served: Served, engine: Engine, reply: 
         return not reply.paused
 
     try:
-        runs = started(app, call, served, engine)
-        await together([run.feed(partial(take, index), reply.drain) for index, run in enumerate(runs)])
+        works = await begin(app, call, served, engine)
+        await together([work.feed(partial(take, index), reply.drain) for index, work in enumerate(works)])
         last = spelled.end()
     except asyncio.CancelledError:
         if not (app.expired and reply.started):

@@ -58,7 +58,7 @@ class Metrics:
         self.requests.add(route, method, str(status))
         self.request_s.observe(seconds, route)
 
-    def generated(self, model: str, finished: Finished, new_prompt: bool) -> None:
+    def generated(self, model: str, new_prompt: bool, finished: Finished) -> None:
         """`new_prompt`: not one that another choice of the same request counts already, as its usage does.
 
         A generation that was given up before its first token has perhaps not looked at its prompt: that counts nothing.

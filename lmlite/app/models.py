@@ -32,8 +32,14 @@ RESCAN_S: Final = 1.0
 """A list of models is at most this old: a client that polls must not keep the disk busy."""
 
 
-def open_pool(config: Config, catalog: Choice, place: Callable[[], Placement] | None = None) -> Pool:
-    """`place` stands in for the configured placement; tests put a fake engine there."""
+def open_pool(
+    config: Config,
+    catalog: Choice,
+    place: Callable[[], Placement] | None = None,
+    on_line: Callable[[int, str], None] | None = None,
+) -> Pool:
+    """`place` stands in for the configured placement; tests put a fake engine there. `on_line` is told, in threads, what
+    engines say on stderr, and by which process."""
     from ..core.guard import MemoryGuard
     from ..core.payloads import LoadSettings, Lora
     from ..core.pool import Pool
@@ -64,7 +70,7 @@ def open_pool(config: Config, catalog: Choice, place: Callable[[], Placement] | 
     )
     estimates = place or Process  # whose failures the load itself will tell
     if place is None:
-        place = Thread if config.isolation == "thread" else lambda: Process(log=log.error)
+        place = Thread if config.isolation == "thread" else lambda: Process(log=log.error, on_line=on_line)
     max_jit = config.max_loaded or (1 if config.auto_evict else None)
     check = MemoryGuard(estimates).check if config.memory_guard else None
     return Pool(catalog, place, settings, config.ttl or None, jit=config.jit, max_jit=max_jit, check=check)
@@ -86,9 +92,15 @@ class Models:
     this too: a server is ready before that.
     """
 
-    def __init__(self, config: Config, place: Callable[[], Placement] | None = None, max_age_s: float = RESCAN_S):
+    def __init__(
+        self,
+        config: Config,
+        place: Callable[[], Placement] | None = None,
+        on_line: Callable[[int, str], None] | None = None,
+        max_age_s: float = RESCAN_S,
+    ):
         self.max_age_s = max_age_s
-        self._config, self._place = config, place
+        self._config, self._place, self._on_line = config, place, on_line
         self._opened: tuple[Catalog, Pool] | None = None
         self._look: asyncio.Future[None] | None = None
         self._looked_at = -math.inf
@@ -134,7 +146,7 @@ class Models:
             return
         catalog = open_catalog(self._config)
         catalog.rescan()
-        self._opened = catalog, open_pool(self._config, catalog, self._place)
+        self._opened = catalog, open_pool(self._config, catalog, self._place, self._on_line)
 
     def _note(self, look: asyncio.Future[None]) -> None:
         self._look = None

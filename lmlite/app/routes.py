@@ -8,7 +8,7 @@ from typing import Final
 from ..api import lmstudio_v0, lmstudio_v1, lmstudio_v1_load, openai_chat, openai_embeddings, openai_text
 from ..errors import LmError
 from ..wire.router import Route
-from . import downloads, estimating, listing, loading, metrics, questions
+from . import downloads, estimating, listing, loading, logs, metrics, questions
 from .generation import generating
 from .state import Endpoint
 
@@ -49,6 +49,7 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("POST", "/lmlite/downloads/resume/{job_id}", downloads.resume),
     Route("GET", "/lmlite/instances", loading.list_instances),
     Route("POST", "/lmlite/estimate", estimating.estimate),
+    Route("GET", "/lmlite/log", logs.stream),
 )
 
 FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (

@@ -14,6 +14,7 @@ from ..config import Config
 from ..errors import InternalError, LmError
 from ..wire.connection import Reply, Request
 from .downloads import ModelDownloads
+from .logs import Logs
 from .metrics import Metrics, Reports
 from .models import Models
 
@@ -32,7 +33,8 @@ class State:
 
     def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
         self.config = config
-        self.models = Models(config, place)
+        self.logs = Logs(lambda: next((instance.runtime for instance in self.models.instances()), None))
+        self.models = Models(config, place, self.logs.engine_said)
         self.downloads = ModelDownloads(config)
         self.expired = False
         self.metrics = Metrics()

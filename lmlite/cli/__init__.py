@@ -21,6 +21,7 @@ GROUPS: Final = {
     "loading": ("load", "unload"),
     "get": ("get",),
     "importing": ("import",),
+    "log": ("log",),
     "service": ("service",),
     "version": ("version",),
     "completion": ("completion", "__complete"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ..config import gather, read_file
@@ -109,13 +109,17 @@ class Client:
         """The answer's JSON; waits for it as long as the server takes."""
         return self._whole("POST", path, body, None)
 
-    def events(self, method: str, path: str, body: Any = None) -> Iterator[tuple[str | None, Any]]:
+    def events(
+        self, method: str, path: str, body: Any = None, on_open: Callable[[], None] | None = None
+    ) -> Iterator[tuple[str | None, Any]]:
         """The names and JSON payloads of server-sent events until the server's end, or the caller's: closing the iterator
-        closes the connection. An `error` event is raised as `ServerError`."""
+        closes the connection. An `error` event is raised as `ServerError`. `on_open` is called once the server has begun."""
         connection, response = self._ask(method, path, body, None)
         try:
             if not response.headers.get_content_type() == "text/event-stream":
                 raise ServerError(502, "bad_answer", f"{self.url}{path} answers with something else than events")
+            if on_open is not None:
+                on_open()
             for name, data in read_events(response):
                 if data == "[DONE]":
                     return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ GAP: Final = 3
 MIN_COLUMN: Final = 8
 """Columns are not cut shorter to fit a narrow terminal: what is left would tell nothing."""
 REDRAW_S: Final = 0.1
+OBEYED: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 BAR_WIDTH: Final = 30
 
 Cell = str | tuple[str, str]
@@ -37,6 +39,12 @@ def escaped(text: str) -> str:
 
 def _escape(c: str) -> str:
     return c.encode("unicode_escape").decode("ascii")
+
+
+def printable(text: str) -> str:
+    """`text` with its lines and tabs, and nothing else that a terminal would obey: no escape sequences, nor what
+    turns the direction of writing."""
+    return OBEYED.sub(lambda found: _escape(found[0]), text.replace("\r\n", "\n"))
 
 
 def decimal_size(n_bytes: float) -> str:

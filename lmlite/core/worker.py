@@ -20,6 +20,8 @@ EXIT_S: Final = 2.0
 """An engine that reads EOF frees its model and returns; what needs longer than this is stuck."""
 KILLED_S: Final = 5.0
 """The kernel tears down a killed process with a large model mapped in well under this."""
+LINE_MAX: Final = 4 << 10
+"""Bytes of one line of a child's stderr that are handed on."""
 STDERR_TAIL: Final = 8 << 10
 """Bytes of the child's last words that are kept: an assertion and its surroundings, not a log."""
 
@@ -86,10 +88,16 @@ class _Ending:
 
 class Process:
     """`command` is the program without the descriptor's number, which is its last argument; None: the engine of this
-    package. `log` gets the tail of stderr of a child that did not end well."""
+    package. `log` gets the tail of stderr of a child that did not end well, `on_line` the child's pid and each line at
+    once; both are called in a thread."""
 
-    def __init__(self, command: Sequence[str] | None = None, log: Callable[[str], None] | None = None):
-        self._command, self._log = command, log
+    def __init__(
+        self,
+        command: Sequence[str] | None = None,
+        log: Callable[[str], None] | None = None,
+        on_line: Callable[[int, str], None] | None = None,
+    ):
+        self._command, self._log, self._on_line = command, log, on_line
         self._child: subprocess.Popen[bytes] | None = None
         self._ending: _Ending | None = None
         self._killed_by_us = False
@@ -119,14 +127,23 @@ class Process:
     def _attend(self, child: subprocess.Popen[bytes], ending: _Ending) -> None:
         """Drains the child's stderr, then reaps it: works on any loop in any thread, and outlives them."""
         assert child.stderr is not None
-        tail = b""
+        tail = line = b""
         with child.stderr as pipe:
             while chunk := pipe.read(4096):
                 tail = (tail + chunk)[-STDERR_TAIL:]
+                *lines, line = (line + chunk).split(b"\n")
+                self._hand_on(child.pid, lines)
+                line = line[:LINE_MAX]
+        self._hand_on(child.pid, [line])
         code = child.wait()
         ending.tell()
         if self._log and code != 0 and not self._killed_by_us:
             self._log(f"engine process {child.pid} ended: {self.fate()}\n{tail.decode('utf-8', 'replace')}".rstrip())
+
+    def _hand_on(self, pid: int, lines: Sequence[bytes]) -> None:
+        if self._on_line is not None:
+            for line in filter(None, map(bytes.rstrip, lines)):
+                self._on_line(pid, line[:LINE_MAX].decode("utf-8", "replace"))
 
     def fate(self) -> str | None:
         code = self._child.returncode if self._child else None

@@ -1,0 +1,43 @@
+"""One line in the log for each request: method, path, status, time. Never a body, nor a query, which may hold a key."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from ..wire.connection import Reply, Request
+
+log = logging.getLogger(__name__)
+
+LINES_MAX: Final = 200
+"""Per second. A person reads fewer, and a flood of bad requests must not fill a disk."""
+POLLED: Final = frozenset({"/health", "/metrics", "/lmstudio-greeting"})
+"""What machines ask every few seconds: no news, unless somebody debugs."""
+
+
+class RequestLog:
+    """Of one server."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._told = 0
+        self._untold = 0
+
+    def tell(self, request: Request, reply: Reply, status: int, now: float) -> None:
+        """`now` is the loop's time."""
+        level = logging.DEBUG if reply.route in POLLED else logging.INFO
+        if log.isEnabledFor(level) and self._has_room(int(now)):
+            path = ascii(request.path)[1:-1]
+            cut = "" if reply.complete else " and cut"
+            log.log(level, "%.16s %.200s: %d%s after %.0f ms", request.method, path, status, cut, (now - reply.began) * 1000)
+
+    def _has_room(self, second: int) -> bool:
+        if second != self._second:
+            if self._untold:
+                log.warning("%d further requests within that second were not logged", self._untold)
+            self._second, self._told, self._untold = second, 0, 0
+        if self._told >= LINES_MAX:
+            self._untold += 1
+            return False
+        self._told += 1
+        return True
