@@ -13,6 +13,7 @@ import pytest
 
 from lmlite.app.logs import HELD_MAX, Listener, Logs, spell
 from lmlite.core.frames import Kind
+from lmlite.server import Server
 from tests.conftest import Client, FakeServer
 from tests.fakes import Gate, Script, error
 
@@ -265,6 +266,24 @@ def test_engines_lines_reach_who_listens_to_the_runtime(serve_fake: Serve) -> No
     }
 
 
+@pytest.mark.usefixtures("info")
+def test_loads_and_what_engines_say_are_told_with_the_model(tiny_server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with Server(port=0, home=tiny_server._service.config.home) as server:
+        client, listening = Client(server.port), Client(server.port)
+        ear = Ear(listening, "?source=runtime")
+        model = client.get("/v1/models").json["data"][0]["id"]
+        client.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
+        told = ear.next()
+        assert told is not None and told["level"] == "info"
+        assert told["message"].startswith(f"{model!r} is loaded, after ")
+        pid = client.get("/lmlite/instances").json["instances"][0]["pid"]
+        server._service.app.logs.engine_said(pid, "ggml: out of luck")
+        told = ear.next()
+        assert told is not None and (told["modelIdentifier"], told["pid"]) == (model, pid)
+        client.close()
+        listening.close()
+
+
 # ---- listeners -------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +299,11 @@ def test_engines_lines_reach_who_listens_to_the_runtime(serve_fake: Serve) -> No
 def test_what_cannot_be_listened_to_is_refused_by_name(fake_server: FakeServer, query: str, param: str) -> None:
     answer = fake_server.client().get("/lmlite/log" + query)
     assert (answer.status, answer.json["error"]["type"], answer.json["error"]["param"]) == (400, "invalid_request", param)
+
+
+def test_head_of_a_stream_is_answered_at_once(fake_server: FakeServer) -> None:
+    answer = fake_server.client().ask("HEAD", "/lmlite/log")
+    assert (answer.status, answer.headers["Content-Type"], answer.body) == (200, "text/event-stream", b"")
 
 
 def test_a_slow_listener_loses_lines_and_is_told_how_many() -> None:
@@ -325,7 +349,7 @@ def test_who_comes_while_the_server_stops_hears_nothing() -> None:
     import asyncio
 
     async def run() -> bool:
-        logs = Logs(lambda: None)
+        logs = Logs(lambda: None, lambda pid: None)
         logs.close()
         with logs.listen("model", frozenset(), False) as listener:
             return listener.closed

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from lmlite.app import App
+from lmlite.app.metrics import Metrics
 from lmlite.config import Config
 from lmlite.core.frames import Kind
+from lmlite.events import Finished, Stats
 from lmlite.metrics import OTHER, SERIES_MAX, Counter, Gauge, Histogram, expose
 from lmlite.server import LoopThread, Service
 from tests.conftest import TIMEOUT_S, Client, FakeServer
@@ -197,6 +199,15 @@ def test_a_stream_that_is_cut_counts_what_was_generated(serve_fake: Serve) -> No
     assert found["lmlite_generated_tokens_total", ("talker",)] == 1, "what the engine said at the end"
 
 
+def test_a_generation_given_up_before_its_first_token_counts_no_prompt() -> None:
+    metrics, nothing = Metrics(), Stats(10, 4, 0, 0.0, 0.0, 0.0)
+    metrics.generated("m", True, Finished("userStopped", nothing))
+    assert metrics.generations.get("m", "userStopped") == 1
+    assert metrics.prompt_tokens.get("m") == metrics.cached_tokens.get("m") == 0
+    metrics.generated("m", True, Finished("maxPredictedTokensReached", nothing))
+    assert (metrics.prompt_tokens.get("m"), metrics.cached_tokens.get("m")) == (10, 4), "a prompt may be all that was asked"
+
+
 def test_inputs_of_embeddings_and_documents_are_counted(fake_server: FakeServer) -> None:
     client = fake_server.client()
     usages = [
@@ -230,6 +241,22 @@ def test_loads_that_fail_and_crashes_are_counted(serve_fake: Serve) -> None:
     client = serve_fake(Script(die_after=1)).client()
     client.post("/v1/chat/completions", HELLO)
     assert scrape(client)["lmlite_model_crashes_total", ("talker",)] == 1
+
+
+def test_requests_that_wait_for_a_load_are_seen(serve_fake: Serve) -> None:
+    gate = Gate(Kind.LOAD)
+    server = serve_fake(Script(hold=gate))
+    clients = [server.client() for _ in range(3)]
+    headers = {"Content-Type": "application/json"}
+    for client in clients:
+        client.connection.request("POST", "/v1/chat/completions", json.dumps(HELLO), headers)
+    watching = server.client()
+    key = ("lmlite_requests_waiting_for_load", ("talker",))
+    scrape_until(watching, lambda found: found.get(key) == 3)
+    gate.open()
+    for client in clients:
+        assert client.connection.getresponse().status == 200
+    assert key not in scrape(watching)
 
 
 def test_an_engine_that_does_not_answer_holds_up_no_scrape(serve_fake: Serve) -> None:

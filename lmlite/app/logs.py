@@ -45,6 +45,9 @@ PREDICTIONS: Final[Mapping[str, str]] = {"input": "llm.prediction.input", "outpu
 async def stream(app: State, request: Request, reply: Reply, _: str) -> None:
     """Server-sent events until the client leaves or the server stops; each is one line as JSON."""
     source, types, stats = parse_query(request.query)
+    if request.method == "HEAD":
+        reply.whole(200, b"", content_type="text/event-stream")
+        return
     with app.logs.listen(source, types, stats) as listener:
         reply.start(200, sse.HEADERS)
         reply.write(sse.KEEP_ALIVE)  # the listener is there: what is asked from now on is heard
@@ -120,9 +123,9 @@ class Listener:
 class Logs:
     """Who listens to one server. For its loop; but what is logged, and what engines say, may come from any thread."""
 
-    def __init__(self, runtime: Callable[[], Runtime | None]) -> None:
-        """`runtime` tells what engines run on, as soon as that is known."""
-        self._runtime = runtime
+    def __init__(self, runtime: Callable[[], Runtime | None], owner: Callable[[int], str | None]) -> None:
+        """`runtime` tells what engines run on, as soon as that is known; `owner` the instance of an engine's process."""
+        self._runtime, self._owner = runtime, owner
         self._listeners: dict[Source, list[Listener]] = {"model": [], "server": [], "runtime": []}
         self._taps: dict[Source, Tap] = {"server": Tap(PACKAGE, self._served), "runtime": Tap(f"{PACKAGE}.core", self._worked)}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -161,7 +164,7 @@ class Logs:
     def engine_said(self, pid: int, line: str) -> None:
         """May be called from any thread. Engines say errors only: the rest is in what they answer."""
         if self.hears("runtime"):
-            self._from_anywhere(partial(self._tell_runtime, "error", line, pid=pid))
+            self._from_anywhere(partial(self._tell_runtime, "error", line, pid))
 
     def _served(self, record: logging.LogRecord) -> None:
         data = {"type": "server.log", "content": describe(record), "level": level_of(record)}
@@ -170,11 +173,14 @@ class Logs:
     def _worked(self, record: logging.LogRecord) -> None:
         self._from_anywhere(partial(self._tell_runtime, level_of(record), describe(record)))
 
-    def _tell_runtime(self, level: str, message: str, **more: Any) -> None:
+    def _tell_runtime(self, level: str, message: str, pid: int | None = None) -> None:
         runtime = self._runtime()
         name, version = (runtime.name, runtime.version) if runtime else (ENGINE_TYPE, None)
         engine = {"engineName": name, "engineVersion": version, "engineType": ENGINE_TYPE}
-        self._tell("runtime", {"type": "runtime.log", "level": level, "message": message, **engine, **more})
+        owner = None if pid is None else self._owner(pid)
+        whose = {"modelIdentifier": owner} if owner else {}
+        process = {} if pid is None else {"pid": pid}
+        self._tell("runtime", {"type": "runtime.log", "level": level, "message": message, **engine, **whose, **process})
 
     def _tell(self, source: Source, data: Mapping[str, Any]) -> None:
         if self._listeners[source]:

@@ -91,7 +91,8 @@ class Metrics:
 
 async def show(app: State, request: Request, reply: Reply, _: str) -> None:
     reports = await app.reports.fresh(app.models.engines())
-    text = expose((*app.metrics.families(), *app.models.counted(), *instance_families(reports), *server_families(app)))
+    known = (loading_family(app), *instance_families(reports), *server_families(app))
+    text = expose((*app.metrics.families(), *app.models.counted(), *known))
     reply.whole(200, text.encode(), content_type=CONTENT_TYPE)
 
 
@@ -121,6 +122,13 @@ class Reports:
             self._known[engine] = await engine.stats()
         except LmError:  # it has just ended
             self._known.pop(engine, None)
+
+
+def loading_family(app: State) -> Gauge:
+    waiting = Gauge("lmlite_requests_waiting_for_load", "Requests that wait for a model to be loaded.", ("model",))
+    for model, count in app.models.waiting().items():
+        waiting.set(count, model)
+    return waiting
 
 
 def instance_families(reports: list[tuple[Instance, Report | None]]) -> Iterator[Family]:

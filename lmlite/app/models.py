@@ -235,6 +235,10 @@ class Models:
         """See `Pool.engines`."""
         return self._opened[1].engines() if self._opened else ()
 
+    def waiting(self) -> dict[str, int]:
+        """See `Pool.waiting`."""
+        return self._opened[1].waiting() if self._opened else {}
+
     def counted(self) -> Iterator[Family]:
         """What became of loads so far."""
         if self._opened is not None:

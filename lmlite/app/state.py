@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from ..api.served import Served
+from ..card import Runtime
 from ..config import Config
 from ..errors import InternalError, LmError
 from ..wire.connection import Reply, Request
@@ -33,7 +34,7 @@ class State:
 
     def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
         self.config = config
-        self.logs = Logs(lambda: next((instance.runtime for instance in self.models.instances()), None))
+        self.logs = Logs(self._runtime, self._owner)
         self.models = Models(config, place, self.logs.engine_said)
         self.downloads = ModelDownloads(config)
         self.expired = False
@@ -42,6 +43,14 @@ class State:
         self.n_connections = 0
         self.started = time.time()
         self._started_at = time.monotonic()
+
+    def _runtime(self) -> Runtime | None:
+        """What engines run on, if one has told it."""
+        return next((instance.runtime for instance in self.models.instances()), None)
+
+    def _owner(self, pid: int) -> str | None:
+        """Whose engine the process `pid` is."""
+        return next((presence.id for presence in self.models.presences() if presence.pid == pid), None)
 
     def uptime_s(self) -> float:
         return time.monotonic() - self._started_at

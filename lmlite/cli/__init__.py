@@ -21,6 +21,7 @@ GROUPS: Final = {
     "loading": ("load", "unload"),
     "get": ("get",),
     "importing": ("import",),
+    "chat": ("chat",),
     "log": ("log",),
     "service": ("service",),
     "version": ("version",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ..config import gather, read_file
@@ -111,7 +111,7 @@ class Client:
 
     def events(
         self, method: str, path: str, body: Any = None, on_open: Callable[[], None] | None = None
-    ) -> Iterator[tuple[str | None, Any]]:
+    ) -> Generator[tuple[str | None, Any], None, None]:
         """The names and JSON payloads of server-sent events until the server's end, or the caller's: closing the iterator
         closes the connection. An `error` event is raised as `ServerError`. `on_open` is called once the server has begun."""
         connection, response = self._ask(method, path, body, None)

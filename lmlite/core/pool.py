@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -46,6 +47,8 @@ from .payloads import LoadSettings, LoadSpec
 from .slot import Slot, Turn, instance_of
 from .stamps import Stamps
 from .worker import Placement
+
+log = logging.getLogger(__name__)
 
 Needs = Literal["chat", "text", "embedding", "rerank"]
 State = Literal["not-loaded", "loading", "loaded"]
@@ -407,6 +410,7 @@ class Pool:
             )
             slot.instance = instance_of(slot.id, card, await slot.engine.load(spec, slot.progress))
             self.counted.loaded(card.id, slot.instance.load_ms / 1000)
+            log.info("%r is loaded, after %.2f s", slot.id, slot.instance.load_ms / 1000)
             slot.ready.set_result(None)
         except asyncio.CancelledError:
             if slot.engine is not None:
@@ -424,6 +428,7 @@ class Pool:
 
     def _load_failed(self, slot: Slot, error: LmError) -> None:
         self.counted.failed(slot.card.id)
+        log.warning("%r is not loaded: %s", slot.id, error)
         if self._slots.get(slot.id) is slot:
             self._retire(slot, error)
             self._advance()
@@ -433,6 +438,8 @@ class Pool:
     def _retire(self, slot: Slot, error: LmError) -> None:
         """Forgets the slot, sees its engine off in the background; whoever waits or runs gets `error`."""
         self._forget(slot)
+        if slot.loaded:
+            log.info("%r leaves: %s", slot.id, error)
         if not slot.ready.done():
             slot.ready.set_exception(error)
             slot.ready.exception()  # seen, even if nobody waits
@@ -473,6 +480,7 @@ class Pool:
     def _lost(self, slot: Slot) -> None:
         """The engine has ended by itself. Why is known once it is closed; its requests hear it from the engine."""
         self.counted.crashed(slot.card.id)
+        log.error("the engine of %r has ended", slot.id)
         self._crashes.note(slot.card, self._clock.time())
         if slot.engine is not None:
             self._see_off(slot, asyncio.get_running_loop().create_task(self._inquire(slot.card, slot.engine)))
@@ -521,6 +529,16 @@ class Pool:
         """Those that are loaded, without a lease: to be asked how they are, and nothing that is work."""
         slots = self._slots.values()
         return tuple((slot.instance, slot.engine) for slot in slots if slot.instance is not None and slot.engine)
+
+    def waiting(self) -> dict[str, int]:
+        """How many requests wait for a model to be loaded, by its card's id."""
+        counts: dict[str, int] = {}
+        for turn in self._line:
+            counts[turn.card.id] = counts.get(turn.card.id, 0) + turn.waiting
+        for slot in self._slots.values():
+            if not slot.loaded and slot.users:
+                counts[slot.card.id] = counts.get(slot.card.id, 0) + slot.users
+        return counts
 
     def presences(self) -> tuple[Presence, ...]:
         """Those that are loaded or loading."""

@@ -102,6 +102,11 @@ class Home:
         return self.root / "state.sqlite3"
 
     @property
+    def chat_history(self) -> Path:
+        """What was typed into `lmlite chat`."""
+        return self.root / "chat-history"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 
