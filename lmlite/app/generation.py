@@ -45,7 +45,7 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
     return endpoint
 
 
-async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes) -> T:
+async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes | bytearray) -> T:
     """A large body is read in a thread: others' streams must not wait for it."""
     if len(body) <= INLINE_BYTES_MAX:
         return parse(parse_body(body))

@@ -6,10 +6,10 @@ The socket, the requests' ends and the engine's death are `line.Line`'s work; th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from ..errors import LmError
 from ..events import (
@@ -46,12 +46,16 @@ from .payloads import (
     read_text,
     read_tokens,
     read_tool_call,
+    size_of,
 )
 from .worker import Placement
 
 _TEXT: Final = int(Kind.TEXT)
 _REASONING: Final = int(Kind.REASONING)
 _TOOL_CALL: Final = int(Kind.TOOL_CALL)
+
+INLINE_BYTES_MAX: Final = 32 * 1024
+"""Commands up to here are written at once: within a millisecond."""
 
 T = TypeVar("T")
 
@@ -136,19 +140,21 @@ class Engine:
 
     async def embed(self, embed: Embed) -> list[Embedding]:
         """One vector per input, in order. Raises `ContextOverflow` with the index of an input that is too long."""
-        payload = encode(embed_object(embed))
+        payload = await written(sum(map(len, embed.inputs)), lambda: embed_object(embed))
         return await self._line.ask(Kind.EMBED, payload, _Rows(len(embed.inputs), Embedding))
 
     async def rerank(self, rerank: Rerank) -> list[Score]:
         """One score per document, in order. Raises `ContextOverflow` with the index of a document that is too long."""
-        payload = encode({"query": rerank.query, "documents": list(rerank.documents)})
+        command = {"query": rerank.query, "documents": list(rerank.documents)}
+        payload = await written(len(rerank.query) + sum(map(len, rerank.documents)), lambda: command)
         return await self._line.ask(Kind.RERANK, payload, _Rows(len(rerank.documents), read_score))
 
     async def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
     ) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
         """The ids, and the exact bytes of each."""
-        payload = encode({"text": text, "add_special": add_special, "parse_special": parse_special})
+        command = {"text": text, "add_special": add_special, "parse_special": parse_special}
+        payload = await written(len(text), lambda: command)
         return await self._line.ask(Kind.TOKENIZE, payload, _Answer(Kind.TOKENS, read_tokens))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
@@ -164,6 +170,14 @@ class Engine:
     async def close(self, error: LmError | None = None) -> None:
         """Ends the engine, and its requests with `error`; returns when its memory is free."""
         await self._line.close(error)
+
+
+async def written(size: int, command: Callable[[], Mapping[str, Any]]) -> bytes:
+    """The payload of a command of about `size` bytes: a large one is written in a thread, where the loop can come between
+    its steps."""
+    if size <= INLINE_BYTES_MAX:
+        return encode(command())
+    return await asyncio.to_thread(lambda: encode(command(), in_steps=True))
 
 
 class Run:
@@ -184,7 +198,9 @@ class Run:
         with the other deltas."""
         line = self._line
         stream = _Stream(line, self._generate.whole, self._on_finished)
-        request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
+        generate = self._generate
+        payload = await written(size_of(generate.prompt), lambda: generate_object(generate))
+        request_id = line.send(Kind.GENERATE, payload, stream)
         try:
             while not stream.over:
                 arrival = stream.arrival()
@@ -205,7 +221,9 @@ class Run:
         """
         line = self._line
         stream = _Stream(line, self._generate.whole, self._on_finished, take)
-        request_id = line.send(Kind.GENERATE, encode(generate_object(self._generate)), stream)
+        generate = self._generate
+        payload = await written(size_of(generate.prompt), lambda: generate_object(generate))
+        request_id = line.send(Kind.GENERATE, payload, stream)
         try:
             while not stream.over:
                 await stream.halt()

@@ -52,7 +52,7 @@ class Request:
     path: str
     query: str
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | bytearray
     peer: Any
 
 
@@ -372,7 +372,7 @@ class Connection(asyncio.Protocol):
         request, reply, refusal = self._request, self._reply, self._refusal
         assert request is not None and reply is not None
         if self._body:
-            request = replace(request, body=bytes(self._body))
+            request = replace(request, body=self._body)  # a copy of a large one would stop the loop for a while
             self._body = bytearray()
         self._request = self._refusal = None
         if self._stopping:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlite.api.fields import CONTAINERS_MAX, DEPTH_MAX, MEMBERS_MAX, VALUES_MAX, parse_body
+from lmlite.api.fields import CONTAINERS_MAX, DEPTH_MAX, MEMBERS_MAX, STEP_BYTES, VALUES_MAX, parse_body
 from lmlite.errors import InvalidJson
 
 
@@ -128,3 +128,12 @@ def test_nothing_but_an_object_or_a_refusal_comes_of_any_bytes(raw: bytes) -> No
         assert isinstance(parse_body(raw), dict)
     except InvalidJson:
         pass
+
+
+@pytest.mark.parametrize("before", range(STEP_BYTES - 3, STEP_BYTES + 4))
+def test_commas_inside_strings_are_no_values_wherever_a_long_body_is_cut(before: int) -> None:
+    """More commas than values may be, in one string that begins at either side of a cut; then brackets outside of it."""
+    raw = b'{"a":"' + b"x" * (before - 6) + b'","b":"' + b"," * (2 * VALUES_MAX) + b'","c":[1,2]}'
+    assert parse_body(raw)["c"] == [1, 2]
+    with pytest.raises(InvalidJson, match="more than"):
+        parse_body(raw[:-4] + b",1" * VALUES_MAX + b"]}")

@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings, strategies
 
 from lmlite import errors
-from lmlite.core.engine import Engine
+from lmlite.core.engine import INLINE_BYTES_MAX, Engine
 from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
 from lmlite.core.line import HANG_S
 from lmlite.core.payloads import (
     LOGPROB_FLOOR,
+    STEP,
     LoadSettings,
     LoadSpec,
     chat_object,
     encode,
     generate_object,
     load_object,
+    size_of,
 )
 from lmlite.events import (
     DraftCounts,
@@ -663,6 +666,61 @@ def test_sampling_has_the_keys_of_its_class() -> None:
     sent = json.loads(encode(generate_object(HELLO)))["sampling"]
     assert list(sent) == [field.name for field in fields(Sampling)]
     assert sent["seed"] is None and sent["dry_sequence_breakers"] == ["\n", ":", '"', "*"]
+
+
+KEYS = strategies.text('ab"\\é', max_size=3)
+JSON_VALUES = strategies.recursive(
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers()
+    | strategies.floats(allow_nan=False, allow_infinity=False)
+    | strategies.text(strategies.characters(exclude_categories=["Cs"])),
+    lambda inner: strategies.lists(inner, max_size=4) | strategies.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(command=strategies.dictionaries(KEYS, JSON_VALUES, max_size=3))
+def test_a_command_written_in_steps_is_the_same_command(command: dict[str, Any]) -> None:
+    assert encode(command, in_steps=True) == encode(command)
+
+
+@pytest.mark.parametrize("size", [STEP - 1, STEP, STEP + 1, 3 * STEP + 7])
+@pytest.mark.parametrize("text", ["x", '"', "\\", "\n", "é", "😀", 'a"'])
+def test_a_long_text_written_in_steps_is_the_same_text(text: str, size: int) -> None:
+    command = {"text": (text * size)[:size], "tokens": tuple(range(size // 8)), "bans": [[1, None]] * 3}
+    assert encode(command, in_steps=True) == encode(command)
+
+
+@pytest.mark.parametrize("value", ["\ud800" * 2 * STEP, [float("nan")], {"a": [[float("inf")]]}])
+def test_what_no_frame_can_carry_is_refused_in_steps_too(value: Any) -> None:
+    with pytest.raises(errors.InvalidRequest):
+        encode({"value": value}, in_steps=True)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Text("x" * 100_000),
+        Tokens(tuple(range(100_000))),
+        Chat(({"role": "user", "content": "x" * 100_000},)),
+        Chat(({"role": "user", "content": "hello"},) * 1000),
+    ],
+    ids=["text", "tokens", "message", "messages"],
+)
+def test_a_large_prompt_arrives_whole(prompt: Any) -> None:
+    generate = Generate(prompt)
+    assert size_of(prompt) > INLINE_BYTES_MAX
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(generate).__aiter__()))
+        kind, request_id, said = await peer.next()
+        assert (kind, said) == (Kind.GENERATE, json.loads(encode(generate_object(generate))))
+        peer.send(frame(Kind.FINISHED, request_id, finished()))
+        await answer
+
+    play(scene)
 
 
 def test_a_ban_is_null() -> None:
