@@ -21,11 +21,14 @@ sys.path.append(str(ROOT))  # at the end: an installed lmlite is the one to meas
 import lmlite  # noqa: E402
 from bench import client  # noqa: E402
 
+SETTLED_S = 2.0
+"""A server that listens still looks for models."""
 IDLE_S = 20.0
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 async def memory(server: client.Running, model: str) -> dict[str, Any]:
+    await asyncio.sleep(SETTLED_S)
     idle = client.rss_mb(server.pid)
     began = client.cpu_s(server.pid)
     await asyncio.sleep(IDLE_S)

@@ -292,6 +292,7 @@ class Config:
     download_stall: float = option(60.0, seconds(86400), "time a download may hardly move before it connects anew; 0: any")
     drain: float = option(10.0, seconds(3600), "time that running requests have to finish when the server stops")
     log_level: str = option("info", one_of("error", "warning", "info", "debug"), "what is logged to stderr")
+    log_prompts: bool = option(False, switch(), "write prompts and answers to the log, too")
 
     @classmethod
     def of(cls, **values: Any) -> Config:

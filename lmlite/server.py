@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from .app import App
+from .app.logs import keep
 from .card import ModelCard
 from .config import Config
 from .errors import ConfigError, PortInUse
@@ -139,6 +140,7 @@ class Service:
         self.port = 0
         self._acceptors: list[Acceptor] = []
         self._expired: asyncio.Event | None = None
+        self._keeping: asyncio.Future[None] | None = None
 
     @property
     def url(self) -> str:
@@ -154,6 +156,8 @@ class Service:
         sockets = bind(self.config.host, self.config.port)
         self.port = sockets[0].getsockname()[1]
         self._expired = asyncio.Event()
+        if self.config.log_prompts:
+            self._keeping = asyncio.ensure_future(keep(self.app.logs))
         self._acceptors = [Acceptor(listening, self.app.connect) for listening in sockets]
         self.app.open()
 
@@ -175,6 +179,8 @@ class Service:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.app.deserted(), FLUSH_S)
         await self.app.close()
+        if self._keeping is not None:
+            await self._keeping
 
     async def _wait_until_deserted(self, expired: asyncio.Event) -> None:
         waiting = [asyncio.ensure_future(self.app.deserted()), asyncio.ensure_future(expired.wait())]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..core.engine import Engine
     from .state import State
 
+log = logging.getLogger(__name__)
+
 Source = Literal["model", "server", "runtime"]
 
 HELD_MAX: Final = 4 << 20
@@ -56,6 +58,14 @@ async def stream(app: State, request: Request, reply: Reply, _: str) -> None:
             reply.write(b"".join([sse.frame(None, line) for line in lines]) or sse.KEEP_ALIVE)
             await reply.drain()
     reply.finish()
+
+
+async def keep(logs: Logs) -> None:
+    """Writes what models are told and say into the server's log, as its owner asked for, until the server stops."""
+    with logs.listen("model", frozenset(PREDICTIONS.values()), stats=True) as listener:
+        while not listener.closed:
+            for line in await listener.take(KEEP_ALIVE_S):
+                log.info("%s", line)
 
 
 def parse_query(query: str) -> tuple[Source, frozenset[str], bool]:
