@@ -1,9 +1,11 @@
 // lmlite-engine FD: one engine in a process of its own, so that whatever kills it kills nothing else.
-// Serves the inherited socket FD until the peer closes it. Exits 0 then, 1-3 for a negative lm_status, 64 for wrong usage.
+// Serves the inherited socket FD until the peer closes it. Exits 0 then, 1-3 for a negative lm_status, 64 for wrong usage,
+// 75 if it had to be ended because it did not notice.
 #include "lmlite.h"
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -11,11 +13,15 @@
 #include <cstring>
 #include <fcntl.h>
 #include <initializer_list>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <thread>
 #include <unistd.h>
 
 static constexpr int EXIT_USAGE = 64; // EX_USAGE of sysexits.h
+static constexpr int EXIT_ABANDONED = 75; // EX_TEMPFAIL
+static constexpr std::chrono::seconds LAST_MOMENT{2};
 
 // An engine goes before its server when memory runs out: the server answers for it and can load it again.
 static constexpr int OOM_SCORE_STEP = 300;
@@ -60,6 +66,19 @@ static void die_quietly() {
 #endif
 }
 
+// A step or a load that does not end must not outlive the server: when that is gone, this process has a moment left.
+static void end_soon_after_peer(int fd) {
+#ifdef POLLRDHUP
+    pollfd hung_up = {fd, POLLRDHUP, 0};
+#else
+    pollfd hung_up = {fd, 0, 0}; // POLLHUP is always told
+#endif
+    while (poll(&hung_up, 1, -1) < 0 && errno == EINTR) {
+    }
+    std::this_thread::sleep_for(LAST_MOMENT);
+    _exit(EXIT_ABANDONED);
+}
+
 int main(int argc, char ** argv) {
     const int fd = argc == 2 ? parse_fd(argv[1]) : -1;
     if (fd < 0) {
@@ -69,6 +88,7 @@ int main(int argc, char ** argv) {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     leave_signals_to_parent();
     die_quietly();
+    std::thread(end_soon_after_peer, fd).detach();
 
     const int32_t status = lm_engine_serve(fd);
     fflush(nullptr);
