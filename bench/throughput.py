@@ -1,7 +1,8 @@
 """Claim: 8 streams at once decode as fast as llama-batched-bench, which has no server, no sampling and no text.
 
-Greedy answers to short prompts, from the first token of any to the last of all. The model is large enough that a step
-is what counts: with a small one this would measure the client, which shares the machine's cores.
+Greedy answers to short prompts, from the first token of any to the last of all; long ones, so that the steps in which only
+some of them run do not count for much. The model is large enough that a step is what counts: with a small one this would
+measure the client, which shares the machine's cores.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an i
 
 from bench import client, contest, peers  # noqa: E402
 
-STREAMS, PROMPT, N = 8, 16, 64
+STREAMS, PROMPT, N = 8, 16, 160
 CLAIMS = (
     contest.Claim("tokens_per_s", "8 streams together, against llama-server", "tokens/s", ratio=1.0, more=True),
     contest.Claim("of_raw", "8 streams together, of llama-batched-bench", "", bound=0.97, more=True),
