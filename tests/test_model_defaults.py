@@ -96,6 +96,19 @@ def test_defaults_reach_the_engine_in_every_dialect(serve_fake: Serve, family: s
     assert (command["sampling"]["temperature"], command["sampling"]["top_p"], command["max_tokens"]) == (0.25, 0.5, 2)
 
 
+def test_a_models_own_settings_are_what_it_is_loaded_with(serve_fake: Serve) -> None:
+    server = serve_fake(flash_attention="on", context_length=512, parallel=3)
+    ours = {"flash_attention": "auto", "kv_type": "q8_0,f16", "context_length": 1024, "gpu_layers": "off"}
+    write_settings(server, {"talker": {**ours, "mmap": False}})
+    client = server.client()
+    assert client.post("/v1/chat/completions", {"model": "talker", "messages": MESSAGES}).status == 200
+    load = next(command for kind, _, command in server.engine.commands if kind == Kind.LOAD)
+    assert (load["flash_attention"], load["k_cache_type"], load["v_cache_type"]) == (None, "q8_0", "f16")
+    assert (load["context_length"], load["gpu_layers"], load["mmap"], load["parallel"]) == (1024, 0, False, 3)
+    (listed,) = (entry for entry in client.get("/api/v1/models").json["models"] if entry["key"] == "talker")
+    assert listed["loaded_instances"][0]["config"]["context_length"] == 1024
+
+
 def test_settings_that_change_hold_for_a_loaded_model_from_the_next_request(serve_fake: Serve) -> None:
     server = serve_fake()
     look_at_once(server)
