@@ -75,7 +75,12 @@ def load_model(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int
     key = pick(client, models, arguments.key, exact=arguments.exact, yes=arguments.yes)
     if arguments.estimate_only:
         return tell_estimate(client, arguments, key)
-    loaded = follow_load(client, load_body(arguments, key), escaped(key))
+    try:
+        loaded = follow_load(client, load_body(arguments, key), escaped(key))
+    except ServerError as error:
+        if error.code == "insufficient_memory":
+            raise LmError(f"{error.message}. Load it all the same with --force") from None
+        raise
     if arguments.json:
         put_json(loaded)
         return 0

@@ -77,11 +77,19 @@ def test_progress_is_drawn_on_a_terminal(command: Command, peer: Peer) -> None:
 
 def test_refused_load_is_told(command: Command, peer: Peer) -> None:
     serve(peer)
-    refusal = {"error": {"type": "invalid_request", "code": "insufficient_memory", "message": "needs 9 of 4 GiB"}}
+    refusal = {"error": {"type": "invalid_request", "code": "model_load_failed", "message": "unknown architecture"}}
     for answer in ((422, refusal), Events([("model_load.start", {}), ("error", refusal)])):
         peer.answers[LOAD] = answer
         done = command("load", "bird/falcon-7b")
-        assert (done.code, done.out, done.err) == (1, "", "lmlite: needs 9 of 4 GiB\n")
+        assert (done.code, done.out, done.err) == (1, "", "lmlite: unknown architecture\n")
+
+
+def test_refusal_for_memory_names_the_way_around_it(command: Command, peer: Peer) -> None:
+    serve(peer)
+    refusal = {"error": {"type": "invalid_request", "code": "insufficient_memory", "message": "needs 9 of 4 GiB"}}
+    peer.answers[LOAD] = 422, refusal
+    done = command("load", "bird/falcon-7b")
+    assert (done.code, done.err) == (1, "lmlite: needs 9 of 4 GiB. Load it all the same with --force\n")
 
 
 @pytest.mark.parametrize("broken", [True, False])

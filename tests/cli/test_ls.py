@@ -113,7 +113,8 @@ def test_name_that_is_not_unicode_is_listed_with_and_without_a_server(
     (entry,) = command("ls", "--json").json
     assert os.fsencode(entry["path"]) == b"acme/x/\xff.gguf"
     server = serve_fake(models_dir=[home / "models"])
-    assert server.client().get("/lmlite/models").json["models"] == [entry]
+    assert command("ls", "--json", "--port", str(server.port)).json == [entry]
+    assert command("ls", "--port", str(server.port)).code == 0
 
 
 @pytest.mark.parametrize(("flag", "keys"), [("--llm", ["falcon"]), ("--embedding", ["text-embedding-owl"])])

@@ -1,0 +1,84 @@
+"""Commands with the real server and the bundled model, as a new user types them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command, Done
+from tests.conftest import INSTALLED, Client
+
+
+@pytest.fixture
+def stopped(command: Command, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Servers that a test starts take any free port, and are gone after it."""
+    monkeypatch.setenv("LMLITE_PORT", "0")
+    yield
+    command("server", "stop")
+
+
+def process(home: Path, *arguments: str) -> Done:
+    """A command in a process of its own, as those have to be that leave a server behind."""
+    environ = {**os.environ, "PYTHONPATH": str(INSTALLED)}
+    command = [sys.executable, "-m", "lmlite", *arguments]
+    done = subprocess.run(command, cwd=home.parent, env=environ, capture_output=True, text=True)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_model_is_loaded_used_listed_and_unloaded(command: Command, stopped: None, home: Path) -> None:
+    assert command("ps").code == 1
+
+    done = process(home, "load", "tiny", "--ttl", "3600", "-c", "256", "--identifier", "mine")
+    assert (done.code, done.out) == (0, "")
+    assert "Success! Server is now running on port " in done.err
+    assert done.err.endswith('To use the model in the API/SDK, use the identifier "mine".\n')
+
+    (entry,) = command("ps", "--json").json
+    expected = {"identifier": "mine", "modelKey": "lmlite-tiny", "status": "idle", "contextLength": 256, "ttlMs": 3_600_000}
+    assert entry | expected == entry
+    assert 3_590_000 < entry["remainingTtlMs"] <= 3_600_000
+    assert command("ps").out.splitlines()[2].split()[:3] == ["mine", "lmlite-tiny", "IDLE"]
+    assert "✓ LOADED" in command("ls").out
+
+    port = int(command("server", "status").out.rpartition(" ")[2].rstrip(".\n"))
+    client = Client(port)
+    assert client.post("/v1/completions", {"model": "mine", "prompt": "Hello", "max_tokens": 2}).status == 200
+    client.close()
+
+    estimate = command("load", "lmlite-tiny", "--estimate-only", "-c", "256", "--json").json
+    assert (estimate["fits"], 0 < estimate["weights"] < estimate["total"] < estimate["available"]) == (True, True)
+    assert "Estimate: it fits" in command("load", "lmlite-tiny", "--estimate-only").out
+    assert len(command("ps", "--json").json) == 1
+
+    assert command("load", "lmlite-tiny").code == 0
+    done = command("unload")
+    assert (done.code, "Several models are loaded: " in done.err) == (1, True)
+    assert command("unload", "mine").err == 'Model "mine" unloaded.\n'
+    assert command("unload", "--all").err == 'Unloading "lmlite-tiny"...\nUnloaded 1 model.\n'
+    assert command("ps", "--json").json == []
+    done = command("unload", "mine")
+    assert (done.code, done.out) == (1, "")
+
+    done = command("load", "no-such-model", "-y")
+    assert (done.code, 'No model matches "no-such-model"' in done.err) == (1, True)
+    assert command("server", "stop").code == 0
+    assert command("ps").code == 1
+
+
+def test_setting_that_the_server_refuses_exits_1_in_its_words(home: Path, stopped: None) -> None:
+    done = process(home, "load", "lmlite-tiny", "--parallel", "65")
+    assert (done.code, "'parallel' must be" in done.err) == (1, True)
+
+
+def test_broken_model_that_is_named_is_refused_with_its_reason(command: Command, stopped: None, home: Path) -> None:
+    file = home / "models" / "acme" / "bad" / "bad.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"GGUF")
+    assert process(home, "server", "start").code == 0
+    done = command("load", "bad")
+    assert (done.code, 'Model "bad" cannot be loaded: ' in done.err) == (1, True)
