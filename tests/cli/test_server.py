@@ -332,6 +332,7 @@ def test_full_disk_under_stdout_and_stderr_stops_no_server(home: Home, monkeypat
 # ---- signals and service managers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="the tests themselves run under nohup")
 def test_closed_terminal_stops_the_server_in_order(home: Home) -> None:
     process = lmlite("serve", "--port", "0", home=home.root)
     started(process)
