@@ -1,4 +1,4 @@
-"""`GET /lmlite/log`: what models are told and say, and what the server and its engines log, to whoever listens right now.
+"""What models are told and say, and what the server and its engines log, to whoever listens right now.
 
 Nothing is kept and nothing is written to a file: prompts and answers go to listeners only, and where nobody listens they
 are not even put together. A listener that is slower than what it hears loses lines and is told how many.
@@ -16,16 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ..errors import InvalidRequest, LmError
+from ..errors import LmError
 from ..events import Event, Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
 from ..request import Chat, Generate, Prompt, Text, Tokens
-from ..wire import sse
-from ..wire.connection import Reply, Request
 
 if TYPE_CHECKING:
     from ..card import Instance, Runtime
     from ..core.engine import Engine
-    from .state import State
 
 log = logging.getLogger(__name__)
 
@@ -44,50 +41,12 @@ ENGINE_TYPE: Final = "llama.cpp"
 PREDICTIONS: Final[Mapping[str, str]] = {"input": "llm.prediction.input", "output": "llm.prediction.output"}
 
 
-async def stream(app: State, request: Request, reply: Reply, _: str) -> None:
-    """Server-sent events until the client leaves or the server stops; each is one line as JSON."""
-    source, types, stats = parse_query(request.query)
-    if request.method == "HEAD":
-        reply.whole(200, b"", content_type="text/event-stream")
-        return
-    with app.logs.listen(source, types, stats) as listener:
-        reply.start(200, sse.HEADERS)
-        reply.write(sse.KEEP_ALIVE)  # the listener is there: what is asked from now on is heard
-        while not listener.closed:
-            lines = await listener.take(KEEP_ALIVE_S)
-            reply.write(b"".join([sse.frame(None, line) for line in lines]) or sse.KEEP_ALIVE)
-            await reply.drain()
-    reply.finish()
-
-
 async def keep(logs: Logs) -> None:
     """Writes what models are told and say into the server's log, as its owner asked for, until the server stops."""
     with logs.listen("model", frozenset(PREDICTIONS.values()), stats=True) as listener:
         while not listener.closed:
             for line in await listener.take(KEEP_ALIVE_S):
                 log.info("%s", line)
-
-
-def parse_query(query: str) -> tuple[Source, frozenset[str], bool]:
-    """`source=model|server|runtime`, `filter=input,output` (types of predictions), `stats=1`."""
-    from urllib.parse import parse_qsl
-
-    given = dict(parse_qsl(query, keep_blank_values=True))
-    source: Source
-    match given.get("source", "model"):
-        case "model" | "server" | "runtime" as source:
-            pass
-        case _:
-            raise InvalidRequest("'source' must be one of model, server, runtime", "source")
-    words = [word for word in given.get("filter", "").split(",") if word]
-    if not all(word in PREDICTIONS for word in words):
-        raise InvalidRequest("'filter' must be input, output, or both with a comma between them", "filter")
-    if words and source != "model":
-        raise InvalidRequest("'filter' is for the source model", "filter")
-    stats = given.get("stats", "0")
-    if stats not in ("0", "1", "false", "true"):
-        raise InvalidRequest("'stats' must be 0 or 1", "stats")
-    return source, frozenset(PREDICTIONS[word] for word in words or PREDICTIONS), stats in ("1", "true")
 
 
 # ---- listeners -------------------------------------------------------------------------------------------------------

@@ -1,28 +1,20 @@
-"""`GET /metrics`: what the server has counted, and what is known of its engines at this moment.
-
-A scrape loads nothing, keeps nothing from being unloaded, and waits for no engine longer than `REPORT_S`: of one that is
-too busy to say how it is, the last word counts.
-"""
+"""What the server counts, and the last word of its engines on how they are."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 from ..errors import LmError
 from ..events import Finished
-from ..metrics import CONTENT_TYPE, Counter, Family, Gauge, Histogram, expose
-from ..wire.connection import Reply, Request
+from ..metrics import Counter, Family, Histogram
 
 if TYPE_CHECKING:
     from ..card import Instance
     from ..core.engine import Engine
     from ..core.payloads import Report
-    from .state import State
 
 REPORT_S: Final = 0.2
 """An engine answers within a millisecond, unless it is about to render or tokenize something large."""
@@ -86,16 +78,6 @@ class Metrics:
         yield from vars(self).values()
 
 
-# ---- a scrape --------------------------------------------------------------------------------------------------------
-
-
-async def show(app: State, request: Request, reply: Reply, _: str) -> None:
-    reports = await app.reports.fresh(app.models.engines())
-    known = (loading_family(app), *instance_families(reports), *server_families(app))
-    text = expose((*app.metrics.families(), *app.models.counted(), *known))
-    reply.whole(200, text.encode(), content_type=CONTENT_TYPE)
-
-
 class Reports:
     """The last report of each engine. One question per engine is on its way at most, however many ask."""
 
@@ -122,50 +104,3 @@ class Reports:
             self._known[engine] = await engine.stats()
         except LmError:  # it has just ended
             self._known.pop(engine, None)
-
-
-def loading_family(app: State) -> Gauge:
-    waiting = Gauge("lmlite_requests_waiting_for_load", "Requests that wait for a model to be loaded.", ("model",))
-    for model, count in app.models.waiting().items():
-        waiting.set(count, model)
-    return waiting
-
-
-def instance_families(reports: list[tuple[Instance, Report | None]]) -> Iterator[Family]:
-    """What is loaded, and how busy it is; `model` is the catalogue's name, `identifier` the instance's."""
-    names = ("model", "identifier")
-    loaded = Gauge("lmlite_loaded_instances", "Loaded models.")
-    running = Gauge("lmlite_requests_running", "Requests that an engine works on.", names)
-    waiting = Gauge("lmlite_requests_waiting", "Requests that wait for a place in an engine.", names)
-    parallel = Gauge("lmlite_parallel", "Requests that an engine works on at once.", names)
-    cells = Gauge("lmlite_cache_cells", "Tokens that the KV cache has room for.", names)
-    used = Gauge("lmlite_cache_cells_used", "Tokens in the KV cache, those kept for later requests included.", names)
-    for instance, report in reports:
-        values = (instance.card.id, instance.id)
-        parallel.set(instance.parallel, *values)
-        cells.set(instance.kv_cells, *values)
-        if report is not None:
-            running.set(report.running, *values)
-            waiting.set(report.queued, *values)
-            used.set(report.cells_used, *values)
-    yield from (loaded.set(len(reports)), running, waiting, parallel, cells, used)
-
-
-def server_families(app: State) -> Iterator[Family]:
-    yield Gauge("lmlite_queue_limit", "Requests that may wait for a model; those beyond get 429.").set(app.config.max_queue)
-    yield Gauge("lmlite_connections_open", "Open connections, that of this scrape included.").set(app.n_connections)
-    yield Gauge("process_start_time_seconds", "When the server started, in Unix seconds.").set(app.started)
-    yield Gauge("lmlite_uptime_seconds", "Since the server started.").set(round(app.uptime_s(), 3))
-    if (resident := resident_bytes()) is not None:
-        yield Gauge("process_resident_memory_bytes", "Resident memory of the server, without its engines.").set(resident)
-
-
-def resident_bytes() -> int | None:
-    """None where the system does not tell it without a library."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None

@@ -8,7 +8,7 @@ from typing import Final
 from ..api import lmstudio_v0, lmstudio_v1, lmstudio_v1_load, openai_chat, openai_embeddings, openai_text
 from ..errors import LmError
 from ..wire.router import Route
-from . import downloads, estimating, listing, loading, logs, metrics, questions
+from . import downloading, estimating, listing, loading, log_stream, questions, scrape
 from .generation import generating
 from .state import Endpoint
 
@@ -17,7 +17,7 @@ Spelling = Callable[[LmError], tuple[int, str]]
 ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/health", listing.health),
     Route("GET", "/lmstudio-greeting", listing.greet),
-    Route("GET", "/metrics", metrics.show),
+    Route("GET", "/metrics", scrape.show),
     # OpenAI
     Route("GET", "/v1/models", listing.list_openai),
     Route("GET", "/v1/models/{model}", listing.show_openai),
@@ -39,17 +39,17 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/api/v1/models", listing.list_v1),
     Route("POST", "/api/v1/models/load", loading.load),
     Route("POST", "/api/v1/models/unload", loading.unload),
-    Route("POST", "/api/v1/models/download", downloads.start),
-    Route("GET", "/api/v1/models/download/status/{job_id}", downloads.status),
+    Route("POST", "/api/v1/models/download", downloading.start),
+    Route("GET", "/api/v1/models/download/status/{job_id}", downloading.status),
     # of our own
-    Route("GET", "/lmlite/downloads", downloads.list_all),
-    Route("GET", "/lmlite/downloads/{job_id}", downloads.show),
-    Route("DELETE", "/lmlite/downloads/{job_id}", downloads.cancel),
-    Route("POST", "/lmlite/downloads/pause/{job_id}", downloads.pause),
-    Route("POST", "/lmlite/downloads/resume/{job_id}", downloads.resume),
+    Route("GET", "/lmlite/downloads", downloading.list_all),
+    Route("GET", "/lmlite/downloads/{job_id}", downloading.show),
+    Route("DELETE", "/lmlite/downloads/{job_id}", downloading.cancel),
+    Route("POST", "/lmlite/downloads/pause/{job_id}", downloading.pause),
+    Route("POST", "/lmlite/downloads/resume/{job_id}", downloading.resume),
     Route("GET", "/lmlite/instances", loading.list_instances),
     Route("POST", "/lmlite/estimate", estimating.estimate),
-    Route("GET", "/lmlite/log", logs.stream),
+    Route("GET", "/lmlite/log", log_stream.stream),
 )
 
 FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (
