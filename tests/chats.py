@@ -281,6 +281,9 @@ def judge_text(plan: Plan, heard: Heard) -> Verdict:
         if parts_while_thinking(plan, expected.reasoning, heard.reasoning):
             return Verdict(tied=True)
         return Verdict(f"alone it thinks {expected.said!r}, it was {heard.said!r}")
+    nothing_shared = not os.path.commonprefix([expected.content, heard.content])
+    if nothing_shared and "tools" not in plan.body and parts_while_thinking(plan, "", ""):
+        return Verdict(tied=True)  # one began to think, and thought nothing
     if expected.reasoning and "response_format" in plan.body:
         return Verdict(tied=True)  # the white space between the two is a choice, too, and nothing tells of it
     if expected.calls and heard.calls and plan.body.get("tool_choice") == "required":
