@@ -35,7 +35,7 @@ from tests.api.golden_files import SERVED
 MODEL = "lmlite-tiny"
 CONTEXT = 2048
 PATHS = ("/v1/chat/completions", "/api/v0/chat/completions")
-NEAR_TIE = 0.1  # nats
+NEAR_TIE = 0.35  # nats: the kernels that a batch's shape calls for differ by 0.3 in this model's unlikely tokens
 CHOICES = 128
 """Candidates looked at for a near tie: what a schema allows may be far from the likeliest."""
 SERVER: dict[str, Any] = {
