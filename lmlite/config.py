@@ -286,7 +286,7 @@ class Config:
     jit: bool = option(True, switch(), "load a model when a request names it; off: only models that were told to load")
     ttl: float = option(3600.0, seconds(1e9), "idle time after which a model loaded by a request leaves; 0: never")
     auto_evict: bool = option(True, switch(), "a model loaded by a request makes the one before it leave")
-    max_loaded: int = option(0, whole(0, 1024), "models loaded by requests at once; 0: one with --auto-evict, else any")
+    max_loaded: int = option(0, whole(0, 1024), "models (and embedding models) loaded by requests; 0: one, if auto-evict")
 
     # ---- how it behaves
     download_stall: float = option(60.0, seconds(86400), "time a download may hardly move before it connects anew; 0: any")

@@ -81,8 +81,8 @@ class Lease:
 
 class Pool:
     """For one event loop. `place` gives each new engine its placement; `check` raises for a load that the machine has no
-    memory for. Without `jit` requests load nothing. Of what they load, `max_jit` models stay at once (None: all), each for
-    `ttl_s` after its last request (None: for ever)."""
+    memory for. Without `jit` requests load nothing. Of what they load, `max_jit` models stay at once (None: all), and as many
+    embedding models, each for `ttl_s` after its last request (None: for ever)."""
 
     def __init__(
         self,
@@ -282,13 +282,18 @@ class Pool:
         return turn
 
     def _advance(self) -> None:
-        """Serves the line in its order as far as that goes, and makes way for the rest of it."""
-        while self._line:
-            turn = self._line[0]
+        """Serves the line in its order as far as that goes, and makes way for the rest of it. Embedding models have places of
+        their own: a client that looks things up before it asks must not load two models for each question."""
+        for embeds in (False, True):
+            self._serve(embeds)
+            self._make_way(embeds)
+
+    def _serve(self, embeds: bool) -> None:
+        while turn := next((turn for turn in self._line if is_embedding(turn.card) == embeds), None):
             slot = next(iter(self._instances_of(turn.card)), None)  # nobody before this turn waits for its place
-            if slot is None and self._n_taken() >= self._n_places:
+            if slot is None and self._n_taken(embeds) >= self._n_places:
                 break
-            del self._line[0]
+            self._line.remove(turn)
             try:
                 slot = slot or self._begin(turn.card, self._free_id(turn.card), turn.settings, turn.ttl_s, jit=True)
             except LmError as error:
@@ -297,17 +302,17 @@ class Pool:
             else:
                 self._admit(slot, turn.waiting)
                 turn.came.set_result(slot)
-        self._make_way()
 
-    def _n_taken(self) -> int:
+    def _n_taken(self, embeds: bool) -> int:
         """Places whose memory is in use, that of engines on their way out included."""
-        return sum(slot.jit for slot in {*self._slots.values(), *self._outdated, *self._closing.values()})
+        all_there = {*self._slots.values(), *self._outdated, *self._closing.values()}
+        return sum(slot.jit and is_embedding(slot.card) == embeds for slot in all_there)
 
-    def _make_way(self) -> None:
+    def _make_way(self, embeds: bool) -> None:
         """As many slots as are waited for leave, idle ones first; those in use take no more requests until then."""
-        staying = [slot for slot in self._slots.values() if slot.jit]
-        n_leaving = self._n_taken() - len(staying)
-        wanted = len(self._line) - n_leaving
+        staying = [slot for slot in self._slots.values() if slot.jit and is_embedding(slot.card) == embeds]
+        n_leaving = self._n_taken(embeds) - len(staying)
+        wanted = sum(is_embedding(turn.card) == embeds for turn in self._line) - n_leaving
         for slot in sorted((slot for slot in staying if slot.idle), key=lambda slot: slot.idle_since)[: max(0, wanted)]:
             self._retire(slot, ModelUnloaded(slot.card.id))
             staying.remove(slot)
@@ -594,12 +599,16 @@ class Pool:
             await asyncio.wait(leaving)
 
 
+def is_embedding(card: ModelCard) -> bool:
+    return card.type == "embedding"
+
+
 def serves(card: ModelCard, needs: Needs) -> bool:
     return needs == purpose(card) or (needs == "chat" and purpose(card) == "text")
 
 
 def purpose(card: ModelCard) -> Needs:
     """What every model of the kind can do."""
-    if card.type == "embedding":
+    if is_embedding(card):
         return "rerank" if card.reranks else "embedding"
     return "text"

@@ -42,7 +42,11 @@ def card(name: str, type: ModelType = "llm", **more: Any) -> ModelCard:
 class Shelf:
     """A catalogue; its first card is the default."""
 
-    listed: Sequence[ModelCard] = (card("a"), card("b"), card("e", "embedding"), card("r", "embedding", reranks=True))
+    listed: Sequence[ModelCard] = (
+        *map(card, "abc"),
+        card("e", "embedding"),
+        card("r", "embedding", reranks=True),
+    )
 
     def cards(self) -> tuple[ModelCard, ...]:
         return tuple(self.listed)
@@ -307,7 +311,7 @@ def test_models_load_side_by_side() -> None:
 def test_an_unknown_name_lists_the_known() -> None:
     async def scene(stage: Stage) -> None:
         found = await failure(stage.ask("nope"), errors.ModelNotFound)
-        assert (found.name, found.known) == ("nope", ("a", "b", "e", "r"))
+        assert (found.name, found.known) == ("nope", ("a", "b", "c", "e", "r"))
         assert not stage.peers
 
     play(scene)

@@ -45,8 +45,22 @@ def test_an_idle_model_leaves_for_the_next() -> None:
         await stage.ask("a")
         assert (await stage.ask("b")).loaded_now
         assert loaded(stage) == ["b"]
+        await stage.ask("c")
+        assert loaded(stage) == ["c"]
+
+    one_place(scene)
+
+
+def test_embedding_models_have_places_of_their_own() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.ask("a")
         await stage.ask("e", "embedding")
-        assert loaded(stage) == ["e"]
+        assert loaded(stage) == ["a", "e"]
+        assert not (await stage.ask("a")).loaded_now
+        await stage.ask("r", "rerank")
+        assert loaded(stage) == ["a", "r"]
+        await stage.ask("b")
+        assert sorted(loaded(stage)) == ["b", "r"]
 
     one_place(scene)
 
@@ -65,7 +79,7 @@ def test_the_next_model_loads_when_the_memory_of_the_last_is_free() -> None:
         await first
         second = stage.ask("b")
         await settled()
-        third = stage.ask("e", "embedding")
+        third = stage.ask("c")
         await settled()
         assert (len(stage.peers), loaded(stage)) == (1, [])
         gate.set()
