@@ -33,6 +33,10 @@ STDOUT, STDERR = 1, 2
 SWITCH_S = 0.0005
 """What the loop waits for a thread that reads a large request, each time it wants the interpreter back; Python's own 5 ms
 come several times over in one small answer. This process is ours to set it for."""
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
+LARGE_BYTES = 1 << 18
+"""Of blocks from here on each is mapped for itself, and gone when it is freed."""
+ARENAS = 2
 CLOSING_S = 10.0
 """After running requests had their time: engines end in well under this, or are killed."""
 LM_STUDIO_FLAGS = {"host": ("--bind",), "port": ("-p",)}
@@ -102,8 +106,21 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     with home.take(__version__, config.chosen(), daemon=log_file.has_stderr) as lock:
         open_log(config, log_file)
         sys.setswitchinterval(SWITCH_S)
+        give_memory_back()
         asyncio.run(serve(config, lock, Notifier(environ)))
     return 0
+
+
+def give_memory_back() -> None:
+    """Tells glibc to return what large requests took: by itself it keeps hundreds of MB for threads to come."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(M_ARENA_MAX, ARENAS)
 
 
 def open_log(config: Config, log_file: LogFile) -> None:
