@@ -40,12 +40,13 @@ def open_pool(
 ) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there. `on_line` is told, in threads, what
     engines say on stderr, and by which process."""
+    from ..core.effective import cache_types
     from ..core.guard import MemoryGuard
     from ..core.payloads import LoadSettings, Lora
     from ..core.pool import Pool
     from ..core.worker import Process, Thread
 
-    k_type, _, v_type = config.kv_type.partition(",")
+    k_type, v_type = cache_types(config.kv_type)
     settings = LoadSettings(
         context_length=config.context_length,
         parallel=config.parallel,
@@ -56,7 +57,7 @@ def open_pool(
         gpu_layers=config.gpu_layers,
         flash_attention={"on": True, "off": False}.get(config.flash_attention),
         k_cache_type=k_type,
-        v_cache_type=v_type or k_type,
+        v_cache_type=v_type,
         offload_kv_cache=config.kv_offload,
         n_experts=config.experts,
         mmap=config.mmap,

@@ -22,9 +22,14 @@ def effective(server: LoadSettings, model: ModelSettings) -> LoadSettings:
     said: dict[str, Any] = {name: getattr(model, name) for name in _SAME}
     said |= {theirs: getattr(model, ours) for ours, theirs in _NAMES.items()}
     if model.kv_type is not None:
-        k_type, _, v_type = model.kv_type.partition(",")
-        said |= {"k_cache_type": k_type, "v_cache_type": v_type or k_type}
+        said["k_cache_type"], said["v_cache_type"] = cache_types(model.kv_type)
     return replace(server, **{name: value for name, value in said.items() if value is not None})
+
+
+def cache_types(kv_type: str) -> tuple[str, str]:
+    """Of K and of V; one that is named alone is both."""
+    k_type, _, v_type = kv_type.partition(",")
+    return k_type, v_type or k_type
 
 
 async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import http.client
 import ipaddress
+import json
 import re
 import socket
 import ssl
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urljoin
 
 from ..errors import HubError, LmError
@@ -125,6 +126,13 @@ class Response:
         if announced is not None and n != announced:
             raise HubError(f"{self.host} ended the answer after {n} of {announced} bytes", retry=True)
         return b"".join(pieces)
+
+    def read_json(self, limit: int, what: str) -> Any:
+        """The value that the whole body is; `what` it is in words. `HubError` as `read_all`, and if it is no JSON."""
+        try:
+            return json.loads(self.read_all(limit))
+        except (ValueError, RecursionError):
+            raise HubError(f"{what} is not JSON") from None
 
     def __enter__(self) -> Response:
         return self

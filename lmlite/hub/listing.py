@@ -5,7 +5,6 @@ The list is from the network: it is bounded before it is parsed, and one hostile
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,11 +44,7 @@ def fetch(client: Client, wanted: Wanted, interrupt: Interrupt) -> Listing:
             raise AccessDenied(wanted.repo)
         if response.status != 200:
             raise refusal(response)
-        content = response.read_all(BYTES_MAX)
-    try:
-        listed = json.loads(content)
-    except (ValueError, RecursionError):
-        raise HubError("the hub's list of files is not JSON") from None
+        listed = response.read_json(BYTES_MAX, "the hub's list of files")
     return read(listed, wanted)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -30,11 +29,7 @@ def search(client: Client, words: str, interrupt: Interrupt) -> list[Found]:
     with client.get(url, {"Accept": "application/json"}, interrupt) as response:
         if response.status != 200:
             raise refusal(response)
-        content = response.read_all(BYTES_MAX)
-    try:
-        listed = json.loads(content)
-    except (ValueError, RecursionError):
-        raise HubError("the hub's list of models is not JSON") from None
+        listed = response.read_json(BYTES_MAX, "the hub's list of models")
     return read(listed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -15,13 +16,15 @@ import pytest
 
 from lmlite import errors
 from lmlite.core import worker
+from lmlite.core.catalog import bundled_model
 from lmlite.core.engine import Engine
-from lmlite.core.frames import Kind
-from lmlite.core.payloads import LoadSpec
+from lmlite.core.frames import HEADER, Kind
+from lmlite.core.payloads import LoadSpec, load_object
 from lmlite.core.worker import STDERR_TAIL, Process, Thread, environment
 from lmlite.events import TextDelta
 from lmlite.request import Generate, Text
-from tests.fakes import WORDS, FakeEngine, Script, fake_process, fake_thread
+from tests.fakes import WORDS, FakeEngine, Script, fake_process, fake_thread, frame
+from tests.random_models import with_template
 
 SPEC = LoadSpec((Path("m.gguf"),))
 
@@ -173,6 +176,28 @@ def test_oom_counters_are_read_from_every_kind_of_cgroup(tmp_path: Path, monkeyp
     missing = tmp_path / "missing"
     monkeypatch.setattr(worker, "oom_counters", lambda: [str(first), str(missing), str(second)])
     assert worker.oom_kills() == (2, 5)
+
+
+def test_an_engine_in_the_middle_of_endless_work_ends_soon_after_its_server(tmp_path: Path) -> None:
+    turn = "{% for a in range(99999) %}"
+    path = with_template(bundled_model(), tmp_path / "endless.gguf", f"{3 * turn}x{3 * '{% endfor %}'}")
+
+    async def scene() -> None:
+        placement = Process()
+        sock = await placement.start()
+        reader, writer = await asyncio.open_connection(sock=sock)
+        writer.write(frame(Kind.LOAD, 1, load_object(LoadSpec((path,)))))
+        writer.write(frame(Kind.RENDER, 2, {"messages": [{"role": "user", "content": "x"}]}))
+        busy = False
+        while not busy:
+            length, kind, _ = HEADER.unpack(await reader.readexactly(HEADER.size))
+            payload = await reader.readexactly(length)
+            busy = kind == Kind.HEARTBEAT and json.loads(payload)["prepare_ms"] > 0
+        writer.close()  # and nobody kills it
+        assert await placement.wait(30)
+        assert placement.fate() == "exit 75"
+
+    run(scene())
 
 
 def test_a_child_that_closes_its_socket_but_stays_is_killed() -> None:
