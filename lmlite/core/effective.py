@@ -23,7 +23,10 @@ def effective(server: LoadSettings, model: ModelSettings) -> LoadSettings:
     said |= {theirs: getattr(model, ours) for ours, theirs in _NAMES.items()}
     if model.kv_type is not None:
         said["k_cache_type"], said["v_cache_type"] = cache_types(model.kv_type)
-    return replace(server, **{name: value for name, value in said.items() if value is not None})
+    said = {name: value for name, value in said.items() if value is not None}
+    if model.flash_attention == "auto":  # said, against a server that says otherwise
+        said["flash_attention"] = None
+    return replace(server, **said)
 
 
 def cache_types(kv_type: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 from ..errors import (
     ContextOverflow,
@@ -55,7 +55,7 @@ class LoadSettings:
     eval_batch_size: int = 512
     threads: int = 0
     gpu_layers: int = -1  # -1: all that fit
-    flash_attention: bool | Literal["auto"] | None = None  # "auto" too
+    flash_attention: bool | None = None
     k_cache_type: str = "f16"
     v_cache_type: str = "f16"
     offload_kv_cache: bool = True
@@ -213,8 +213,6 @@ def size_of(prompt: Prompt) -> int:
 
 def load_object(spec: LoadSpec) -> dict[str, Any]:
     settings = {field.name: getattr(spec.settings, field.name) for field in fields(LoadSettings)}
-    if spec.settings.flash_attention == "auto":
-        settings["flash_attention"] = None
     loras = [{"path": str(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
     return {**paths_object(spec.paths), **settings, "loras": loras, "vocab_only": spec.vocab_only}
 

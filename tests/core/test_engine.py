@@ -738,11 +738,6 @@ def test_load_has_the_keys_of_the_protocol() -> None:
     assert "splits" not in load_object(SPEC)
 
 
-@pytest.mark.parametrize(("said", "spelled"), [(True, True), (False, False), (None, None), ("auto", None)])
-def test_flash_attention_is_the_engines_to_choose_in_two_words(said: Any, spelled: bool | None) -> None:
-    assert load_object(LoadSpec((Path("a.gguf"),), LoadSettings(flash_attention=said)))["flash_attention"] is spelled
-
-
 def test_the_fake_reports_a_load_as_the_protocol_says() -> None:
     names = set(re.findall(r'"(\w+)"', paragraph("LOADED"))) - {"llm", "embedding", "vocab", "name", "version"}
     assert set(loaded({})) <= names
