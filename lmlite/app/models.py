@@ -119,7 +119,7 @@ class Models:
         unknown, or that may have gone since, and for settings that have changed. Raises `ModelNotFound`."""
         catalog, pool = await self._current()
         card = pool.card(name) or catalog.resolve(name)
-        if card is None or pool.state(card.id) == "not-loaded" or catalog.settings_changed():
+        if card is None or pool.state(card.id) == "not-loaded" or await catalog.settings_changed():
             known = await self.cards()
             card = pool.card(name) or catalog.resolve(name)
             if card is None:

@@ -36,6 +36,7 @@ from .model_files import (
 )
 from .model_settings import Entry
 from .model_yaml import Definition, YamlError
+from .mounts import at_hand, looked
 
 log = logging.getLogger(__name__)
 
@@ -179,9 +180,9 @@ class Catalog:
         """The card that the model of `card` has now; `card` itself if the model is gone."""
         return self._current().known.get(card.id, card)
 
-    def settings_changed(self) -> bool:
+    async def settings_changed(self) -> bool:
         """Whether the settings file is another than at the last scan."""
-        return self._settings.changed()
+        return await looked(self._settings.changed, self._settings.is_at_hand)
 
     def rescan(self) -> None:
         """Looks at the disk again; files that have not changed are not read again."""
@@ -552,6 +553,7 @@ class _Settings:
     def __init__(self, path: Path | None):
         self._path = path
         self._stamp: Stamp | None = None
+        self.is_at_hand = path is None or at_hand([path])
         self.entries: Mapping[str, Entry] = {}
 
     def changed(self) -> bool:

@@ -20,7 +20,7 @@ CRASH_WINDOW_S: Final = 60.0
 
 @dataclass(slots=True)
 class _History:
-    """The recent crashes of one model; `files` as they were at the one that was too much."""
+    """The recent crashes of one model; `files` are those of the one that was too much."""
 
     times: list[float] = field(default_factory=list)
     reason: str = "unknown"
@@ -33,12 +33,12 @@ class Crashes:
     def __init__(self) -> None:
         self._histories: dict[str, _History] = {}
 
-    def note(self, card: ModelCard, now: float) -> None:
-        """One more, at the time `now` of a monotonic clock. Why is told later."""
+    def note(self, card: ModelCard, files: Stamps, now: float) -> None:
+        """One more, of an engine with these `files`, at the time `now` of a monotonic clock. Why is told later."""
         history = self._histories.setdefault(card.id, _History())
         history.times = [time for time in history.times if now - time < CRASH_WINDOW_S] + [now]
         if len(history.times) > MAX_CRASHES:
-            history.files = Stamps(card.paths)
+            history.files = files
 
     def explain(self, card: ModelCard, reason: str) -> None:
         if card.id in self._histories:
@@ -49,11 +49,14 @@ class Crashes:
         history = self._histories.get(card.id)
         if history is None or history.files is None:
             return
-        if history.files != Stamps(card.paths):
-            self.forgive(card.id)
-            return
         often = f"it crashed {MAX_CRASHES + 1} times within {CRASH_WINDOW_S:.0f} s, last: {history.reason}"
         raise EngineGone(card.id, f"{often}; it stays off until it is loaded or unloaded by name")
+
+    async def reconsider(self, card: ModelCard) -> None:
+        """Forgives a model whose files have changed since."""
+        history = self._histories.get(card.id)
+        if history is not None and history.files is not None and await history.files.change():
+            self.forgive(card.id)
 
     def forgive(self, card_id: str) -> bool:
         """Forgets what was; whether the model was refused."""

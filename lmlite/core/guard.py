@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -36,7 +37,7 @@ class MemoryGuard:
 
     async def check(self, spec: LoadSpec) -> None:
         """Raises `MemoryRefused`. An estimate that fails refuses nothing: the load itself will say what is wrong."""
-        files = files_of(spec)
+        files = await asyncio.to_thread(files_of, spec)
         free = self._free()
         if files is None or is_small(spec, files, free):
             return

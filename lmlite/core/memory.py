@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from .mounts import Mount, mounts
+
 UNLIMITED: Final = 1 << 60
 """Version 1 spells "no limit" as the largest number of whole pages."""
 KERNEL_TEXT_MAX: Final = 1 << 20
@@ -61,12 +63,12 @@ class Group(NamedTuple):
 def memory_groups(root: Path = Path("/")) -> Iterator[Group]:
     """The control groups around this process that have a limit, of both versions."""
     paths = dict(_own_groups(root))
-    for version, mount_root, mount_point in _group_mounts(root):
+    for version, mount in _group_mounts(root):
         path = paths.get(version)
         if path is None:
             continue
-        top = root / mount_point.lstrip("/")
-        inside = path[len(mount_root) :] if path.startswith(mount_root) else ""  # a container sees its own as the top
+        top, above = root / mount.point.lstrip("/"), mount.root.rstrip("/")
+        inside = path[len(above) :] if path.startswith(above) else ""  # a container sees its own as the top
         folder = top.joinpath(*inside.split("/"))
         while True:
             if group := _read_group(folder, version):
@@ -87,18 +89,12 @@ def _own_groups(root: Path) -> Iterator[tuple[int, str]]:
             yield 1, path
 
 
-def _group_mounts(root: Path) -> Iterator[tuple[int, str, str]]:
-    """Version, the path in the hierarchy that is mounted, and where."""
-    for line in _lines(root / "proc/self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        fields, (kind, *options) = before.split(), after.split() or [""]
-        if len(fields) < 5:
-            continue
-        mount_root = "" if fields[3] == "/" else fields[3]
-        if kind == "cgroup2":
-            yield 2, mount_root, fields[4]
-        elif kind == "cgroup" and options and "memory" in options[-1].split(","):
-            yield 1, mount_root, fields[4]
+def _group_mounts(root: Path) -> Iterator[tuple[int, Mount]]:
+    for mount in mounts(root):
+        if mount.kind == "cgroup2":
+            yield 2, mount
+        elif mount.kind == "cgroup" and "memory" in mount.options:
+            yield 1, mount
 
 
 def _read_group(folder: Path, version: int) -> Group | None:

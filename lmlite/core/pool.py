@@ -132,9 +132,8 @@ class Pool:
         `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the check raises, and `InvalidRequest` for a draft
         model that does not fit the model.
         """
-        card, slots = self._choose(name, needs)
         draft_card = None if draft is None else self._choose_draft(draft)
-        self._refuse_changed(card)
+        card, slots = await self._choose(name, needs)
         self._leases += 1
         slot = None
         try:
@@ -149,7 +148,20 @@ class Pool:
         finally:
             self._end(slot)
 
-    def _choose(self, name: str | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+    async def _choose(self, name: str | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+        """What is meant at this moment, all of whose files have been looked at. Others may have their turns meanwhile."""
+        card, _ = self._meant(name, needs)
+        await self._crashes.reconsider(card)
+        seen: set[Slot] = set()
+        while True:
+            card, slots = self._meant(name, needs)
+            unseen = [slot for slot in self._instances_of(card) if slot.loaded and slot not in seen]
+            if not unseen:
+                return card, slots
+            await self._refuse_changed(card, unseen)
+            seen.update(unseen)
+
+    def _meant(self, name: str | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
         """A model and those of its instances that can be meant."""
         if self._stopping:
             raise ShuttingDown
@@ -237,15 +249,15 @@ class Pool:
     async def _attach(self, slot: Slot, engine: Engine, card: ModelCard) -> None:
         """One at a time; who waited for the same one finds it done."""
         async with slot.attaching:
-            wanted = card.id, Stamps(card.paths)
-            if slot.draft == wanted:
+            if slot.draft is not None and slot.draft.paths == card.paths and not await slot.draft.change():
                 return
             slot.draft = None  # unknown, if this is cancelled
+            files = await asyncio.to_thread(Stamps, card.paths)
             try:
                 await engine.attach_draft(card.paths)
             except LoadFailed as failed:
                 raise LoadFailed(card.id, failed.reason, "draft_model") from None
-            slot.draft = wanted
+            slot.draft = files
 
     # ---- whose turn it is
 
@@ -396,8 +408,7 @@ class Pool:
     ) -> Slot:
         self._refuse(card)
         loop = asyncio.get_running_loop()
-        files = Stamps([*card.paths, *(lora.path for lora in settings.loras)])
-        slot = Slot(id, card, settings, jit, ttl_s or None, checked, files, loop.create_future())
+        slot = Slot(id, card, settings, jit, ttl_s or None, checked, loop.create_future())
         self._slots[id] = slot
         slot.load = loop.create_task(self._load(slot))
         return slot
@@ -407,6 +418,8 @@ class Pool:
         card = slot.card
         try:
             await self._all_gone(card.id)  # the memory of the last engine has to be free for the next
+            paths = [*card.paths, *(lora.path for lora in slot.settings.loras)]
+            slot.files = await asyncio.to_thread(Stamps, paths)
             spec = LoadSpec(card.paths, await fitting(card, slot.settings))
             if slot.checked and self._check is not None:
                 await self._check(spec)
@@ -469,24 +482,26 @@ class Pool:
         self._closing[task] = slot
         task.add_done_callback(gone)
 
-    def _refuse_changed(self, card: ModelCard) -> None:
-        """Raises `ModelFileChanged` if there are instances of what the files no longer say, and has them leave: at once if
+    async def _refuse_changed(self, card: ModelCard, slots: Sequence[Slot]) -> None:
+        """Raises `ModelFileChanged` if some of the slots are of what the files no longer say, and has them leave: at once if
         what they run on was written to, else when their requests are done."""
-        changes = [(slot, slot.files.change()) for slot in self._instances_of(card) if slot.loaded]
-        for slot, change in changes:
-            if change == "rewritten" or (change and not slot.users):
+        changes = [(slot, await slot.files.change()) for slot in slots if slot.files is not None]
+        changed = [(slot, change) for slot, change in changes if change and self._slots.get(slot.id) is slot]
+        for slot, change in changed:
+            if change == "rewritten" or not slot.users:
                 self._retire(slot, ModelFileChanged(card.id))
-            elif change:
+            else:
                 self._forget(slot)
                 self._outdated.add(slot)
-        if any(change for _, change in changes):
+        if changed:
             raise ModelFileChanged(card.id)
 
     def _lost(self, slot: Slot) -> None:
         """The engine has ended by itself. Why is known once it is closed; its requests hear it from the engine."""
         self.counted.crashed(slot.card.id)
         log.error("the engine of %r has ended", slot.id)
-        self._crashes.note(slot.card, self._clock.time())
+        if slot.files is not None:
+            self._crashes.note(slot.card, slot.files, self._clock.time())
         if slot.engine is not None:
             self._see_off(slot, asyncio.get_running_loop().create_task(self._inquire(slot.card, slot.engine)))
         if slot.loaded:

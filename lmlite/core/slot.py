@@ -26,8 +26,8 @@ class Slot:
     jit: bool
     ttl_s: float | None
     checked: bool  # whether the machine must be known to have the memory
-    files: Stamps
     ready: asyncio.Future[None]
+    files: Stamps | None = None  # as they were before the engine read them
     load: asyncio.Task[None] | None = None
     engine: Engine | None = None
     instance: Instance | None = None
@@ -38,8 +38,7 @@ class Slot:
     asked_at: float = 0.0  # on the pool's clock
     idle_since: float = 0.0
     used_at: float | None = None  # Unix seconds
-    # the model that drafts for this one, and its files
-    draft: tuple[str, Stamps] | None = None
+    draft: Stamps | None = None  # the files of the model that drafts for this one
     attaching: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

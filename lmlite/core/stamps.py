@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from .mounts import at_hand, looked
+
 Stamp = tuple[tuple[int, int], int, int]
 """Which file it is (device and inode), its size, and when it was written (ns)."""
 
@@ -14,25 +16,27 @@ Change = Literal["replaced", "rewritten"]
 
 
 class Stamps:
-    """The state of some files at one moment. Two are equal if nothing had changed in between."""
+    """The state of some files at one moment. To be made in a thread: a disk may be at the other end of a network."""
 
-    __slots__ = ("_files", "_stamps")
+    __slots__ = ("_files", "_is_at_hand", "_stamps", "paths")
 
     def __init__(self, paths: Sequence[Path]):
+        self.paths = tuple(paths)
         self._files = [str(path) for path in paths]
-        self._stamps = [stamp(file) for file in self._files]
+        self._stamps = self._look()
+        self._is_at_hand = at_hand(paths)
 
-    def change(self) -> Change | None:
+    async def change(self) -> Change | None:
         """What has happened to the files since then. Where other files have taken their places, or none have, whoever has
         the old ones open goes on with them; one that was written to is another for all."""
-        now = [stamp(file) for file in self._files]
+        now = await looked(self._look, self._is_at_hand)
         if now == self._stamps:
             return None
         pairs = [(old, new) for old, new in zip(self._stamps, now) if old is not None and new is not None and old != new]
         return "rewritten" if any(old[0] == new[0] for old, new in pairs) else "replaced"
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stamps) and (self._files, self._stamps) == (other._files, other._stamps)
+    def _look(self) -> list[Stamp | None]:
+        return [stamp(file) for file in self._files]
 
 
 def stamp(file: str) -> Stamp | None:

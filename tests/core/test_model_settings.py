@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -140,13 +141,13 @@ def test_the_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.L
     put(tmp_path, "falcon.gguf")
     path = tmp_path / "model-settings.json"
     catalog = Catalog([tmp_path], settings=path)
-    assert found(catalog, "falcon").settings == ModelSettings() and not catalog.settings_changed()
+    assert found(catalog, "falcon").settings == ModelSettings() and not asyncio.run(catalog.settings_changed())
     held = found(catalog, "falcon")
     write(tmp_path, {"falcon": {"ttl": 5}})
-    assert catalog.settings_changed()
+    assert asyncio.run(catalog.settings_changed())
     catalog.rescan()
     assert found(catalog, "falcon").settings == ModelSettings(ttl_s=5.0) == catalog.latest(held).settings
-    assert not catalog.settings_changed()
+    assert not asyncio.run(catalog.settings_changed())
     caplog.set_level(logging.ERROR)
     write(tmp_path, '{"falcon": {"ttl"')  # half written
     catalog.rescan()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmlite import errors
+from lmlite.core import stamps
 from lmlite.core.crashes import MAX_CRASHES
 from lmlite.core.engine import Engine
 from lmlite.core.frames import Kind
@@ -24,8 +27,14 @@ Turns = Callable[[], Any]
 
 
 async def settled() -> None:
-    """Everything that can happen without the far ends has happened."""
-    for _ in range(30):
+    """Everything that can happen without the far ends has happened, in the thread for disks too."""
+    for _ in range(3):
+        await asyncio.to_thread(lambda: None)
+        await turns()
+
+
+async def turns() -> None:
+    for _ in range(10):
         await asyncio.sleep(0)
 
 
@@ -592,6 +601,78 @@ def test_the_place_of_a_changed_model_is_free_when_its_requests_are_done(tmp_pat
         assert (await again).loaded_now
 
     one_place(scene, shelf=shelf)
+
+
+class SlowDisk:
+    """Of a network, perhaps: whoever looks at a file waits while it is `stuck`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self._answers, look = threading.Event(), stamps.stamp
+        self._answers.set()
+
+        def slow_look(file: str) -> stamps.Stamp | None:
+            assert self._answers.wait(30)
+            return look(file)
+
+        monkeypatch.setattr(stamps, "stamp", slow_look)
+        monkeypatch.setattr(stamps, "at_hand", lambda paths: False)
+
+    @contextlib.contextmanager
+    def stuck(self) -> Iterator[None]:
+        self._answers.clear()
+        try:
+            yield
+        finally:
+            self._answers.set()
+
+
+def test_a_disk_that_does_not_answer_keeps_only_its_own_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, path, _ = files_of(tmp_path)
+    disk = SlowDisk(monkeypatch)
+
+    async def scene(stage: Stage) -> None:
+        lease, done = await stage.hold("a")
+        replace(path)
+        with disk.stuck():
+            again = stage.ask("a")
+            await turns()
+            assert [event async for event in lease.engine.run(Generate(Text("x")))]
+            assert not again.done()
+        await failure(again, errors.ModelFileChanged)
+        done.set()
+
+    play(scene, FakeEngine, shelf)
+
+
+def test_a_model_that_leaves_while_its_files_are_looked_at_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, *_ = files_of(tmp_path)
+    disk = SlowDisk(monkeypatch)
+
+    async def scene(stage: Stage) -> None:
+        await stage.ask("a")
+        with disk.stuck():
+            again = stage.ask("a")
+            await turns()
+            assert await stage.pool.unload("a")
+        assert (await again).loaded_now
+
+    play(scene, FakeEngine, shelf)
+
+
+def test_a_draft_model_whose_file_has_changed_is_attached_again(tmp_path: Path) -> None:
+    shelf, path, _ = files_of(tmp_path)
+    shelf.listed = [*shelf.listed, card("b")]
+
+    async def scene(stage: Stage) -> None:
+        for changes in (False, False, True, False):
+            if changes:
+                replace(path)
+            await stage.ask("b", draft="a")
+        assert [kind for kind, _, _ in stage.peers[0].commands].count(Kind.ATTACH_DRAFT) == 2
+
+    play(scene, FakeEngine, shelf)
 
 
 # ---- failures --------------------------------------------------------------------------------------------------------
