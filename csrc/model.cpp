@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include "attention.h"
+
 #include "error.h"
 #include "payload.h"
 
@@ -70,6 +72,7 @@ static void init_backend() {
         llama_log_set(log_to_stderr, nullptr);
         common_log_set_verbosity_thold(-1);
         llama_backend_init();
+        install_attention();
     });
 }
 

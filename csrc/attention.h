@@ -1,0 +1,15 @@
+// Attention on the CPU over a cache that many sequences share. llama.cpp's own kernels walk all cells for each head of each
+// query and ask the mask at each; most belong to other sequences there. This one looks at the mask once per query, computes
+// with the cells that are seen, and reads each of them once for all heads that share it.
+#pragma once
+
+namespace lm {
+
+// From now on llama.cpp's CPU backend computes flash attention of two and more queries here. Once per process, before a
+// model is loaded; contexts without flash attention and other backends are not concerned.
+//
+// One sequence alone gets llama.cpp's own numbers: a single query is left to it, short runs of queries are computed in its
+// very steps, and in long ones sums of 32-bit floats differ in their order only.
+void install_attention();
+
+}  // namespace lm
