@@ -170,7 +170,7 @@ std::vector<draft_model::active> draft_model::catch_up(std::vector<wish> & wishe
     std::vector<active> ready;
     std::vector<llama_seq_id> touched;
     const size_t batch_size = size_t(model_->n_batch());
-    size_t left = std::min(std::max(pace_.grant(0), wishes.size() * 2), batch_size);
+    size_t left = std::min(std::max(pace_.grant(), wishes.size() * 2), batch_size);
     for (wish & w : wishes) {
         const llama_seq_id seq = left > 0 ? slot_of(*w.s, running) : -1;
         if (seq < 0) {

@@ -302,7 +302,7 @@ void engine::plan(bool guess) {
         return;
     }
     pace_ = n_batched_ > 0 ? &beside_streams_ : &alone_;
-    size_t left = std::min(pace_->grant(n_batched_), size_t(model_.n_batch()) - n_batched_);
+    size_t left = std::min(pace_->grant(), size_t(model_.n_batch()) - n_batched_);
     sequence * oldest = prefilling.front();
     std::stable_sort(prefilling.begin(), prefilling.end(),
                      [](const sequence * a, const sequence * b) { return a->n_pending() < b->n_pending(); });
