@@ -119,32 +119,16 @@ const char * build_info() {
 
 // ---- memory -------------------------------------------------------------------------------------------------------
 
-static uint64_t read_number(const char * path, const char * prefix) {
-    FILE * file = fopen(path, "r");
-    if (file == nullptr) {
-        return 0;
-    }
-    char line[256];
-    uint64_t value = 0;
-    while (fgets(line, sizeof line, file) != nullptr) {
-        if (strncmp(line, prefix, strlen(prefix)) == 0) {
-            value = strtoull(line + strlen(prefix), nullptr, 10);
-            break;
-        }
-    }
-    fclose(file);
-    return value;
-}
-
-// Bytes that can be had without swapping: the machine's, or what the control group still allows.
+// Bytes that the machine has without swapping. What a control group allows is for whoever starts the engine to say.
 static uint64_t free_host_memory() {
-    uint64_t available = read_number("/proc/meminfo", "MemAvailable:") << 10;
-    if (available == 0) {
-        available = uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE)) / 2;
+    unsigned long long kib = 0;
+    if (FILE * file = fopen("/proc/meminfo", "r")) {
+        char line[256];
+        while (fgets(line, sizeof line, file) != nullptr && sscanf(line, "MemAvailable: %llu", &kib) != 1) {
+        }
+        fclose(file);
     }
-    const uint64_t limit = read_number("/sys/fs/cgroup/memory.max", "");
-    const uint64_t used = read_number("/sys/fs/cgroup/memory.current", "");
-    return limit > used ? std::min(available, limit - used) : available;
+    return kib > 0 ? uint64_t(kib) << 10 : uint64_t(sysconf(_SC_PHYS_PAGES)) * uint64_t(sysconf(_SC_PAGESIZE)) / 2;
 }
 
 static int64_t metadata_number(const llama_model * m, const std::string & key, int64_t fallback) {
@@ -168,11 +152,24 @@ uint64_t free_memory_now(ggml_backend_dev_t device) {
     return total > 0 ? free : free_host_memory();
 }
 
+uint64_t model::weights(ggml_backend_dev_t device) const {
+    const auto found = weights_.find(device);
+    return found == weights_.end() ? 0 : found->second;
+}
+
 // What is free once the weights are where they will be.
 uint64_t model::free_memory(ggml_backend_dev_t device) const {
     const uint64_t free = free_memory_now(device);
-    const auto taken = not_taken_yet_.find(device);
-    return taken == not_taken_yet_.end() ? free : free - std::min(free, taken->second);
+    return only_measured_ ? free - std::min(free, weights(device)) : free; // else they are there already
+}
+
+// The part of it that is meant for this model.
+uint64_t model::own_memory(ggml_backend_dev_t device) const {
+    const uint64_t free = free_memory(device);
+    if (device != nullptr || host_memory_ == 0) {
+        return free;
+    }
+    return std::min(free, host_memory_ - std::min(host_memory_, weights(nullptr)));
 }
 
 // A context that only shows whether these settings are possible and what they cost; null if they are not.
@@ -221,8 +218,9 @@ static std::map<ggml_backend_dev_t, uint64_t> cache_bytes(const llama_context * 
 }
 
 // Measured, because architectures differ in what a cell holds: heads per layer, latent attention, layers without a cache.
-model::device_bytes model::bytes_per_cell(const llama_context_params & params) const {
+model::device_bytes model::bytes_per_cell(const llama_context_params & params) {
     const context_ptr with_cells = probe(params, 2 * PROBE_CELLS);
+    note_weights(with_cells.get());
     const context_ptr with_half = has_states() ? probe(params, PROBE_CELLS) : nullptr; // whose states are as large
     device_bytes bytes = with_cells ? cache_bytes(with_cells.get()) : device_bytes();
     const device_bytes half = with_half ? cache_bytes(with_half.get()) : device_bytes();
@@ -233,11 +231,10 @@ model::device_bytes model::bytes_per_cell(const llama_context_params & params) c
     return bytes;
 }
 
-// A model that is only measured still has to know what its weights would leave of the free memory.
-void model::note_weights(const llama_context_params & params) {
-    if (const context_ptr smallest = probe(params, PROBE_CELLS)) {
-        for (const auto & [type, use] : llama_get_memory_breakdown(smallest.get())) {
-            not_taken_yet_[memory_device(type)] += is_mapped(type) ? 0 : use.model;
+void model::note_weights(const llama_context * ctx) {
+    if (ctx != nullptr) {
+        for (const auto & [type, use] : llama_get_memory_breakdown(ctx)) {
+            weights_[memory_device(type)] += is_mapped(type) ? 0 : use.model;
         }
     }
 }
@@ -269,13 +266,12 @@ int32_t model::choose_cells(const load_spec & spec, const device_bytes & bytes) 
     int64_t cheap = int64_t(context_length_) * parallel_;
     int64_t possible = std::numeric_limits<int64_t>::max();
     for (const auto & [device, per_cell] : bytes) {
-        const double free = double(free_memory(device));
         const double share = device == nullptr ? CELLS_MEMORY_SHARE : CELLS_GPU_SHARE;
         if (per_cell == 0) {
             continue;
         }
-        cheap = std::min(cheap, int64_t(free * share / double(per_cell)));
-        possible = std::min(possible, int64_t(free / double(per_cell)));
+        cheap = std::min(cheap, int64_t(double(own_memory(device)) * share / double(per_cell)));
+        possible = std::min(possible, int64_t(double(free_memory(device)) / double(per_cell)));
     }
     const int64_t chosen = spec.kv_cells > 0 ? spec.kv_cells : cheap;
     const int32_t cells = round_up(std::max<int64_t>(chosen, context_length_), 256);
@@ -412,7 +408,7 @@ static std::string experts_key(const load_spec & spec) {
 // ---- loading ------------------------------------------------------------------------------------------------------
 
 model::model(const load_spec & spec, const progress_fn & progress, const std::function<void()> & before_template)
-    : only_measured_(spec.only_measured) {
+    : only_measured_(spec.only_measured), host_memory_(spec.host_memory) {
     init_backend();
     check_devices(spec);
     check_mlock(spec);
@@ -559,7 +555,7 @@ void model::choose_sharing(const load_spec & spec) {
                                            : sharing_ == sharing::any_prefix ? CACHED_SEQUENCES
                                                                              : CACHED_STATES);
     idle_cells_ = spec.idle_cells >= 0 ? spec.idle_cells : std::max(context_length_, kv_cells_ / 4);
-    spill_bytes_ = spec.spill_bytes >= 0 ? uint64_t(spec.spill_bytes) : uint64_t(double(free_host_memory()) * SPILL_MEMORY_SHARE);
+    spill_bytes_ = spec.spill_bytes >= 0 ? uint64_t(spec.spill_bytes) : uint64_t(double(own_memory(nullptr)) * SPILL_MEMORY_SHARE);
 }
 
 void model::make_context(const load_spec & spec) {
@@ -595,9 +591,6 @@ void model::make_context(const load_spec & spec) {
         params.type_k = spec.k_cache_type;
         params.type_v = spec.v_cache_type;
         check_cache_types(params);
-        if (only_measured_) {
-            note_weights(params);
-        }
         per_cell = bytes_per_cell(params);
         kv_cells_ = choose_cells(spec, per_cell);
         n_batch_ = std::min(spec.eval_batch_size, kv_cells_);

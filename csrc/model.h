@@ -88,9 +88,11 @@ class model {
     void warm_up_loras();
     context_ptr probe(llama_context_params params, uint32_t n_cells) const;
     void check_cache_types(llama_context_params params) const;
-    device_bytes bytes_per_cell(const llama_context_params & params) const;
+    device_bytes bytes_per_cell(const llama_context_params & params);
+    uint64_t weights(ggml_backend_dev_t device) const;
     uint64_t free_memory(ggml_backend_dev_t device) const;
-    void note_weights(const llama_context_params & params);
+    uint64_t own_memory(ggml_backend_dev_t device) const;
+    void note_weights(const llama_context * ctx);
     void note_compute(llama_context_params params);
     void note_states(const device_bytes & per_cell);
     bool has_states() const;
@@ -108,8 +110,9 @@ class model {
 
     std::string arch_;
     bool only_measured_ = false;
+    uint64_t host_memory_ = 0; // what the machine had for the model before it was loaded; 0: nobody said
     bool maps_file_ = false;
-    device_bytes not_taken_yet_; // only measured: by the weights, of what is free now
+    device_bytes weights_; // but those that are the mapped file itself
     uint64_t host_state_bytes_ = 0; // only measured, and the next one
     uint64_t host_compute_bytes_ = 0;
     bool embedding_ = false;

@@ -209,6 +209,11 @@ static std::vector<lora_choice> parse_lora_choices(const common_json & object) {
     return choices;
 }
 
+static uint64_t read_host_memory(const common_json & object) {
+    const char * key = "host_memory";
+    return has(object, key) ? uint64_t(integer(object.at(key), key, 0, std::numeric_limits<int64_t>::max())) : 0;
+}
+
 load_spec parse_load(const std::string & payload) {
     const common_json object = parse_object(payload);
     load_spec spec;
@@ -240,6 +245,7 @@ load_spec parse_load(const std::string & payload) {
     if (has(object, "spill_bytes")) {
         spec.spill_bytes = integer(object.at("spill_bytes"), "spill_bytes", -1, std::numeric_limits<int64_t>::max());
     }
+    spec.host_memory = read_host_memory(object);
     spec.loras = parse_lora_files(object);
     return spec;
 }
@@ -250,6 +256,7 @@ load_spec parse_attach_draft(const std::string & payload, const load_spec & targ
     spec.path = read_string(object, "path");
     spec.splits = read_strings(object, "splits", 4096, 8192);
     // what was said of the other model's shape is not meant for this one
+    spec.host_memory = read_host_memory(object);
     spec.kv_cells = spec.n_experts = 0;
     spec.k_cache_type = spec.v_cache_type = GGML_TYPE_F16;
     spec.loras.clear();

@@ -174,12 +174,12 @@ class LoadFailed(LmError):
 class MemoryRefused(LmError):
     """The model was not loaded, because it does not fit the memory that there is; `needed` and `available` are bytes."""
 
-    status, code, param = 422, "insufficient_memory", "model"
+    status, code = 422, "insufficient_memory"
 
-    def __init__(self, needed: int, available: int):
+    def __init__(self, needed: int, available: int, param: str = "model"):
         shown = f"{needed} bytes ({needed / (1 << 30):.2f} GiB), {available} bytes ({available / (1 << 30):.2f} GiB)"
         super().__init__(f"not enough memory to load the model: it needs {shown} are available")
-        self.needed, self.available = needed, available
+        self.needed, self.available, self.param = needed, available, param
 
 
 class QueueFull(LmError):

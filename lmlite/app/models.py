@@ -73,8 +73,8 @@ def open_pool(
     if place is None:
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error, on_line=on_line)
     max_jit = config.max_loaded or (1 if config.auto_evict else None)
-    check = MemoryGuard(estimates).check if config.memory_guard else None
-    return Pool(catalog, place, settings, config.ttl or None, jit=config.jit, max_jit=max_jit, check=check)
+    guard = MemoryGuard(estimates, strict=config.memory_guard)
+    return Pool(catalog, place, settings, config.ttl or None, jit=config.jit, max_jit=max_jit, room=guard.room)
 
 
 async def with_share(card: ModelCard, settings: ModelSettings, gpu: float | None) -> ModelSettings:
@@ -211,9 +211,10 @@ class Models:
         if card.problem is not None:
             raise LoadFailed(card.id, card.problem)
         _, pool = await self._current()
-        spec = await pool.spec(card, await with_share(card, settings, gpu))
+        free = available()
+        spec = replace(await pool.spec(card, await with_share(card, settings, gpu)), host_memory=free)
         try:
-            return await estimate(self._place or Process, spec, projector=card.mmproj), available()
+            return await estimate(self._place or Process, spec, projector=card.mmproj), free
         except EngineGone as gone:
             raise LoadFailed(card.id, f"the engine ended: {gone.reason}") from None
         except OSError as failed:

@@ -127,11 +127,13 @@ class Engine:
         payload = encode(load_object(spec))
         return await self._line.ask(Kind.ESTIMATE, payload, _Answer(Kind.ESTIMATED, read_estimated))
 
-    async def attach_draft(self, paths: Sequence[Path]) -> None:
-        """The model at `paths` (its file, or all split parts) drafts for this one from now on, instead of any before.
+    async def attach_draft(self, paths: Sequence[Path], host_memory: int = 0) -> None:
+        """The model at `paths` (its file, or all split parts) drafts for this one from now on, instead of any before;
+        `host_memory` as in `LoadSpec`.
         Raises `InvalidRequest` if it cannot for this model, `LoadFailed` if its file is refused. Cancelling gives up the
         load; whether the old one still drafts is then unknown."""
-        await self._line.ask(Kind.ATTACH_DRAFT, encode(paths_object(paths)), _Answer(Kind.RESULT, read_text))
+        payload = encode({**paths_object(paths), "host_memory": host_memory})
+        await self._line.ask(Kind.ATTACH_DRAFT, payload, _Answer(Kind.RESULT, read_text))
 
     def run(self, generate: Generate, on_finished: Callable[[Finished], None] | None = None) -> Run:
         """Starts when it is first iterated over. See `Run`. `on_finished` is told the end of a run that does not fail, and

@@ -6,9 +6,10 @@ llama.cpp aborts on some files, and what it measures includes the process that i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from ..errors import EngineGone
@@ -17,6 +18,9 @@ from .line import Clock
 from .payloads import DeviceMemory, LoadSpec, Measured
 from .worker import Placement
 
+HOST: Final = ""
+"""Among the names of devices: the machine's own memory."""
+NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 ESTIMATE_S: Final = 60.0
 """Most take a tenth of a second; on a slow disk that holds a vocabulary of 250,000 tokens some seconds."""
 
@@ -46,12 +50,20 @@ class Estimate:
         """The part of `total` that the machine's own memory has to give."""
         return self.total - sum(device.needed for device in self.devices if not device.shares_host_memory)
 
-    def shortage(self, available: int) -> tuple[int, int] | None:
-        """Where it does not fit: the bytes needed and those there are. `available` is for the machine's own memory."""
-        if self.host > available:
-            return self.host, available
-        short = (device for device in self.devices if not device.shares_host_memory and device.needed > device.free)
-        return next(((device.needed, device.free) for device in short), None)
+    @property
+    def takes(self) -> dict[str, int]:
+        """`HOST`, and each GPU with a memory of its own."""
+        return {HOST: self.host, **{device.name: device.needed for device in self.devices if not device.shares_host_memory}}
+
+    def shortage(self, available: int, promised: Mapping[str, int] = NOTHING) -> tuple[int, int] | None:
+        """Where it does not fit: the bytes needed and those there are. `available` is for the machine's own memory; what is
+        `promised` to others is there no more."""
+        free = {HOST: available, **{device.name: device.free for device in self.devices if not device.shares_host_memory}}
+        for name, needed in self.takes.items():
+            left = max(0, free[name] - promised.get(name, 0))
+            if needed > left:
+                return needed, left
+        return None
 
 
 async def estimate(

@@ -77,6 +77,7 @@ class LoadSpec:
     paths: tuple[Path, ...]
     settings: LoadSettings = LoadSettings()
     vocab_only: bool = False
+    host_memory: int = 0  # bytes that the machine, or the control group, has for it; 0: nobody has looked
 
 
 @dataclass(slots=True, frozen=True)
@@ -214,7 +215,8 @@ def size_of(prompt: Prompt) -> int:
 def load_object(spec: LoadSpec) -> dict[str, Any]:
     settings = {field.name: getattr(spec.settings, field.name) for field in fields(LoadSettings)}
     loras = [{"path": str(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
-    return {**paths_object(spec.paths), **settings, "loras": loras, "vocab_only": spec.vocab_only}
+    memory = {"host_memory": spec.host_memory}
+    return {**paths_object(spec.paths), **settings, **memory, "loras": loras, "vocab_only": spec.vocab_only}
 
 
 def paths_object(paths: Sequence[Path]) -> dict[str, Any]:

@@ -18,8 +18,9 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
 from ..card import Instance, ModelCard, Presence
@@ -29,6 +30,7 @@ from ..errors import (
     InvalidRequest,
     LmError,
     LoadFailed,
+    MemoryRefused,
     ModelFileChanged,
     ModelNotFound,
     ModelNotLoaded,
@@ -52,7 +54,7 @@ log = logging.getLogger(__name__)
 
 Needs = Literal["chat", "text", "embedding", "rerank"]
 State = Literal["not-loaded", "loading", "loaded"]
-Check = Callable[[LoadSpec], Awaitable[None]]
+Room = Callable[[LoadSpec, bool], AbstractAsyncContextManager[LoadSpec]]
 
 _ABILITY: Final[dict[Needs, str]] = {
     "chat": "chat",
@@ -80,9 +82,10 @@ class Lease:
 
 
 class Pool:
-    """For one event loop. `place` gives each new engine its placement; `check` raises for a load that the machine has no
-    memory for. Without `jit` requests load nothing. Of what they load, `max_jit` models stay at once (None: all), and as many
-    embedding models, each for `ttl_s` after its last request (None: for ever)."""
+    """For one event loop. `place` gives each new engine its placement; `room` lasts as long as a load, gives its spec the
+    memory that there is, and raises if that is too little and the load is to be checked. Without `jit` requests load nothing.
+    Of what they load, `max_jit` models stay at once (None: all), and as many embedding models, each for `ttl_s` after its last
+    request (None: for ever)."""
 
     def __init__(
         self,
@@ -93,12 +96,12 @@ class Pool:
         *,
         jit: bool = True,
         max_jit: int | None = None,
-        check: Check | None = None,
+        room: Room | None = None,
         clock: Clock | None = None,
     ):
         self._catalog, self._place, self._settings = catalog, place, settings
         self._ttl_s, self._jit, self._n_places = ttl_s, jit, math.inf if max_jit is None else max_jit
-        self._check, self._own_clock = check, clock
+        self._room, self._own_clock = room or unbounded, clock
         self.counted = Loads()
         self._slots: dict[str, Slot] = {}  # by their ids
         self._outdated: set[Slot] = set()  # in use for the last time; nobody finds them any more
@@ -129,7 +132,7 @@ class Pool:
         request that was drafted for by that one goes on with this one.
 
         Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `LoadFailed`, `ModelFileChanged`, `ModelUnloaded`,
-        `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the check raises, and `InvalidRequest` for a draft
+        `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest` for a draft
         model that does not fit the model.
         """
         draft_card = None if draft is None else self._choose_draft(draft)
@@ -254,9 +257,12 @@ class Pool:
             slot.draft = None  # unknown, if this is cancelled
             files = await asyncio.to_thread(Stamps, card.paths)
             try:
-                await engine.attach_draft(card.paths)
+                async with self._room(draft_spec(card, slot.settings), slot.checked) as spec:
+                    await engine.attach_draft(spec.paths, spec.host_memory)
             except LoadFailed as failed:
                 raise LoadFailed(card.id, failed.reason, "draft_model") from None
+            except MemoryRefused as refused:
+                raise MemoryRefused(refused.needed, refused.available, "draft_model") from None
             slot.draft = files
 
     # ---- whose turn it is
@@ -421,12 +427,11 @@ class Pool:
             paths = [*card.paths, *(lora.path for lora in slot.settings.loras)]
             slot.files = await asyncio.to_thread(Stamps, paths)
             spec = LoadSpec(card.paths, await fitting(card, slot.settings))
-            if slot.checked and self._check is not None:
-                await self._check(spec)
-            slot.engine = await Engine.open(
-                self._place(), card.id, clock=self._own_clock, on_gone=lambda: self._lost(slot)
-            )
-            slot.instance = instance_of(slot.id, card, await slot.engine.load(spec, slot.progress))
+            async with self._room(spec, slot.checked) as spec:
+                slot.engine = await Engine.open(
+                    self._place(), card.id, clock=self._own_clock, on_gone=lambda: self._lost(slot)
+                )
+                slot.instance = instance_of(slot.id, card, await slot.engine.load(spec, slot.progress))
             self.counted.loaded(card.id, slot.instance.load_ms / 1000)
             log.info("%r is loaded, after %.2f s", slot.id, slot.instance.load_ms / 1000)
             slot.ready.set_result(None)
@@ -612,6 +617,23 @@ class Pool:
         own = asyncio.current_task()  # a load that was given up leaves too, and must not wait for itself
         while leaving := {task for task, slot in self._closing.items() if card_id in (None, slot.card.id)} - {own}:
             await asyncio.wait(leaving)
+
+
+@contextlib.asynccontextmanager
+async def unbounded(spec: LoadSpec, checked: bool) -> AsyncIterator[LoadSpec]:
+    """Room for all."""
+    yield spec
+
+
+def draft_spec(card: ModelCard, target: LoadSettings) -> LoadSpec:
+    """How an engine loads a model that drafts for the one that has the settings `target`."""
+    own = LoadSettings()
+    return LoadSpec(
+        card.paths,
+        replace(
+            target, kv_cells=0, n_experts=0, k_cache_type=own.k_cache_type, v_cache_type=own.v_cache_type, loras=()
+        ),
+    )
 
 
 def is_embedding(card: ModelCard) -> bool:

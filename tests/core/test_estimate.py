@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import pytest
 
 from lmlite.core.engine import Engine
-from lmlite.core.estimate import Estimate, estimate
+from lmlite.core.estimate import HOST, Estimate, estimate
 from lmlite.core.guard import MemoryGuard
 from lmlite.core.payloads import DeviceMemory, LoadSettings, LoadSpec, Lora
 from lmlite.core.worker import Placement, Process
@@ -55,6 +58,25 @@ def test_a_quantised_cache_takes_less(tmp_path: Path) -> None:
 def test_the_cache_has_room_for_as_many_contexts_as_run_at_once(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "full")
     assert told(path, context_length=512, parallel=3).kv_cells == 512 * 3
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_more_than_one_context_takes_a_quarter_of_the_memory_that_is_named_at_most(tmp_path: Path, mmap: bool) -> None:
+    path = write_model(tmp_path / "model.gguf", "full")
+    unmapped = 0 if mmap else tensor_bytes(path)
+    spec = LoadSpec((path,), LoadSettings(context_length=512, parallel=8, mmap=mmap))
+    for cells in (8 * 512, 1024, 512):  # all of them, some, and never fewer than one context
+        spec = replace(spec, host_memory=unmapped + 4 * cells * 2 * 2 * N_EMBD * 2 * (1 if cells > 512 else 0) + 1)
+        assert asyncio.run(estimate(Process, spec)).kv_cells == asyncio.run(cells_of(spec)) == cells
+
+
+async def cells_of(spec: LoadSpec) -> int:
+    """As an engine that has loaded it says."""
+    engine = await Engine.open(Process(), "model")
+    try:
+        return (await engine.load(spec)).kv_cells
+    finally:
+        await engine.close()
 
 
 def test_states_of_a_recurrent_model_grow_with_the_sequences_and_not_with_the_cells(tmp_path: Path) -> None:
@@ -186,7 +208,11 @@ def place(script: Script, started: list[FakeEngine] | None = None) -> Callable[[
 
 
 def check(guard: MemoryGuard, path: Path, **settings: int) -> None:
-    asyncio.run(guard.check(LoadSpec((path,), LoadSettings(**settings))))  # type: ignore[arg-type]
+    async def load() -> None:
+        async with guard.room(LoadSpec((path,), LoadSettings(**settings))):  # type: ignore[arg-type]
+            pass
+
+    asyncio.run(load())
 
 
 def test_a_model_that_does_not_fit_is_refused_with_both_numbers(tmp_path: Path) -> None:
@@ -240,6 +266,126 @@ def test_an_estimate_that_fails_refuses_nothing(tmp_path: Path, script: Script) 
     check(MemoryGuard(place(script), lambda: 0), tmp_path / "missing.gguf")
 
 
+class Loads:
+    """Loads of files of their own, all of which need `needed` bytes; `free` changes when the test says so."""
+
+    def __init__(self, folder: Path, needed: int, free: int):
+        self.free, self._folder, self._script = free, folder, Script(needed=needed)
+        self._looks = 0
+        self.guard = MemoryGuard(place(self._script), self._look)
+
+    def _look(self) -> int:
+        self._looks += 1
+        return self.free
+
+    async def until_estimated(self) -> None:
+        """The estimate of the load that was asked for last is known, and what it means."""
+        while self._looks < 3:  # is it small, what is there for it, does it fit
+            await asyncio.sleep(0)
+
+    def need(self, n: int) -> None:
+        self._script.needed = n
+
+    async def begin(self, name: str, **more: bool) -> Callable[[], Awaitable[int]]:
+        """A load that has room; called, it is over, and tells the memory that it was given."""
+        task, let_go = self.ask(name, **more)
+        await let_go.wait_until_in(task)
+
+        async def end() -> int:
+            let_go.out.set()
+            return await task
+
+        return end
+
+    def ask(self, name: str, **more: bool) -> tuple[asyncio.Future[int], Door]:
+        door = Door()
+        path = self._folder / f"{name}.gguf"
+        path.write_bytes(bytes(1000))
+        self._looks = 0
+        return asyncio.ensure_future(door.go_through(self.guard.room(LoadSpec((path,)), **more))), door
+
+
+class Door:
+    def __init__(self) -> None:
+        self.is_in, self.out = asyncio.Event(), asyncio.Event()
+
+    async def go_through(self, room: AbstractAsyncContextManager[LoadSpec]) -> int:
+        async with room as spec:
+            self.is_in.set()
+            await self.out.wait()
+            return spec.host_memory
+
+    async def wait_until_in(self, task: asyncio.Future[int]) -> None:
+        waiting = asyncio.ensure_future(self.is_in.wait())
+        task.add_done_callback(lambda _: waiting.cancel())
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        if task.done():
+            task.result()
+
+
+def test_loads_at_the_same_time_share_the_memory(tmp_path: Path) -> None:
+    async def scene() -> None:
+        loads = Loads(tmp_path, needed=4_000_000, free=9_000_000)
+        first, second = await loads.begin("a"), await loads.begin("b")
+        third, door = loads.ask("c")
+        await loads.until_estimated()
+        assert not third.done() and not door.is_in.is_set()
+        assert await first() == 9_000_000
+        await door.wait_until_in(third)  # the first took nothing, and leaves its share
+        assert await second() == 5_000_000
+        door.out.set()
+        assert await third == 5_000_000
+
+    asyncio.run(scene())
+
+
+def test_a_load_for_which_the_first_left_too_little_is_refused_then(tmp_path: Path) -> None:
+    async def scene() -> None:
+        loads = Loads(tmp_path, needed=4_000_000, free=7_000_000)
+        first = await loads.begin("a")
+        second, _ = loads.ask("b")
+        await loads.until_estimated()
+        loads.free = 3_000_000
+        await first()
+        with pytest.raises(MemoryRefused) as refused:
+            await second
+        assert (refused.value.needed, refused.value.available) == (4_000_000, 3_000_000)
+
+    asyncio.run(scene())
+
+
+def test_what_would_not_even_fit_alone_does_not_wait_for_others(tmp_path: Path) -> None:
+    async def scene() -> None:
+        loads = Loads(tmp_path, needed=4_000_000, free=7_000_000)
+        first = await loads.begin("a")
+        loads.need(8_000_000)
+        with pytest.raises(MemoryRefused):
+            await loads.begin("b")
+        await first()
+
+    asyncio.run(scene())
+
+
+def test_a_load_that_is_not_checked_counts_for_the_others(tmp_path: Path) -> None:
+    async def scene() -> None:
+        loads = Loads(tmp_path, needed=4_000_000, free=5_000_000)
+        first = await loads.begin("a")
+        forced = await loads.begin("b", checked=False)
+        assert await forced() == 1_000_000 and await first() == 5_000_000
+        forced = await loads.begin("c", checked=False)
+        loads.need(4_999_001)  # beside the 1000 bytes of the file
+        waiting, door = loads.ask("d")
+        await loads.until_estimated()
+        assert not door.is_in.is_set()
+        await forced()
+        await door.wait_until_in(waiting)
+        door.out.set()
+        await waiting
+
+    asyncio.run(scene())
+
+
 def test_each_gpu_has_to_have_room_for_its_own_part() -> None:
     def device(name: str, needed: int, free: int, **more: bool) -> DeviceMemory:
         return DeviceMemory(name, more.get("gpu", True), more.get("shared", False), needed, 0, 0, free)
@@ -251,5 +397,8 @@ def test_each_gpu_has_to_have_room_for_its_own_part() -> None:
     assert fits.shortage(9) == (10, 9)
     full = Estimate(110, 0, 0, 0, 100, devices=(host, device("GPU0", 60, 60), device("GPU1", 40, 39)))
     assert full.shortage(1000) == (40, 39)
+    assert fits.shortage(12, {HOST: 2, "GPU0": 0}) is None
+    assert fits.shortage(12, {HOST: 3}) == (10, 9)
+    assert fits.shortage(12, {"GPU1": 11}) == (40, 39) and fits.takes == {HOST: 10, "GPU0": 60, "GPU1": 40}
     shared = Estimate(110, 0, 0, 0, 100, devices=(host, device("GPU0", 100, 0, shared=True)))
     assert shared.host == 110 and shared.shortage(110) is None

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -233,13 +234,15 @@ def test_a_load_that_nothing_can_be_started_for_gives_its_place_to_the_next() ->
         await failure(first, errors.EngineError)
         assert (await second).instance.id == "b"
 
-    async def check(spec: LoadSpec) -> None:
+    @contextlib.asynccontextmanager
+    async def room(spec: LoadSpec, checked: bool) -> AsyncIterator[LoadSpec]:
         await gate.wait()
         if spec.paths[0].name == "a.gguf":
             raise errors.EngineError("insufficient_memory", "a", 422)
+        yield spec
 
     gate = asyncio.Event()
-    one_place(scene, check=check)
+    one_place(scene, room=room)
 
 
 def test_a_crash_gives_its_place_to_the_next() -> None:
@@ -439,16 +442,22 @@ def test_settings_of_the_request_stand_over_the_models_and_those_over_the_server
 
 def test_the_memory_is_asked_for_before_a_load_unless_it_is_forced() -> None:
     async def scene(stage: Stage) -> None:
-        await failure(stage.ask("a"), errors.EngineError)
-        with pytest.raises(errors.EngineError):
+        await failure(stage.ask("a"), errors.MemoryRefused)
+        with pytest.raises(errors.MemoryRefused):
             await stage.pool.load("a")
         assert not stage.peers
         assert (await stage.pool.load("a", checked=False)).id == "a"
+        assert stage.peers[0].commands[0][2]["host_memory"] == 1
 
-    async def check(spec: LoadSpec) -> None:
-        raise errors.EngineError("insufficient_memory", spec.paths[0].name, 422)
+    play(scene, FakeEngine, room=narrow)
 
-    play(scene, FakeEngine, check=check)
+
+@contextlib.asynccontextmanager
+async def narrow(spec: LoadSpec, checked: bool) -> AsyncIterator[LoadSpec]:
+    """Room for one byte, and for nothing that is checked."""
+    if checked:
+        raise errors.MemoryRefused(2, 1)
+    yield replaced(spec, host_memory=1)
 
 
 def test_without_jit_only_what_was_told_to_load_is_served() -> None:
@@ -673,6 +682,29 @@ def test_a_draft_model_whose_file_has_changed_is_attached_again(tmp_path: Path) 
         assert [kind for kind, _, _ in stage.peers[0].commands].count(Kind.ATTACH_DRAFT) == 2
 
     play(scene, FakeEngine, shelf)
+
+
+def test_memory_is_asked_for_before_a_draft_model_is_attached() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.pool.load("a", ModelSettings(kv_cells=9, kv_type="q8_0", parallel=2))
+        refused = await failure(stage.ask("a", draft="b"), errors.MemoryRefused)
+        assert (refused.needed, refused.available, refused.param) == (2, 1, "draft_model")
+        await stage.ask("a", draft="c")
+        (attached,) = [command for kind, _, command in stage.peers[0].commands if kind == Kind.ATTACH_DRAFT]
+        assert attached == {"path": "c.gguf", "host_memory": 7}
+        assert asked == ["a", "b", "c"]
+
+    @contextlib.asynccontextmanager
+    async def room(spec: LoadSpec, checked: bool) -> AsyncIterator[LoadSpec]:
+        asked.append(spec.paths[0].stem)
+        if spec.paths[0].stem != "a":  # as the engine loads it
+            assert (spec.settings.kv_cells, spec.settings.k_cache_type, spec.settings.parallel) == (0, "f16", 2)
+        if spec.paths[0].stem == "b":
+            raise errors.MemoryRefused(2, 1)
+        yield replaced(spec, host_memory=7)
+
+    asked: list[str] = []
+    play(scene, FakeEngine, room=room)
 
 
 # ---- failures --------------------------------------------------------------------------------------------------------
