@@ -40,19 +40,23 @@ class Asked:
 
 @dataclass
 class Held:
-    """An answer that stops after `n` bytes of its body until the test lets it go on."""
+    """An answer that stops after `n` bytes of its body until the test lets it go on; whoever waits for it waits too long."""
 
     n: int
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
+    given_up: bool = False  # the test did not let it go on in time
 
     def __call__(self, handler: Handler) -> None:
         content = handler.hub.stored(handler.path)
         handler.begin(200, {"Content-Length": str(len(content)), "ETag": etag_of(content)})
         handler.wfile.write(content[: self.n])
-        self.reached.set()
-        self.release.wait(WAIT_S)
+        self.hold()
         handler.wfile.write(content[self.n :])
+
+    def hold(self) -> None:
+        self.reached.set()
+        self.given_up = not self.release.wait(WAIT_S)
 
 
 class Hub:

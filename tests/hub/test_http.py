@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -252,10 +251,9 @@ def test_a_wait_is_cut_off_at_once(hub: Hub, body: bytes) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     assert asked.wait(30)
-    began = time.monotonic()
     interrupt.cut()
-    thread.join(30)
-    assert time.monotonic() - began < 5
+    thread.join(15)
+    assert not thread.is_alive()  # though the hub goes on holding its answer
     release.set()
     assert isinstance(outcome[0], Interrupted)
     with pytest.raises(Interrupted):
