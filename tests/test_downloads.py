@@ -162,6 +162,25 @@ def test_twenty_requests_at_once_are_one_job(hub: Hub, fake_server: FakeServer, 
     assert len(hub.files_asked()) == 1
 
 
+def test_metrics_tell_of_downloads_and_ask_for_none(client: Client, hub: Hub, home: Path, news: News) -> None:
+    def scraped() -> list[str]:
+        text = client.get("/metrics").body.decode()
+        return [line.removeprefix("lmlite_") for line in text.splitlines() if line.startswith("lmlite_download")]
+
+    statuses = ("downloading", "paused", "completed", "failed")
+    assert scraped() == [*(f'downloads{{status="{status}"}} 0' for status in statuses), "downloaded_bytes_total 0"]
+    assert not home.exists() and hub.asked == []
+    hub.on("/store/", held := Held(100))
+    id = client.post(DOWNLOAD, {"model": REPO}).json["job_id"]
+    while told(client, id, "downloading")["downloaded_bytes"] < 100:
+        pass  # each question waits for the server
+    assert {'downloads{status="downloading"} 1', "downloaded_bytes_total 100"} < set(scraped())
+    held.release.set()
+    news.ended(client, id)
+    ended = {'downloads{status="downloading"} 0', 'downloads{status="completed"} 1', f"downloaded_bytes_total {len(SPOKEN)}"}
+    assert ended < set(scraped())
+
+
 def test_a_job_is_paused_resumed_and_cancelled(client: Client, hub: Hub, home: Path) -> None:
     held = Held(100)
     hub.on("/store/", held)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from .. import metrics
 from ..config import Config
+from ..download import Status
 from ..errors import LmError
 from ..store.home import Home
 
@@ -57,6 +60,15 @@ class ModelDownloads:
         store = LazyStore(self._home.state)
         client = Client(Site.of(os.environ))
         return Downloads(client, self._home.models, store, stall_s=self._stall_s), store
+
+    def families(self) -> Iterator[metrics.Family]:
+        jobs = metrics.Gauge("lmlite_downloads", "Downloads, those that have ended lately among them.", ("status",))
+        received = metrics.Counter("lmlite_downloaded_bytes_total", "Bytes of models received from the hub.")
+        statuses = list(self._jobs.statuses()) if self._jobs else []
+        for status in get_args(Status):
+            jobs.set(statuses.count(status), status)
+        received.add(n=self._jobs.received if self._jobs else 0)
+        yield from (jobs, received)
 
     async def close(self) -> None:
         if self._resuming is not None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 async def show(app: State, request: Request, reply: Reply, _: str) -> None:
     reports = await app.reports.fresh(app.models.engines())
-    known = (loading_family(app), *instance_families(reports), *server_families(app))
+    known = (loading_family(app), *instance_families(reports), *app.downloads.families(), *server_families(app))
     text = expose((*app.metrics.families(), *app.models.counted(), *known))
     reply.whole(200, text.encode(), content_type=CONTENT_TYPE)
 

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -147,6 +147,7 @@ class Downloads:
         self._client, self._folder, self._store = client, folder, store
         self._stall_s, self._backoff_s = stall_s or math.inf, backoff_s
         self._jobs: dict[str, Job] = {}
+        self._received = 0  # in transfers that ended
         self._looking: dict[Wanted, asyncio.Task[Job | None]] = {}
         self._restored: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
@@ -182,6 +183,16 @@ class Downloads:
         """In the order in which they were begun."""
         await self.restore()
         return [job.progress() for job in sorted(self._jobs.values(), key=lambda job: job.record.started_at)]
+
+    def statuses(self) -> Iterator[Status]:
+        """Of all jobs that are known by now."""
+        return (job.record.status for job in self._jobs.values())
+
+    @property
+    def received(self) -> int:
+        """Bytes of models that came over the wire so far; what was received twice counts twice."""
+        running = (job.transfer.received for job in self._jobs.values() if job.transfer is not None)
+        return self._received + sum(running)
 
     async def get(self, id: str) -> Progress:
         """Raises `JobNotFound`."""
@@ -378,6 +389,7 @@ class Downloads:
             await asyncio.wait({work}, timeout=CLOSE_S)
             job.have[place.file.name] = transfer.have
             job.received += transfer.received
+            self._received += transfer.received
             job.transfer = None
 
     # ---- the disk
