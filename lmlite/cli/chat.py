@@ -18,6 +18,7 @@ from ..config import gather
 from ..errors import LmError
 from ..store.home import Home
 from .client import Client, add_flags
+from .get import get_model
 from .keyboard import Keyboard
 from .loading import asked_for, at_least, pick
 from .models import Entry, instances
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if arguments.stats:
             show_stats(stats)
         return 0
-    Conversation(talk, arguments, Home(gather({}, environ).home)).go_on()
+    Conversation(talk, arguments, environ).go_on()
     return 0
 
 
@@ -246,11 +247,12 @@ class Screen:
 class Conversation:
     """Questions at the terminal until Ctrl-D, and commands that begin with a slash."""
 
-    def __init__(self, talk: Talk, arguments: argparse.Namespace, home: Home):
+    def __init__(self, talk: Talk, arguments: argparse.Namespace, environ: Mapping[str, str]):
         talk.lossy = True
-        self._talk, self._arguments = talk, arguments
+        self._talk, self._arguments, self._environ = talk, arguments, environ
         self._stats: bool = arguments.stats
         self._over = False
+        home = Home(gather({}, environ).home)
         self._keyboard = Keyboard(home.chat_history, [f"/{name}" for name in COMMANDS])
 
     def go_on(self) -> None:
@@ -307,6 +309,13 @@ class Conversation:
             self._talk.model = asked_for([model for model in models if "problem" not in model], None)
         self._note(f"You talk to {escaped(self._talk.model)}, which knows what was said so far.")
 
+    def download(self, rest: str) -> None:
+        if not rest:
+            raise LmError("Name the model: /download owner/name, or words to search for")
+        asked = argparse.Namespace(**{**vars(self._arguments), "name": rest, "mlx": False, "select": False, "json": False})
+        if get_model(asked, self._environ) == 0:
+            self._note("/model NAME talks to it.")
+
     def clear(self, rest: str) -> None:
         self._talk.turns.clear()
         self._note("What was said is forgotten.")
@@ -336,6 +345,7 @@ class Command:
 COMMANDS: Final[Mapping[str, Command]] = {
     "help": Command("/help", "this list", Conversation.help),
     "model": Command("/model [NAME]", "talk to another model", Conversation.model),
+    "download": Command("/download NAME", "get a model from the hub, as `lmlite get` does", Conversation.download),
     "system-prompt": Command("/system-prompt [TEXT]", "what the model is told before all else", Conversation.system_prompt),
     "reasoning": Command("/reasoning [auto|on|off]", "whether the model thinks first", Conversation.reasoning),
     "stats": Command("/stats", "show speed and token counts, or no more", Conversation.stats),

@@ -333,6 +333,29 @@ def test_commands(terminal: Callable[..., Terminal], peer: Peer) -> None:
     assert screen.end() == 0
 
 
+def test_a_model_is_downloaded_from_within_a_conversation(terminal: Callable[..., Terminal], peer: Peer) -> None:
+    job = {"job_id": "job_1", "status": "downloading", "total_size_bytes": 4000}
+    peer.answers["POST", "/api/v1/models/download"] = job
+    peer.answers["GET", "/lmlite/downloads/job_1"] = {**job, "status": "completed"}
+    screen = terminal()
+    for typed, shown in (
+        ("/download", "Name the model: /download owner/name"),
+        ("/download acme/Falcon@q8_0", "Downloading acme/Falcon@q8_0 (4.00 KB)"),
+    ):
+        screen.wait_for(PROMPT)
+        screen.type(typed + "\n")
+        screen.wait_for(shown)
+    screen.wait_for("Download completed.")
+    assert question(peer) == {"model": "acme/Falcon@q8_0"}
+    peer.answers["GET", "/lmlite/downloads/job_1"] = {**job, "status": "failed", "error_message": "no disk"}
+    screen.wait_for(PROMPT)
+    screen.type("/download acme/Falcon\n")
+    screen.wait_for("Error: The download failed: no disk")
+    screen.wait_for(PROMPT)
+    screen.type("hi\n")
+    screen.wait_for("Hello there.")
+
+
 def test_an_error_does_not_end_the_conversation(terminal: Callable[..., Terminal], peer: Peer) -> None:
     screen = terminal()
     screen.wait_for(PROMPT)
