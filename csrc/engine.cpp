@@ -382,7 +382,9 @@ void engine::advance(sequence & s) {
     cache_->reached(s);
     if (was_prompt) {
         pulse_.prompt_tokens += s.n_step;
-        if (!s.whole && s.n_step < s.n_prompt - s.n_reused) { // more than one chunk
+        const bool ends = s.output >= 0;
+        const bool is_one_chunk = s.n_step >= s.n_prompt - s.n_reused; // then the text says it
+        if (s.whole ? ends : !is_one_chunk) {
             events_.add(frame_kind::PROMPT_PROGRESS, s.request->id,
                         json_object().add("done", uint64_t(s.n_cached)).add("total", uint64_t(s.n_prompt)).text());
         }

@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, frozen=True)
 class Work:
-    """The runs that an engine has, and whether any of them is past its prompt, as far as that can be told."""
+    """The runs that an engine has, and whether any of them is past its prompt."""
 
     n_runs: int
     generates: bool
@@ -336,7 +336,7 @@ class _Stream:
     """
 
     __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_n_calls", "_on_finished", "_open",
-                 "_take", "_text", "_whole", "ended", "error", "held")  # fmt: skip
+                 "_prompted", "_take", "_text", "_whole", "ended", "error", "held")  # fmt: skip
 
     def __init__(
         self,
@@ -354,6 +354,7 @@ class _Stream:
         self._n_calls = 0
         self._arrival: asyncio.Future[None] | None = None
         self._deferred = False
+        self._prompted = False
         self.error: Exception | None = None
         self.ended = False
         self.held = False
@@ -379,8 +380,12 @@ class _Stream:
             return  # nothing to see before its text
         elif kind == Kind.PROMPT_PROGRESS:
             progress = read_object(payload)
+            done, total = int(progress["done"]), int(progress["total"])
+            self._prompted = done >= total
+            if self._whole:
+                return  # for `speaks` alone
             self._close_delta()
-            self._events.append(PromptProgress(int(progress["done"]), int(progress["total"])))
+            self._events.append(PromptProgress(done, total))
         elif kind == Kind.FINISHED:
             finished = read_finished(payload)
             if self._open in (0, _TEXT):
@@ -440,8 +445,8 @@ class _Stream:
 
     @property
     def speaks(self) -> bool:
-        """The prompt is done. One that says all at the end counts as speaking, since most of its time it would be."""
-        return self._whole or self._open != 0
+        """The prompt is done."""
+        return self._prompted or self._open != 0
 
     @property
     def over(self) -> bool:

@@ -774,6 +774,15 @@ def test_a_presence_tells_what_an_instance_is_doing() -> None:
         (presence,) = stage.pool.presences()
         assert (presence.status, presence.ttl_s, presence.remaining_ttl_s) == ("idle", 60, 60)
 
+        whole = hear(lease.engine, [], whole=True)
+        id = (await peer.next())[1]
+        assert status() == ("processingPrompt", 0)
+        peer.send(frame(Kind.PROMPT_PROGRESS, id, {"done": 3, "total": 3}))
+        await until(lambda: status() == ("generating", 0))
+        peer.send(frame(Kind.FINISHED, id, finished()))
+        await whole
+        assert status() == ("idle", 0)
+
         heard: list[Any] = []
         runs = [hear(lease.engine, heard) for _ in range(3)]
         ids = [(await peer.next())[1] for _ in runs]
@@ -794,9 +803,9 @@ def test_a_presence_tells_what_an_instance_is_doing() -> None:
     play(scene, ttl_s=60, settings=LoadSettings(parallel=2))
 
 
-def hear(engine: Engine, heard: list[Any]) -> asyncio.Future[None]:
+def hear(engine: Engine, heard: list[Any], whole: bool = False) -> asyncio.Future[None]:
     async def run() -> None:
-        async for event in engine.run(Generate(Text("x"))):
+        async for event in engine.run(Generate(Text("x"), whole=whole)):
             heard.append(event)
 
     return asyncio.ensure_future(run())

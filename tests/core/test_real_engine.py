@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine
+from lmlite.core.engine import Engine, _Stream
+from lmlite.core.frames import Kind
 from lmlite.core.payloads import LoadSettings, LoadSpec
 from lmlite.core.worker import Placement, Process, Thread
 from lmlite.errors import (
@@ -199,6 +200,26 @@ def test_a_long_prompt_reports_its_progress() -> None:
         assert len(steps) > 1
         assert [step.done for step in steps] == sorted({step.done for step in steps})
         assert steps[-1].done == steps[-1].total == end_of(events).stats.prompt_tokens
+
+    with_engine(test, eval_batch_size=64)
+
+
+@pytest.mark.parametrize("prompt", ["one two", LONG * 2])
+def test_a_whole_answer_is_announced_once_when_its_prompt_is_done(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[tuple[int, bytes]] = []
+    take = _Stream.frame
+
+    def overhear(stream: _Stream, kind: int, payload: bytes) -> None:
+        came.append((kind, payload))
+        take(stream, kind, payload)
+
+    monkeypatch.setattr(_Stream, "frame", overhear)
+
+    async def test(engine: Engine) -> None:
+        events = await events_of(engine, prompt, max_tokens=2, ignore_eos=True, whole=True)
+        n_tokens = end_of(events).stats.prompt_tokens
+        assert [kind for kind, _ in came] == [Kind.PROMPT_PROGRESS, Kind.TEXT, Kind.FINISHED]
+        assert json.loads(came[0][1]) == {"done": n_tokens, "total": n_tokens}
 
     with_engine(test, eval_batch_size=64)
 
