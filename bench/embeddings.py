@@ -1,8 +1,10 @@
 """Texts per second: one request of many texts, and several clients with one text at a time, beside llama.cpp itself.
 
 The yardstick is the best that raw llama.cpp calls reach on the same tokens at any packing (`raw_embed.cpp`, tokenizing
-not timed); `llama-server` runs too. All take turns in each round, the medians of the rounds count; a run during which
-other programs had a noticeable part of the CPU does not. Prints one JSON object, then rows for the table in README.md.
+not timed); `llama-server` runs too. A first pass finds the best packing; then it is measured afresh before and after each
+run of a contender, whose ratio is to the mean of the two, so that what drifts on the machine cancels out. The medians
+count. A run does not if other programs had a noticeable part of the CPU meanwhile. Prints one JSON object, then rows for
+the table in README.md.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +35,9 @@ from bench import client, peers  # noqa: E402
 
 EMBEDDINGS = "/v1/embeddings"
 BUDGETS = (1, 32, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1 << 20)  # tokens per call; 1: each text alone
-REST_S = 0.15
-"""Compute threads look out for more work for a while after the last; the next contender must not run beside them."""
+QUIET_S, QUIET_SHARE, REST_S = 0.02, 0.1, 2.0
+"""llama.cpp's compute threads look out for more work for a fifth of a second after the last: the next contender does not
+begin before all of them together had less than this share of a CPU for so long, or there is no rest to be had."""
 OTHERS_SHARE, ATTEMPTS = 0.1, 3
 """A run counts if other programs had at most this much of one CPU meanwhile; else it is tried again."""
 WORDS = (
@@ -136,20 +140,39 @@ def family(pid: int) -> list[int]:
     return [pid, *(member for child in children for member in family(int(child)))]
 
 
+def contenders_cpu_s() -> float:
+    """What the contenders and this program have had of the CPU."""
+    return sum(client.cpu_s(pid) for pid in family(os.getpid()))
+
+
 def others_cpu_s() -> float:
-    """What all programs but the contenders and this one have had of the CPU since the machine was started."""
+    """What all other programs have had of it since the machine was started."""
     user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
-    own = sum(client.cpu_s(pid) for pid in family(os.getpid()))
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - own
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - contenders_cpu_s()
 
 
-def undisturbed(run: Callable[[], float]) -> float | None:
-    """The seconds of a run that had the machine to itself, None if none of some attempts had."""
+def settle() -> None:
+    """Returns once the contenders are at rest."""
+    deadline = time.perf_counter() + REST_S
+    while time.perf_counter() < deadline:
+        before, began = contenders_cpu_s(), time.perf_counter()
+        time.sleep(QUIET_S)
+        if contenders_cpu_s() - before < QUIET_SHARE * (time.perf_counter() - began):
+            return
+    raise SystemExit("the contenders do not come to rest")
+
+
+def undisturbed(*runs: Callable[[], float]) -> list[float] | None:
+    """The seconds of runs that had the machine to themselves one after the other, None if none of some attempts had."""
     for _ in range(ATTEMPTS):
-        time.sleep(REST_S)
-        others, began = others_cpu_s(), time.perf_counter()
-        seconds = run()
-        if others_cpu_s() - others <= OTHERS_SHARE * (time.perf_counter() - began):
+        others, elapsed, seconds = 0.0, 0.0, []
+        for run in runs:
+            settle()
+            others_before, began = others_cpu_s(), time.perf_counter()
+            seconds.append(run())
+            elapsed += time.perf_counter() - began
+            others += others_cpu_s() - others_before
+        if others <= OTHERS_SHARE * elapsed:
             return seconds
     return None
 
@@ -157,31 +180,58 @@ def undisturbed(run: Callable[[], float]) -> float | None:
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Texts per second of each contender."""
+@dataclass
+class Measured:
+    """Of one contender: seconds, and texts per second over those of the raw calls beside it, run by run."""
+
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+
+def best_packing(raw: Callable[[int], float], rounds: int) -> int:
+    taken: defaultdict[int, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for budget in random.sample(BUDGETS, len(BUDGETS)):
+            if (seconds := undisturbed(partial(raw, budget))) is not None:
+                taken[budget] += seconds
+    if few := [budget for budget in BUDGETS if len(taken[budget]) < 3]:
+        raise SystemExit(f"the machine was too busy to measure packs of {few} tokens")
+    return min(BUDGETS, key=lambda budget: statistics.median(taken[budget]))
+
+
+def measure(arguments: argparse.Namespace) -> tuple[int, dict[str, Measured]]:
+    """The best packing of raw calls, and the contenders."""
     texts = make_texts(arguments.texts)
     with ExitStack() as stack:
         raw = stack.enter_context(raw_calls(arguments.model, arguments.threads, texts))
+        for budget in BUDGETS:
+            raw(budget)  # warm
+        budget = arguments.packing or best_packing(raw, max(3, arguments.rounds // 3))
         command = client.lmlite(arguments.model, "--threads", str(arguments.threads))
         server = stack.enter_context(client.serving(command))
-        runs: dict[str, Callable[[], float]] = {}
-        runs |= contenders("lmlite", server.port, texts, arguments.clients)
+        runs = contenders("lmlite", server.port, texts, arguments.clients)
         if not arguments.alone:
             flags: list[object] = ["--embeddings", "-t", arguments.threads, "-np", arguments.slots]
             peer = stack.enter_context(peers.llama_server(arguments.model, *flags))
             runs |= contenders("llama-server", peer.port, texts, arguments.clients)
-        for budget in BUDGETS:
-            runs[f"raw: {budget}"] = partial(raw, budget)
         for run in runs.values():
             run()  # warm
-        taken = defaultdict(list)
+        measured = {name: Measured() for name in runs}
+        yardstick = partial(raw, budget)
         for _ in range(arguments.rounds):
             for name, run in runs.items():
-                if (seconds := undisturbed(run)) is not None:
-                    taken[name].append(seconds)
-    if few := [name for name in runs if len(taken[name]) < 3]:
+                if (three := undisturbed(yardstick, run, yardstick)) is not None:
+                    before, seconds, after = three
+                    measured[name].seconds.append(seconds)
+                    measured[name].ratios.append((before + after) / 2 / seconds)
+    if few := [name for name, runs_of in measured.items() if len(runs_of.seconds) < 3]:
         raise SystemExit(f"the machine was too busy to measure {', '.join(few)}")
-    return {name: arguments.texts / statistics.median(seconds) for name, seconds in taken.items()}
+    return budget, measured
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """The median between the quartiles."""
+    return [round(value, 3) for value in statistics.quantiles(values, n=4)]
 
 
 def main() -> None:
@@ -189,20 +239,20 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="an embedding model, as GGUF")
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--slots", type=int, default=4, help="llama-server's -np (its own default is 4)")
+    parser.add_argument("--packing", type=int, help="tokens per raw call, if the best is known")
     parser.add_argument("--alone", action="store_true", help="without llama-server")
     arguments = parser.parse_args()
-    rates = measure(arguments)
-    budgets = {name: rate for name, rate in rates.items() if name.startswith("raw")}
-    best = max(budgets, key=lambda name: budgets[name])
-    ratios = {name: round(rate / rates[best], 3) for name, rate in rates.items() if name not in budgets}
+    budget, measured = measure(arguments)
+    rates = {name: arguments.texts / statistics.median(runs.seconds) for name, runs in measured.items()}
+    ratios = {name: spread(runs.ratios) for name, runs in measured.items()}
     rounded = {name: round(rate, 1) for name, rate in rates.items()}
-    print(json.dumps({"bench": "embeddings", "best": best, "ratios": ratios, "texts_per_s": rounded}, indent=1))
+    print(json.dumps({"bench": "embeddings", "packing": budget, "ratios": ratios, "texts_per_s": rounded}, indent=1))
     for case in ("one request", f"{arguments.clients} clients"):
-        columns = [f"{rates[name]:.0f}" for name in (f"lmlite: {case}", f"llama-server: {case}", best) if name in rates]
-        print(f"| embeddings, {case} | {' | '.join(columns)} | {ratios[f'lmlite: {case}']} |")
+        both = [str(ratios[f"{name}: {case}"][1]) for name in ("lmlite", "llama-server") if f"{name}: {case}" in ratios]
+        print(f"| embeddings, {case}, texts/s of the best raw packing | {' | '.join(both)} |")
 
 
 if __name__ == "__main__":
