@@ -237,7 +237,7 @@ def peak(pid: int | None) -> int:
 
 
 async def measure(spec: LoadSpec) -> tuple[int, int]:
-    """The context length and the peak after a load and a prefill of a whole context."""
+    """The context length and the peak after a load and the most that is computed at once."""
     placement = Process()
     engine = await Engine.open(placement, "model")
     try:
@@ -245,6 +245,7 @@ async def measure(spec: LoadSpec) -> tuple[int, int]:
         n, n_words = loaded.context_length, loaded.vocab_size // 2
         if loaded.type == "embedding":
             await engine.embed(Embed((tuple(i % n_words for i in range(n)),)))
+            await engine.embed(Embed((tuple(i % n_words for i in range(min(n, 256))),) * 16))  # as many side by side as may
         else:
             prompt = Tokens(tuple(i % n_words for i in range(n - 1)))
             async for _ in engine.run(Generate(prompt, max_tokens=1, sampling=Sampling(temperature=0))):

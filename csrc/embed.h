@@ -1,13 +1,19 @@
-// Embeddings and scores: texts of many requests packed into each batch, answers in the order of a request's inputs.
+// Embeddings and scores: texts of many requests packed into each computation, answers in the order of a request's inputs.
+// Short texts are computed in lanes side by side (see model.h), one that is alone or long with all threads.
 #pragma once
 
+#include "error.h"
 #include "model.h"
 #include "pulse.h"
 #include "sequence.h"
 #include "wire.h"
 
+#include <atomic>
+#include <condition_variable>
 #include <deque>
 #include <memory>
+#include <mutex>
+#include <string>
 #include <vector>
 
 namespace lm {
@@ -16,40 +22,73 @@ struct embedding_job {
     ticket_ptr request;
     std::vector<std::vector<llama_token>> inputs;
     bool as_json = false; // vectors are wanted as JSON text
-    size_t n_packed = 0;  // inputs that are in the current batch or done
-    size_t n_done = 0;
-    bool ended = false; // answered; swept at the end of the step
+
+    // the embedder's
+    size_t n_packed = 0;           // inputs that are being computed or done
+    size_t n_said = 0;             // inputs whose rows are in the outbox
+    std::vector<std::string> rows; // one per input; empty before it is computed, and once it is said
+    bool ended = false;            // answered, whatever is still computed for it
 };
 
 class embedder {
   public:
-    embedder(model & m, pulse & p);
+    embedder(model & m, outbox & out, pulse & p, uint64_t max_queue);
 
-    void add(std::unique_ptr<embedding_job> job) { jobs_.push_back(std::move(job)); }
-    bool idle() const { return jobs_.empty(); }
-    size_t n_jobs() const { return jobs_.size(); }
-    // Computes one pack of texts, from as many requests as fit, and writes their events.
-    void step(llama_batch_ext * batch, frame_batch & events);
-    // Answers every request with `payload`, an ERROR event's.
-    void fail_all(const std::string & payload, frame_batch & events);
+    // Thread safe. Throws error("queue_full").
+    void submit(std::unique_ptr<embedding_job> job);
+    // Looks for cancelled requests.
+    void wake();
+    void stop();
+
+    // The decode thread's body, which is the first lane; returns after stop(), when all lanes are at rest.
+    void run();
 
   private:
+    using job_ptr = std::shared_ptr<embedding_job>;
+    using batch_ptr = std::unique_ptr<llama_batch_ext, void (*)(llama_batch_ext *)>;
+
     struct packed {
-        embedding_job * job; // borrowed from jobs_
+        job_ptr job;
         size_t input;
+        std::string row; // once it is computed; empty if the model gave numbers that are not finite
     };
-    std::vector<packed> pack(llama_batch_ext * batch);
-    void compute(llama_batch_ext * batch);
-    void say(const packed & text, llama_seq_id seq, frame_batch & events);
+    // What is computed at once. While nothing is, it has no texts.
+    struct pack {
+        size_t lane = 0;   // whose context computes it
+        bool wide = false; // with all threads, while nothing else is computed
+        std::vector<packed> texts;
+    };
+
+    void work(size_t lane);
+    bool next(size_t lane, pack & p);
+    bool take(size_t lane, pack & p);
+    bool is_wide() const;
+    size_t budget(bool wide) const;
+    void fill(pack & p, size_t n_tokens);
+    void compute(pack & p);
+    void read_rows(pack & p);
+    void answer(pack & p);
+    void say_rows(embedding_job & job, frame_batch & events);
     void end(embedding_job & job, frame_kind kind, const std::string & payload, frame_batch & events);
+    void end_cancelled();
+    void fail_all(const error & e);
     void sweep();
 
-    model & model_; // borrowed
-    pulse & pulse_; // borrowed
-    const size_t pack_tokens_;
-    std::deque<std::unique_ptr<embedding_job>> jobs_; // in the order of their turns
-    std::vector<float> row_;
-    std::string text_;
+    model & model_;   // borrowed
+    outbox & outbox_; // borrowed
+    pulse & pulse_;   // borrowed
+    const uint64_t max_queue_;
+    std::vector<batch_ptr> batches_; // of each lane
+
+    std::mutex mutex_; // guards what follows, and the order of a request's rows in the outbox
+    std::condition_variable changed_;
+    std::vector<job_ptr> jobs_;   // that are not answered
+    std::deque<job_ptr> waiting_; // of those, the ones with texts that are in no pack yet, in the order of their turns
+    size_t n_texts_ = 0;          // that are in no pack yet
+    size_t n_tokens_ = 0;         // theirs
+    size_t n_busy_ = 0;           // packs that are being computed
+    bool wide_ = false;           // the one that is, is wide
+    std::atomic<bool> stopping_{false};
 };
 
 }  // namespace lm

@@ -27,14 +27,13 @@ engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
       batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free), alone_(PREFILL_MS_ALONE),
       beside_streams_(PREFILL_MS_BESIDE_STREAMS) {
     if (m.is_embedding()) {
-        embedder_ = std::make_unique<embedder>(m, p);
-    } else {
-        cache_ = std::make_unique<prefix_cache>(
-            m.context(), m.memory_sharing(), m.n_sequences(),
-            cache_limits{size_t(m.kv_cells()), size_t(m.idle_cells()), size_t(m.spill_bytes())});
-        if (m.memory_sharing() == sharing::any_prefix) {
-            drafter_ = std::make_unique<drafter>(m, stopping_);
-        }
+        embedder_ = std::make_unique<embedder>(m, out, p, max_queue);
+        return;
+    }
+    cache_ = std::make_unique<prefix_cache>(m.context(), m.memory_sharing(), m.n_sequences(),
+                                            cache_limits{size_t(m.kv_cells()), size_t(m.idle_cells()), size_t(m.spill_bytes())});
+    if (m.memory_sharing() == sharing::any_prefix) {
+        drafter_ = std::make_unique<drafter>(m, stopping_);
     }
     llama_set_abort_callback(
         m.context(), [](void * stopping) { return static_cast<std::atomic<bool> *>(stopping)->load(); }, &stopping_);
@@ -53,12 +52,7 @@ void engine::submit(std::unique_ptr<sequence> s) {
 }
 
 void engine::submit(std::unique_ptr<embedding_job> job) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (embedding_arrivals_.size() + pulse_.running >= max_queue_) {
-        throw error("queue_full", "too many requests wait", json_object().add("limit", max_queue_).text());
-    }
-    embedding_arrivals_.push_back(std::move(job));
-    arrived_.notify_one();
+    embedder_->submit(std::move(job));
 }
 
 void engine::attach_draft(std::unique_ptr<draft_model> m) {
@@ -69,12 +63,18 @@ void engine::attach_draft(std::unique_ptr<draft_model> m) {
 }
 
 void engine::wake() {
+    if (embedder_) {
+        return embedder_->wake();
+    }
     std::lock_guard<std::mutex> lock(mutex_);
     woken_ = true;
     arrived_.notify_one();
 }
 
 void engine::stop() {
+    if (embedder_) {
+        return embedder_->stop();
+    }
     stopping_ = true;
     wake();
 }
@@ -82,10 +82,13 @@ void engine::stop() {
 // ---- the decode thread --------------------------------------------------------------------------------------------------
 
 void engine::run() {
+    if (embedder_) {
+        return embedder_->run();
+    }
     while (wait_for_work()) {
-        pulse_.step.start();
+        pulse_.steps[0].start();
         step();
-        pulse_.step.stop();
+        pulse_.steps[0].stop();
         if (events_.urgent() || ms_between(sent_at_, now_) >= DELTAS_MS) {
             send();
         }
@@ -99,9 +102,8 @@ void engine::send() {
 
 bool engine::wait_for_work() {
     std::unique_lock<std::mutex> lock(mutex_);
-    const bool busy = !waiting_.empty() || !running_.empty() || (embedder_ && !embedder_->idle());
-    if (!busy) {
-        arrived_.wait(lock, [&] { return woken_ || !arrivals_.empty() || !embedding_arrivals_.empty(); });
+    if (waiting_.empty() && running_.empty()) {
+        arrived_.wait(lock, [&] { return woken_ || !arrivals_.empty(); });
     }
     woken_ = false;
     take_arrivals();
@@ -113,10 +115,6 @@ void engine::take_arrivals() {
         waiting_.push_back(std::move(s));
     }
     arrivals_.clear();
-    for (auto & job : embedding_arrivals_) {
-        embedder_->add(std::move(job));
-    }
-    embedding_arrivals_.clear();
     if (draft_arrival_ && drafter_) {
         drafter_->attach(std::move(draft_arrival_));
     }
@@ -124,11 +122,7 @@ void engine::take_arrivals() {
 
 void engine::step() {
     try {
-        if (embedder_) {
-            embedder_->step(batch_.get(), events_);
-        } else {
-            generate_step();
-        }
+        generate_step();
     } catch (const error & e) {
         fail_everything_in_work(e);
     } catch (const std::bad_alloc &) {
@@ -542,9 +536,6 @@ void engine::fail(sequence & s, const error & e) {
 
 // After a failed decode nothing is known about the cells of those that were in it.
 void engine::fail_everything_in_work(const error & e) {
-    if (embedder_) {
-        return embedder_->fail_all(e.payload(), events_);
-    }
     for (const auto & s : running_) {
         if (!s->done) {
             fail(*s, e);
@@ -558,10 +549,6 @@ void engine::sweep() {
 }
 
 void engine::report() {
-    if (embedder_) {
-        pulse_.running = embedder_->n_jobs();
-        return;
-    }
     size_t cells = cache_->idle_tokens();
     for (const auto & s : running_) {
         cells += s->n_cached;

@@ -70,7 +70,7 @@ class engine {
     outbox & outbox_; // borrowed
     pulse & pulse_;   // borrowed
     const uint64_t max_queue_;
-    std::unique_ptr<embedder> embedder_;
+    std::unique_ptr<embedder> embedder_; // does all the work of an embedding model; else null
     std::unique_ptr<prefix_cache> cache_;
     std::unique_ptr<drafter> drafter_; // null where guesses could not be taken back
     std::unique_ptr<llama_batch_ext, void (*)(llama_batch_ext *)> batch_;
@@ -79,7 +79,6 @@ class engine {
     std::mutex mutex_;
     std::condition_variable arrived_;
     std::deque<std::unique_ptr<sequence>> arrivals_;
-    std::deque<std::unique_ptr<embedding_job>> embedding_arrivals_;
     std::unique_ptr<draft_model> draft_arrival_;
     bool woken_ = false;
     std::atomic<bool> stopping_{false};

@@ -98,21 +98,33 @@ static memory_use use_of(const model & m) {
 }
 
 // An embedding model gives a row of outputs for each token of a batch; the context has room for one per sequence until then.
-static uint64_t missing_output_bytes(const model & m) {
+static uint64_t missing_output_bytes(const model & m, int32_t n_batch) {
     if (!m.is_embedding()) {
         return 0;
     }
     const uint64_t row = uint64_t(m.vocab().size()) + uint64_t(llama_model_n_embd_out(m.get()));
-    return row * sizeof(float) * uint64_t(std::max(0, m.n_batch() - m.n_sequences()));
+    return row * sizeof(float) * uint64_t(std::max(0, n_batch - m.n_sequences()));
 }
 
 // A context keeps the graphs of its last steps, one with outputs and one without, which are made at the first such step.
-static uint64_t missing_graph_bytes(const model & m) {
-    const llama_context * context = m.context();
+static uint64_t missing_graph_bytes(const model & m, const llama_context * context) {
     const uint32_t n_tokens = std::min(llama_n_ctx(context), llama_n_ubatch(context));
     const uint64_t nodes = context->graph_max_nodes(n_tokens);
     const uint64_t graph = nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(nodes, false);
     return m.is_embedding() ? graph : 2 * graph;
+}
+
+// Of the contexts of all lanes but the first.
+static uint64_t further_lanes_bytes(const model & m) {
+    uint64_t bytes = 0;
+    for (size_t lane = 1; lane < m.n_lanes(); lane++) {
+        const llama_context * context = m.lane_context(lane);
+        bytes += missing_output_bytes(m, m.lane_tokens()) + missing_graph_bytes(m, context);
+        for (const auto & [type, use] : llama_get_memory_breakdown(context)) {
+            bytes += use.compute;
+        }
+    }
+    return bytes;
 }
 
 // Adapters lie where the weights do that they change: with all layers on a GPU there, else mostly in the machine's memory.
@@ -158,7 +170,8 @@ std::string estimate_payload(load_spec spec) {
     memory_use uses = use_of(m);
     add_loras(uses, spec, m);
     device_use & host = uses[nullptr];
-    host.compute = std::min(host.compute, m.host_compute_bytes()) + missing_output_bytes(m) + missing_graph_bytes(m);
+    host.compute = std::min(host.compute, m.host_compute_bytes()) + missing_output_bytes(m, m.n_batch()) +
+                   missing_graph_bytes(m, m.context()) + further_lanes_bytes(m);
 
     const file_facts facts = sum_of_facts(spec);
     const uint64_t left_in_file = std::min(facts.lazy_bytes, host.weights);

@@ -4,6 +4,7 @@
 
 #include "error.h"
 #include "payload.h"
+#include "pulse.h"
 
 #include "build-info.h"
 #include "common.h"
@@ -31,6 +32,14 @@ namespace lm {
 static constexpr int32_t CACHED_SEQUENCES = 28;
 static constexpr int32_t CACHED_STATES = 2;
 static constexpr int32_t EMBEDDING_SEQUENCES = 64;
+
+// Lanes beyond the first, each for its share of the threads. llama.cpp keeps a row of outputs, logits included, for each token
+// of a computation: a vocabulary of 30,000 allows the most tokens, one of 250,000 the fewest.
+static constexpr int32_t MAX_LANES = int32_t(MOST_STEPS);
+static constexpr int32_t MOST_LANE_TOKENS = 256; // longer texts gain little: their operations are long, too
+static constexpr int32_t LEAST_LANE_TOKENS = 128;
+static constexpr int64_t LANE_OUTPUT_BYTES = 128 << 20;
+static constexpr double LANES_MEMORY_SHARE = 0.125; // of what is free, for all lanes beyond the first
 
 // The KV cache holds `parallel` full contexts where that costs at most this share of the free memory. A GPU's is for little
 // else than models.
@@ -617,6 +626,7 @@ void model::make_context(const load_spec & spec) {
     if (llama_get_memory(context_.get()) == nullptr) {
         kv_cells_ = 0;
     }
+    make_lanes(params);
     if (only_measured_) {
         note_states(per_cell);
         return;
@@ -626,13 +636,70 @@ void model::make_context(const load_spec & spec) {
     warm_up();
 }
 
-void model::attach_threads(int32_t n_threads) {
+model::threadpool_ptr model::start_threads(int32_t n_threads) const {
     ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-    threads_.reset(ggml_threadpool_new(&params));
-    if (!threads_) {
+    if (embedding_) {
+        params.poll = 0; // threads that look out for the next step, for a fifth of a second, take the CPU from other lanes
+    }
+    threadpool_ptr threads(ggml_threadpool_new(&params));
+    if (!threads) {
         throw error("out_of_memory", "the compute threads could not be started");
     }
+    return threads;
+}
+
+void model::attach_threads(int32_t n_threads) {
+    n_threads_ = n_threads;
+    threads_ = start_threads(n_threads);
     llama_attach_threadpool(context_.get(), threads_.get(), threads_.get());
+    for (lane & l : lanes_) {
+        if (lanes_.size() > 1) {
+            l.threads = start_threads(l.n_threads);
+        }
+    }
+}
+
+// One for each thread of the CPU, up to a few, where a further context is little more than its buffers.
+int32_t model::choose_lanes(int32_t n_threads) {
+    lane_tokens_ = n_batch_;
+    const bool keeps_nothing = embedding_ && llama_get_memory(context_.get()) == nullptr;
+    if (!keeps_nothing || gpu_layers_ > 0 || !gpus().empty() || !loras_.empty()) {
+        return 1;
+    }
+    const int64_t row_bytes = (int64_t(vocab_->size()) + llama_model_n_embd_out(model_.get())) * int64_t(sizeof(float));
+    const int64_t in_bytes = LANE_OUTPUT_BYTES / row_bytes / EMBEDDING_SEQUENCES * EMBEDDING_SEQUENCES;
+    lane_tokens_ = std::min(n_batch_, int32_t(std::clamp<int64_t>(in_bytes, LEAST_LANE_TOKENS, MOST_LANE_TOKENS)));
+    const double affordable = double(free_memory(nullptr)) * LANES_MEMORY_SHARE / double(lane_tokens_ * row_bytes);
+    return std::min({n_threads, MAX_LANES, 1 + int32_t(std::min(affordable, double(MAX_LANES)))});
+}
+
+void model::make_lanes(llama_context_params params) {
+    const int32_t n_threads = params.n_threads;
+    const int32_t n_lanes = choose_lanes(n_threads);
+    params.n_batch = params.n_ubatch = uint32_t(lane_tokens_);
+    lanes_.resize(size_t(n_lanes));
+    for (int32_t i = 0; i < n_lanes; i++) {
+        lane & l = lanes_[size_t(i)];
+        l.n_threads = (n_threads + i) / n_lanes;
+        if (i > 0) {
+            params.n_threads = params.n_threads_batch = l.n_threads;
+            l.own.reset(llama_init_from_model(model_.get(), params));
+            if (!l.own) {
+                throw error("out_of_memory", "llama.cpp could not create a context for " + std::to_string(lane_tokens_) + " tokens");
+            }
+        }
+        l.context = i > 0 ? l.own.get() : context_.get();
+    }
+}
+
+void model::use_threads(size_t lane, bool all) {
+    struct lane & l = lanes_[lane];
+    if (l.threads) {
+        ggml_threadpool * threads = all ? threads_.get() : l.threads.get();
+        const int32_t n_threads = all ? n_threads_ : l.n_threads;
+        llama_attach_threadpool(l.context, threads, threads);
+        llama_set_n_threads(l.context, n_threads, n_threads);
+    }
 }
 
 // With all adapters at once: one that cannot be computed must end the load, not somebody's request.

@@ -47,6 +47,14 @@ class model {
     const dialogue & chat() const { return *chat_; }
     llama_context * context() const { return context_.get(); } // null for a vocabulary alone
     llama_model * get() const { return model_.get(); }
+    // Short texts are embedded faster side by side, in lanes with a thread or a few each, than one after the other with all
+    // threads. A lane is a context over the same weights; the first is context(), and where it is the only one nothing is
+    // computed beside it. Different lanes may be used by different threads at once.
+    size_t n_lanes() const { return lanes_.size(); }
+    llama_context * lane_context(size_t lane) const { return lanes_[lane].context; }
+    int32_t lane_tokens() const { return lane_tokens_; } // of one computation in a lane beside others
+    // The lane's next computation has its share of the threads, or all of them: then nothing else may be computed meanwhile.
+    void use_threads(size_t lane, bool all);
     // From now on computes with the threads of `other`, which must outlive this one, never while the other does.
     void share_threads(const model & other);
 
@@ -78,12 +86,22 @@ class model {
 
   private:
     using context_ptr = std::unique_ptr<llama_context, context_deleter>;
+    using threadpool_ptr = std::unique_ptr<ggml_threadpool, threadpool_deleter>;
+    struct lane {
+        int32_t n_threads = 0;
+        threadpool_ptr threads; // its share; null where it has all
+        context_ptr own;        // null in the first lane
+        llama_context * context = nullptr; // borrowed: own or the model's
+    };
     using device_bytes = std::map<ggml_backend_dev_t, uint64_t>; // the machine's own memory under null
 
     void load_weights(const load_spec & spec, const progress_fn & progress);
     void make_context(const load_spec & spec);
     enum llama_pooling_type choose_pooling(const load_spec & spec) const;
+    threadpool_ptr start_threads(int32_t n_threads) const;
     void attach_threads(int32_t n_threads);
+    int32_t choose_lanes(int32_t n_threads);
+    void make_lanes(llama_context_params params);
     void warm_up();
     void warm_up_loras();
     context_ptr probe(llama_context_params params, uint32_t n_cells) const;
@@ -101,10 +119,13 @@ class model {
     bool keeps_windows_only() const;
 
     // in order of construction: the context goes before the model, the threads after the context
-    std::unique_ptr<ggml_threadpool, threadpool_deleter> threads_;
+    threadpool_ptr threads_;
+    int32_t n_threads_ = 1;
     std::unique_ptr<llama_model, model_deleter> model_;
     std::unique_ptr<vocabulary> vocab_;
     std::unique_ptr<dialogue> chat_;
+    std::vector<lane> lanes_;
+    int32_t lane_tokens_ = 0;
     context_ptr context_;
     lora_adapters loras_;
 

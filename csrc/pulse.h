@@ -4,6 +4,8 @@
 
 #include "sequence.h"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 
 namespace lm {
@@ -25,8 +27,10 @@ class stopwatch {
     std::atomic<int64_t> started_us_{0};
 };
 
+constexpr size_t MOST_STEPS = 4; // that run at once, one in each lane of an embedding model
+
 struct pulse {
-    stopwatch step;            // the decode thread's current step
+    std::array<stopwatch, MOST_STEPS> steps; // the first is the decode thread's
     stopwatch preparation;     // the preparer's current template, text or grammar
     std::atomic<int> pending{0}; // requests that have not been answered
 
@@ -37,6 +41,15 @@ struct pulse {
     std::atomic<uint64_t> running{0};
     std::atomic<uint64_t> queued{0};
     std::atomic<uint64_t> cells_used{0};
+
+    // How long the longest of the current steps has run.
+    int64_t step_ms() const {
+        int64_t longest = 0;
+        for (const stopwatch & step : steps) {
+            longest = std::max(longest, step.running_ms());
+        }
+        return longest;
+    }
 };
 
 }  // namespace lm

@@ -570,7 +570,7 @@ void server::beat() {
     if (pulse_.pending > 0) {
         outbox_.send(frame_kind::HEARTBEAT, 0,
                      json_object()
-                         .add("step_ms", pulse_.step.running_ms())
+                         .add("step_ms", pulse_.step_ms())
                          .add("prepare_ms", pulse_.preparation.running_ms())
                          .text());
     }

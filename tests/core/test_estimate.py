@@ -128,6 +128,7 @@ async def compare(path: Path, settings: LoadSettings) -> float:
         tokens = byte_tokens(b"x" * (loaded.context_length - 1))
         if loaded.type == "embedding":
             await engine.embed(Embed(((5,) * loaded.context_length,)))
+            await engine.embed(Embed(((5,) * loaded.context_length,) * 16))  # as many side by side as may
         else:
             async for _ in engine.run(Generate(Tokens(tokens), max_tokens=1, sampling=Sampling(temperature=0))):
                 pass
@@ -148,7 +149,9 @@ def test_an_engine_takes_what_was_told(tmp_path: Path, memory: Memory, mmap: boo
 def test_small_models_are_mostly_the_process_itself(tmp_path: Path) -> None:
     states = write_model(tmp_path / "states.gguf", "recurrent")
     assert asyncio.run(compare(states, LoadSettings())) == pytest.approx(1, abs=0.3)
-    assert asyncio.run(compare(write_bert(tmp_path / "bert.gguf"), LoadSettings())) == pytest.approx(1, abs=0.3)
+    encoder = write_bert(tmp_path / "bert.gguf", n_ctx=256)
+    assert asyncio.run(compare(encoder, LoadSettings(threads=1))) == pytest.approx(1, abs=0.3)
+    assert asyncio.run(compare(encoder, LoadSettings(threads=4))) == pytest.approx(1, abs=0.3)
 
 
 # ---- what cannot be estimated ----------------------------------------------------------------------------------------

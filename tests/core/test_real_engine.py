@@ -568,6 +568,47 @@ def test_embeddings_are_normalised_ordered_and_the_same_in_any_company(tmp_path:
     with_engine(test, path=write_bert(tmp_path / "bert.gguf"))
 
 
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_lanes_give_the_vectors_that_one_thread_gives_in_the_order_of_the_inputs(tmp_path: Path, threads: int) -> None:
+    lengths = [1, 90, 3, 300, 2, 40, 700, 5, 253, 1, 8, 60, 255, 254, 4] * 3  # some longer than a lane takes
+    texts = [" ".join("abcdefghij"[(i + j) % 10] for j in range(n)) for i, n in enumerate(lengths)]
+    path = write_bert(tmp_path / "bert.gguf", n_ctx=1024)
+    found: list[list[bytes]] = []
+
+    async def test(engine: Engine) -> None:
+        together, *apart = await asyncio.gather(
+            engine.embed(Embed(texts)), *(engine.embed(Embed([text])) for text in texts[:15])
+        )
+        for row, [alone] in zip(together, apart):
+            assert math.fsum(x * y for x, y in zip(vector(row.vector), vector(alone.vector))) > 0.9999
+        assert [row.n_tokens for row in together] == [n + 2 for n in lengths]
+        found.append([row.vector for row in together])
+
+    with_engine(test, path=path, threads=1)
+    with_engine(test, path=path, threads=threads)
+    for one, many in zip(*found):
+        assert vector(many) == pytest.approx(vector(one), abs=2e-3)
+
+
+def test_lanes_survive_requests_that_are_cancelled_at_any_moment(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        (expected,) = await engine.embed(Embed(["i j k"]))
+        for n_turns in range(30):
+            leaving = [asyncio.ensure_future(engine.embed(Embed(["a b c d e f g h"] * 60))) for _ in range(3)]
+            staying = asyncio.ensure_future(engine.embed(Embed(["i j k"] * 20)))
+            for _ in range(n_turns):
+                await asyncio.sleep(0)
+            for request in leaving:
+                request.cancel()
+            for row in await staying:
+                assert vector(row.vector) == pytest.approx(vector(expected.vector), abs=2e-3)
+        (last,) = await engine.embed(Embed(["a"]))  # answered after all before it have ended
+        assert last.n_tokens == 3
+        assert (await engine.stats()).running == 0
+
+    with_engine(test, path=write_bert(tmp_path / "bert.gguf"), threads=3)
+
+
 def test_many_clients_share_the_packs(tmp_path: Path) -> None:
     async def test(engine: Engine) -> None:
         answers = await asyncio.gather(*(engine.embed(Embed([text] * 3)) for text in "abcdefgh"))
