@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 from ..errors import ConfigError, LmError
 
@@ -34,8 +34,12 @@ FAILED, WRONG_OPTION, INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    open_missing_streams()
     groups = [group for group, commands in GROUPS.items() if argv and argv[0] in commands]
     parser = build_parser(groups or GROUPS)
+    if argv and not groups and not argv[0].startswith("-"):
+        known = (name for commands in GROUPS.values() for name in commands if not name.startswith("_"))
+        parser.error(f"there is no command {argv[0]!r}; there are {', '.join(known)}")
     arguments = parser.parse_args(argv)
     if arguments.version:
         from . import version
@@ -49,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments, os.environ)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever reads has seen enough; the interpreter must not try to flush again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever reads has seen enough
+        forget_output()
         return FAILED
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -61,10 +65,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LmError as error:
         print(f"lmlite: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        forget_output()
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"lmlite: {where}{error.strerror or error}", file=sys.stderr)
+        return FAILED
+
+
+def open_missing_streams() -> None:
+    """Whoever closed one (`>&-`) wants nothing from it; the next file that is opened must not take its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def forget_output() -> None:
+    """What could not be written, the interpreter must not try to write once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Parser(argparse.ArgumentParser):
+    """Of arguments that it does not know a command says so itself, with its own usage."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def build_parser(groups: Iterable[str] = tuple(GROUPS)) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lmlite",
         description="LM Studio's, OpenAI's and Anthropic's APIs in front of local GGUF models.",
         allow_abbrev=False,

@@ -169,7 +169,7 @@ def asked_for(found: Sequence[Entry], name: str | None) -> str:
         listed = ", ".join(escaped(model["modelKey"]) for model in found[:SHOWN_MATCHES])
         listed += ", ..." if len(found) > SHOWN_MATCHES else ""
         if name is None:
-            raise LmError(f"Name the model to load, one of: {listed}")
+            raise LmError(f"Name a model, one of: {listed}")
         raise LmError(f'"{escaped(name)}" matches several models: {listed}. Name one of them, or take the first with -y')
     choices = [f"{escaped(model['modelKey'])}  {decimal_size(model['sizeBytes'])}" for model in found]
     index = choose("Which model?", choices)

@@ -52,7 +52,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     group = commands.add_parser("daemon", help="`server` in other words: up, down, status", allow_abbrev=False)
     actions = group.add_subparsers(metavar="ACTION", required=True)
     add_start(actions, "up", "the same as `server start`")
-    add_action(actions, "down", "the same as `server stop`", stop)
+    actions.choices["up"].add_argument("--json", action="store_true", help="tell as JSON what then runs")
+    actions.choices["up"].set_defaults(run=start_daemon)
+    add_action(actions, "down", "the same as `server stop`", stop_daemon, json=True)
     add_action(actions, "status", "tell whether the server runs, and in which process", show_daemon, json=True)
 
 
@@ -126,6 +128,14 @@ def show_status(arguments: argparse.Namespace, environ: Mapping[str, str]) -> in
     else:
         print("The server is starting." if owner else "The server is not running.")
     return 0
+
+
+def start_daemon(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    return start(arguments, environ) or (show_daemon(arguments, environ) if "json" in arguments else 0)
+
+
+def stop_daemon(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    return stop(arguments, environ) or (show_daemon(arguments, environ) if arguments.json else 0)
 
 
 def show_daemon(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:

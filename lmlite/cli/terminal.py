@@ -152,8 +152,8 @@ def say(arguments: argparse.Namespace, text: str, level: str = "info") -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], limit: int | None = None) -> str:
     """Lines without trailing blanks, the cells of a column one below the other. `limit` (the terminal's width) is kept by
-    less room between the columns, then by cutting the widest ones as far as that makes sense, the first one last: it is
-    what other commands are given."""
+    less room between the columns, then by cutting the widest ones as far as that makes sense, but never the first: it is what
+    other commands are given."""
     lines: list[list[tuple[str, str]]] = [[(text, "dim") for text in head]]
     lines += [[(cell, "") if isinstance(cell, str) else cell for cell in row] for row in rows]
     widths = [max(width(line[i][0]) for line in lines) for i in range(len(head))]
@@ -168,12 +168,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], limit: int | None
 
 
 def _shrink(widths: list[int], limit: int) -> None:
-    for columns in (range(1, len(widths)), range(len(widths))):
-        while sum(widths) > limit:
-            widest = max(columns, key=lambda i: widths[i], default=0)
-            if widths[widest] <= MIN_COLUMN:
-                break
-            widths[widest] -= 1
+    while sum(widths) > limit:
+        widest = max(range(1, len(widths)), key=lambda i: widths[i], default=0)
+        if widest == 0 or widths[widest] <= MIN_COLUMN:
+            break
+        widths[widest] -= 1
 
 
 def _line(cells: Sequence[tuple[str, str]], widths: Sequence[int], gap: int) -> str:

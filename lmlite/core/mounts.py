@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -62,4 +61,8 @@ def at_hand(paths: Sequence[Path], root: Path = Path("/")) -> bool:
 
 async def looked(look: Callable[[], T], is_at_hand: bool) -> T:
     """What `look` sees; in a thread if that may take its time."""
-    return look() if is_at_hand else await asyncio.to_thread(look)
+    if is_at_hand:
+        return look()
+    import asyncio  # a command that lists models needs none
+
+    return await asyncio.to_thread(look)

@@ -12,6 +12,8 @@ from .names import is_name
 
 BYTES_MAX: Final = 2 << 20
 FOUND_MAX: Final = 50
+CANNOT: Final = frozenset((404, 405, 501))
+"""Statuses of mirrors that have models and no search."""
 PREFERRED: Final = ("lmstudio-community", "bartowski", "TheBloke")
 """Who is known for sound quantizations, best first: LM Studio's order."""
 
@@ -27,6 +29,8 @@ def search(client: Client, words: str, interrupt: Interrupt) -> list[Found]:
     asked = {"search": words, "filter": "gguf", "sort": "downloads", "direction": "-1", "limit": FOUND_MAX}
     url = client.site.url(f"/api/models?{urlencode(asked)}")
     with client.get(url, {"Accept": "application/json"}, interrupt) as response:
+        if response.status in CANNOT:
+            raise HubError(f"{response.host} cannot be searched (status {response.status}); name a model as owner/name")
         if response.status != 200:
             raise refusal(response)
         listed = response.read_json(BYTES_MAX, "the hub's list of models")

@@ -37,4 +37,21 @@ def test_short_command_brings_no_server_along(command: str, tmp_path: Path) -> N
 def test_unknown_command_exits_2_and_lists_those_there_are(command: Command) -> None:
     done = command("lst")
     assert (done.code, done.out) == (2, "")
-    assert all(name in done.err for names in GROUPS.values() for name in names)
+    assert all((name in done.err) is not name.startswith("_") for names in GROUPS.values() for name in names)
+
+
+def test_unknown_flag_is_refused_with_the_usage_of_its_command(command: Command) -> None:
+    done = command("ls", "--nonsense")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("usage: lmlite ls ") and "unrecognized arguments: --nonsense" in done.err
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "told"),
+    [(">/dev/full", 1, "lmlite: No space left on device\n"), (">&-", 0, ""), (">&- 2>&-", 0, ""), ("<&-", 0, "")],
+)
+def test_output_that_cannot_be_written_is_no_bug(ends: str, code: int, told: str, tmp_path: Path) -> None:
+    environ = {**os.environ, "LMLITE_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(INSTALLED)}
+    line = f'"{sys.executable}" -m lmlite server status {ends}'
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, told)

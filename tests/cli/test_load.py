@@ -186,7 +186,7 @@ def test_no_match_and_exact_names_are_refused(command: Command, peer: Peer) -> N
 def test_without_a_name_there_must_be_one_model_or_somebody_to_ask(command: Command, peer: Peer) -> None:
     serve(peer)
     done = command("load", "-y")
-    assert (done.code, "Name the model to load, one of: " in done.err) == (1, True)
+    assert (done.code, "Name a model, one of: " in done.err) == (1, True)
     peer.answers["GET", "/lmlite/models"] = {"models": [model("owl"), model("broken", problem="no")]}
     assert command("load").code == 0
     assert sent(peer, LOAD[1])[0]["model"] == "owl"

@@ -253,7 +253,8 @@ def test_status_of_a_running_server_and_after_it(running: Owner, command: Comman
         "isDaemon": True,
         "version": running.version,
     }
-    assert command("server", "stop")[0] == 0
+    assert command("daemon", "up", "--json")[:2] == command("daemon", "status", "--json")[:2]
+    assert command("daemon", "down", "--json")[:2] == (0, '{"status": "not-running"}\n')
     assert json.loads(command("server", "status", "--json")[1]) == {"running": False, "port": running.port}
 
 

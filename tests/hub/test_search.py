@@ -37,7 +37,12 @@ def test_answer_that_is_no_list_or_too_long_is_refused(content: bytes) -> None:
         found(answer(200, content))
 
 
-@pytest.mark.parametrize("status", [401, 404, 429, 500])
+@pytest.mark.parametrize("status", [401, 429, 500])
 def test_refusal_is_told(status: int) -> None:
-    with pytest.raises(HubError):
+    with pytest.raises(HubError, match=str(status)):
         found(answer(status))
+
+
+def test_mirror_without_a_search_says_what_to_do() -> None:
+    with pytest.raises(HubError, match="cannot be searched .*; name a model as owner/name"):
+        found(answer(404))
