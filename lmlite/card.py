@@ -18,6 +18,7 @@ class Reasoning:
 
     options: tuple[str, ...]
     default: str
+    effort_off: str | None = None  # the `reasoning_effort` that tells the model's template "off", if it has such a word
 
 
 @dataclass(slots=True, frozen=True)

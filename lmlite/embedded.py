@@ -77,6 +77,7 @@ class Model:
         catalog = OneModel(config, given)
         card = catalog.card
         self._name, self._purpose, self._settings = card.id, purpose(card), card.settings
+        self._effort_off = card.reasoning.effort_off if card.reasoning else None
         self._thread = LoopThread("lmlite-model")
         try:
             self._pool = open_pool(config, catalog)
@@ -161,7 +162,7 @@ class Model:
             future.cancel()
 
     def _completed(self, asked: Asked) -> Generate:
-        return with_defaults(asked.work, asked.given, self._settings)
+        return with_defaults(asked.work, asked.given, self._settings, self._effort_off)
 
     async def _answer(self, asked: Asked) -> Answer:
         async with self._pool.lease(self._name, "chat") as lease:

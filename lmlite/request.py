@@ -157,16 +157,21 @@ class Generate:
     loras: tuple[tuple[int, float], ...] | None = None  # (adapter, scale), the rest off; None: the scales of the load
 
 
-def with_defaults(work: Generate, given: Collection[str], model: ModelSettings) -> Generate:
+def with_defaults(
+    work: Generate, given: Collection[str], model: ModelSettings, effort_off: str | None = None
+) -> Generate:
     """`work` with what the model's settings say where its request says nothing. `given` are the fields of `Sampling`, and
-    "max_tokens", that the request did set."""
-    if not model.sampling and not model.template_kwargs:
+    "max_tokens", that the request did set; `effort_off` is as in `card.Reasoning`."""
+    if not model.sampling and not model.template_kwargs and effort_off is None:
         return work
     missing = {name: value for name, value in model.sampling.items() if name not in given}
     max_tokens = missing.pop("max_tokens", work.max_tokens)
     prompt = work.prompt
     if isinstance(prompt, Chat):
-        prompt = replace(prompt, template_kwargs={**model.template_kwargs, **prompt.template_kwargs})
+        variables = {**model.template_kwargs, **prompt.template_kwargs}
+        if effort_off is not None and variables.get("enable_thinking") is False:
+            variables.setdefault("reasoning_effort", effort_off)
+        prompt = replace(prompt, template_kwargs=variables)
     return replace(work, prompt=prompt, max_tokens=max_tokens, sampling=replace(work.sampling, **missing))
 
 

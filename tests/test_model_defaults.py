@@ -61,6 +61,36 @@ def test_variables_of_the_template_are_joined() -> None:
     assert variables(chat_template_kwargs={"tone": "warm"}) == {"enable_thinking": False, "tone": "warm"}
 
 
+@pytest.mark.parametrize(
+    ("said", "effort"),
+    [
+        ({"reasoning_effort": "none"}, "no_think"),
+        ({"reasoning": "off"}, "no_think"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "no_think"),
+        ({"reasoning": "off", "chat_template_kwargs": {"reasoning_effort": "low"}}, "low"),
+        ({"reasoning_effort": "high"}, "high"),
+        ({"reasoning": "on"}, None),
+        ({}, None),
+    ],
+)
+def test_reasoning_is_switched_off_by_the_word_that_the_template_has_for_it(said: Any, effort: str | None) -> None:
+    (run,) = parse_chat({"messages": MESSAGES, **said}).with_defaults(ModelSettings(), "no_think").runs
+    assert isinstance(run.prompt, Chat) and run.prompt.template_kwargs.get("reasoning_effort") == effort
+
+
+def test_the_models_own_template_says_the_word(serve_fake: Serve, tmp_path: Path) -> None:
+    template = "{% if reasoning_effort == 'none' %}quick{% endif %}{{ messages[0].content }}"
+    path = tmp_path / "acme/Thinker/Thinker.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gguf(llama(tokenizer__chat_template=template)))
+    server = serve_fake(models_dir=[tmp_path])
+    client = server.client()
+    assert client.post("/v1/chat/completions", {"model": "thinker", "messages": MESSAGES, "reasoning": "off"}).status == 200
+    assert last_generation(server)["template_kwargs"] == {"enable_thinking": False, "reasoning_effort": "none"}
+    (listed,) = (entry for entry in client.get("/api/v1/models").json["models"] if entry["key"] == "thinker")
+    assert listed["capabilities"]["reasoning"] == {"allowed_options": ["off", "on"], "default": "on"}
+
+
 def test_a_model_without_settings_changes_nothing() -> None:
     call = parse_chat({"messages": MESSAGES})
     assert call.with_defaults(ModelSettings()) == call

@@ -49,9 +49,9 @@ class Call:
     given: frozenset[str]
     draft_model: str | None = None
 
-    def with_defaults(self, model: ModelSettings) -> Call:
+    def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Call:
         """For the model that turned out to answer: what the request leaves open is the model's to say."""
-        return replace(self, runs=tuple(with_defaults(work, self.given, model) for work in self.runs))
+        return replace(self, runs=tuple(with_defaults(work, self.given, model, effort_off) for work in self.runs))
 
 
 @dataclass(slots=True, frozen=True)

@@ -36,7 +36,8 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
     async def endpoint(app: State, request: Request, reply: Reply, _: str) -> None:
         call = await parsed(parse, request.body)
         async with app.models.lease(call.model, call.needs, call.ttl_s, call.draft_model) as lease:
-            call = call.with_defaults(app.models.settings_of(lease.instance))
+            reasoning = lease.instance.card.reasoning
+            call = call.with_defaults(app.models.settings_of(lease.instance), reasoning.effort_off if reasoning else None)
             if call.stream:
                 await stream(app, call, app.served(lease), lease.engine, reply)
             else:

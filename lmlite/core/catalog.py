@@ -588,7 +588,7 @@ def _told(reasoning: Reasoning, settings: ModelSettings) -> Reasoning:
     """What is true of reasoning where a request says nothing, after the settings have spoken."""
     said = settings.template_kwargs
     word = said.get("reasoning_effort")
-    if said.get("enable_thinking") is False:
+    if said.get("enable_thinking") is False or (word is not None and word == reasoning.effort_off):
         word = "off"
     elif word not in reasoning.options and "enable_thinking" in said:
         word = "on"

@@ -14,6 +14,9 @@ from ..card import Reasoning
 LEVELS: Final = ("low", "medium", "high")
 """LM Studio's levels of reasoning; `api` gives them to a template as its `reasoning_effort`."""
 
+OFF: Final = ("none", "no_think", "off")
+"""Words of templates that have no switch, in the order in which one is taken."""
+
 _OPENING: Final = re.compile(r"\{[{%#]")
 _CLOSING: Final = {"{{": "}}", "{%": "%}", "{#": "#}"}
 _TOOLS: Final = re.compile(r"""(?<![\w.'"])tools(?![\w'"])""")
@@ -48,23 +51,23 @@ def reasoning(template: str) -> Reasoning | None:
     switched = any(_THINKING.search(tag) for tag in about)
     of_effort = [tag for tag in about if _EFFORT.search(tag) or _EFFORT_SET.search(tag)]
     usual = next((word[1] for tag in of_effort if (word := _DEFAULT.search(tag))), None)
-    levels = _levels(of_effort, usual) if any(_EFFORT.search(tag) for tag in of_effort) else ()
-    if usual not in levels:
-        usual = "medium" if "medium" in levels else None
-    options = (*(("off", "on") if switched else ()), *levels)
+    words, compares = _words(of_effort)
+    reads_effort = any(_EFFORT.search(tag) for tag in of_effort)
+    off = next((word for word in OFF if word in words), None) if reads_effort else None
+    # Those that the template tells apart; all, if it hands on whatever it is told.
+    levels = tuple(level for level in LEVELS if level in (*words, usual) or not compares) if reads_effort else ()
+    switch = ("off", "on") if switched or (off and not levels) else ("off",) if off else ()
+    options = (*switch, *levels)
     if not options:
         return None
-    if switched and usual is None:
+    if usual not in levels:
+        usual = "off" if off and usual == off else "medium" if "medium" in levels else None
+    if "on" in switch and usual is None:
         usual = "on"  # the engine sets enable_thinking where nobody does
-    return Reasoning(options, usual or options[0])
+    return Reasoning(options, usual or (levels or options)[0], off)
 
 
-def _levels(of_effort: list[str], usual: str | None) -> tuple[str, ...]:
-    """Those that the template tells apart; all, if it hands on whatever it is told."""
-    words = {usual}
-    compares = False
-    for tag in of_effort:
-        if _COMPARES.search(tag):
-            compares = True
-            words.update(single or double for single, double in _QUOTED.findall(tag))
-    return tuple(level for level in LEVELS if level in words or not compares)
+def _words(of_effort: list[str]) -> tuple[set[str], bool]:
+    """Those that an effort is compared with, and whether it is compared at all."""
+    compared = [tag for tag in of_effort if _COMPARES.search(tag)]
+    return {single or double for tag in compared for single, double in _QUOTED.findall(tag)}, bool(compared)

@@ -84,7 +84,7 @@ def _seen(size: int, problem: str | None, facts: dict[str, object] | None) -> Se
         return Seen(size, problem)
     told = facts["reasoning"]
     if isinstance(told, dict):
-        facts["reasoning"] = Reasoning(tuple(told["options"]), told["default"])
+        facts["reasoning"] = Reasoning(tuple(told["options"]), told["default"], told["effort_off"])
     return Seen(size, problem, Facts(**facts))  # type: ignore[arg-type]
 
 

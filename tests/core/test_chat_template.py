@@ -44,6 +44,25 @@ def test_levels_are_those_that_the_template_tells_apart(template: str, options: 
 
 
 @pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% set r = false if reasoning_effort is defined and reasoning_effort | lower == 'none' else true %}",
+         Reasoning(("off", "on"), "on", "none")),
+        ("{% if reasoning_effort is not defined %}{% set reasoning_effort = 'no_think' %}"
+         "{% elif reasoning_effort not in ['high', 'low', 'no_think'] %}{{ raise_exception('no') }}{% endif %}",
+         Reasoning(("off", "low", "high"), "off", "no_think")),
+        ("{% set reasoning_effort = reasoning_effort | default('high') %}{% if reasoning_effort != \"none\" %}",
+         Reasoning(("off", "high"), "high", "none")),
+        ("{% if enable_thinking %}{% if reasoning_effort == 'none' %}", Reasoning(("off", "on"), "on", "none")),
+        ("{% if reasoning_effort is none %}{% if reasoning_effort == 'low' %}", Reasoning(("low",), "low")),
+        ("{% if mode == 'none' %}{{ reasoning_effort }}", Reasoning(LEVELS, "medium")),
+    ],
+)  # fmt: skip
+def test_an_effort_can_be_the_switch(template: str, expected: Reasoning) -> None:
+    assert reasoning(template) == expected
+
+
+@pytest.mark.parametrize(
     "template",
     [
         "",
