@@ -15,7 +15,8 @@ from typing import Any
 
 from ..errors import InvalidRequest, InvalidType, MissingField, OutOfRange
 from ..request import Grammar
-from .fields import DEPTH_MAX, Fields, as_object, as_string, clip
+from .fields import Fields, as_object, as_string, clip
+from .json_body import DEPTH_MAX
 
 INT64_MAX = 2**63 - 1
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import InvalidJson, InvalidRequest, InvalidType, MissingField, UnsupportedField
-from .fields import Fields, as_array, as_name, as_object, clip, parse_body
+from .fields import Fields, as_array, as_name, as_object, clip
+from .json_body import parse_body
 
 ROLES: Mapping[str, str] = {
     "system": "system",

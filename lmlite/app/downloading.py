@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..api import lmstudio_v1_download as spelling
-from ..api.fields import parse_body
+from ..api.json_body import parse_body
 from ..wire.connection import Reply, Request
 from .state import State
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..api.call import Call, Frame
 from ..api.call import Reply as Spelled
-from ..api.fields import INLINE_BYTES_MAX, parse_body
+from ..api.json_body import INLINE_BYTES_MAX, parse_body
 from ..api.served import Served
 from ..errors import LmError, ShuttingDown
 from ..events import Event

@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STDOUT, STDERR = 1, 2
-SWITCH_S = 0.0005
-"""What the loop waits for a thread that reads a large request, each time it wants the interpreter back; Python's own 5 ms
-come several times over in one small answer. This process is ours to set it for."""
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's malloc.h
-LARGE_BYTES = 1 << 18
-"""Of blocks from here on each is mapped for itself, and gone when it is freed."""
-ARENAS = 2
 CLOSING_S = 10.0
 """After running requests had their time: engines end in well under this, or are killed."""
 LM_STUDIO_FLAGS = {"host": ("--bind",), "port": ("-p",)}
@@ -99,28 +92,17 @@ def given_options(arguments: argparse.Namespace) -> dict[str, object]:
 def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     import asyncio  # here and below: other commands need no server, and are quicker without
 
+    from . import tuning
+
     config = gather(given_options(arguments), environ)
     home = Home(config.home)
     home.prepare()
     log_file = LogFile(home.log_file)
     with home.take(__version__, config.chosen(), daemon=log_file.has_stderr) as lock:
         open_log(config, log_file)
-        sys.setswitchinterval(SWITCH_S)
-        give_memory_back()
+        tuning.tune()
         asyncio.run(serve(config, lock, Notifier(environ)))
     return 0
-
-
-def give_memory_back() -> None:
-    """Tells glibc to return what large requests took: by itself it keeps hundreds of MB for threads to come."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
-        mallopt(M_ARENA_MAX, ARENAS)
 
 
 def open_log(config: Config, log_file: LogFile) -> None:
@@ -138,6 +120,7 @@ async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     import asyncio
 
     from ..server import Service
+    from . import tuning
 
     service = Service(config)
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -149,7 +132,12 @@ async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     say(STDOUT, f"lmlite is listening on {service.url}")
     log.info("lmlite %s is listening on %s, process %d", __version__, service.url, os.getpid())
     notifier.ready(f"listening on {service.url}")
-    attendants = [loop.create_task(announce(service)), loop.create_task(notifier.keep_alive())]
+    tuning.settle()
+    attendants = [
+        loop.create_task(announce(service)),
+        loop.create_task(notifier.keep_alive()),
+        loop.create_task(tuning.give_memory_back()),
+    ]
     await signals.get()
     for task in attendants:
         task.cancel()

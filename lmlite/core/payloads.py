@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -148,8 +148,10 @@ class Measured:
 
 
 ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-STEP: Final = 1 << 16
+STEP: Final = 1 << 14
 """Characters that are written in one go: a tenth of a millisecond."""
+SCALAR: Final = 8
+"""Characters of a number, roughly; what matters is that many of them are much."""
 
 
 # ---- commands as JSON ------------------------------------------------------------------------------------------------
@@ -160,7 +162,7 @@ def encode(command: Mapping[str, Any], in_steps: bool = False) -> bytes:
 
     `in_steps` takes longer and never keeps other threads from the interpreter for more than a moment."""
     try:
-        payload = ("".join(steps(command)) if in_steps else ENCODER.encode(command)).encode()
+        payload = b"".join(map(str.encode, steps(command))) if in_steps else ENCODER.encode(command).encode()
     except UnicodeEncodeError:
         raise InvalidRequest("text is not valid Unicode") from None
     except (ValueError, RecursionError):
@@ -172,8 +174,11 @@ def encode(command: Mapping[str, Any], in_steps: bool = False) -> bytes:
 
 def steps(value: Any) -> Iterator[str]:
     """The JSON of `value` in pieces that are short to make: the encoder itself writes all of a value in one go."""
+    if weigh(value) <= STEP:
+        yield ENCODER.encode(value)
+        return
     match value:
-        case str() if len(value) > STEP:
+        case str():
             yield '"'
             for start in range(0, len(value), STEP):
                 yield ENCODER.encode(value[start : start + STEP])[1:-1]
@@ -184,21 +189,53 @@ def steps(value: Any) -> Iterator[str]:
                 yield before + ENCODER.encode(key) + ":"
                 yield from steps(item)
                 before = ","
-            yield "{}" if before == "{" else "}"
-        case list() | tuple() if any(isinstance(item, (str, dict, list, tuple)) for item in value):
+            yield "}"
+        case _:
             before = "["
-            for item in value:
+            for items in handfuls(value):
                 yield before
-                yield from steps(item)
+                if len(items) == 1:
+                    yield from steps(items[0])
+                else:
+                    yield ENCODER.encode(items)[1:-1]
                 before = ","
             yield "]"
-        case list() | tuple() if len(value) > STEP // 8:
-            yield "["
-            for start in range(0, len(value), STEP // 8):
-                yield "," * (start > 0) + ENCODER.encode(value[start : start + STEP // 8])[1:-1]
-            yield "]"
-        case _:
-            yield ENCODER.encode(value)
+
+
+def handfuls(items: Sequence[Any]) -> Iterator[list[Any]]:
+    """The items in their order, as many together as are no more than a step."""
+    together: list[Any] = []
+    weight = 0
+    for item in items:
+        more = weigh(item)
+        if together and weight + more > STEP:
+            yield together
+            together, weight = [], 0
+        together.append(item)
+        weight += more
+    if together:
+        yield together
+
+
+def weigh(value: Any) -> int:
+    """About how many characters the JSON of `value` has; of much more than a step only that it is more."""
+    match value:
+        case str():
+            return 2 + len(value)
+        case dict():
+            return 2 + weigh_all(value) + weigh_all(value.values())
+        case list() | tuple():
+            return 2 + weigh_all(value)
+    return SCALAR
+
+
+def weigh_all(values: Iterable[Any]) -> int:
+    weight = 0
+    for value in values:
+        weight += weigh(value)
+        if weight > STEP:
+            break
+    return weight
 
 
 def size_of(prompt: Prompt) -> int:

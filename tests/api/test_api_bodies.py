@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlite.api.fields import CONTAINERS_MAX, DEPTH_MAX, MEMBERS_MAX, STEP_BYTES, VALUES_MAX, parse_body
+from lmlite.api import json_body
+from lmlite.api.json_body import CONTAINERS_MAX, DEPTH_MAX, MEMBERS_MAX, STEP, VALUES_MAX, parse_body
 from lmlite.errors import InvalidJson
 
 
@@ -130,10 +132,86 @@ def test_nothing_but_an_object_or_a_refusal_comes_of_any_bytes(raw: bytes) -> No
         pass
 
 
-@pytest.mark.parametrize("before", range(STEP_BYTES - 3, STEP_BYTES + 4))
+@pytest.mark.parametrize("before", range(STEP - 3, STEP + 4))
 def test_commas_inside_strings_are_no_values_wherever_a_long_body_is_cut(before: int) -> None:
     """More commas than values may be, in one string that begins at either side of a cut; then brackets outside of it."""
     raw = b'{"a":"' + b"x" * (before - 6) + b'","b":"' + b"," * (2 * VALUES_MAX) + b'","c":[1,2]}'
     assert parse_body(raw)["c"] == [1, 2]
     with pytest.raises(InvalidJson, match="more than"):
         parse_body(raw[:-4] + b",1" * VALUES_MAX + b"]}")
+
+
+# ---- small and large bodies are read by two readers: what either makes of a text, the other does ---------------------
+
+
+@pytest.fixture
+def tiny_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bodies count as large, and their steps are so short that these tests' bodies have many."""
+    monkeypatch.setattr(json_body, "INLINE_BYTES_MAX", -1)
+    monkeypatch.setattr(json_body, "STEP", 16)
+
+
+def read_either_way(raw: bytes) -> tuple[object, object]:
+    """What a body says, or why it is refused: as a small one, and as a large one."""
+    outcomes: list[object] = []
+    for inline, step in ((1 << 30, STEP), (-1, 16)):
+        with mock.patch.multiple(json_body, INLINE_BYTES_MAX=inline, STEP=step):
+            try:
+                outcomes.append(parse_body(raw))
+            except InvalidJson as refusal:
+                outcomes.append(refusal.message)
+    return outcomes[0], outcomes[1]
+
+
+def unfinished(outcome: object) -> bool:
+    """Of a text that ends with an escape, Python's scanner says that the escape is broken."""
+    return isinstance(outcome, str) and ("Unterminated" in outcome or "Invalid \\uXXXX" in outcome)
+
+
+@pytest.mark.usefixtures("tiny_steps")
+@pytest.mark.parametrize(("raw", "body"), ACCEPTED.values(), ids=ACCEPTED)
+def test_body_is_read_in_steps(raw: bytes, body: object) -> None:
+    assert parse_body(raw) == body
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if len(REFUSED[name]) < 100_000])
+def test_body_is_refused_for_the_same_reason_in_steps(name: str) -> None:
+    small, large = read_either_way(REFUSED[name])
+    assert isinstance(small, str)
+    assert small == large
+
+
+@given(st.dictionaries(keys, json_values, max_size=4), st.sampled_from([None, 1]))
+def test_large_bodies_are_read_as_they_were_written(body: dict[str, object], indent: int | None) -> None:
+    for ascii in (True, False):
+        raw = json.dumps(body, ensure_ascii=ascii, indent=indent).encode()
+        assert read_either_way(raw) == (body, body)
+
+
+@given(st.text('{}[]":,\\u0dDcC8ab19.eE-+ \n/', max_size=120))
+def test_both_readers_agree_on_texts_that_are_hardly_json(text: str) -> None:
+    small, large = read_either_way(f'{{"a":[{text}'.encode())
+    assert small == large or (unfinished(small) and unfinished(large))
+
+
+@given(st.text('\\"u0dDcC8ab {}[],\n', max_size=120), st.sampled_from(["", '"', '"}', '","b",{"c":1},{"c":"']))
+def test_both_readers_agree_on_strings_full_of_escapes(text: str, end: str) -> None:
+    small, large = read_either_way(f'{{"a":["{text}{end}"]}}'.encode())
+    assert small == large or (unfinished(small) and unfinished(large))
+
+
+@given(st.lists(st.integers() | st.text() | st.fixed_dictionaries({"a": st.lists(st.text(max_size=5))})), st.integers(0, 200))
+def test_both_readers_agree_on_what_is_cut_short(items: list[object], length: int) -> None:
+    raw = json.dumps({"a": items}).encode()
+    small, large = read_either_way(raw[:length])
+    if length < len(raw):  # where an escape is the last that there is, Python's scanner calls it broken
+        assert isinstance(small, str) and isinstance(large, str)
+    else:
+        assert small == large == {"a": items}
+
+
+@pytest.mark.parametrize("before", range(20))
+@pytest.mark.parametrize("text", ["\U0001f600" * 20, "\\ud83d\U0001f600\\\\" * 9, "\\" * 40, '"' * 40, "\n\x00" * 30])
+def test_no_escape_is_cut_wherever_a_step_ends(before: int, text: str) -> None:
+    body = {"a": "x" * before + text, "b": [text, {"c": text}]}
+    assert read_either_way(json.dumps(body).encode()) == (body, body)

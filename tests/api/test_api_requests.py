@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlite.api.fields import parse_body
+from lmlite.api.json_body import parse_body
 from lmlite.errors import InvalidRequest, MissingField, UnsupportedField
 from lmlite.request import Chat
 from tests.api.golden_files import PARSE

@@ -1,0 +1,77 @@
+"""What is set of a process that serves and does nothing else: who gets the interpreter when, and what becomes of memory.
+
+A request for `/health` waits a few milliseconds at most, also while others are large; afterwards their memory is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+SWITCH_S: Final = 0.0005
+"""What the loop waits for a thread that reads a large request, each time it wants the interpreter back; Python's own 5 ms
+come several times over in one small answer."""
+COLLECT: Final = 50_000
+"""Objects more than at the last collection until the next. Python's own 700 make a large request cost dozens of them while
+it is read, the longest of 80 ms; and little here is ever part of a circle."""
+M_ARENA_MAX: Final = -8  # of glibc's malloc.h
+ARENAS: Final = 2
+LOOK_S: Final = 5.0
+SPARE_BYTES: Final = 16 << 20
+"""More than after the last look is worth giving back."""
+QUIET: Final = 0.2
+"""The part of a core below which nothing large can be under way: the memory would be wanted again at once, and a page of
+it costs more to get than to fill."""
+
+
+def tune() -> None:
+    """Call once, early: arenas that threads have already stay."""
+    sys.setswitchinterval(SWITCH_S)
+    gc.set_threshold(COLLECT, 10, 10)
+    if (libc := glibc()) is not None:
+        libc("mallopt", M_ARENA_MAX, ARENAS)
+
+
+def settle() -> None:
+    """Call when all is there that stays: it is looked at no more."""
+    gc.collect()
+    gc.freeze()
+
+
+async def give_memory_back(sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    """Has glibc return what large requests took, once they are over; by itself it keeps hundreds of MB for ever."""
+    if (libc := glibc()) is None:
+        return
+    least, busy_s = resident(), time.process_time()
+    while True:
+        await sleep(LOOK_S)
+        before, busy_s = busy_s, time.process_time()
+        least = min(least, resident())
+        if resident() > least + SPARE_BYTES and busy_s - before < QUIET * LOOK_S:
+            await asyncio.to_thread(libc, "malloc_trim", 0)
+            least = resident()
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm", encoding="ascii") as numbers:
+        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def glibc() -> Callable[..., int] | None:
+    """Calls a function of it by name; None where there is another C library."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - others have none
+        return lambda name, *arguments: int(getattr(library, name)(*arguments))
+    return None
