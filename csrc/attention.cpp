@@ -22,6 +22,9 @@ constexpr int64_t LONG_RUN = 16;
 // llama.cpp itself multiplies matrices from this many queries on.
 constexpr int64_t LONG_BATCH = 64;
 
+// From this many cells on, those of others cost a single query more than a look at the mask.
+constexpr int64_t MANY_CELLS = 512;
+
 // Queries after one another belong to one sequence if all of them see the same cells but for so many.
 constexpr int64_t STRANGERS = 16;
 
@@ -36,7 +39,7 @@ size_t in_lines(size_t bytes) {
 // One call's tensors and numbers. Shapes: q [DK, queries, heads], k [DK, cells, kv heads], v [DV, cells, kv heads],
 // mask [cells, queries] f16, out [DV, heads, queries].
 struct problem {
-    explicit problem(const ggml_tensor * op)
+    problem(const ggml_tensor * op, int n_threads)
         : out(op), q(op->src[0]), k(op->src[1]), v(op->src[2]), mask(op->src[3]), sinks(op->src[4]), n_queries(q->ne[1]),
           n_cells(k->ne[1]), n_heads(q->ne[2]), n_kv_heads(k->ne[2]), dk(k->ne[0]), dv(v->ne[0]), group(n_heads / n_kv_heads),
           n_words((n_cells + 63) / 64), key(ggml_get_type_traits_cpu(k->type)), value(ggml_get_type_traits(v->type)) {
@@ -46,8 +49,9 @@ struct problem {
         if (softcap != 0) {
             scale /= softcap;
         }
+        const auto has_work_for_all = [&] { return n_queries * n_heads / heads_at_once >= n_threads; };
         heads_at_once = std::min(group, TILE);
-        while (group % heads_at_once != 0) {
+        while (group % heads_at_once != 0 || (heads_at_once > 1 && !has_work_for_all())) {
             heads_at_once--;
         }
     }
@@ -101,7 +105,7 @@ bool problem::suits(const ggml_tensor * op) {
     const ggml_tensor * v = op->src[2];
     const ggml_tensor * mask = op->src[3];
     const bool one_of_each = q->ne[3] == 1 && k->ne[3] == 1 && v->ne[3] == 1 && mask->ne[2] == 1 && mask->ne[3] == 1;
-    return one_of_each && q->ne[1] > 1 && q->type == GGML_TYPE_F32 && mask->type == GGML_TYPE_F16 && k->ne[2] == v->ne[2] &&
+    return one_of_each && q->type == GGML_TYPE_F32 && mask->type == GGML_TYPE_F16 && k->ne[2] == v->ne[2] &&
            q->ne[2] % k->ne[2] == 0 && (v->type == GGML_TYPE_F32 || ggml_get_type_traits(v->type)->to_float != nullptr);
 }
 
@@ -204,13 +208,15 @@ class worker {
     worker(const problem & p, const ggml_compute_params & params)
         : p_(p), params_(params), work_(p, params.nth), seen_(work_.seen(params.wdata, params.ith)) {}
 
-    void run();
+    // False: the kernels of llama.cpp are to do it.
+    bool run();
 
   private:
+    bool attend_alone();
     const uint64_t * bits(int64_t query) const { return work_.bits(params_.wdata, query); }
     int64_t find_blocks(block * into);
     void attend(const block & b, int64_t kv_head, int64_t head, int64_t n_heads);
-    void attend_stepwise(int64_t query, int64_t kv_head, int64_t head, int64_t n_heads);
+    void attend_stepwise(int64_t query, const uint64_t * seen, int64_t kv_head, int64_t head, int64_t n_heads);
     void attend_in_tiles(const block & b, int64_t kv_head, int64_t head, int64_t n_heads);
     void unpack(const ggml_tensor * of, int64_t kv_head, const int32_t * cells, int64_t n, float * into, int64_t width) const;
     void fetch_ahead(const int32_t * cells, int64_t n, int64_t kv_head) const;
@@ -222,7 +228,10 @@ class worker {
     uint64_t * seen_;
 };
 
-void worker::run() {
+bool worker::run() {
+    if (p_.n_queries == 1) {
+        return attend_alone();
+    }
     const int64_t share = (p_.n_queries + params_.nth - 1) / params_.nth;
     for (int64_t i = share * params_.ith; i < std::min(p_.n_queries, share * (params_.ith + 1)); i++) {
         read_mask(p_.mask_row(i), p_.n_cells, work_.bits(params_.wdata, i));
@@ -242,6 +251,24 @@ void worker::run() {
         const int64_t head = kv_head * p_.group + part * p_.heads_at_once;
         attend(blocks[from_end / parts / p_.n_kv_heads], kv_head, head, p_.heads_at_once);
     }
+    return true;
+}
+
+// A single query, if most of the cells are of others. Each thread does without the rest.
+bool worker::attend_alone() {
+    const ggml_fp16_t * mask = p_.mask_row(0);
+    int64_t n_seen = 0;
+    for (int64_t i = 0; i < p_.n_cells; i++) {
+        n_seen += mask[i] != UNSEEN;
+    }
+    if (p_.n_cells < MANY_CELLS || n_seen > p_.n_cells / 2) {
+        return false;
+    }
+    read_mask(mask, p_.n_cells, seen_);
+    for (int64_t head = params_.ith * p_.heads_at_once; head < p_.n_heads; head += params_.nth * p_.heads_at_once) {
+        attend_stepwise(0, seen_, head / p_.group, head, p_.heads_at_once);
+    }
+    return true;
 }
 
 // Runs of queries that see the same cells, cut to the size of a task. Every thread finds the same.
@@ -282,7 +309,7 @@ void worker::attend(const block & b, int64_t kv_head, int64_t head, int64_t n_he
         return attend_in_tiles(b, kv_head, head, n_heads);
     }
     for (int64_t i = b.first; i < b.first + b.n; i++) {
-        attend_stepwise(i, kv_head, head, n_heads);
+        attend_stepwise(i, bits(i), kv_head, head, n_heads);
     }
 }
 
@@ -315,7 +342,7 @@ void worker::finish(float * sums, float most, float total, int64_t query, int64_
 }
 
 // Cell by cell, with the roundings of llama.cpp's kernel for few queries: 16-bit sums where values are 16-bit floats.
-void worker::attend_stepwise(int64_t query, int64_t kv_head, int64_t head, int64_t n_heads) {
+void worker::attend_stepwise(int64_t query, const uint64_t * seen, int64_t kv_head, int64_t head, int64_t n_heads) {
     pieces memory(work_.numbers(params_.wdata, params_.ith));
     const bool half = p_.v->type == GGML_TYPE_F16;
     const ggml_type dot_type = p_.key->vec_dot_type;
@@ -337,7 +364,7 @@ void worker::attend_stepwise(int64_t query, int64_t kv_head, int64_t head, int64
     }
     const ggml_fp16_t * mask = p_.mask_row(query);
     const int n = int(p_.dv);
-    each_tile(bits(query), p_.n_words, [&](const int32_t * cells, int64_t n_cells) {
+    each_tile(seen, p_.n_words, [&](const int32_t * cells, int64_t n_cells) {
         fetch_ahead(cells, n_cells, kv_head);
         for (int64_t h = 0; h < n_heads; h++) {
             const float slope = p_.slope(head + h);
@@ -524,13 +551,12 @@ void worker::attend_in_tiles(const block & b, int64_t kv_head, int64_t head, int
 class kernel : public ggml::cpu::tensor_traits {
   public:
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
-        size = workspace(problem(op), n_threads).size();
-        return true;
+        size = workspace(problem(op, n_threads), n_threads).size();
+        return false; // ggml adds what its own kernels need, which may be called upon
     }
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        const problem p(op);
-        worker(p, *params).run();
-        return true;
+        const problem p(op, params->nth);
+        return worker(p, *params).run();
     }
 };
 

@@ -5,11 +5,11 @@
 
 namespace lm {
 
-// From now on llama.cpp's CPU backend computes flash attention of two and more queries here. Once per process, before a
-// model is loaded; contexts without flash attention and other backends are not concerned.
+// From now on llama.cpp's CPU backend computes flash attention here. Once per process, before a model is loaded; contexts
+// without flash attention and other backends are not concerned.
 //
-// One sequence alone gets llama.cpp's own numbers: a single query is left to it, short runs of queries are computed in its
-// very steps, and in long ones sums of 32-bit floats differ in their order only.
+// One sequence alone gets llama.cpp's own numbers: a single query that sees most of the cells is left to it, short runs of
+// queries are computed in its very steps, and in long ones sums of 32-bit floats differ in their order only.
 void install_attention();
 
 }  // namespace lm

@@ -209,9 +209,6 @@ TEST(attention_of_any_shape_is_right) {
             const int room = (s.cells - 1 - i) / n_sequences - n_queries;
             add_sequence(s, i, n_sequences, any(0, std::max(0, room)), std::max(1, std::min(n_queries, n_queries + room)));
         }
-        if (s.seen.size() < 2) {
-            continue;
-        }
         const double off = worst(attend(s));
         const bool coarse = s.k == GGML_TYPE_Q4_0 || s.k == GGML_TYPE_Q8_0; // queries are rounded as keys are
         if (off > (coarse ? 0.1 : ROUNDED_TO_16_BITS)) {
@@ -219,6 +216,26 @@ TEST(attention_of_any_shape_is_right) {
             CHECK(false);
         }
     }
+}
+
+TEST(attention_of_one_stream_among_the_cells_of_others_is_right) {
+    lm::install_attention();
+    for (const int threads : {1, 2, 5}) {
+        scene s;
+        s.cells = 1024;
+        s.threads = threads;
+        add_sequence(s, 2, 9, 100, 1);
+        CHECK(worst(attend(s)) < ROUNDED_TO_16_BITS);
+    }
+}
+
+TEST(attention_of_one_stream_alone_is_llama_cpps_to_the_bit) {
+    scene s;
+    s.cells = 1024;
+    add_sequence(s, 0, 1, 900, 1);
+    const std::vector<float> own = attend(s).kernel;
+    lm::install_attention();
+    CHECK(attend(s).kernel == own);
 }
 
 TEST(attention_of_a_short_prompt_alone_is_llama_cpps_to_the_bit) {
