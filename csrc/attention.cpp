@@ -430,9 +430,9 @@ void worker::unpack(const ggml_tensor * of, int64_t kv_head, const int32_t * cel
 #endif
 #endif
 
-#ifdef LMLITE_SHUFFLES
 typedef float eight __attribute__((vector_size(32)));
 
+#ifdef LMLITE_SHUFFLES
 // 8 x 8 numbers.
 void transpose_square(const float * from, int64_t from_width, float * to, int64_t to_width) {
     eight r[8], s[8];
@@ -472,6 +472,17 @@ void transpose(const float * from, int64_t width, float * to) {
             to[x * TILE + y] = from[y * width + x];
         }
     }
+}
+
+float highest_of(const float * tile) {
+    eight most;
+    memcpy(&most, tile, sizeof most);
+    for (int64_t i = 8; i < TILE; i += 8) {
+        eight x;
+        memcpy(&x, tile + i, sizeof x);
+        most = x > most ? x : most;
+    }
+    return *std::max_element(&most[0], &most[0] + 8);
 }
 
 // As products of matrices, TILE cells at a time, in 32-bit floats. Row r is head r % n_heads of query r / n_heads.
@@ -522,11 +533,10 @@ void worker::attend_in_tiles(const block & b, int64_t kv_head, int64_t head, int
                     score[c] = p_.score(score[c]);
                 }
             }
-            float highest = most[r];
             for (int64_t c = 0; c < TILE; c++) {
                 score[c] += slope * mask[c];
-                highest = std::max(highest, score[c]);
             }
+            const float highest = std::max(most[r], highest_of(score));
             if (highest == NEVER) { // this row sees none of these
                 memset(score, 0, TILE * sizeof(float));
                 continue;
