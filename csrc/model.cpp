@@ -56,6 +56,12 @@ static constexpr char COMPRESSED_ARCH[] = "deepseek4";
 // Like the one above, this cannot give the output of all tokens at once.
 static constexpr char HASHED_ARCH[] = "qwen4exp";
 
+// llama.cpp stores the states of several such sequences in one batch where those of others are.
+static constexpr char SOLITARY_ARCH[] = "plamo2";
+
+// Of a batch of such tokens llama.cpp gives the first one's output for the last one's.
+static constexpr char MISREAD_ARCH[] = "cogvlm";
+
 // Idle sequences beyond those that stay in the cells are copied to host memory, up to this share of what is free.
 static constexpr double SPILL_MEMORY_SHARE = 0.125;
 
@@ -576,12 +582,15 @@ void model::make_context(const load_spec & spec) {
     if (llama_model_is_diffusion(m) || (llama_model_has_encoder(m) && llama_model_has_decoder(m))) {
         throw error("load_failed", "models of the kind '" + arch_ + "' do not write token by token and are not served");
     }
+    if (arch_ == MISREAD_ARCH) {
+        throw error("load_failed", "models of the kind '" + arch_ + "' are not served: llama.cpp gives wrong outputs for them");
+    }
     if (names_pooling(m, arch_) && (arch_ == COMPRESSED_ARCH || arch_ == HASHED_ARCH)) { // llama.cpp would abort
         throw error("load_failed", "models of the kind '" + arch_ + "' give no embeddings, which this file's pooling type asks for");
     }
     embedding_ = names_pooling(m, arch_) || attends_to_later_tokens(m, arch_) || !llama_model_has_decoder(m);
     context_length_ = spec.context_length == 0 ? trained : std::min(spec.context_length, trained);
-    parallel_ = embedding_ ? EMBEDDING_SEQUENCES : spec.parallel;
+    parallel_ = embedding_ ? EMBEDDING_SEQUENCES : arch_ == SOLITARY_ARCH ? 1 : spec.parallel;
 
     llama_context_params params = llama_context_default_params();
     params.embeddings = embedding_;
