@@ -19,7 +19,7 @@ constexpr int64_t TILE = 64; // cells that are computed with at a time, and the 
 // A run of queries at least this long is worth a matrix product.
 constexpr int64_t LONG_RUN = 16;
 
-// llama.cpp itself multiplies matrices from this many queries on.
+// llama.cpp itself multiplies matrices from this many queries on: who sees fewer cells had no matrices alone.
 constexpr int64_t LONG_BATCH = 64;
 
 // From this many cells on, those of others cost a single query more than a look at the mask.
@@ -292,7 +292,7 @@ int64_t worker::find_blocks(block * into) {
             most = merge(seen_, bits(end), p_.n_words);
         }
         const bool alone = first == 0 && end == p_.n_queries && p_.n_queries < LONG_BATCH;
-        const bool in_tiles = end - first >= LONG_RUN && !alone;
+        const bool in_tiles = end - first >= LONG_RUN && most >= LONG_BATCH && !alone;
         const int64_t most_queries = in_tiles ? std::max<int64_t>(1, TILE / p_.heads_at_once) : 1;
         const int64_t n_parts = (end - first + most_queries - 1) / most_queries;
         for (int64_t part = 0; part < n_parts; part++) {

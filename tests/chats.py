@@ -27,7 +27,6 @@ from lmlite.core.catalog import bundled_model
 from lmlite.core.engine import Engine
 from lmlite.core.payloads import LoadSettings, LoadSpec
 from lmlite.core.worker import Thread
-from lmlite.errors import LmError
 from lmlite.events import Event
 from lmlite.request import Chat, Text
 from tests.api.golden_files import SERVED
@@ -288,15 +287,11 @@ def judge_text(plan: Plan, heard: Heard) -> Verdict:
         return Verdict(tied=True)  # the white space between the two is a choice, too, and nothing tells of it
     if expected.calls and heard.calls and plan.body.get("tool_choice") == "required":
         return Verdict(tied=True)  # what the model would not have said by itself is not in its text without a grammar
-    try:
-        if expected.calls or heard.calls:
-            tokens = raw_tokens(plan.body)
-        else:
-            tokens = alone({**plan.body, "logprobs": True, "ignore_eos": True}, CHOICES).tokens
-        may_end = True
-    except LmError:  # a grammar that is complete has no token after its end, and before that it has no end
-        tokens = alone({**plan.body, "logprobs": True}, CHOICES).tokens
-        may_end = False
+    may_end = "response_format" not in plan.body  # a grammar says where an answer ends, however likely the model finds it
+    if expected.calls or heard.calls:
+        tokens = raw_tokens(plan.body)
+    else:
+        tokens = alone({**plan.body, "logprobs": True, "ignore_eos": may_end}, CHOICES).tokens
     if parts_at_a_near_tie(tokens, heard, may_end):
         return Verdict(tied=True)
     return Verdict(f"alone it is {expected.said!r}, it was {heard.said!r}")
@@ -326,6 +321,9 @@ def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard, may_end:
     alone ended.
     """
     raw = heard.raw()
+    if raw is not None:  # white space before an answer is in its tokens, and not always in its content
+        said = b"".join(bytes(token["bytes"]) for token in tokens)
+        raw = said[: len(said) - len(said.lstrip())] + raw.lstrip()
     at = 0
     for token in tokens:
         chosen = bytes(token["bytes"])
@@ -342,9 +340,9 @@ def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard, may_end:
         if any(not rest if top in END_OF_TURN and not ended else top and rest.startswith(top) for top in near):
             return True
         if ended or not rest.startswith(chosen):
-            return False
+            return ended and not rest
         at += len(chosen)
-    return False
+    return raw is not None and not raw[at:]  # alone it was said, too, when it was asked for with log probabilities
 
 
 def alone(body: dict[str, Any], top_logprobs: int | None = None) -> Heard:
