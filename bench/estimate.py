@@ -1,6 +1,6 @@
 """The memory estimate against what an engine really takes: its peak (VmHWM) after a load and one prefill of a whole context.
 
-Seven kinds of random models of 80 to 300 MB with a real vocabulary, three context lengths; mapped into memory and, at the
+Eight kinds of random models of 80 to 300 MB with a real vocabulary, three context lengths; mapped into memory and, at the
 shortest, read. Prints a table; exit code 1 if an estimate is off by more than 15 %. Linux only.
 
 `python bench/estimate.py [KIND ...] [--contexts 2048,8192,32768]`; FILE.gguf is measured too where a KIND is expected.
@@ -100,10 +100,12 @@ SHAPES = {  # mostly vocabulary, so that a long prompt does not take long
     "mamba": Shape("mamba", 3, 768, 0),
     "lfm2": Shape("lfm2", 4, 768, 768, heads=12, kv_heads=4),
     "qwen3moe": Shape("qwen3moe", 2, 768, 512),
+    "deepseek2": Shape("deepseek2", 2, 768, 768),
     "bert": Shape("bert", 3, 768, 3072, 12, 12, vocabulary="models/ggml-vocab-bert-bge.gguf", n_ctx=8192),
 }
 WINDOW, EXPERTS, EXPERTS_USED = 1024, 32, 4
 N_STATE, N_CONV = 16, 4
+Q_RANK, KV_RANK = 256, 256
 
 
 def write(path: Path, shape: Shape) -> None:
@@ -116,7 +118,8 @@ def write(path: Path, shape: Shape) -> None:
     n_vocab = copy_vocabulary(peers.tree() / shape.vocabulary, writer)
     weights = Weights(writer, shape.quantization)
     weights.matrix("token_embd.weight", n_vocab, shape.n_embd)
-    {"mamba": state_spaces, "bert": encoder}.get(shape.arch, transformer)(writer, weights, shape)
+    of_arch = {"mamba": state_spaces, "deepseek2": latent_attention, "bert": encoder}
+    of_arch.get(shape.arch, transformer)(writer, weights, shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -187,6 +190,38 @@ def state_spaces(writer: gguf.GGUFWriter, weights: Weights, shape: Shape) -> Non
         weights.filled(f"{layer}.ssm_a", -0.5, inner, N_STATE)
         weights.filled(f"{layer}.ssm_d", 1, inner)
         weights.matrix(f"{layer}.ssm_out.weight", n_embd, inner)
+
+
+def latent_attention(writer: gguf.GGUFWriter, weights: Weights, shape: Shape) -> None:
+    """Multi-head latent attention: the cache holds one compressed row for all heads, keys and values in one."""
+    n_embd, rope = shape.n_embd, shape.head
+    key, value = 2 * shape.head, shape.head  # of one head, decompressed
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(KV_RANK + rope)
+    writer.add_value_length(KV_RANK)
+    writer.add_key_length_mla(key)
+    writer.add_value_length_mla(value)
+    writer.add_q_lora_rank(Q_RANK)
+    writer.add_kv_lora_rank(KV_RANK)
+    writer.add_rope_dimension_count(rope)
+    writer.add_leading_dense_block_count(shape.layers)
+    writer.add_expert_shared_count(0)
+    writer.add_expert_feed_forward_length(shape.n_ff)
+    weights.filled("output_norm.weight", 1, n_embd)
+    for i in range(shape.layers):
+        layer = f"blk.{i}"
+        weights.filled(f"{layer}.attn_norm.weight", 1, n_embd)
+        weights.matrix(f"{layer}.attn_q_a.weight", Q_RANK, n_embd)
+        weights.filled(f"{layer}.attn_q_a_norm.weight", 1, Q_RANK)
+        weights.matrix(f"{layer}.attn_q_b.weight", shape.heads * key, Q_RANK)
+        weights.matrix(f"{layer}.attn_kv_a_mqa.weight", KV_RANK + rope, n_embd)
+        weights.filled(f"{layer}.attn_kv_a_norm.weight", 1, KV_RANK)
+        weights.matrix(f"{layer}.attn_k_b.weight", KV_RANK, key - rope, experts=shape.heads)
+        weights.matrix(f"{layer}.attn_v_b.weight", value, KV_RANK, experts=shape.heads)
+        weights.matrix(f"{layer}.attn_output.weight", n_embd, shape.heads * value)
+        weights.feed_forward(layer, n_embd, shape.n_ff)
 
 
 def encoder(writer: gguf.GGUFWriter, weights: Weights, shape: Shape) -> None:

@@ -176,7 +176,7 @@ def main() -> None:
     arguments = contest.parse(__doc__, params=None, rounds=3)
     serve: dict[str, contest.Serve] = {
         contest.OURS: lambda model: client.lmlite_server(model),
-        "defaults": lambda model: peers.llama_server(model, "-t", client.CORES, "--threads-http", 2 * STREAMS),
+        "defaults": lambda model: peers.llama_server(model, "-t", client.CORES, "-c", 8192, "--threads-http", 2 * STREAMS),
     }
     with echoing() as echo_port, ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
         figures = contest.contest(arguments.model, arguments.rounds, serve, partial(measure, executor, echo_port))

@@ -15,20 +15,24 @@ from typing import Any, Final
 from ..errors import ConfigError, LmError
 
 GROUPS: Final = {
-    "serve": ("serve",),
-    "server": ("server", "daemon"),
-    "models": ("ls", "ps"),
-    "loading": ("load", "unload"),
-    "get": ("get",),
-    "importing": ("import",),
-    "chat": ("chat",),
-    "log": ("log",),
-    "service": ("service",),
-    "version": ("version",),
-    "completion": ("completion", "__complete"),
+    "serve": {"serve": "run the server in the foreground"},
+    "server": {
+        "server": "start, stop or look at the server in the background",
+        "daemon": "`server` in other words: up, down, status",
+    },
+    "models": {"ls": "list the models on disk", "ps": "list the models that are loaded"},
+    "loading": {"load": "load a model", "unload": "unload a model"},
+    "get": {"get": "download a model"},
+    "importing": {"import": "put a GGUF file into the models folder"},
+    "chat": {"chat": "talk to a model"},
+    "log": {"log": "watch what models and the server do"},
+    "service": {"service": "print a unit for systemd or launchd"},
+    "version": {"version": "show the versions of lmlite and llama.cpp"},
+    "completion": {"completion": "print a script that completes commands in your shell", "__complete": ""},
 }
-"""Modules and the commands that their `add(commands)` adds: parsers whose default `run` is called with the parsed
-arguments and the environment, and returns the exit code. Only the module of the command at hand is imported."""
+"""Modules and the commands that their `add(commands)` adds, with their help: parsers whose default `run` is called with the
+parsed arguments and the environment, and returns the exit code. Only the module of the command at hand is imported, and
+none to say which commands there are."""
 FAILED, WRONG_OPTION, INTERRUPTED = 1, 2, 130
 
 
@@ -36,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     open_missing_streams()
     groups = [group for group, commands in GROUPS.items() if argv and argv[0] in commands]
-    parser = build_parser(groups or GROUPS)
+    bare = all(word.startswith("-") for word in argv)
+    parser = build_overview() if bare else build_parser(groups or GROUPS)
     if argv and not groups and not argv[0].startswith("-"):
         known = (name for commands in GROUPS.values() for name in commands if not name.startswith("_"))
         parser.error(f"there is no command {argv[0]!r}; there are {', '.join(known)}")
@@ -95,13 +100,27 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(groups: Iterable[str] = tuple(GROUPS)) -> argparse.ArgumentParser:
+    parser, commands = begin_parser()
+    for group in groups:
+        import_module(f".{group}", __name__).add(commands)
+    return parser
+
+
+def build_overview() -> argparse.ArgumentParser:
+    """A parser of the options that are no command's; of commands it knows what they are for."""
+    parser, commands = begin_parser()
+    for helps in GROUPS.values():
+        for name, help in helps.items():
+            if help:
+                commands.add_parser(name, help=help)
+    return parser
+
+
+def begin_parser() -> tuple[Parser, argparse._SubParsersAction[Parser]]:
     parser = Parser(
         prog="lmlite",
         description="LM Studio's, OpenAI's and Anthropic's APIs in front of local GGUF models.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", "-V", "-v", action="store_true", help="show the versions of lmlite and llama.cpp")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for group in groups:
-        import_module(f".{group}", __name__).add(commands)
-    return parser
+    return parser, parser.add_subparsers(dest="command", metavar="COMMAND")

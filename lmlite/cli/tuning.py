@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-SWITCH_S: Final = 0.0005
+SWITCH_S: Final = 0.0002
 """What the loop waits for a thread that reads a large request, each time it wants the interpreter back; Python's own 5 ms
 come several times over in one small answer."""
 COLLECT: Final = 50_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.cli import GROUPS
+from lmlite.cli import GROUPS, build_overview, build_parser
 from tests.cli.conftest import Command
 from tests.conftest import INSTALLED
 
@@ -22,7 +22,18 @@ HEAVY = ("lmlite.server", "lmlite.app.routes", "lmlite.core.pool", "asyncio", "s
 def test_module_adds_the_commands_that_it_is_imported_for(group: str) -> None:
     commands = argparse.ArgumentParser().add_subparsers()
     import_module(f"lmlite.cli.{group}").add(commands)
-    assert tuple(commands.choices) == GROUPS[group]
+    assert tuple(commands.choices) == tuple(GROUPS[group])
+
+
+def test_overview_says_of_each_command_what_the_command_itself_does() -> None:
+    assert build_overview().format_help() == build_parser().format_help()
+
+
+def test_overview_imports_no_command(tmp_path: Path) -> None:
+    look = "import sys, lmlite.cli as c; c.main([]); print([m for m in sys.modules if m.startswith('lmlite.cli.')])"
+    environ = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(INSTALLED)}
+    done = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert done.stdout == "[]\n" and "usage: lmlite" in done.stderr, done
 
 
 @pytest.mark.parametrize("command", ["ls", "ps", "load x --port 9", "unload", "get acme/x --port 9", "import x.gguf"])
