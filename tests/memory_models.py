@@ -33,10 +33,8 @@ def byte_tokens(raw: bytes) -> tuple[int, ...]:
     return tuple(FIRST_BYTE + byte for byte in raw)
 
 
-def write_model(path: Path, memory: Memory) -> Path:
-    """Two layers, the first of them attending to everything unless the memory is recurrent alone."""
-    arch = ARCH[memory]
-    rng = np.random.default_rng(5)
+def begin(path: Path, arch: str) -> gguf.GGUFWriter:
+    """A model of two layers with a vocabulary and no tensors yet."""
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_name(f"random {arch}")
     writer.add_context_length(N_CTX)
@@ -55,6 +53,14 @@ def write_model(path: Path, memory: Memory) -> Path:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(TEMPLATE)
+    return writer
+
+
+def write_model(path: Path, memory: Memory) -> Path:
+    """Two layers, the first of them attending to everything unless the memory is recurrent alone."""
+    arch = ARCH[memory]
+    rng = np.random.default_rng(5)
+    writer = begin(path, arch)
 
     def tensor(name: str, *shape: int) -> None:
         writer.add_tensor(name, rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32))

@@ -18,9 +18,10 @@ import pytest
 from lmlite.core.engine import Engine
 from lmlite.core.payloads import LoadSettings, LoadSpec
 from lmlite.core.worker import Process
-from lmlite.errors import ContextOverflow
+from lmlite.errors import ContextOverflow, LoadFailed
 from lmlite.events import Finished, TextDelta, TokenLogprob
 from lmlite.request import Chat, Generate, Prompt, Sampling, Text, Tokens
+from tests.architectures import write_cogvlm, write_plamo2
 from tests.memory_models import FIRST_BYTE, MEMORIES, Memory, byte_tokens, write_model
 
 ROUNDING = 2e-3  # nats: batches of another shape add up in another order
@@ -216,3 +217,37 @@ def test_a_turn_whose_opening_history_does_not_repeat_recomputes_only_from_there
         assert end.stats.cached_tokens >= 60
 
     with_memory(tmp_path, memory, test)
+
+
+# ---- kinds that need care ---------------------------------------------------------------------------------------------
+
+
+def test_sequences_of_plamo2_do_not_write_over_each_other(tmp_path: Path) -> None:
+    async def run() -> None:
+        engine = await Engine.open(Process(), "plamo2")
+        settings = LoadSettings(context_length=256, parallel=4, idle_cells=0, flash_attention=False)
+        try:
+            loaded = await engine.load(LoadSpec((write_plamo2(tmp_path / "model.gguf"),), settings))
+            assert loaded.parallel == 1
+            rng = random.Random(1)
+            prompts = [bytes(rng.randrange(97, 123) for _ in range(40 + i)) for i in range(6)]
+            answers = await asyncio.gather(*(say(engine, prompt, 8) for prompt in prompts))
+            for i, (prompt, (tokens, _)) in enumerate(zip(prompts, answers, strict=True)):
+                alone, _ = await say(engine, prompt, 8, scope=f"alone {i}")
+                assert max(map(difference, tokens, alone)) < ROUNDING
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+
+
+def test_cogvlm_is_refused_by_name(tmp_path: Path) -> None:
+    async def run() -> None:
+        engine = await Engine.open(Process(), "cogvlm")
+        try:
+            with pytest.raises(LoadFailed, match="'cogvlm' are not served"):
+                await engine.load(LoadSpec((write_cogvlm(tmp_path / "model.gguf"),), LoadSettings(context_length=256)))
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
