@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import HttpError
 
@@ -128,6 +129,7 @@ def canonical(name: str) -> str:
     return name if address is None else str(address)
 
 
+@lru_cache(maxsize=64)  # clients hardly ever change what they call the server
 def literal(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(name)
