@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from ..errors import LmError
 from ..events import Event
-from ..request import Embed, Embedding, Generate, Rerank, Score, with_defaults
+from ..request import Embed, Embedding, Generate, Prompt, Rerank, Score, with_defaults
 from ..settings import ModelSettings
 from .served import Served
 
@@ -50,8 +50,14 @@ class Call:
     draft_model: str | None = None
 
     def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Call:
-        """For the model that turned out to answer: what the request leaves open is the model's to say."""
-        return replace(self, runs=tuple(with_defaults(work, self.given, model, effort_off) for work in self.runs))
+        """For the model that turned out to answer: what the request leaves open is the model's to say. Choices of one
+        prompt go on sharing it."""
+        runs: list[Generate] = []
+        prompts: dict[int, Prompt] = {}
+        for work in self.runs:
+            run = with_defaults(work, self.given, model, effort_off)
+            runs.append(replace(run, prompt=prompts.setdefault(id(work.prompt), run.prompt)))
+        return replace(self, runs=tuple(runs))
 
 
 @dataclass(slots=True, frozen=True)
