@@ -391,7 +391,8 @@ def test_options_reach_the_engine() -> None:
         **{"models": [bundled_model()], "kv_type": "q8_0,q4_0", "kv_offload": False, "experts": 3, "mmap": False},
         **{"mlock": True, "main_gpu": 1, "split_mode": "row", "tensor_split": "3,1", "lora": ["/a=0.5", "/b=c"]},
     )
-    assert load_command(config) | {
+    command = load_command(config)
+    assert command | {
         "k_cache_type": "q8_0",
         "v_cache_type": "q4_0",
         "offload_kv_cache": False,
@@ -402,7 +403,7 @@ def test_options_reach_the_engine() -> None:
         "split_mode": "row",
         "tensor_split": [3, 1],
         "loras": [{"path": "/a", "scale": 0.5}, {"path": "/b=c", "scale": 1.0}],
-    } == load_command(config)
+    } == command
 
 
 def load_command(config: Config) -> dict[str, Any]:
