@@ -353,7 +353,9 @@ void worker::attend_stepwise(int64_t query, const uint64_t * seen, int64_t kv_he
     float * value = memory.take<float>(p_.dv);
     float * most = memory.take<float>(n_heads);
     float * total = memory.take<float>(n_heads);
+    float * slope = memory.take<float>(n_heads);
     for (int64_t h = 0; h < n_heads; h++) {
+        slope[h] = p_.slope(head + h);
         ggml_get_type_traits_cpu(dot_type)->from_float(p_.query(query, head + h), queries + size_t(h) * row, p_.dk);
         most[h] = NEVER;
         total[h] = 0;
@@ -367,11 +369,10 @@ void worker::attend_stepwise(int64_t query, const uint64_t * seen, int64_t kv_he
     each_tile(seen, p_.n_words, [&](const int32_t * cells, int64_t n_cells) {
         fetch_ahead(cells, n_cells, kv_head);
         for (int64_t h = 0; h < n_heads; h++) {
-            const float slope = p_.slope(head + h);
             for (int64_t i = 0; i < n_cells; i++) {
                 float dot;
                 p_.key->vec_dot(int(p_.dk), &dot, 0, p_.cell(p_.k, cells[i], kv_head), 0, queries + size_t(h) * row, 0, 1);
-                const float s = p_.score(dot * p_.scale) + slope * GGML_CPU_FP16_TO_FP32(mask[cells[i]]);
+                const float s = p_.score(dot * p_.scale) + slope[h] * GGML_CPU_FP16_TO_FP32(mask[cells[i]]);
                 float shrink = 1;
                 float weight = 1;
                 if (s > most[h]) {
@@ -497,6 +498,10 @@ void worker::attend_in_tiles(const block & b, int64_t kv_head, int64_t head, int
     float * masks = memory.take<float>(TILE * TILE);
     float * most = memory.take<float>(TILE);
     float * total = memory.take<float>(TILE);
+    float * slopes = memory.take<float>(n_heads);
+    for (int64_t h = 0; h < n_heads; h++) {
+        slopes[h] = p_.slope(head + h);
+    }
     std::fill(seen_, seen_ + p_.n_words, 0);
     for (int64_t i = 0; i < b.n; i++) {
         merge(seen_, bits(b.first + i), p_.n_words);
@@ -527,7 +532,7 @@ void worker::attend_in_tiles(const block & b, int64_t kv_head, int64_t head, int
         for (int64_t r = 0; r < n_rows; r++) {
             float * score = scores + r * TILE;
             const float * mask = masks + r / n_heads * TILE;
-            const float slope = p_.slope(head + r % n_heads);
+            const float slope = slopes[r % n_heads];
             if (p_.softcap != 0) {
                 for (int64_t c = 0; c < TILE; c++) {
                     score[c] = p_.score(score[c]);

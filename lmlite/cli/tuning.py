@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
+
+from ..app.scrape import resident_bytes
 
 SWITCH_S: Final = 0.0002
 """What the loop waits for a thread that reads a large request, each time it wants the interpreter back; Python's own 5 ms
@@ -48,20 +49,15 @@ async def give_memory_back(sleep: Callable[[float], Awaitable[None]] = asyncio.s
     """Has glibc return what large requests took, once they are over; by itself it keeps hundreds of MB for ever."""
     if (libc := glibc()) is None:
         return
-    least, busy_s = resident(), time.process_time()
+    least, busy_s = resident_bytes() or 0, time.process_time()
     while True:
         await sleep(LOOK_S)
         before, busy_s = busy_s, time.process_time()
-        least = min(least, resident())
-        if resident() > least + SPARE_BYTES and busy_s - before < QUIET * LOOK_S:
+        now = resident_bytes() or 0
+        least = min(least, now)
+        if now > least + SPARE_BYTES and busy_s - before < QUIET * LOOK_S:
             await asyncio.to_thread(libc, "malloc_trim", 0)
-            least = resident()
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    with open("/proc/self/statm", encoding="ascii") as numbers:
-        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            least = resident_bytes() or 0
 
 
 def glibc() -> Callable[..., int] | None:
