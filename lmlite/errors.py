@@ -90,27 +90,43 @@ class UnrecognizedKeys(InvalidRequest):
 
 
 class ContextOverflow(LmError):
-    """The prompt does not fit; `needed` and `limit` are tokens, `index` the input's place in a list of inputs."""
+    """The prompt does not fit; `needed` and `limit` are tokens, `index` the input's place in a list of inputs.
+
+    The one sentence that has to be in others' words: by these phrases agents know that they have to shorten their history.
+    """
 
     status, code = 400, "context_length_exceeded"
 
     def __init__(self, needed: int, limit: int, index: int | None = None):
-        where = "prompt" if index is None else f"input {index}"
-        super().__init__(f"{where} needs {needed} tokens, context holds {limit}")
+        what = "the request" if index is None else f"input {index} of the request"
+        super().__init__(
+            f"prompt is too long: {what} ({needed} tokens) exceeds the available context size ({limit} tokens), since this "
+            f"model's maximum context length is {limit} tokens, as it is loaded. Send less, or give the model more context "
+            "if it was trained for that: --context-length, context_length in model-settings.json, or that of a load"
+        )
         self.needed, self.limit, self.index = needed, limit, index
 
 
 # ---- HTTP ------------------------------------------------------------------------------------------------------------
 
 
+_HTTP_CODES = {
+    401: "invalid_api_key",
+    403: "permission_denied",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+}
+"""What the official APIs and their clients call these."""
+
+
 class HttpError(LmError):
     """A request refused before any dialect saw its body."""
-
-    code = "http_error"
 
     def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()):
         super().__init__(message)
         self.status, self.headers = status, headers
+        self.code = _HTTP_CODES.get(status, "invalid_request")
 
 
 class UnexpectedEndpoint(LmError):
@@ -185,7 +201,7 @@ class MemoryRefused(LmError):
 class QueueFull(LmError):
     """Too many requests wait already; `retry_after_s` is whole seconds."""
 
-    status, code = 429, "queue_full"
+    status, code = 429, "rate_limit_exceeded"
 
     def __init__(self, limit: int, retry_after_s: int = 1):
         super().__init__(f"{limit} requests are waiting already")

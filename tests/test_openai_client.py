@@ -1,12 +1,13 @@
 """The official OpenAI clients, unchanged, against a real server with the bundled model: Python, and JavaScript where
-node and npm are (the one test that fetches something: the client's package)."""
+node and npm are (the only tests that fetch something: the clients' packages), where what agents make of our errors is
+tried, too."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
@@ -107,8 +108,32 @@ def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}], temperature=-1)
     assert refused.value.param == "temperature"
-    with pytest.raises(openai.BadRequestError, match="tokens"):
-        client.completions.create(model=MODEL, prompt="word " * 20_000)
+
+
+LONG = "word " * 20_000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("api", ["v1", "api/v0"])
+def test_context_overflow_has_openais_code(tiny_server: Server, api: str, stream: bool) -> None:
+    with openai.OpenAI(base_url=f"{tiny_server.url}/{api}", api_key="any", max_retries=0) as client:
+        asked: list[Callable[[], object]] = [
+            lambda: client.completions.create(model=MODEL, prompt=LONG, stream=stream),
+            lambda: client.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": LONG}], stream=stream
+            ),
+        ]
+        for ask in asked:
+            with pytest.raises(openai.BadRequestError, match="exceeds the available context size") as refused:
+                ask()
+            assert (refused.value.code, refused.value.type) == ("context_length_exceeded", "exceed_context_size_error")
+
+
+def test_context_overflow_of_embeddings_has_openais_code(embedding_client: openai.OpenAI) -> None:
+    model = embedding_client.models.list().data[0].id
+    with pytest.raises(openai.BadRequestError, match="maximum context length is") as refused:
+        embedding_client.embeddings.create(model=model, input=["a", "b " * 20_000])
+    assert refused.value.code == "context_length_exceeded"
 
 
 # ---- JavaScript ------------------------------------------------------------------------------------------------------
@@ -133,22 +158,57 @@ console.log("done");
 """
 
 
+UNREACHABLE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ENETUNREACH", "EHOSTUNREACH", "ETIMEDOUT")
+
+
 @pytest.fixture(scope="session")
 def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the `openai` package from npm."""
+    """A folder for packages from npm."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not there")
     folder = tmp_path_factory.mktemp("node")
     (folder / "package.json").write_text('{"private": true, "type": "module"}')
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "openai"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     return folder
 
 
+def fetch(folder: Path, package: str) -> None:
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", package]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode and any(word in done.stderr for word in UNREACHABLE):
+        pytest.skip(f"npm cannot fetch {package} here: its registry is out of reach")
+    assert done.returncode == 0, done.stderr
+
+
+def run_node(folder: Path, script: str, url: str) -> str:
+    (folder / "client.mjs").write_text(script)
+    done = subprocess.run(["node", "client.mjs", url], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_javascript_client(tiny_server: Server, node_folder: Path) -> None:
-    (node_folder / "client.mjs").write_text(SCRIPT)
-    done = subprocess.run(
-        ["node", "client.mjs", tiny_server.url], cwd=node_folder, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    fetch(node_folder, "openai")
+    assert run_node(node_folder, SCRIPT, tiny_server.url) == "done\n"
+
+
+AGENT = """
+import { complete, isContextOverflow } from "@mariozechner/pi-ai";
+const model = {
+  id: "lmlite-tiny", name: "tiny", provider: "lmlite", api: "openai-completions", baseUrl: process.argv[2] + "/v1",
+  input: ["text"], reasoning: false, cost: { input: 0, output: 0, cacheRead: 0, cacheWrite: 0 },
+  contextWindow: 128000, maxTokens: 20,
+};
+const said = [];
+for (const content of ["Hello!", "word ".repeat(20000)]) {
+  const messages = [{ role: "user", content, timestamp: 0 }];
+  const answer = await complete(model, { messages }, { apiKey: "any" });
+  said.push([answer.stopReason === "error", isContextOverflow(answer)]);
+}
+console.log(JSON.stringify(said));
+"""
+
+
+def test_agent_of_pi_knows_a_context_overflow(tiny_server: Server, node_folder: Path) -> None:
+    """By its words alone: it was told of a larger context than there is."""
+    fetch(node_folder, "@mariozechner/pi-ai")
+    assert json.loads(run_node(node_folder, AGENT, tiny_server.url)) == [[False, False], [True, True]]

@@ -250,14 +250,21 @@ def test_failure_of_one_run_fails_the_request_and_frees_the_others(serve_fake: S
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
+OVERFLOW = {
+    "code": "context_length_exceeded",
+    "type": "exceed_context_size_error",
+    "n_prompt_tokens": 9000,
+    "n_ctx": 4096,
+}
+
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("engine_error", "status", "told"),
     [
-        (error("context_overflow", needed=9000, limit=4096), 400, {"n_prompt_tokens": 9000, "n_ctx": 4096}),
+        (error("context_overflow", needed=9000, limit=4096), 400, OVERFLOW),
         (error("invalid_request", param="grammar"), 400, {"param": "grammar"}),
-        (error("queue_full", limit=8), 429, {"code": "queue_full"}),
+        (error("queue_full", limit=8), 429, {"code": "rate_limit_exceeded"}),
         (error("out_of_memory"), 503, {"code": "out_of_memory"}),
     ],
 )

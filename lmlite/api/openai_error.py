@@ -42,7 +42,7 @@ def error_object(exc: LmError) -> dict[str, Any]:
     """What stands under `error`; in a stream that has begun always in this shape."""
     if isinstance(exc, ContextOverflow):
         return {
-            "code": exc.status,
+            "code": exc.code,
             "message": exc.message,
             "type": "exceed_context_size_error",
             "n_prompt_tokens": exc.needed,

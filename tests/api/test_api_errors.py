@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -25,8 +26,10 @@ A_CASES = [
     (errors.LoadFailed("x", "cut short"), 422, ("invalid_request_error", "model", "model_load_failed")),
     (errors.MemoryRefused(2, 1), 422, ("invalid_request_error", "model", "insufficient_memory")),
     (errors.EngineError("bad", "no", 400, "grammar"), 400, ("invalid_request_error", "grammar", "bad")),
-    (errors.HttpError(413, "too large"), 413, ("invalid_request_error", None, "http_error")),
-    (errors.QueueFull(8), 429, ("rate_limit_error", None, "queue_full")),
+    (errors.HttpError(413, "too large"), 413, ("invalid_request_error", None, "request_too_large")),
+    (errors.HttpError(401, "no key"), 401, ("invalid_request_error", None, "invalid_api_key")),
+    (errors.HttpError(417, "no"), 417, ("invalid_request_error", None, "invalid_request")),
+    (errors.QueueFull(8), 429, ("rate_limit_error", None, "rate_limit_exceeded")),
     (errors.EngineGone("x", "crashed"), 503, ("server_error", None, "engine_gone")),
     (errors.ShuttingDown(), 503, ("server_error", None, "shutting_down")),
     (errors.InternalError(), 500, ("server_error", None, "internal_error")),
@@ -47,17 +50,51 @@ def test_missing_messages_is_lm_studios_text() -> None:
 
 
 def test_context_overflow_carries_both_counts() -> None:
-    status, body = lmstudio_v0.error(errors.ContextOverflow(9000, 4096))
+    overflow = errors.ContextOverflow(9000, 4096)
+    status, body = lmstudio_v0.error(overflow)
     assert status == 400
     assert json.loads(body) == {
         "error": {
-            "code": 400,
-            "message": "prompt needs 9000 tokens, context holds 4096",
+            "code": "context_length_exceeded",
+            "message": overflow.message,
             "type": "exceed_context_size_error",
             "n_prompt_tokens": 9000,
             "n_ctx": 4096,
         }
     }
+    native = json.loads(lmstudio_v1.error(overflow)[1])["error"]
+    assert (native["code"], native["message"]) == ("context_length_exceeded", overflow.message)
+
+
+KNOWN_PHRASES = (
+    r"request \(9000 tokens\) exceeds the available context size \(4096 tokens\)",
+    r"this model's maximum context length is 4096 tokens",
+    r"prompt is too long: ",
+)
+"""By what agents know that their history has to get shorter, as the lists of several of them have it."""
+
+
+@pytest.mark.parametrize("index", [None, 3])
+def test_context_overflow_speaks_in_phrases_that_agents_look_for(index: int | None) -> None:
+    message = errors.ContextOverflow(9000, 4096, index).message
+    for phrase in KNOWN_PHRASES:
+        assert re.search(phrase, message)
+    for remedy in ("--context-length", "model-settings.json", "load"):
+        assert remedy in message
+    assert not re.search("rate limit|too many requests|try again", message, re.IGNORECASE), "then nobody shortens anything"
+    assert ("input 3" in message) == (index is not None)
+
+
+def subclasses(kind: type[errors.LmError]) -> list[type[errors.LmError]]:
+    return [kind, *(found for child in kind.__subclasses__() for found in subclasses(child))]
+
+
+def test_every_code_is_a_word_and_never_a_number() -> None:
+    kinds = subclasses(errors.LmError)
+    assert len(kinds) > 25
+    assert all(re.fullmatch("[a-z][a-z_]+", kind.code) for kind in kinds)
+    for status in range(400, 512):
+        assert re.fullmatch("[a-z][a-z_]+", errors.HttpError(status, "x").code)
 
 
 @pytest.mark.parametrize("error", [openai_error.error, lmstudio_v1.error])

@@ -132,10 +132,10 @@ def test_without_a_loaded_model_one_has_to_be_named_if_there_are_several(ask: Ca
 
 
 def test_what_the_server_refuses_is_told(ask: Callable[..., Any], peer: Peer) -> None:
-    refusal = {"error": {"message": "prompt needs 9000 tokens, context holds 4096", "code": "context_length_exceeded"}}
+    refusal = {"error": {"message": "the request exceeds the available context size", "code": "context_length_exceeded"}}
     peer.answers["POST", "/v1/chat/completions"] = (400, refusal)
     code, out, err = ask("-p", "hi")
-    assert (code, out) == (1, "") and "context holds 4096" in err
+    assert (code, out) == (1, "") and "the available context size" in err
 
 
 def test_an_answer_that_breaks_off_fails_but_what_came_is_shown(ask: Callable[..., Any], peer: Peer) -> None:
