@@ -31,7 +31,7 @@ class ModelCard:
     display_name: str
     arch: str
     quantization: str  # "Q4_K_M", "F32", ...; "?" if unknown
-    bits_per_weight: float | None
+    bits_per_weight: int | None  # the nominal number: 4 of Q4_K_M
     size_bytes: int  # all split parts and the projector
     params_string: str | None  # "7B"
     max_context_length: int

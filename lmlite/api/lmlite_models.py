@@ -6,7 +6,6 @@ Beyond that contract: `problem`, of a model that cannot be loaded only.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -15,7 +14,6 @@ from ..card import ModelCard
 FORMAT: Final = "gguf"
 DEPTH: Final = 4
 """Components of a path in LM Studio's layout at most: publisher, repository, a folder per quantization, file."""
-_BITS: Final = re.compile(r"[0-9]{1,2}")
 
 
 def models(cards: Iterable[ModelCard]) -> str:
@@ -41,7 +39,7 @@ def spell(card: ModelCard) -> dict[str, Any]:
     if card.problem is None:
         entry["architecture"] = card.arch
     if card.quantization != "?":
-        entry["quantization"] = {"name": card.quantization, "bits": _bits(card)}
+        entry["quantization"] = {"name": card.quantization, "bits": card.bits_per_weight or 0}
     if card.variants:
         entry |= {"variants": list(card.variants), "selectedVariant": card.selected_variant}
     if card.type != "embedding":
@@ -59,9 +57,3 @@ def _in_layout(card: ModelCard) -> str:
     if card.publisher in last[:-2]:
         return "/".join(last[last.index(card.publisher) :])
     return str(path)
-
-
-def _bits(card: ModelCard) -> int:
-    """The number in the quantization's name: `Q4_K_M` is 4, `BF16` is 16."""
-    named = _BITS.search(card.quantization)
-    return int(named[0]) if named else round(card.bits_per_weight or 0)

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ..core.model_files import UNCATEGORIZED
 from ..errors import LmError
 from .terminal import Bar, choose, decimal_size, escaped, is_interactive, put, put_json
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ..core.gguf import Header
     from ..store.home import Home
 
-UNCATEGORIZED: Final = ("imported-models", "uncategorized")
 PART: Final = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.gguf)", re.IGNORECASE | re.DOTALL)
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 """Of a publisher and of a repository: what Hugging Face allows, and nothing that leads out of a folder."""

@@ -18,12 +18,13 @@ from typing import Final
 from ..card import ModelCard, ModelType, Reasoning
 from ..errors import ConfigError
 from ..settings import ModelSettings
-from . import gguf, known_headers, model_settings, model_yaml
+from . import gguf, given_ids, known_headers, model_settings, model_yaml
 from .gguf import Facts, GgufError
 from .known_headers import Seen, Stamp, stamp_of
 from .model_files import (
     GGUF_ENDING,
     LOCAL,
+    UNCATEGORIZED,
     Found,
     Walk,
     file_name,
@@ -37,6 +38,7 @@ from .model_files import (
 from .model_settings import Entry
 from .model_yaml import Definition, YamlError
 from .mounts import at_hand, looked
+from .titles import title_of
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +67,20 @@ class _Entry:
     facts: Facts | None  # None: the first part could not be read
     projector: tuple[Path, int] | None = None  # and its size
     base: str = ""  # the id without publisher and quantization
-    title: str = ""  # the same as it stands on disk
+    title: str = ""  # the same for people to read
     id: str = ""
 
     @property
     def first(self) -> Found:
         return self.files[0]
+
+    @property
+    def path(self) -> str:
+        return str(self.first.path)
+
+    @property
+    def is_embedding(self) -> bool:
+        return self.facts is not None and self.facts.is_embedding
 
     @property
     def publisher(self) -> str:
@@ -80,6 +90,13 @@ class _Entry:
     def family(self) -> tuple[str, str]:
         """Entries of one family differ in quantization only."""
         return key_of(self.publisher), self.base
+
+    @property
+    def possible_ids(self) -> set[str]:
+        """All that it could be called, whatever there is beside it."""
+        bases = {_base(self, name) for name in (self.first.name.base, GGUF_ENDING.sub("", self.first.repo or "")) if name}
+        plain_ids = {f"{base}{tag}" for base in bases for tag in ("", f"@{self.tag}")}
+        return plain_ids | {f"{self.publisher.lower()}/{id}" for id in plain_ids}
 
     @property
     def quantization(self) -> str:
@@ -149,6 +166,7 @@ class Catalog:
         self._follow_links_out = follow_links_out
         self._approvals = approvals
         self._kept = state / known_headers.FILE_NAME if state else None
+        self._ids = given_ids.GivenIds(state / given_ids.FILE_NAME if state else None)
         self._cache: dict[Stamp, Seen] = {}
         self._found: list[Found] = []
         self._defined: list[Definition] = []
@@ -188,6 +206,7 @@ class Catalog:
         """Looks at the disk again; files that have not changed are not read again."""
         if self._snapshot is None and self._kept is not None:
             self._cache = known_headers.load(self._kept)
+            self._ids.load()
         cache: dict[Stamp, Seen] = {}
         walk = Walk(self._follow_links_out, self._approvals)
         found = self._find(walk)
@@ -208,7 +227,8 @@ class Catalog:
                     log.info("%s: there is no model %s", model_settings.FILE_NAME, ascii(name))
 
     def _arranged(self, entries: list[_Entry], definitions: list[Definition], own: ModelCard | None) -> _Snapshot:
-        _name_all(entries)
+        _name_all(entries, self._ids.by_path)
+        self._ids.give({entry.path: entry.id for entry in entries})
         claims = _claims(entries)
         models = _Models({entry.id: _card(entry) for entry in entries}, _index(entries, claims))
         _define(models, definitions, claims)
@@ -348,8 +368,13 @@ def _entry(parts: list[tuple[Found, Seen]]) -> _Entry:
 # ---- naming ----------------------------------------------------------------------------------------------------------
 
 
-def _name_all(entries: list[_Entry]) -> None:
-    """Gives every entry its id; equal folders get equal ids, whatever the order in which files appeared."""
+_NUMBERED: Final = re.compile(r":[0-9]+$")
+"""What tells models apart that share all of their names."""
+
+
+def _name_all(entries: list[_Entry], given: Mapping[str, str] | None = None) -> None:
+    """Gives every entry its id: the one that it was `given` before, by its path, for nobody's name changes because others
+    have come. Equal folders of new models get equal ids, whatever the order in which files appeared."""
     repos: dict[tuple[str, ...], list[_Entry]] = {}
     for entry in entries:
         if entry.first.repo is None:
@@ -358,38 +383,48 @@ def _name_all(entries: list[_Entry]) -> None:
             repos.setdefault(entry.first.group, []).append(entry)
     for of_repo in repos.values():
         _name_repo(of_repo)
+    taken: set[str] = set()
+    for entry in entries:
+        before = (given or {}).get(entry.path, "")
+        if before not in taken and _NUMBERED.sub("", before) in entry.possible_ids:
+            entry.id = before
+            taken.add(before)
     families: dict[tuple[str, str], list[_Entry]] = {}
     for entry in entries:
         families.setdefault(entry.family, []).append(entry)
     publishers: dict[str, set[str]] = {}
     for publisher, base in families:
         publishers.setdefault(base, set()).add(publisher)
-    taken: set[str] = set()
     for (_, base), family in families.items():
         of_whom = f"{family[0].publisher.lower()}/" if len(publishers[base]) > 1 else ""
         several = len({entry.tag for entry in family}) > 1
         for entry in family:
-            entry.id = _free(f"{of_whom}{base}@{entry.tag}" if several else f"{of_whom}{base}", taken)
+            if not entry.id:
+                entry.id = _free(f"{of_whom}{base}@{entry.tag}" if several else f"{of_whom}{base}", taken)
 
 
 def _name_repo(entries: list[_Entry]) -> None:
     """A repository's name is its model's; of several models in it, only of the one whose files bear it."""
-    repo = GGUF_ENDING.sub("", entries[0].first.repo or "")
+    first = entries[0].first
+    repo = GGUF_ENDING.sub("", first.repo or "")
+    if (key_of(first.publisher), key_of(repo)) == UNCATEGORIZED:
+        repo = ""
     one_model = len({plain(entry.first.name.base) for entry in entries}) == 1
     for entry in entries:
         base = entry.first.name.base
         _set_base(entry, repo if repo and (one_model or plain(base) == plain(repo)) else base)
 
 
-def title_of(name: str) -> str:
-    return re.sub(r"[-_ ]+", " ", printable(name)).strip() or printable(name)
-
-
 def _set_base(entry: _Entry, name: str) -> None:
-    entry.title = title_of(name)
-    entry.base = printable(name).lower()
-    if entry.facts and entry.facts.is_embedding and not entry.base.startswith("text-embedding-"):
-        entry.base = f"text-embedding-{entry.base}"
+    entry.title = title_of(name, entry.is_embedding)
+    entry.base = _base(entry, name)
+
+
+def _base(entry: _Entry, name: str) -> str:
+    base = printable(name).lower()
+    if entry.is_embedding and not base.startswith("text-embedding-"):
+        base = f"text-embedding-{base}"
+    return base
 
 
 def _free(id: str, taken: set[str]) -> str:
@@ -534,7 +569,7 @@ def _overridden(card: ModelCard, definition: Definition) -> ModelCard:
         card,
         publisher=publisher or LOCAL,
         # A catalogue's model is what its files are; one's own is told apart from them.
-        display_name=card.display_name if definition.from_catalogue else title_of(name),
+        display_name=card.display_name if definition.from_catalogue else title_of(name, card.type == "embedding"),
         arch=definition.arch or card.arch,
         params_string=definition.params_string or card.params_string,
         max_context_length=definition.max_context_length or card.max_context_length,
@@ -621,7 +656,7 @@ def _bundled(old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> ModelCard | N
 def _card(entry: _Entry) -> ModelCard:
     known = entry.facts
     kind: ModelType = "vlm" if entry.projector else "llm"
-    if known and known.is_embedding:
+    if entry.is_embedding:
         kind = "embedding"
     return ModelCard(
         id=entry.id,
@@ -630,7 +665,7 @@ def _card(entry: _Entry) -> ModelCard:
         display_name=entry.title,
         arch=printable(known.arch) if known and known.arch else "unknown",
         quantization=entry.quantization,
-        bits_per_weight=known.bits_per_weight if known else None,
+        bits_per_weight=gguf.nominal_bits(entry.quantization),
         size_bytes=entry.size,
         params_string=known.params_string if known else None,
         max_context_length=_context_length(known),

@@ -146,6 +146,7 @@ FILE_TYPES: Final[Mapping[int, str]] = {
     41: "Q2_0",
 }
 """`general.file_type` as LM Studio spells it."""
+_BITS: Final = re.compile(r"[0-9]{1,2}")
 _GUESSED: Final = 1024
 """A flag that llama.cpp sets on a file type which it made up itself."""
 
@@ -488,7 +489,7 @@ class Facts:
     arch: str  # "" if the file names none
     general_type: str  # "model" if the file names none
     quantization: str  # "Q4_K_M"; "?" if nothing tells
-    bits_per_weight: float | None
+    bits_per_weight: float | None  # what the tensors take
     n_params: int
     params_string: str | None  # "7B"
     context_length: int | None
@@ -537,6 +538,12 @@ def facts(headers: Sequence[Header]) -> Facts:
         split_no=first.integer("split.no"),
         split_count=first.integer("split.count"),
     )
+
+
+def nominal_bits(quantization: str) -> int | None:
+    """Bits per weight as people call them, by the number in the name: 4 of `Q4_K_M` (which takes 4.8), 16 of `BF16`."""
+    named = _BITS.search(quantization)
+    return int(named[0]) if named else None
 
 
 def _quantization(headers: Sequence[Header]) -> str:

@@ -28,6 +28,8 @@ MAX_SETTINGS: Final = 1 << 20
 DEFINITION: Final = "model.yaml"
 LOCAL: Final = "local"
 """The publisher of files that do not say whose they are."""
+UNCATEGORIZED: Final = ("imported-models", "uncategorized")
+"""Publisher and repository of files of which nothing tells where they are from. It is nobody's name."""
 
 
 # ---- where models are ------------------------------------------------------------------------------------------------
@@ -94,15 +96,15 @@ def _absolute(text: str) -> Path | None:
     return Path(text)
 
 
-def small_text(path: Path) -> str:
-    """The file's text, or "" if it is not a small regular file of text."""
+def small_text(path: Path, limit: int = MAX_SETTINGS) -> str:
+    """The file's text, or "" if it is not a regular file of text, of at most `limit` bytes."""
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return ""
-            content = file.read(MAX_SETTINGS + 1)
-        return "" if len(content) > MAX_SETTINGS else content.decode("utf-8-sig")
+            content = file.read(limit + 1)
+        return "" if len(content) > limit else content.decode("utf-8-sig")
     except (OSError, ValueError):
         return ""
 
@@ -125,7 +127,7 @@ class FileName:
 
     base: str  # "Falcon-7B"
     quant: str | None  # "Q4_K_M"
-    stem: str  # all but the number of the part: what the parts of one model share
+    stem: str  # all but ending and number of the part: what the parts of one model share
     part: int = 1
     parts: int = 1
 
@@ -139,6 +141,11 @@ def file_name(name: str) -> FileName:
     if quant:
         base = base[: quant.start()]
     return FileName(GGUF_ENDING.sub("", base) or stem, quant[1] if quant else None, stem, part, parts)
+
+
+def spellings_of(name: str) -> list[str]:
+    """What a request may call the file of this name, wherever it lies: with and without its ending, and its part."""
+    return [name, name[: -len(".gguf")], file_name(name).stem] if is_gguf(name) else [name]
 
 
 def printable(name: str) -> str:
@@ -184,7 +191,7 @@ class Found:
     repo: str | None  # None: not in LM Studio's layout, so the file's name is all there is
     group: tuple[str, ...]  # files of one group share their projectors; () shares with none
     name: FileName
-    spellings: list[str]  # paths by which a request may name it
+    spellings: list[str]  # paths and file names by which a request may name it
     named: bool = False  # on the command line
     refused: str | None = None  # why it is not to be read
 
@@ -320,13 +327,14 @@ def _is_below(path: str, root: str) -> bool:
 
 def _placed(path: Path, root: str, dirs: tuple[str, ...]) -> Found:
     in_layout = len(dirs) >= 2
+    name = file_name(path.name)
     return Found(
         path=path,
         publisher=dirs[0] if in_layout else LOCAL,
         repo=dirs[1] if in_layout else None,
         group=(root, *dirs[:2]) if dirs else (),
-        name=file_name(path.name),
-        spellings=["/".join((*dirs, path.name))],
+        name=name,
+        spellings=["/".join((*dirs, path.name)), *spellings_of(path.name)],
     )
 
 
@@ -351,7 +359,7 @@ def named_files(path: Path) -> Iterator[tuple[str, Found]]:
             repo=None,
             group=("", str(folder)),
             name=name if other == path.name else file_name(other),
-            spellings=[other, str(beside_path)],
+            spellings=[*spellings_of(other), str(beside_path)],
         )
 
 

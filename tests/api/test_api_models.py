@@ -74,7 +74,7 @@ def test_v1_lists_instances_under_their_model() -> None:
         "key": "falcon-7b",
         "display_name": "Falcon 7B",
         "architecture": "llama",
-        "quantization": {"name": "Q4_K_M", "bits_per_weight": 4.5},
+        "quantization": {"name": "Q4_K_M", "bits_per_weight": 4},
         "size_bytes": 4368439296,
         "params_string": "7B",
         "loaded_instances": [

@@ -44,6 +44,16 @@ def test_file_is_moved_and_listed(command: Command, home: Path, tmp_path: Path) 
     assert [entry["modelKey"] for entry in command("ls", "--json").json] == ["falcon-7b"]
 
 
+def test_what_comes_from_nowhere_goes_by_its_files_name_also_after_the_next(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    names = []
+    for name in ("Falcon-7B-Q4_K_M", "Owl", "Falcon-7B-Q8_0"):
+        assert command("import", str(write(tmp_path / f"{name}.gguf"))).code == 0
+        names.append([entry["modelKey"] for entry in command("ls", "--json").json])
+    assert names == [["falcon-7b"], ["falcon-7b", "owl"], ["falcon-7b", "falcon-7b@q8_0", "owl"]]
+
+
 @pytest.mark.parametrize(("flag", "word"), [("-c", "copied"), ("-l", "hard linked"), ("-L", "linked")])
 def test_file_stays_where_it_is_not_moved(command: Command, home: Path, tmp_path: Path, flag: str, word: str) -> None:
     file = write(tmp_path / "m.gguf")

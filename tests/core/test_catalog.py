@@ -72,7 +72,7 @@ def test_the_repository_names_the_model(tmp_path: Path) -> None:
         display_name="Falcon 7B Chat",
         arch="llama",
         quantization="Q4_K_M",
-        bits_per_weight=4.5,
+        bits_per_weight=4,
         size_bytes=path.stat().st_size,
         params_string="256",
         max_context_length=4096,
@@ -158,6 +158,113 @@ def test_ids_do_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
     for place in reversed(places):
         put(tmp_path / "two", place)
     assert ids(Catalog([tmp_path / "one"])) == ids(Catalog([tmp_path / "two"]))
+
+
+UNCATEGORIZED = "imported-models/uncategorized"
+
+
+def test_the_folder_of_what_comes_from_nowhere_names_no_model(tmp_path: Path) -> None:
+    put(tmp_path, f"{UNCATEGORIZED}/Falcon-7B-Q4_K_M.gguf")
+    catalog = Catalog([tmp_path])
+    assert ids(catalog) == ["falcon-7b"]
+    put(tmp_path, f"{UNCATEGORIZED}/Owl-Q8_0.gguf")
+    catalog.rescan()
+    assert ids(catalog) == ids(Catalog([tmp_path])) == ["falcon-7b", "owl"]
+    assert catalog.resolve("uncategorized") is None
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "expected"),
+    [
+        ("acme/Falcon-GGUF/Falcon-Q8_0.gguf", "acme/Falcon-GGUF/Falcon-Q4_K_M.gguf", ["falcon", "falcon@q4_k_m"]),
+        ("birds/Falcon-GGUF/Falcon-Q8_0.gguf", "acme/Falcon-GGUF/Falcon-Q8_0.gguf", ["acme/falcon", "falcon"]),
+        ("acme/zoo-GGUF/owl.gguf", "acme/zoo-GGUF/falcon.gguf", ["falcon", "zoo"]),
+        ("x/Falcon-Q8_0.gguf", "a/Falcon-Q8_0.gguf", ["falcon", "falcon:2"]),
+    ],
+)
+@pytest.mark.parametrize("restarted", [False, True])
+def test_no_id_changes_because_another_model_came(
+    tmp_path: Path, first: str, later: str, expected: list[str], restarted: bool
+) -> None:
+    """The id stays with its file, and names it also where a bare name could mean either of two."""
+    models, state = tmp_path / "models", tmp_path / "home"
+    state.mkdir()
+    path = put(models, first)
+    catalog = Catalog([models], state=state)
+    (id,) = ids(catalog)
+    other = put(models, later)
+    if restarted:
+        catalog = Catalog([models], state=state)
+    catalog.rescan()
+    assert ids(catalog) == expected
+    assert found(catalog, id).paths == (path,)
+    assert [found(catalog, other_id).paths for other_id in expected if other_id != id] == [(other,)]
+    path.unlink()
+    catalog.rescan()
+    assert ids(catalog) == [other_id for other_id in expected if other_id != id]
+
+
+def test_a_model_that_comes_back_has_its_id_unless_another_has_it_now(tmp_path: Path) -> None:
+    usual = put(tmp_path, "acme/Falcon-GGUF/Falcon-Q4_K_M.gguf")
+    catalog = Catalog([tmp_path])
+    catalog.rescan()
+    path = put(tmp_path, "acme/Falcon-GGUF/Falcon-Q8_0.gguf")
+    catalog.rescan()
+    assert ids(catalog) == ["falcon", "falcon@q8_0"]
+    content = usual.read_bytes()
+    for others in ([], ["birds/Falcon-GGUF/Falcon-Q4_K_M.gguf"]):
+        usual.unlink()
+        for other in others:
+            put(tmp_path, other)
+        catalog.rescan()
+        usual.write_bytes(content)
+        catalog.rescan()
+        assert found(catalog, "acme/Falcon-GGUF/Falcon-Q4_K_M.gguf").id == "falcon"
+    path.unlink()
+    usual.unlink()
+    put(tmp_path, "cat/Falcon-GGUF/Falcon-Q4_K_M.gguf")
+    (tmp_path / "birds/Falcon-GGUF/Falcon-Q4_K_M.gguf").unlink()
+    catalog.rescan()
+    assert ids(catalog) == ["falcon"]
+    usual.write_bytes(content)
+    catalog.rescan()
+    assert ids(catalog) == ["acme/falcon", "falcon"]
+
+
+def test_a_file_that_became_another_kind_of_model_is_named_anew(tmp_path: Path) -> None:
+    put(tmp_path, "acme/owl-GGUF/owl-Q4_K_M.gguf")
+    catalog = Catalog([tmp_path])
+    assert ids(catalog) == ["owl"]
+    put(tmp_path, "acme/owl-GGUF/owl-Q4_K_M.gguf", bert())
+    catalog.rescan()
+    assert ids(catalog) == ["text-embedding-owl"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"a": 7}', b'{"a": ""}', b"[" * 200_000, b"\xff"])
+def test_damaged_ids_are_given_anew(tmp_path: Path, damage: bytes) -> None:
+    for quant in ("Q4_K_M", "Q8_0"):
+        put(tmp_path, f"models/acme/Falcon-GGUF/Falcon-{quant}.gguf")
+    (tmp_path / "model-ids.json").write_bytes(damage)
+    for _ in range(2):
+        assert ids(Catalog([tmp_path / "models"], state=tmp_path)) == ["falcon@q4_k_m", "falcon@q8_0"]
+
+
+@pytest.mark.parametrize("place", ["", "acme/zoo-GGUF/", f"{UNCATEGORIZED}/"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_files_own_name_always_finds_it(tmp_path: Path, place: str, several: bool) -> None:
+    path = put(tmp_path, f"{place}Falcon-7B-Q8_0.gguf")
+    if several:
+        put(tmp_path, f"{place}Owl-Q8_0.gguf")
+    catalog = Catalog([tmp_path])
+    for name in ("Falcon-7B-Q8_0", "falcon-7b-q8_0.GGUF"):
+        assert found(catalog, name).paths == (path,)
+
+
+def test_the_parts_own_names_find_their_model(tmp_path: Path) -> None:
+    paths = put_parts(tmp_path, "acme/zoo-GGUF/Falcon-Q4_K_M", 2)
+    catalog = Catalog([tmp_path])
+    for name in ("Falcon-Q4_K_M", "Falcon-Q4_K_M-00002-of-00002.gguf", "Falcon-Q4_K_M-00001-of-00002"):
+        assert found(catalog, name).paths == tuple(paths)
 
 
 # ---- files that belong together ----
@@ -777,7 +884,7 @@ def test_the_next_start_reads_only_what_has_changed(tmp_path: Path, monkeypatch:
     put_parts(models, "acme/Split/Split-Q4_K_M", 2)
     (models / "broken.gguf").write_bytes(b"x")
     first = Catalog([models], state=state).cards()
-    assert [path.name for path in state.iterdir()] == ["headers.json"]
+    assert sorted(path.name for path in state.iterdir()) == ["headers.json", "model-ids.json"]
     read = reading(monkeypatch)
     assert Catalog([models], state=state).cards() == first
     assert [name for name in read if not name.startswith("Split")] == []
@@ -810,10 +917,11 @@ def test_a_damaged_file_of_headers_is_made_again(
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
     put(tmp_path, "models/falcon.gguf")
-    (tmp_path / "headers.json").mkdir()
+    for name in ("headers.json", "model-ids.json"):
+        (tmp_path / name).mkdir()
     for state in (tmp_path, tmp_path / "none"):
         assert ids(Catalog([tmp_path / "models"], state=state)) == ["falcon"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["headers.json", "models"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["headers.json", "model-ids.json", "models"]
 
 
 def test_a_look_at_an_unchanged_disk_leaves_the_list_as_it_is(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmlite.core.chat_template import reads_tools
-from lmlite.core.gguf import Facts, Header, facts, read_header
+from lmlite.core.gguf import Facts, Header, facts, nominal_bits, read_header
 from tests.core.gguf_files import (
     F16,
     F32,
@@ -144,6 +144,15 @@ def test_a_sane_size_label_wins_over_the_count(tmp_path: Path, label: str) -> No
 @pytest.mark.parametrize("label", ["", "huge", "7B\n", "٧B", "B", "7B" * 40, "<script>"])
 def test_an_odd_size_label_is_ignored(tmp_path: Path, label: str) -> None:
     assert facts_of(tmp_path, llama(general__size_label=label)).params_string == "4"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [("Q4_0", 4), ("Q4_K_M", 4), ("Q8_0", 8), ("F16", 16), ("BF16", 16), ("F32", 32), ("IQ2_XXS", 2), ("MXFP4", 4),
+     ("TQ1_0", 1), ("UD-Q6_K_XL", 6), ("?", None)],
+)  # fmt: skip
+def test_nominal_bits_are_those_of_the_name(quantization: str, bits: int | None) -> None:
+    assert nominal_bits(quantization) == bits
 
 
 def test_bits_per_weight_is_what_the_tensors_take(tmp_path: Path) -> None:

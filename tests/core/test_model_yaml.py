@@ -214,7 +214,7 @@ def test_a_model_of_ones_own_stands_beside_its_base(tmp_path: Path, base: str) -
     catalog = catalog_of(tmp_path)
     assert ids(catalog) == ["falcon-7b", "me/quick-falcon"]
     card = found(catalog, "me/quick-falcon")
-    assert (card.paths, card.publisher, card.display_name) == ((path,), "me", "quick falcon")
+    assert (card.paths, card.publisher, card.display_name) == ((path,), "me", "Quick Falcon")
 
 
 def test_models_may_be_made_of_each_other(tmp_path: Path) -> None:
