@@ -257,7 +257,7 @@ class Config:
     home: Path = option(DEFAULT_HOME, path(), "folder of config.json and models/")
     models_dir: tuple[Path, ...] = option((), paths(), "a further folder of publisher/repo/file.gguf")
     alias: tuple[tuple[str, str], ...] = option((), pairs(), "a name of your own for a model, NAME=MODEL")
-    v0_extras: bool = option(False, switch(), "add loaded_context_length and capabilities to /api/v0/models")
+    v0_extras: bool = option(True, switch(), "tell in /api/v0 what newer LM Studios add to it; off: its published keys")
 
     # ---- how a model is run
     isolation: str = option("process", one_of("process", "thread"), "run each model in a child process or in a thread")

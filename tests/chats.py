@@ -38,10 +38,9 @@ NEAR_TIE = 0.35  # nats: the kernels that a batch's shape calls for differ by 0.
 CHOICES = 128
 """Candidates looked at for a near tie: what a schema allows may be far from the likeliest."""
 SERVER: dict[str, Any] = {
-    "context_length": CONTEXT, "kv_cells": CONTEXT, "parallel": 4, "threads": 1, "spill": 4, "v0_extras": True
+    "context_length": CONTEXT, "kv_cells": CONTEXT, "parallel": 4, "threads": 1, "spill": 4
 }  # fmt: skip
-"""Cells for one whole context, shared by four: eviction and preemption are everyday events. v0 tells of reasoning only
-among its extras."""
+"""Cells for one whole context, shared by four: eviction and preemption are everyday events."""
 TIMEOUT_S = 120.0
 END_OF_TURN = frozenset({b"", b"<|im_end|>", b"<|endoftext|>"})
 

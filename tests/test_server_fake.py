@@ -179,11 +179,18 @@ def test_a_model_is_loaded_once_it_was_asked(client: Client) -> None:
     assert len(client.get("/api/v1/models").json["models"][0]["loaded_instances"]) == 1
 
 
-def test_v0_extras_are_added_on_request(serve_fake: Serve) -> None:
-    client = serve_fake(v0_extras=True).client()
+def test_v0_tells_of_capabilities_and_the_loaded_context_unless_told_not_to(serve_fake: Serve) -> None:
+    extras = {"loaded_context_length", "capabilities"}
+    client = serve_fake().client()
+    assert client.get("/api/v0/models/talker").json.keys() & extras == {"capabilities"}
     client.post("/v1/chat/completions", HELLO)
     entry = client.get("/api/v0/models/talker").json
     assert (entry["loaded_context_length"], entry["capabilities"]) == (4096, [])
+    listed = {entry["id"]: entry for entry in client.get("/api/v0/models").json["data"]}
+    assert listed["talker"] == entry
+    seed = serve_fake(v0_extras=False).client()
+    seed.post("/v1/chat/completions", HELLO)
+    assert not seed.get("/api/v0/models/talker").json.keys() & extras
 
 
 def test_tokenize_and_detokenize_are_inverse(client: Client) -> None:

@@ -1,6 +1,7 @@
 """LM Studio's `/api/v0`: OpenAI's requests, answers that add true stats and model facts and have no key besides.
 
-The key sets are closed (`additionalProperties: false` in the published schemas); `extras` opens two of newer builds.
+The key sets are closed (`additionalProperties: false` in the published schemas) but for what newer builds add and clients
+rely on, the `extras`: a model's capabilities, the context that it was loaded with, and the reasoning of a whole message.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ V0 = Projection(count_usage, _close, _spell_message)
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
-def models(cards: Iterable[ModelCard], instances: Iterable[Instance], extras: bool = False) -> str:
+def models(cards: Iterable[ModelCard], instances: Iterable[Instance], extras: bool = True) -> str:
     """All models of the catalogue in its order, then the instances that have an id of their own."""
     loaded = {instance.id: instance for instance in instances}
     entries = [_spell_model(card.id, card, loaded.pop(card.id, None), extras) for card in cards]
@@ -96,7 +97,7 @@ def models(cards: Iterable[ModelCard], instances: Iterable[Instance], extras: bo
     return dumps({"object": "list", "data": entries})
 
 
-def model(id: str, card: ModelCard, instance: Instance | None, extras: bool = False) -> str:
+def model(id: str, card: ModelCard, instance: Instance | None, extras: bool = True) -> str:
     return dumps(_spell_model(id, card, instance, extras))
 
 
@@ -115,5 +116,6 @@ def _spell_model(id: str, card: ModelCard, instance: Instance | None, extras: bo
     if extras and instance is not None:
         entry["loaded_context_length"] = instance.context_length
     if extras and card.type != "embedding":
-        entry["capabilities"] = ["tool_use"] if card.trained_for_tool_use else []
+        abilities = {"tool_use": card.trained_for_tool_use, "vision": card.type == "vlm"}
+        entry["capabilities"] = [name for name, has in abilities.items() if has]
     return entry

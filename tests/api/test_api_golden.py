@@ -32,10 +32,12 @@ SCHEMAS = {"v0_chat": "v0_chat_completions", "v0_text": "v0_completions"}
 
 
 def published(text: str) -> str:
-    """Without what a v0 answer has beyond the published schema if a request asked for it: tool calls, draft counts."""
+    """Without what a v0 answer has beyond the published schema: tool calls and draft counts if a request asked for them,
+    reasoning if there was some."""
     answer = json.loads(text)
     for choice in answer["choices"]:
-        assert choice.get("message", {}).pop("tool_calls", True), "empty lists are not for v0"
+        for name in ("tool_calls", "reasoning_content"):
+            assert choice.get("message", {}).pop(name, True), "what is empty is not for v0"
     answer["stats"] = {name: value for name, value in answer["stats"].items() if "draft" not in name}
     return json.dumps(answer)
 

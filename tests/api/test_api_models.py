@@ -37,8 +37,8 @@ def check(text: str, schema: str) -> Any:
     return body
 
 
-def test_v0_lists_cards_then_instances_of_other_names() -> None:
-    body = check(lmstudio_v0.models([CARD, OWL], [INSTANCE, SECOND]), "v0_models")
+def test_v0_lists_cards_then_instances_of_other_names_with_the_published_keys_alone_where_asked() -> None:
+    body = check(lmstudio_v0.models([CARD, OWL], [INSTANCE, SECOND], extras=False), "v0_models")
     assert body["data"] == [
         V0_FALCON,
         {**V0_FALCON, "id": OWL.id, "type": "embeddings", "quantization": "?", "state": "not-loaded"},
@@ -47,15 +47,21 @@ def test_v0_lists_cards_then_instances_of_other_names() -> None:
 
 
 def test_v0_model_is_one_such_object() -> None:
-    assert check(lmstudio_v0.model("falcon-7b", CARD, INSTANCE), "v0_model") == V0_FALCON
-    assert json.loads(lmstudio_v0.model("falcon-7b", CARD, None)) == {**V0_FALCON, "state": "not-loaded"}
+    assert check(lmstudio_v0.model("falcon-7b", CARD, INSTANCE, extras=False), "v0_model") == V0_FALCON
+    assert json.loads(lmstudio_v0.model("falcon-7b", CARD, None, extras=False)) == {**V0_FALCON, "state": "not-loaded"}
     assert json.loads(lmstudio_v0.model("v", replace(CARD, type="vlm"), None))["type"] == "vlm"
 
 
-def test_v0_extras_add_two_keys() -> None:
-    falcon, owl = json.loads(lmstudio_v0.models([CARD, OWL], [INSTANCE], extras=True))["data"]
+def test_v0_models_bear_capabilities_and_the_context_they_are_loaded_with() -> None:
+    seer = replace(CARD, id="seer", type="vlm", trained_for_tool_use=False)
+    falcon, owl, vlm = check(lmstudio_v0.models([CARD, OWL, seer], [INSTANCE]), "v0_models")["data"]
     assert falcon == {**V0_FALCON, "loaded_context_length": 4096, "capabilities": ["tool_use"]}
-    assert {"loaded_context_length", "capabilities"}.isdisjoint(owl)
+    assert {"loaded_context_length", "capabilities"}.isdisjoint(owl), "an embedding model has none"
+    assert vlm["capabilities"] == ["vision"] and "loaded_context_length" not in vlm
+    unloaded = check(lmstudio_v0.model("falcon-7b", CARD, None), "v0_model")
+    assert unloaded == {**V0_FALCON, "state": "not-loaded", "capabilities": ["tool_use"]}
+    plain = replace(CARD, trained_for_tool_use=False)
+    assert check(lmstudio_v0.model("falcon-7b", plain, None), "v0_model")["capabilities"] == []
 
 
 def test_v1_lists_instances_under_their_model() -> None:
