@@ -304,36 +304,6 @@ chat_turn dialogue::turn_of(const common_chat_params & rendered, size_t limit) c
 
 // ---- how the answer is written --------------------------------------------------------------------------------------
 
-// A GBNF grammar with another name for each of its rules.
-static std::string with_prefix(const std::string & grammar, const std::string & prefix) {
-    const auto is_word = [](char c) { return isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_'; };
-    const std::string openers = "\"[{<#";
-    const std::string closers = "\"]}>\n";
-    std::string renamed;
-    for (size_t i = 0; i < grammar.size();) {
-        size_t end = i + 1;
-        const size_t kind = openers.find(grammar[i]);
-        if (kind != std::string::npos) {
-            while (end < grammar.size() && grammar[end] != closers[kind]) {
-                end += grammar[end] == '\\' ? 2 : 1;
-            }
-            end = std::min(end + 1, grammar.size());
-        } else if (is_word(grammar[i])) {
-            while (end < grammar.size() && is_word(grammar[end])) {
-                end++;
-            }
-            renamed += prefix;
-        }
-        renamed.append(grammar, i, end - i);
-        i = end;
-    }
-    return renamed;
-}
-
-static std::string either(const std::string & a, const std::string & b) {
-    return "root ::= a-root | b-root\n" + with_prefix(a, "a-") + "\n" + with_prefix(b, "b-");
-}
-
 static common_chat_templates_inputs without_tools(common_chat_templates_inputs inputs) {
     inputs.tools.clear();
     inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_AUTO;
@@ -393,17 +363,17 @@ std::shared_ptr<const answer_format> dialogue::make_format(const std::vector<com
     format->content_is_json = !inputs.json_schema.empty();
     format->one_call = !inputs.parallel_tool_calls; // not every grammar of llama.cpp's sees to it
     if (!inputs.tools.empty() || !inputs.json_schema.empty()) {
-        format->grammar = first.grammar;
+        std::string grammar = first.grammar;
         if (!inputs.tools.empty() && !first.grammar_lazy) {
-            forbid_content(format->parsers.front(), format->grammar);
-        }
-        if (variants.size() == 2) {
-            format->grammar = either(format->grammar, variants[1].grammar);
+            forbid_content(format->parsers.front(), grammar);
         }
         format->grammar_lazy = first.grammar_lazy;
         format->triggers = first.grammar_triggers;
-        if (!format->grammar.empty()) {
-            format->compiled = compile_grammar(vocab_, format->grammar, inputs.tools.empty() ? "response_format" : "tools");
+        if (!grammar.empty()) {
+            format->compiled = compile_grammar(vocab_, grammar, inputs.tools.empty() ? "response_format" : "tools");
+        }
+        if (format->compiled && variants.size() == 2) {
+            format->compiled = either(*format->compiled, *compile_grammar(vocab_, variants[1].grammar, "response_format"));
         }
     }
     format->thinking_start = first.thinking_start_tag;
@@ -444,7 +414,7 @@ std::shared_ptr<const answer_format> dialogue::recall_or_make(std::string key, c
     }
     const std::vector<common_chat_params> made = variants();
     std::shared_ptr<const answer_format> format = make_format(made, inputs);
-    size_t bytes = key.size() + format->grammar.size() + (format->compiled ? format->compiled->n_bytes() : 0);
+    size_t bytes = key.size() + (format->compiled ? format->compiled->n_bytes() : 0);
     for (const common_chat_params & variant : made) {
         bytes += PARSER_SIZE * variant.parser.size();
     }

@@ -24,8 +24,7 @@ struct answer_format {
     bool content_is_json = false;          // a schema rules the content
     bool one_call = false;                 // the answer is over with its first call
 
-    std::string grammar;  // empty: none
-    grammar_ptr compiled; // the same, null: none
+    grammar_ptr compiled;      // the grammar that it obeys; null: none
     bool grammar_lazy = false; // it applies from a trigger on
     std::vector<common_grammar_trigger> triggers;
     std::string thinking_start; // within these no trigger counts

@@ -1,10 +1,10 @@
 #include "grammar.h"
 
 #include "error.h"
+#include "gbnf.h"
 
 #include "json-schema-to-grammar.h"
 #include "json.h"
-#include "src/llama-grammar.h"
 
 #include <algorithm>
 #include <cstring>
@@ -14,9 +14,7 @@ namespace lm {
 
 // Limits against texts that would keep the parsers busy or recursing without end. The dialects have narrower ones.
 static constexpr size_t MAX_TEXT_BYTES = 1 << 20;
-static constexpr int MAX_GBNF_DEPTH = 128;
 static constexpr int MAX_SCHEMA_DEPTH = 256;
-static constexpr size_t MAX_ELEMENTS = 1 << 20; // after repetitions are written out; 24 bytes each while parsing
 
 // What the schema compiler's time grows with faster than the text. At these limits it takes half a second here.
 static constexpr size_t MAX_SCHEMA_NODES = 1 << 16; // as often as the compiler visits them
@@ -26,105 +24,11 @@ static constexpr size_t MAX_KEY_BYTES = 1024;
 static constexpr size_t MAX_TYPES = 16; // of one node, which is copied for each
 
 static constexpr size_t MAX_CACHED_BYTES = 16u << 20;
-static constexpr uint32_t LAST_CODE_POINT = 0x10FFFF;
 
 // A parser quotes the whole rest of the text at fault.
 static constexpr size_t MAX_QUOTED = 200;
 
-// Why a GBNF text does not compile; whose text it is, the caller knows.
-struct refusal : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-// ---- what is refused before a parser sees it ------------------------------------------------------------------------
-
-// How much of the parsed grammar the text up to here makes: repetitions copy the symbol before them.
-class expansion {
-  public:
-    void symbol(size_t n_elements) {
-        add(n_elements);
-        last_ = n_elements;
-    }
-    void repeat(size_t times) {
-        if (times > MAX_ELEMENTS) {
-            throw refusal("a repetition is too long");
-        }
-        add((last_ + 4) * times);
-        last_ *= std::max<size_t>(times, 1);
-    }
-
-  private:
-    void add(size_t n) {
-        total_ += n;
-        if (total_ > MAX_ELEMENTS) {
-            throw refusal("the grammar grows too large");
-        }
-    }
-
-    size_t last_ = 0;
-    size_t total_ = 0;
-};
-
-// Reads the {n}, {n,} or {n,m} at `text[i]`; anything else is left to the parser's error.
-static void check_repetition(const std::string & text, size_t i, expansion & size) {
-    const char * at = text.c_str() + i + 1;
-    char * end = nullptr;
-    const unsigned long low = strtoul(at, &end, 10);
-    unsigned long high = low;
-    at = end + strspn(end, " \t\r\n");
-    if (*at == ',') {
-        at += 1 + strspn(at + 1, " \t\r\n");
-        high = std::max(low, 1ul);
-        if (*at >= '0' && *at <= '9') {
-            high = strtoul(at, nullptr, 10);
-            if (low > high) {
-                throw refusal("a repetition's lower bound is above its upper bound");
-            }
-        }
-    }
-    size.repeat(high);
-}
-
-// Past the literal or class that begins at `i`; the number of characters in it is added to the expansion.
-static size_t skip_quoted(const std::string & text, size_t i, char close, expansion & size) {
-    size_t n = 0;
-    for (i++; i < text.size() && text[i] != close; i++, n++) {
-        i += text[i] == '\\';
-    }
-    size.symbol(n);
-    return i;
-}
-
-// Outside of literals, classes, tokens and comments: nesting of parentheses, and repetitions.
-static void check_gbnf(const std::string & text) {
-    if (text.size() > MAX_TEXT_BYTES || text.find('\0') != std::string::npos) {
-        throw refusal("the grammar is too large, or holds a zero byte");
-    }
-    expansion size;
-    int depth = 0;
-    for (size_t i = 0; i < text.size(); i++) {
-        switch (text[i]) {
-            case '"': i = skip_quoted(text, i, '"', size); break;
-            case '[': i = skip_quoted(text, i, ']', size); break;
-            case '<':
-                i = std::min(text.find('>', i), text.size());
-                size.symbol(1);
-                break;
-            case '#': i = std::min(text.find('\n', i), text.size()); break;
-            case '(':
-                if (++depth > MAX_GBNF_DEPTH) {
-                    throw refusal("the grammar nests too deep");
-                }
-                break;
-            case ')':
-                depth--;
-                size.symbol(1);
-                break;
-            case '{': check_repetition(text, i, size); break;
-            default: size.symbol(1); // a reference is counted once for each of its letters
-        }
-    }
-}
+// ---- texts ----------------------------------------------------------------------------------------------------------
 
 void check_nesting(const std::string & json, const char * param, int limit) {
     int depth = 0;
@@ -340,139 +244,6 @@ std::string to_gbnf(const grammar_spec & spec) {
     return spec.is_schema ? schema_to_gbnf(spec.text) : spec.text;
 }
 
-// ---- from llama.cpp's rules to the table ----------------------------------------------------------------------------
-
-static void parse(llama_grammar_parser & parser, const std::string & gbnf) {
-    const char * at = gbnf.c_str();
-    while (*at != '\0' && strchr(" \t\r\n#", *at) != nullptr) {
-        at = *at == '#' ? at + strcspn(at, "\r\n") : at + 1;
-    }
-    try {
-        while (*at != '\0') {
-            at = parser.parse_rule(at);
-        }
-    } catch (const std::exception & e) {
-        throw refusal("the grammar does not parse: " + clipped(e.what()));
-    }
-    parser.rules.resize(std::max(parser.rules.size(), parser.symbol_ids.size()));
-    for (const auto & [name, id] : parser.symbol_ids) {
-        if (parser.rules[id].empty()) {
-            throw refusal("the grammar does not define " + clipped(name));
-        }
-    }
-    if (parser.symbol_ids.count("root") == 0) {
-        throw refusal("the grammar does not define root");
-    }
-}
-
-using ranges = std::vector<grammar::range>;
-
-static ranges merged(ranges all) {
-    std::sort(all.begin(), all.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
-    ranges disjoint;
-    for (const grammar::range & r : all) {
-        if (!disjoint.empty() && r.first <= disjoint.back().last + 1) {
-            disjoint.back().last = std::max(disjoint.back().last, r.last);
-        } else {
-            disjoint.push_back(r);
-        }
-    }
-    return disjoint;
-}
-
-static ranges complement(const ranges & disjoint) {
-    ranges others;
-    uint32_t next = 0;
-    for (const grammar::range & r : disjoint) {
-        if (r.first > next) {
-            others.push_back({next, r.first - 1});
-        }
-        next = r.last + 1;
-    }
-    if (next <= LAST_CODE_POINT) {
-        others.push_back({next, LAST_CODE_POINT});
-    }
-    return others;
-}
-
-// The set that begins at `at`, which moves past it.
-static ranges read_set(const llama_grammar_rule & rule, size_t & at) {
-    const llama_gretype type = rule[at].type;
-    if (type == LLAMA_GRETYPE_CHAR_ANY) {
-        at++;
-        return {{0, LAST_CODE_POINT}};
-    }
-    ranges all;
-    do {
-        const uint32_t first = rule[at].value;
-        uint32_t last = first;
-        if (rule[at + 1].type == LLAMA_GRETYPE_CHAR_RNG_UPPER) {
-            last = rule[++at].value;
-        }
-        if (first <= last && first <= LAST_CODE_POINT) {
-            all.push_back({first, std::min(last, LAST_CODE_POINT)});
-        }
-        at++;
-    } while (rule[at].type == LLAMA_GRETYPE_CHAR_ALT);
-    all = merged(std::move(all));
-    return type == LLAMA_GRETYPE_CHAR_NOT ? complement(all) : all;
-}
-
-class table_builder {
-  public:
-    explicit table_builder(const llama_grammar_parser & parsed) {
-        for (const llama_grammar_rule & rule : parsed.rules) {
-            table_.rules.push_back(uint32_t(table_.alternatives.size()));
-            add(rule);
-        }
-        table_.rules.push_back(uint32_t(table_.alternatives.size()));
-        table_.sets.push_back(uint32_t(table_.ranges.size()));
-        table_.start = uint32_t(table_.elements.size());
-        push(grammar::kind::call, parsed.symbol_ids.at("root"));
-        push(grammar::kind::end, 0);
-    }
-
-    grammar take() { return std::move(table_); }
-
-  private:
-    void push(grammar::kind what, uint32_t value) { table_.elements.push_back({what, value}); }
-
-    void add(const llama_grammar_rule & rule) {
-        bool at_start = true;
-        for (size_t at = 0; at < rule.size();) {
-            if (at_start) {
-                table_.alternatives.push_back(uint32_t(table_.elements.size()));
-                at_start = false;
-            }
-            switch (rule[at].type) {
-                case LLAMA_GRETYPE_ALT: at_start = true; [[fallthrough]];
-                case LLAMA_GRETYPE_END:
-                    push(grammar::kind::end, 0);
-                    at++;
-                    break;
-                case LLAMA_GRETYPE_RULE_REF: push(grammar::kind::call, rule[at++].value); break;
-                case LLAMA_GRETYPE_TOKEN: push(grammar::kind::token, rule[at++].value); break;
-                case LLAMA_GRETYPE_TOKEN_NOT: push(grammar::kind::other_token, rule[at++].value); break;
-                default: push(grammar::kind::characters, set_of(read_set(rule, at)));
-            }
-        }
-    }
-
-    // Equal sets share one index.
-    uint32_t set_of(const ranges & set) {
-        std::string key(reinterpret_cast<const char *>(set.data()), set.size() * sizeof(grammar::range));
-        const auto [found, is_new] = known_.try_emplace(std::move(key), uint32_t(table_.sets.size()));
-        if (is_new) {
-            table_.sets.push_back(uint32_t(table_.ranges.size()));
-            table_.ranges.insert(table_.ranges.end(), set.begin(), set.end());
-        }
-        return found->second;
-    }
-
-    grammar table_;
-    std::unordered_map<std::string, uint32_t> known_;
-};
-
 // ---- left recursion -------------------------------------------------------------------------------------------------
 
 // Calls `body(element)` for every element of every alternative of `rule` until it returns false for one of them.
@@ -596,7 +367,7 @@ static void refuse_left_recursion(const grammar & g) {
     for (uint32_t rule = 0; rule < calls.size(); rule++) {
         for (const left_call & call : calls[rule]) {
             if (call.pushes && component[call.callee] == component[rule]) {
-                throw refusal("the grammar is left-recursive");
+                throw gbnf_error("the grammar is left-recursive");
             }
         }
     }
@@ -616,15 +387,50 @@ size_t grammar::n_bytes() const {
            (alternatives.size() + rules.size() + sets.size()) * sizeof(uint32_t);
 }
 
+void grammar::shrink() {
+    elements.shrink_to_fit();
+    alternatives.shrink_to_fit();
+    rules.shrink_to_fit();
+    ranges.shrink_to_fit();
+    sets.shrink_to_fit();
+}
+
+grammar_ptr either(const grammar & a, const grammar & b) {
+    auto both = std::make_shared<grammar>(a);
+    const uint32_t n_elements = uint32_t(a.elements.size());
+    const uint32_t n_alternatives = uint32_t(a.alternatives.size());
+    const uint32_t n_rules = uint32_t(a.rules.size()) - 1;
+    const uint32_t n_sets = uint32_t(a.sets.size()) - 1;
+    for (grammar::element e : b.elements) {
+        e.value += e.what == grammar::kind::call ? n_rules : e.what == grammar::kind::characters ? n_sets : 0;
+        both->elements.push_back(e);
+    }
+    const auto append = [](std::vector<uint32_t> & to, const std::vector<uint32_t> & from, size_t offset) {
+        for (const uint32_t index : from) {
+            to.push_back(uint32_t(index + offset));
+        }
+    };
+    both->rules.pop_back();
+    both->sets.pop_back();
+    append(both->alternatives, b.alternatives, n_elements);
+    append(both->rules, b.rules, n_alternatives);
+    append(both->sets, b.sets, a.ranges.size());
+    both->ranges.insert(both->ranges.end(), b.ranges.begin(), b.ranges.end());
+    both->alternatives.insert(both->alternatives.end(), {a.start, n_elements + b.start}); // a rule of its own
+    both->rules.push_back(uint32_t(both->alternatives.size()));
+    both->start = uint32_t(both->elements.size());
+    both->elements.push_back({grammar::kind::call, uint32_t(both->rules.size()) - 2});
+    both->elements.push_back({grammar::kind::end, 0});
+    both->shrink();
+    return both;
+}
+
 grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param) {
     try {
-        check_gbnf(gbnf);
-        llama_grammar_parser parser(vocab.get());
-        parse(parser, gbnf);
-        auto compiled = std::make_shared<grammar>(table_builder(parser).take());
+        auto compiled = std::make_shared<grammar>(parse_gbnf(vocab, gbnf));
         refuse_left_recursion(*compiled);
         return compiled;
-    } catch (const refusal & e) {
+    } catch (const gbnf_error & e) {
         throw invalid_request(param, e.what());
     }
 }

@@ -1,5 +1,5 @@
-// Grammars: GBNF or a JSON schema compiled to a table that a matcher walks. llama.cpp parses the text; what its parsers
-// and its stacks cannot survive is refused here or cannot arise (csrc/matcher.h).
+// Grammars: GBNF or a JSON schema compiled to a table that a matcher walks. Schemas become GBNF by llama.cpp's compiler, whose
+// costs are bounded before; GBNF is read by csrc/gbnf.h alone, and followed by csrc/matcher.h.
 #pragma once
 
 #include "text.h"
@@ -45,6 +45,7 @@ struct grammar {
     bool is_last(uint32_t at) const { return elements[at + 1].what == kind::end; }
     bool contains(uint32_t set, uint32_t code_point) const;
     size_t n_bytes() const;
+    void shrink(); // to what it holds
 };
 using grammar_ptr = std::shared_ptr<const grammar>;
 
@@ -85,6 +86,9 @@ std::string to_gbnf(const grammar_spec & spec);
 // Throws invalid_request(param) if the text does not parse, is left-recursive or grows too large. Can take a second:
 // never on the decode thread.
 grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param = "grammar");
+
+// What the one or the other allows.
+grammar_ptr either(const grammar & a, const grammar & b);
 
 // Compiled grammars by their text, the least recently used forgotten first. For one thread.
 class grammar_cache {

@@ -100,16 +100,9 @@ bool matcher::matches_token(const item & i, llama_token id) const {
            (e.what == grammar::kind::other_token && e.value != uint32_t(id));
 }
 
-static bool is_whole_utf8(std::string_view bytes) {
-    std::string rest(bytes);
-    std::string whole;
-    decode_utf8(rest, whole);
-    return rest.empty() && whole == bytes;
-}
-
 void matcher::token_seeds(state_id from, llama_token id, std::vector<item> & seeds) const {
     const state & s = states_[from];
-    if (!s.has_token || !is_whole_utf8(tokens_.bytes(id))) {
+    if (!s.has_token || !is_utf8(tokens_.bytes(id))) {
         return;
     }
     for (uint32_t i = s.items_begin; i < s.items_end; i++) {

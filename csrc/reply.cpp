@@ -314,7 +314,7 @@ void reply::accept_calls(const parsed_answer & parsed, moment when) {
         if (complete && is_new && !valid) {
             return give_up(stretch::content);
         }
-        const bool begun = call.arguments.size() > 1 && !format_->grammar.empty() &&
+        const bool begun = call.arguments.size() > 1 && format_->compiled &&
                            std::find(format_->tools.begin(), format_->tools.end(), call.name) != format_->tools.end();
         if (is_new && !complete && (!begun || when == moment::broken)) {
             return;

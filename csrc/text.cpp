@@ -221,6 +221,13 @@ void decode_utf8(std::string & bytes, std::string & out) {
     bytes.erase(0, at);
 }
 
+bool is_utf8(std::string_view bytes) {
+    std::string rest(bytes);
+    std::string whole;
+    decode_utf8(rest, whole);
+    return rest.empty() && whole == bytes;
+}
+
 bool answer_text::push(std::string_view bytes) {
     const size_t before = held_.size();
     tail_ += bytes;

@@ -89,6 +89,7 @@ class vocabulary {
 // Moves what is whole UTF-8 from `bytes` to `out`; a sequence that cannot become valid turns into U+FFFD, one that may
 // still be completed stays.
 void decode_utf8(std::string & bytes, std::string & out);
+bool is_utf8(std::string_view bytes); // all of it, and whole
 
 // The text of one answer as it grows: holds back the start of a character and whatever could begin a stop string.
 class answer_text {

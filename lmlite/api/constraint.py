@@ -1,7 +1,7 @@
 """Constraints on the answer: `response_format` and `grammar` become a `Grammar`, or are refused before a compiler runs.
 
-llama.cpp's grammar and schema compilers recurse per nesting level and never end on a reversed repetition; what would
-trip them is refused here by depth, size and order. Whatever else is wrong with a grammar is the engine's to say.
+llama.cpp's schema compiler recurses per nesting level; what would trip it is refused here by depth, size and order. GBNF is
+read by the engine alone, which says what is wrong with it: two readings would differ, and in between is where it hurts.
 """
 
 from __future__ import annotations
@@ -31,11 +31,7 @@ OPTIONAL_PAIRS_MAX = 250_000
 and half a million of such rules take the engine's compiler seconds. 500 in one object."""
 
 REPEAT_MAX = 2000
-"""The engine's grammar compiler refuses more repetitions of one item; said here with the field's name."""
-
-_OPAQUE = re.compile(r'"(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?|<[^>]*>?|#[^\n]*', re.DOTALL)
-"""What of GBNF text holds brackets that are no structure: literals, character classes, token names, comments. One that
-never ends takes the rest of the text, as it does for the compiler: searching its end from each start were quadratic."""
+"""Repetitions of one item that a schema may ask for."""
 
 _BRACES = re.compile(r"\{([^}]*)\}?")
 _REPETITION = re.compile(r"\s*([0-9]+)\s*(?:,\s*(?:([0-9]+)\s*)?)?")
@@ -173,9 +169,6 @@ def check_gbnf(text: str, where: str) -> None:
     as_string(text, where)
     if len(text) > GRAMMAR_CHARS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {GRAMMAR_CHARS_MAX} characters", where)
-    structure = _OPAQUE.sub(" ", text)
-    _check_nesting(structure, where)
-    _check_repetitions(structure, where)
 
 
 def _check_nesting(structure: str, where: str) -> None:
@@ -190,7 +183,7 @@ def _check_repetitions(structure: str, where: str) -> None:
     for inside in _BRACES.findall(structure):
         counts = _REPETITION.fullmatch(inside)
         if counts is None:
-            continue  # no repetition of GBNF: a literal brace in a pattern, or an error that the compiler names
+            continue  # a literal brace, or an error that the compiler names
         least = counts[1].lstrip("0") or "0"
         most = (counts[2] or least).lstrip("0") or "0"
         if max(len(least), len(most)) > len(str(REPEAT_MAX)) or not int(least) <= int(most) <= REPEAT_MAX:

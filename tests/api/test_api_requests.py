@@ -170,16 +170,6 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"ttl": 1e12}, "ttl"),
     # grammars
     ({"grammar": 1}, "grammar"),
-    ({"grammar": "root ::= " + "(" * 20_000}, "grammar"),
-    ({"grammar": "root ::= " + "(" * 65 + '"a"' + ")" * 65}, "grammar"),
-    ({"grammar": 'root ::= <"> ' + "(" * 100 + ' "'}, "grammar"),
-    ({"grammar": 'root ::= "\\"" ' + "(" * 100 + ' "'}, "grammar"),
-    ({"grammar": 'root ::= "a"{5,2}'}, "grammar"),
-    ({"grammar": 'root ::= "a"{ 5 ,\n 002 }'}, "grammar"),
-    ({"grammar": 'root ::= "a"{5, # }\n 2}'}, "grammar"),
-    ({"grammar": 'root ::= "a"{5,2'}, "grammar"),
-    ({"grammar": 'root ::= "a"{99999999999999999999,2}'}, "grammar"),
-    ({"grammar": 'root ::= "a"{0,1000000}'}, "grammar"),
     ({"grammar": "root ::= [a]" + " " * 200_000}, "grammar"),
     ({"grammar": "root ::= [a]", "response_format": {"type": "json_object"}}, "grammar"),
     ({"response_format": "json"}, "response_format"),
@@ -405,17 +395,18 @@ def test_a_schema_may_require_any_number_of_properties() -> None:
         "root ::= " + "".join('("a" | "b") ' for _ in range(1000)),
         'root ::= [^"(({5,2}\\]]+ # ' + "(" * 100,
         'root ::= "a"{2} "b"{0,2000} "c"{3,} "{9,1}"',
+        'root ::= #\r"a"{5,2}',
     ],
 )
-def test_sound_grammar_is_passed_on_as_it_is(grammar: str) -> None:
+def test_grammar_is_passed_on_as_it_is_for_the_engine_to_judge(grammar: str) -> None:
     (run,) = PARSE["openai_chat"]({**CHAT, "grammar": grammar}).runs
     assert run.grammar is not None
     assert (run.grammar.kind, run.grammar.text) == ("gbnf", grammar)
 
 
-@pytest.mark.parametrize("filler", ['"', "[", "<", "{", "#", "{1,", "{0", "\\", '"\\', "0"])
-def test_no_grammar_takes_long_to_check(filler: str) -> None:
-    body = {**CHAT, "grammar": "root ::= a{" + filler * (120_000 // len(filler))}
+@pytest.mark.parametrize("filler", ["(", "[", "{", "{1,", "{0", "\\", "0"])
+def test_no_pattern_takes_long_to_check(filler: str) -> None:
+    body = {**CHAT, **schema_format({"type": "string", "pattern": "a{" + filler * (120_000 // len(filler))})}
     started = time.process_time()
     try:
         PARSE["openai_chat"](body)

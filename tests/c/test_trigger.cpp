@@ -71,9 +71,8 @@ TEST(a_trigger_pattern_is_found_as_the_grammar_would_find_it) {
 TEST(a_sleeping_grammar_wakes_with_the_text_from_its_trigger_on) {
     const chat_vocabulary tokens;
     answer_format format = triggered_by({WORD});
-    format.grammar = "root ::= \"<tool_call>\" [0-9]+ \"</tool_call>\"";
     format.grammar_lazy = true;
-    format.compiled = compile_grammar(*tokens.vocab, format.grammar);
+    format.compiled = compile_grammar(*tokens.vocab, "root ::= \"<tool_call>\" [0-9]+ \"</tool_call>\"");
     lazy_grammar sleeping(format, *tokens.vocab);
     const std::string text = std::string(300, '<') + "<tool_call>";
     matcher_ptr awake;

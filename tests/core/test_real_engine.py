@@ -315,6 +315,7 @@ def test_a_json_schema_is_obeyed() -> None:
         Grammar("gbnf", "root ::= missing"),
         Grammar("gbnf", "root ::= " + "(" * 20000),
         Grammar("gbnf", 'root ::= "a"{5,2}'),
+        Grammar("gbnf", 'root ::= #\r"a"{5,2}'),
         Grammar("json_schema", '{"type": "string", "minLength": 9, "maxLength": 2}'),
         Grammar("json_schema", '{"type":"array","items":' * 20000 + "{}" + "}" * 20000),
         Grammar("json_schema", "{"),
