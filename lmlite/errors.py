@@ -218,6 +218,21 @@ class EngineGone(LmError):
         self.name, self.reason = name, reason
 
 
+class RequestRefused(LmError):
+    """The same request ended an engine of the model more than once: it is not given to another one.
+
+    422, because clients repeat those with a 5xx, and this is what must not be repeated."""
+
+    status, code = 422, "request_ends_engine"
+
+    def __init__(self, name: str, n_crashes: int, reason: str):
+        super().__init__(
+            f'This request ended the engine of model "{name}" {n_crashes} times, last: {reason}; it is refused for a while, '
+            "or until the model is loaded or unloaded by name"
+        )
+        self.name, self.n_crashes, self.reason = name, n_crashes, reason
+
+
 class ModelUnloaded(EngineGone):
     """The model was told to leave, or had to, under this request. The message is LM Studio's."""
 

@@ -304,6 +304,19 @@ def test_engine_that_dies_in_a_whole_answer_is_a_503(serve_fake: Serve) -> None:
     assert (answer.status, answer.json["error"]["code"]) == (503, "engine_gone")
 
 
+def test_request_that_ends_engines_is_refused_while_others_are_served(serve_fake: Serve) -> None:
+    """Four of them within a minute would switch the model off for everyone."""
+    server = serve_fake(Script(die_after=1))
+    client = server.client()
+    killer = {**HELLO, "messages": [{"role": "user", "content": "die"}]}
+    assert [client.post("/v1/chat/completions", killer).status for _ in range(2)] == [503, 503]
+    server.script.die_after = None
+    answer = client.post("/v1/chat/completions", killer)
+    assert (answer.status, answer.json["error"]["code"]) == (422, "request_ends_engine")
+    assert "2 times" in answer.json["error"]["message"]
+    assert client.post("/v1/chat/completions", HELLO).status == 200
+
+
 def test_model_that_cannot_be_loaded_is_a_422_with_the_reason(serve_fake: Serve) -> None:
     client = serve_fake(Script(load_error=error("load_failed"))).client()
     answer = client.post("/v1/chat/completions", {**HELLO, "stream": True})

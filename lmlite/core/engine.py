@@ -85,13 +85,15 @@ class Engine:
         *,
         clock: Clock | None = None,
         on_gone: Callable[[], None] | None = None,
+        judge: Callable[[int], None] | None = None,
     ) -> Engine:
         """Starts an engine for the model `name`. `on_gone` is called once if it ends before it is closed, at the
-        first sign of that; `gone` tells the reason when it is known. Raises OSError or `BuildError`."""
+        first sign of that; `gone` tells the reason when it is known. `judge` gets a mark of each request of a client, which
+        equal ones share, before it is sent, and may raise. Raises OSError or `BuildError`."""
         loop = asyncio.get_running_loop()
         sock = await placement.start()
         try:
-            line = Line(name, placement, clock or loop, on_gone)
+            line = Line(name, placement, clock or loop, on_gone, judge)
             await loop.create_connection(lambda: line, sock=sock)
         except BaseException:
             sock.close()
@@ -112,6 +114,10 @@ class Engine:
     def pid(self) -> int | None:
         """Of the process that it runs in; None: this one."""
         return self._line.pid
+
+    def suspects(self) -> frozenset[int]:
+        """For `on_gone`: the marks of the requests of which it may have ended."""
+        return self._line.suspects()
 
     def work(self) -> Work:
         """What there is to do at this moment."""
@@ -257,6 +263,7 @@ class _Answer(Generic[T]):
     """One frame of one kind."""
 
     __slots__ = ("_kind", "_read", "future")
+    speaks = False  # until it is answered, which is the end of it
 
     def __init__(self, kind: Kind, read: Callable[[bytes], T]):
         self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -294,7 +301,6 @@ class _Rows(_Answer[list[T]]):
     """One frame per input, then their token counts; `make` makes an answer of a frame and its count."""
 
     __slots__ = ("_expected", "_make", "_rows")
-    speaks = False  # inputs are prompts
 
     def __init__(self, expected: int, make: Callable[[bytes, int], T]):
         super().__init__(Kind.FINISHED, self._join)

@@ -32,6 +32,8 @@ _HEADER_SIZE: Final = HEADER.size
 _unpack_header: Final = HEADER.unpack_from
 _HEARTBEAT: Final = int(Kind.HEARTBEAT)
 _ERROR: Final = int(Kind.ERROR)
+_JUDGED: Final = frozenset((Kind.GENERATE, Kind.EMBED, Kind.RERANK, Kind.TOKENIZE, Kind.DETOKENIZE, Kind.RENDER))
+"""Commands with something of a client's inside, which may be what an engine ends of."""
 _FINAL: Final = frozenset(
     map(int, (Kind.LOADED, Kind.ESTIMATED, Kind.FINISHED, Kind.TOKENS, Kind.RESULT, Kind.REPORT, Kind.ERROR))
 )
@@ -52,6 +54,11 @@ class Timer(Protocol):
 
 
 class Sink(Protocol):
+    @property
+    def speaks(self) -> bool:
+        """What was asked has been taken in: its answer comes."""
+        ...
+
     def frame(self, kind: int, payload: bytes) -> None:
         """Raises one of `MALFORMED` for a frame that this request cannot have."""
         ...
@@ -67,6 +74,7 @@ class Abandoned:
     """A request whose caller has left; it stays known until the engine has ended it."""
 
     __slots__ = ()
+    speaks = False
 
     def frame(self, kind: int, payload: bytes) -> None:
         pass
@@ -82,15 +90,23 @@ class Line(asyncio.BufferedProtocol):
     nonsense), or `close`.
     """
 
-    def __init__(self, name: str, placement: Placement, clock: Clock, on_gone: Callable[[], None] | None):
+    def __init__(
+        self,
+        name: str,
+        placement: Placement,
+        clock: Clock,
+        on_gone: Callable[[], None] | None,
+        judge: Callable[[int], None] | None = None,
+    ):
         self.name = name
         self.loop = asyncio.get_running_loop()
         self.gone: str | None = None
         self._last_word: LmError | None = None  # for requests that come when `gone` is known
-        self._placement, self._clock, self._on_gone = placement, clock, on_gone
+        self._placement, self._clock, self._on_gone, self._judge = placement, clock, on_gone, judge
         self._transport: asyncio.Transport | None = None
         # requests
         self._sinks: dict[int, Sink] = {}
+        self._marks: dict[int, int] = {}  # of what clients asked, by the same ids
         self._last_id = 0
         self._deferred: list[Callable[[], None]] = []
         # what has arrived and is not handed out: less than one frame, which needs so many bytes
@@ -117,6 +133,9 @@ class Line(asyncio.BufferedProtocol):
         """Sends a command whose events go to `sink`; returns its request id."""
         if self.gone is not None:
             raise self._last_word or EngineGone(self.name, self.gone)
+        mark = hash(payload) if kind in _JUDGED else None
+        if mark is not None and self._judge is not None:
+            self._judge(mark)
         request_id = self._next_id()
         if self._ended or self._transport is None:
             self._sinks[request_id] = sink  # fails when the reason is known
@@ -124,6 +143,8 @@ class Line(asyncio.BufferedProtocol):
         if not self._sinks:
             self._heard_at = self._clock.time()
         self._sinks[request_id] = sink
+        if mark is not None:
+            self._marks[request_id] = mark
         if self._watch_timer is None:
             self._watch_timer = self._clock.call_later(HANG_S, self._watch)
         self._transport.write(pack(kind, request_id, payload))
@@ -147,6 +168,12 @@ class Line(asyncio.BufferedProtocol):
     def pending(self) -> Iterable[Sink]:
         """Whose requests have not ended; those of callers that left among them."""
         return self._sinks.values()
+
+    def suspects(self) -> frozenset[int]:
+        """The marks of those requests of which the engine may have ended, if it has ended now: of those that it had not
+        taken in yet, because most that does harm does it there; if there are none, of all."""
+        unheard = frozenset(mark for id, mark in self._marks.items() if not self._sinks[id].speaks)
+        return unheard or frozenset(self._marks.values())
 
     def defer(self, call: Callable[[], None]) -> None:
         """For sinks: runs `call` once all frames of this read are handed out."""
@@ -223,6 +250,7 @@ class Line(asyncio.BufferedProtocol):
         else:
             sink.frame(kind, payload)
         del self._sinks[request_id]  # not before: if the frame is malformed, this request fails with the others
+        self._marks.pop(request_id, None)
 
     def _unclaimed(self, kind: int, request_id: int, payload: bytes) -> None:
         if kind == _HEARTBEAT and request_id == 0:
@@ -291,6 +319,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _fail_all(self, error: LmError) -> None:
         sinks, self._sinks = self._sinks, {}
+        self._marks.clear()
         for sink in sinks.values():
             sink.fail(error)
         self._run_deferred()

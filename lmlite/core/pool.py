@@ -6,7 +6,8 @@ idle longest leaves; where all are in use, who wants another model waits in a li
 requests until it is done and has left. Requests for it join the line. So no running request is ever cut short, and
 nobody waits for ever. Models that were told to load have no part in this.
 
-A dead engine is forgotten at once and the next lease loads again, unless the model keeps crashing (`crashes.py`). A model
+A dead engine is forgotten at once and the next lease loads again, unless the model keeps crashing; a request that keeps
+ending engines is refused before its model is (`crashes.py`). A model
 whose files have changed is unloaded by the request that notices.
 """
 
@@ -429,7 +430,11 @@ class Pool:
             spec = LoadSpec(card.paths, await fitting(card, slot.settings))
             async with self._room(spec, slot.checked) as spec:
                 slot.engine = await Engine.open(
-                    self._place(), card.id, clock=self._own_clock, on_gone=lambda: self._lost(slot)
+                    self._place(),
+                    card.id,
+                    clock=self._own_clock,
+                    on_gone=lambda: self._lost(slot),
+                    judge=lambda mark: self._crashes.refuse_request(card, mark, self._clock.time()),
                 )
                 slot.instance = instance_of(slot.id, card, await slot.engine.load(spec, slot.progress))
             self.counted.loaded(card.id, slot.instance.load_ms / 1000)
@@ -506,7 +511,8 @@ class Pool:
         self.counted.crashed(slot.card.id)
         log.error("the engine of %r has ended", slot.id)
         if slot.files is not None:
-            self._crashes.note(slot.card, slot.files, self._clock.time())
+            suspects = slot.engine.suspects() if slot.engine is not None else frozenset()
+            self._crashes.note(slot.card, slot.files, self._clock.time(), suspects)
         if slot.engine is not None:
             self._see_off(slot, asyncio.get_running_loop().create_task(self._inquire(slot.card, slot.engine)))
         if slot.loaded:

@@ -30,6 +30,7 @@ A_CASES = [
     (errors.HttpError(401, "no key"), 401, ("invalid_request_error", None, "invalid_api_key")),
     (errors.HttpError(417, "no"), 417, ("invalid_request_error", None, "invalid_request")),
     (errors.QueueFull(8), 429, ("rate_limit_error", None, "rate_limit_exceeded")),
+    (errors.RequestRefused("x", 2, "crashed"), 422, ("invalid_request_error", None, "request_ends_engine")),
     (errors.EngineGone("x", "crashed"), 503, ("server_error", None, "engine_gone")),
     (errors.ShuttingDown(), 503, ("server_error", None, "shutting_down")),
     (errors.InternalError(), 500, ("server_error", None, "internal_error")),

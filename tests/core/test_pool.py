@@ -13,7 +13,7 @@ import pytest
 
 from lmlite import errors
 from lmlite.card import ModelCard, ModelType
-from lmlite.core.crashes import CRASH_WINDOW_S, MAX_CRASHES
+from lmlite.core.crashes import CRASH_WINDOW_S, MAX_CRASHES, REQUEST_WINDOW_S
 from lmlite.core.frames import Kind
 from lmlite.core.payloads import LoadSettings
 from lmlite.core.pool import Lease, Needs, Pool
@@ -529,6 +529,111 @@ def test_crashes_now_and_then_are_no_loop() -> None:
             await load_and_crash(stage)
             stage.clock.advance(CRASH_WINDOW_S / MAX_CRASHES)
         assert stage.pool.state("a") == "not-loaded"
+
+    play(scene)
+
+
+async def send_and_crash(stage: Stage, text: str, beside: Sequence[Generate] = ()) -> None:
+    """The engine ends while it takes in `text`; what runs `beside` it has begun to be answered."""
+    index = len(stage.peers)
+    held = asyncio.ensure_future(stage.hold())
+    peer = await stage.peer(index)
+    await answer_load(peer)
+    lease, done = await held
+    streams = [lease.engine.run(generate).batches() for generate in beside]
+    for stream in streams:
+        first = asyncio.ensure_future(anext(stream))
+        _, request_id, _ = await peer.next()
+        peer.send(frame(Kind.TEXT, request_id, b"well,"))
+        await first
+    answer = asyncio.ensure_future(lease.engine.tokenize(text))
+    await peer.next()
+    peer.end("crashed (SIGSEGV)")
+    await failure(answer, errors.EngineGone)
+    for stream in streams:
+        with pytest.raises(errors.EngineGone):
+            await anext(stream)
+    done.set()
+
+
+def test_a_request_that_twice_ended_an_engine_is_refused_and_its_model_is_not() -> None:
+    async def scene(stage: Stage) -> None:
+        await send_and_crash(stage, "bad")
+        await send_and_crash(stage, "bad")
+        held = asyncio.ensure_future(stage.hold())
+        peer = await stage.peer(2)
+        await answer_load(peer)
+        lease, done = await held
+        for _ in range(2 * MAX_CRASHES):
+            with pytest.raises(errors.RequestRefused, match=r"ended the engine .* 2 times, last: crashed \(SIGSEGV\)"):
+                await lease.engine.tokenize("bad")
+        other = asyncio.ensure_future(lease.engine.tokenize("good"))
+        kind, request_id, command = await peer.next()
+        assert (kind, command["text"]) == (Kind.TOKENIZE, "good")
+        peer.send(frame(Kind.TOKENS, request_id, {"tokens": [1], "pieces": [[97]]}))
+        await other
+        stage.clock.advance(REQUEST_WINDOW_S)
+        again = asyncio.ensure_future(lease.engine.tokenize("bad"))
+        assert (await peer.next())[2]["text"] == "bad"
+        again.cancel()
+        done.set()
+
+    play(scene)
+
+
+def test_a_request_is_judged_anew_when_its_model_is_loaded_or_unloaded_by_name() -> None:
+    async def scene(stage: Stage) -> None:
+        await send_and_crash(stage, "bad")
+        await send_and_crash(stage, "bad")
+        assert not await stage.pool.unload("a"), "it is not loaded"
+        await send_and_crash(stage, "bad")
+
+    play(scene)
+
+
+def test_a_neighbour_that_was_being_answered_is_no_suspect() -> None:
+    async def scene(stage: Stage) -> None:
+        neighbour = Generate(Text("innocent"))
+        await send_and_crash(stage, "bad", beside=[neighbour])
+        await send_and_crash(stage, "bad", beside=[neighbour])
+        await send_and_crash(stage, "worse", beside=[neighbour])
+
+    play(scene)
+
+
+def test_what_was_being_answered_is_a_suspect_where_there_is_nobody_else() -> None:
+    async def scene(stage: Stage) -> None:
+        bad = Generate(Text("ends the engine later"))
+        for index in range(2):
+            held = asyncio.ensure_future(stage.hold())
+            peer = await stage.peer(index)
+            await answer_load(peer)
+            lease, done = await held
+            batches = lease.engine.run(bad).batches()
+            first = asyncio.ensure_future(anext(batches))
+            _, request_id, _ = await peer.next()
+            peer.send(frame(Kind.TEXT, request_id, b"well,"))
+            await first
+            peer.end("crashed (SIGSEGV)")
+            with pytest.raises(errors.EngineGone):
+                await anext(batches)
+            done.set()
+        held = asyncio.ensure_future(stage.hold())
+        await answer_load(await stage.peer(2))
+        lease, done = await held
+        with pytest.raises(errors.RequestRefused):
+            await anext(lease.engine.run(bad).batches())
+        done.set()
+
+    play(scene)
+
+
+def test_crashes_of_different_requests_still_refuse_the_model() -> None:
+    async def scene(stage: Stage) -> None:
+        for text in ("a", "a", "b", "b", "c", "c"):  # three requests, by now refused
+            await send_and_crash(stage, text)
+        await send_and_crash(stage, "d")
+        assert "4 times" in (await failure(stage.ask(), errors.EngineGone)).reason
 
     play(scene)
 
