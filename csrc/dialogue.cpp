@@ -1,5 +1,6 @@
 #include "dialogue.h"
 
+#include "arguments.h"
 #include "error.h"
 
 #include "tool_requests.h"
@@ -216,9 +217,9 @@ common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
     } catch (const std::exception & e) {
         throw invalid_request("messages", e.what());
     }
-    for (const common_chat_msg & message : inputs.messages) {
-        for (const common_chat_tool_call & call : message.tool_calls) {
-            check_nesting(call.arguments, "messages");
+    for (common_chat_msg & message : inputs.messages) {
+        for (common_chat_tool_call & call : message.tool_calls) {
+            call.arguments = mend_arguments(call.arguments);
         }
     }
     if (chat.may_call_tools()) { // a model that must not call a tool does not hear of any

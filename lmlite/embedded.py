@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .api.answer import Answer, fold, spell_calls
 from .api.fields import Fields
+from .api.messages import parse_messages
 from .api.tools import parse_offer
 from .app import open_pool
 from .card import ModelCard
@@ -26,6 +27,7 @@ from .core.model_settings import FILE_NAME
 from .core.pool import Needs, purpose
 from .errors import EngineGone, LoadFailed
 from .events import TextDelta
+from .messages import Message
 from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text, with_defaults
 from .server import LoopThread
 from .settings import ModelSettings
@@ -111,13 +113,13 @@ class Model:
         names = ("tool_choice", "parallel_tool_calls")
         offer = parse_offer(Fields({"tools": list(tools), **{name: params.pop(name, None) for name in names}}))
         template_kwargs = params.pop("template_kwargs", {})
-        prompt = Chat(tuple(messages), template_kwargs, offer.tools, offer.choice, offer.parallel)
+        prompt = Chat(read_messages(messages), template_kwargs, offer.tools, offer.choice, offer.parallel)
         return spell_message(self._thread.call(self._answer(Asked.of(prompt, {**params, "whole": True}))))
 
     def chat_stream(self, messages: Messages, **params: Any) -> Generator[str, None, None]:
         """The text of an answer in pieces, as they are made. Closing the generator early ends the work."""
         template_kwargs = params.pop("template_kwargs", {})
-        return self._pieces(Asked.of(Chat(tuple(messages), template_kwargs), params))
+        return self._pieces(Asked.of(Chat(read_messages(messages), template_kwargs), params))
 
     def complete(self, prompt: str, **params: Any) -> str:
         """What follows `prompt`; no template is applied."""
@@ -203,6 +205,11 @@ class Model:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def read_messages(messages: Messages) -> tuple[Message, ...]:
+    """Raises `InvalidRequest`, which names what is wrong."""
+    return parse_messages(Fields({"messages": list(messages)}))
 
 
 def spell_message(answer: Answer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from .messages import Message
 from .settings import ModelSettings
 
 INT32_MAX = 2**31 - 1
@@ -92,11 +93,10 @@ ToolChoice = Literal["auto", "none", "required"]
 class Chat:
     """A conversation to be rendered by the model's own template, and the tools that the model may call.
 
-    `messages` are `{"role": ..., "content": str}`; an assistant's may have `reasoning_content` and `tool_calls`, a
-    tool's has the `tool_call_id` that it answers. `tools` are `{"type": "function", "function": {"name", ...}}`.
+    `tools` are `{"type": "function", "function": {"name", ...}}`.
     """
 
-    messages: tuple[Mapping[str, Any], ...]
+    messages: tuple[Message, ...]
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_choice: ToolChoice = "auto"

@@ -22,6 +22,7 @@ from ..errors import (
     WrongModelType,
 )
 from ..events import DraftCounts, Finished, Stats, StopReason, TokenLogprob, TopToken
+from ..messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from ..request import Chat, Draft, Embed, Generate, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
 
@@ -245,8 +246,17 @@ def size_of(prompt: Prompt) -> int:
             return len(text)
         case Tokens(ids):
             return 6 * len(ids)
-    contents = (message.get("content") for message in prompt.messages)
-    return sum(64 + (len(content) if isinstance(content, str) else 0) for content in contents)
+    return sum(64 + sum(map(part_size, message.parts)) for message in prompt.messages)
+
+
+def part_size(part: Part) -> int:
+    match part:
+        case TextPart(text) | ReasoningPart(text):
+            return len(text)
+        case ToolCallPart(arguments=arguments):
+            return 64 + len(arguments)
+        case ToolResultPart(content=content):
+            return 64 + sum(len(piece.text) for piece in content)
 
 
 def load_object(spec: LoadSpec) -> dict[str, Any]:
@@ -264,10 +274,44 @@ def paths_object(paths: Sequence[Path]) -> dict[str, Any]:
 
 def chat_object(chat: Chat) -> dict[str, Any]:
     return {
-        "messages": [dict(message) for message in chat.messages],
+        "messages": [message_object(message) for message in chat.messages],
         "template_kwargs": dict(chat.template_kwargs),
         **({"tools": [dict(tool) for tool in chat.tools]} if chat.tools else {}),
     }
+
+
+def message_object(message: Message) -> dict[str, Any]:
+    """As templates know messages, which is OpenAI's way; this is the one place that spells them."""
+    spelled: dict[str, Any] = {"role": message.role}
+    texts: list[TextPart] = []
+    calls: list[dict[str, Any]] = []
+    reasoning = ""
+    for part in message.parts:
+        match part:
+            case TextPart():
+                texts.append(part)
+            case ReasoningPart(text):
+                reasoning += text
+            case ToolCallPart(id, name, arguments):
+                call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+                calls.append({"id": id, **call} if id else call)
+            case ToolResultPart(call_id, name, content):
+                spelled.update({"tool_call_id": call_id} if call_id else {})
+                spelled.update({"name": name} if name else {})
+                texts += content
+    spelled["content"] = content_object(texts)
+    if reasoning:
+        spelled["reasoning_content"] = reasoning
+    if calls:
+        spelled["tool_calls"] = calls
+    return spelled
+
+
+def content_object(texts: Sequence[TextPart]) -> str | list[dict[str, str]]:
+    """Several texts stay parts: templates that know parts get them, to the others they are lines."""
+    if len(texts) > 1:
+        return [{"type": "text", "text": part.text} for part in texts]
+    return texts[0].text if texts else ""
 
 
 def choice_object(chat: Chat) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from lmlite.events import (
     ToolCallArguments,
     ToolCallStart,
 )
+from lmlite.messages import text_message
 from lmlite.request import Chat, Draft, Embed, Generate, Grammar, Prompt, Rerank, Sampling, Text, Tokens
 from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, finished, frame, loaded
 
@@ -601,7 +602,7 @@ def test_tokens_there_and_back() -> None:
 
 def test_render_and_stats() -> None:
     async def scene(engine: Engine, fake: FakeEngine) -> None:
-        assert await engine.render(Chat(({"role": "user", "content": "hi"},))) == "<user>hi"
+        assert await engine.render(Chat((text_message("user", "hi"),))) == "<user>hi"
         assert (await engine.stats()).running == 0
 
     with_fake(scene)
@@ -631,7 +632,7 @@ def keys_of(text: str) -> set[str]:
 
 def test_generate_has_the_keys_of_the_protocol() -> None:
     grammar = Grammar("gbnf", "root ::= [a]")
-    prompts: list[Prompt] = [Chat(({"role": "user", "content": "x"},)), Text("x"), Tokens((1, 2))]
+    prompts: list[Prompt] = [Chat((text_message("user", "x"),)), Text("x"), Tokens((1, 2))]
     spelled = [generate_object(Generate(prompt, grammar=grammar)) for prompt in prompts]
     documented = keys_of(paragraph("GENERATE")) | {"echo", "ignore_eos"}
     inner = {"kind"}  # of the grammar
@@ -645,9 +646,9 @@ def test_generate_has_the_keys_of_the_protocol() -> None:
 
 
 def test_what_few_requests_ask_for_is_sent_for_those_only() -> None:
-    plain = generate_object(Generate(Chat(({"role": "user", "content": "x"},))))
+    plain = generate_object(Generate(Chat((text_message("user", "x"),))))
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    chat = Chat(({"role": "user", "content": "x"},), tools=(tool,), tool_choice="required", parallel_tool_calls=False)
+    chat = Chat((text_message("user", "x"),), tools=(tool,), tool_choice="required", parallel_tool_calls=False)
     full = generate_object(Generate(chat, overflow="drop_middle", draft=Draft("ngram", max=4)))
     added = {name: value for name, value in full.items() if name not in plain}
     assert added == {
@@ -704,8 +705,8 @@ def test_what_no_frame_can_carry_is_refused_in_steps_too(value: Any) -> None:
     [
         Text("x" * 100_000),
         Tokens(tuple(range(100_000))),
-        Chat(({"role": "user", "content": "x" * 100_000},)),
-        Chat(({"role": "user", "content": "hello"},) * 1000),
+        Chat((text_message("user", "x" * 100_000),)),
+        Chat((text_message("user", "hello"),) * 1000),
     ],
     ids=["text", "tokens", "message", "messages"],
 )

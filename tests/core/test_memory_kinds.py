@@ -20,6 +20,7 @@ from lmlite.core.payloads import LoadSettings, LoadSpec
 from lmlite.core.worker import Process
 from lmlite.errors import ContextOverflow, LoadFailed
 from lmlite.events import Finished, TextDelta, TokenLogprob
+from lmlite.messages import text_message
 from lmlite.request import Chat, Generate, Prompt, Sampling, Text, Tokens
 from tests.architectures import write_cogvlm, write_plamo2
 from tests.memory_models import FIRST_BYTE, MEMORIES, Memory, byte_tokens, write_model
@@ -189,8 +190,8 @@ def test_a_prompt_that_does_not_fit_gets_what_its_policy_says(tmp_path: Path, pr
 
 def test_a_chat_that_does_not_fit_loses_its_oldest_turns(tmp_path: Path) -> None:
     async def test(engine: Engine) -> None:
-        turn = ({"role": "user", "content": "how are you?"}, {"role": "assistant", "content": "well, thank you!"})
-        system, last = {"role": "system", "content": "be kind"}, {"role": "user", "content": "good. bye!"}
+        turn = (text_message("user", "how are you?"), text_message("assistant", "well, thank you!"))
+        system, last = text_message("system", "be kind"), text_message("user", "good. bye!")
         chat = Chat((system, *turn * 20, last))
         with pytest.raises(ContextOverflow):
             await say(engine, chat)
@@ -207,11 +208,11 @@ def test_a_chat_that_does_not_fit_loses_its_oldest_turns(tmp_path: Path) -> None
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_a_turn_whose_opening_history_does_not_repeat_recomputes_only_from_there(tmp_path: Path, memory: Memory) -> None:
     async def test(engine: Engine) -> None:
-        await say(engine, Chat(({"role": "user", "content": "a" * 60},)), 20)
+        await say(engine, Chat((text_message("user", "a" * 60),)), 20)
         turns = (
-            {"role": "user", "content": "a" * 60},
-            {"role": "assistant", "content": "yes"},
-            {"role": "user", "content": "b"},
+            text_message("user", "a" * 60),
+            text_message("assistant", "yes"),
+            text_message("user", "b"),
         )
         _, end = await say(engine, Chat(turns))
         assert end.stats.cached_tokens >= 60

@@ -17,6 +17,7 @@ from lmlite.core.payloads import LoadSpec
 from lmlite.core.worker import Process
 from lmlite.errors import InvalidRequest
 from lmlite.events import Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
+from lmlite.messages import Message, TextPart, ToolCallPart, ToolResultPart, text_message
 from lmlite.request import Chat, Generate, Grammar, Sampling
 from tests.random_models import with_template
 
@@ -49,7 +50,7 @@ SUM = "What is 2 plus 3?"
 
 
 def chat(text: str, **more: Any) -> Chat:
-    return Chat(({"role": "user", "content": text},), **more)
+    return Chat((text_message("user", text),), **more)
 
 
 async def ask(engine: Engine, prompt: Chat, **more: Any) -> Answer:
@@ -127,11 +128,10 @@ def test_tools_that_must_not_be_called_are_not() -> None:
 
 
 def test_a_result_is_answered_from() -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
     messages = (
-        {"role": "user", "content": WEATHER},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+        text_message("user", WEATHER),
+        Message("assistant", (ToolCallPart("1", "get_weather", '{"city": "Paris"}'),)),
+        Message("tool", (ToolResultPart("1", "get_weather", (TextPart("sunny"),)),)),
     )
 
     async def test(engine: Engine) -> None:

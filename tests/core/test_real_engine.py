@@ -30,6 +30,7 @@ from lmlite.errors import (
     WrongModelType,
 )
 from lmlite.events import Event, Finished, PromptProgress, TextDelta, TokenLogprob
+from lmlite.messages import text_message
 from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Rerank, Sampling, Text, Tokens
 from tests.random_models import N_CTX, N_EMBD, bert_score, with_template, write_bert
 
@@ -88,7 +89,7 @@ async def assert_same_up_to_a_near_tie(engine: Engine, prompt: str, text: str, e
 
 
 def user(text: str) -> Chat:
-    return Chat(({"role": "user", "content": text},))
+    return Chat((text_message("user", text),))
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
@@ -346,10 +347,10 @@ def test_a_grammar_with_all_its_tokens_banned_is_an_error() -> None:
 
 def test_a_second_turn_does_not_recompute_the_first() -> None:
     async def test(engine: Engine) -> None:
-        question = {"role": "user", "content": LONG}
+        question = text_message("user", LONG)
         answer, first = await complete(engine, Chat((question,)), max_tokens=24, ignore_eos=True)
         await complete(engine, user("Something else altogether"), max_tokens=4)
-        turn = ({"role": "assistant", "content": answer}, {"role": "user", "content": "And then?"})
+        turn = (text_message("assistant", answer), text_message("user", "And then?"))
         _, second = await complete(engine, Chat((question, *turn)), max_tokens=4)
         assert second.stats.cached_tokens >= first.stats.prompt_tokens
 
@@ -455,9 +456,9 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers() -> None:
     "prompt",
     [
         Text("a b " * 500_000),
-        Chat(({"role": "user", "content": "a b " * 500_000},)),
-        Chat(({"role": "user", "content": "a b <|im_end|>" * 100_000},)),
-        Chat(({"role": "user", "content": "x"},) * 20_000),
+        Chat((text_message("user", "a b " * 500_000),)),
+        Chat((text_message("user", "a b <|im_end|>" * 100_000),)),
+        Chat((text_message("user", "x"),) * 20_000),
     ],
     ids=["text", "message", "control tokens", "messages"],
 )
