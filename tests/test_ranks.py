@@ -14,8 +14,8 @@ GENERATED = PACKAGE / "core" / "_lib.py"
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != GENERATED)
 
 RANKS = {
-    **dict.fromkeys(("errors", "settings"), 0),
-    **dict.fromkeys(("config", "messages", "request", "events", "card", "metrics", "download"), 1),
+    **dict.fromkeys(("errors", "messages", "settings"), 0),
+    **dict.fromkeys(("config", "request", "events", "card", "metrics", "download"), 1),
     **dict.fromkeys(("wire", "api", "core", "hub", "mcp", "store"), 2),
     **{"app": 3},
     **{"server": 4},

@@ -127,6 +127,21 @@ def test_tools_that_must_not_be_called_are_not() -> None:
     with_engine(test)
 
 
+@pytest.mark.parametrize("arguments", ['{"city": "Par', "", "[]", "nonsense", '{"a":"\\ud800"}', "[" * 600])
+def test_a_conversation_goes_on_after_a_call_that_was_cut_off(arguments: str) -> None:
+    messages = (
+        text_message("user", WEATHER),
+        Message("assistant", (ToolCallPart("", "get_weather", arguments),)),
+        Message("tool", (ToolResultPart("", "", ()),)),
+        text_message("user", SUM),
+    )
+
+    async def test(engine: Engine) -> None:
+        assert (await ask(engine, Chat(messages, tools=TOOLS), max_tokens=8)).content
+
+    with_engine(test)
+
+
 def test_a_result_is_answered_from() -> None:
     messages = (
         text_message("user", WEATHER),
