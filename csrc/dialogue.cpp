@@ -11,6 +11,8 @@
 
 #include <algorithm>
 #include <cctype>
+#include <optional>
+#include <utility>
 
 namespace lm {
 
@@ -21,6 +23,7 @@ static const std::string LITERAL_END = "\xEF\xB7\x91";
 
 // Formats that requests share: what a template makes of the same tools and options. Far more than a few agents need.
 static constexpr size_t CACHED_BYTES = 8u << 20;
+static constexpr size_t KNOWN_TOOLS = 16; // sets of them
 static constexpr size_t PARSER_SIZE = 6; // a parser in memory, relative to its text
 
 // Both marks have the same length and differ in their last byte alone. One pass: a hostile message is a million marks.
@@ -89,6 +92,36 @@ void dialogue::try_out() {
         inputs.tools = {{"tool", "", "{}"}};
         inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
         native_tools_ = !common_chat_templates_apply(templates_.get(), inputs).grammar.empty();
+    }
+    parallel_calls_ = !native_tools_ || renders_two_calls();
+}
+
+// Two calls of one message that cannot be written down, or are lost in writing, could be made only once: the next request
+// brings them back.
+bool dialogue::renders_two_calls() const {
+    common_chat_templates_inputs inputs = greeting();
+    common_chat_msg calls;
+    calls.role = "assistant";
+    std::vector<common_chat_msg> results;
+    for (const char * id : {"call00001", "call00002"}) { // nine characters: some templates count them
+        const std::string name = std::string("tool_") + id;
+        inputs.tools.push_back({name, "", R"({"type":"object","properties":{"word":{"type":"string"}}})"});
+        calls.tool_calls.push_back({name, std::string(R"({"word":"said_)") + id + "\"}", id});
+        common_chat_msg result;
+        result.role = "tool";
+        result.content = "result";
+        result.tool_name = name;
+        result.tool_call_id = id;
+        results.push_back(result);
+    }
+    inputs.messages.push_back(calls);
+    inputs.messages.insert(inputs.messages.end(), results.begin(), results.end());
+    inputs.force_pure_content = !special_case_;
+    try {
+        const std::string prompt = common_chat_templates_apply(templates_.get(), inputs).prompt;
+        return prompt.find("said_call00001") != std::string::npos && prompt.find("said_call00002") != std::string::npos;
+    } catch (const std::exception &) {
+        return false;
     }
 }
 
@@ -227,7 +260,7 @@ common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
         inputs.tool_choice = chat.choice == tool_choice::required ? COMMON_CHAT_TOOL_CHOICE_REQUIRED
                                                                   : COMMON_CHAT_TOOL_CHOICE_AUTO;
     }
-    inputs.parallel_tool_calls = chat.parallel_tool_calls;
+    inputs.parallel_tool_calls = chat.parallel_tool_calls.value_or(parallel_calls_);
     inputs.reasoning_format = COMMON_REASONING_FORMAT_DEEPSEEK;
     for (const auto & [name, value] : chat.template_kwargs.items()) {
         inputs.chat_template_kwargs[name] = value.dump();
@@ -266,7 +299,11 @@ common_chat_params dialogue::write_prompt(common_chat_templates_inputs inputs, b
 }
 
 std::string dialogue::render(const chat_prompt & chat) const {
-    return without_marks(write_prompt(read(chat), !special_case_).prompt);
+    common_chat_templates_inputs inputs = read(chat);
+    if (special_case_ && !inputs.tools.empty()) {
+        inputs.tools = loosen_once(inputs).schemas.tools;
+    }
+    return without_marks(write_prompt(std::move(inputs), !special_case_).prompt);
 }
 
 std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t limit) const {
@@ -441,15 +478,71 @@ chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * gramm
         to_gbnf(*grammar); // for its guards
         inputs.json_schema = grammar->text;
     }
-    if (special_case_) {
-        chat_turn turn = turn_of(write_prompt(inputs, false), limit);
-        const std::vector<common_chat_params> variants = describe(inputs);
-        turn.format = recall_or_make(key_of(variants, inputs.parallel_tool_calls), [&] { return variants; }, inputs);
+    if (inputs.tools.empty()) {
+        return answer_turn(inputs, inputs, limit);
+    }
+    // What a tool's schema says is never why a conversation is not answered.
+    known_tools & known = loosen_once(inputs);
+    common_chat_templates_inputs loose = inputs;
+    loose.tools = known.schemas.tools;
+    std::optional<invalid_request> first;
+    if (known.detail == schema_detail::nodes) {
+        try {
+            chat_turn turn = answer_turn(inputs, loose, limit);
+            turn.loosened = std::exchange(known.schemas.loosened, {});
+            return turn;
+        } catch (const invalid_request & e) {
+            first = e;
+        }
+    }
+    for (const schema_detail detail : {schema_detail::nodes, schema_detail::members, schema_detail::none}) {
+        if (detail < known.detail) {
+            continue;
+        }
+        tool_schemas schemas = loosen_tools(inputs.tools, vocab_, detail);
+        loose.tools = schemas.tools;
+        try {
+            chat_turn turn = answer_turn(loose, loose, limit);
+            const bool is_news = detail != known.detail || !known.schemas.loosened.empty();
+            turn.loosened = is_news ? std::exchange(schemas.loosened, {}) : std::vector<std::string>();
+            known.detail = detail;
+            known.schemas = {std::move(schemas.tools), {}};
+            return turn;
+        } catch (const invalid_request & e) {
+            first = first ? first : e;
+        }
+    }
+    throw *first;
+}
+
+// The tools of `inputs` with schemas that compile, as far as one can say without compiling them all.
+dialogue::known_tools & dialogue::loosen_once(const common_chat_templates_inputs & inputs) const {
+    std::string key = common_chat_tools_to_json_oaicompat(inputs.tools).dump();
+    const auto found = std::find_if(tools_.begin(), tools_.end(), [&](const known_tools & t) { return t.key == key; });
+    if (found != tools_.end()) {
+        tools_.splice(tools_.begin(), tools_, found);
+    } else {
+        const schema_detail detail = schema_detail::nodes;
+        tools_.push_front({std::move(key), detail, loosen_tools(inputs.tools, vocab_, detail)});
+        if (tools_.size() > KNOWN_TOOLS) {
+            tools_.pop_back();
+        }
+    }
+    return tools_.front();
+}
+
+// The prompt says what `inputs` do; the format is of `loose`, which may differ in the schemas of the tools.
+chat_turn dialogue::answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
+                                size_t limit) const {
+    if (special_case_) { // prompt and format come of one reading
+        chat_turn turn = turn_of(write_prompt(loose, false), limit);
+        const std::vector<common_chat_params> variants = describe(loose);
+        turn.format = recall_or_make(key_of(variants, loose.parallel_tool_calls), [&] { return variants; }, loose);
         return turn;
     }
     const common_chat_params rendered = write_prompt(inputs, true);
     chat_turn turn = turn_of(rendered, limit); // first: it may be too long
-    turn.format = recall_or_make(key_of(inputs, rendered.generation_prompt), [&] { return describe(inputs); }, inputs);
+    turn.format = recall_or_make(key_of(loose, rendered.generation_prompt), [&] { return describe(loose); }, loose);
     return turn;
 }
 

@@ -6,6 +6,7 @@
 #include "format.h"
 #include "protocol.h"
 #include "text.h"
+#include "tool_schemas.h"
 
 #include <functional>
 #include <list>
@@ -20,6 +21,7 @@ struct chat_turn {
     std::vector<llama_token> tokens;
     std::shared_ptr<const answer_format> format = nullptr; // null: the answer is plain text
     size_t n_repeated = 0; // tokens ahead of the answer's opening, which later turns will repeat; 0: not known
+    std::vector<std::string> loosened = {}; // tools whose schemas are not obeyed to the letter, by name; told once
 };
 
 class dialogue {
@@ -48,14 +50,25 @@ class dialogue {
         std::shared_ptr<const answer_format> format;
     };
 
+    // Tools as their grammar has them, and how much of their schemas it could be made of.
+    struct known_tools {
+        std::string key;
+        schema_detail detail;
+        tool_schemas schemas; // those loosened only until they have been told of
+    };
+
     void compile(const llama_model * model, const std::string & source);
     void try_out();
     bool is_special_case() const;
+    bool renders_two_calls() const;
 
     common_chat_templates_inputs read(const chat_prompt & chat) const;
     common_chat_params apply(common_chat_templates_inputs inputs, bool pure) const;
     common_chat_params write_prompt(common_chat_templates_inputs inputs, bool pure) const;
     std::vector<llama_token> tokenize(const std::string & prompt, size_t limit) const;
+    known_tools & loosen_once(const common_chat_templates_inputs & inputs) const;
+    chat_turn answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
+                          size_t limit) const;
     chat_turn turn_of(const common_chat_params & rendered, size_t limit) const;
 
     std::vector<common_chat_params> describe(const common_chat_templates_inputs & inputs) const;
@@ -76,10 +89,12 @@ class dialogue {
     bool explicit_ = false;
     bool plain_ = true;         // an answer without tools is its text, as it stands
     bool native_tools_ = false; // the template lists tools and their calls can be read
+    bool parallel_calls_ = true; // a message with two calls can be rendered
     bool special_case_ = false; // llama.cpp has a reader for this very template, which renders it in a way of its own
     std::string problem_;
     bool control_starts_[256] = {};
     mutable std::list<cached_format> formats_; // the last used first
+    mutable std::list<known_tools> tools_;     // likewise
 };
 
 }  // namespace lm

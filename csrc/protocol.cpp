@@ -333,7 +333,6 @@ static bool is_tool_name(const std::string & name) {
 // Tools as the chat templates expect them: {"type": "function", "function": {"name", "description", "parameters"}}.
 static common_json read_tools(const common_json & object) {
     common_json tools = common_json::array();
-    schema_budget budget("tools");
     if (!has(object, "tools")) {
         return tools;
     }
@@ -355,10 +354,6 @@ static common_json read_tools(const common_json & object) {
             throw invalid_request("tools", "two tools are called " + name);
         }
         const common_json parameters = has(function, "parameters") ? function.at("parameters") : common_json::object();
-        if (!parameters.is_object()) {
-            throw invalid_request("tools", "the parameters of " + name + " must be a JSON schema");
-        }
-        budget.add(parameters);
         const std::string description = has(function, "description") ? read_string(function, "description") : "";
         tools.push_back(common_json::object({{"type", "function"},
                                              {"function", common_json::object({{"name", name},
@@ -399,7 +394,9 @@ static chat_prompt parse_chat(const common_json & object) {
     }
     prompt.tools = read_tools(object);
     prompt.choice = read_tool_choice(object);
-    prompt.parallel_tool_calls = read_bool(object, "parallel_tool_calls", true);
+    if (has(object, "parallel_tool_calls")) {
+        prompt.parallel_tool_calls = read_bool(object, "parallel_tool_calls", true);
+    }
     if (prompt.choice == tool_choice::required && prompt.tools.empty()) {
         throw invalid_request("tool_choice", "a tool is required, but there are none");
     }

@@ -62,7 +62,7 @@ struct chat_prompt {
     common_json template_kwargs;
     common_json tools; // an array
     tool_choice choice = tool_choice::automatic;
-    bool parallel_tool_calls = true;
+    std::optional<bool> parallel_tool_calls; // none: if the template can write several calls of one message
 
     bool may_call_tools() const { return !tools.empty() && choice != tool_choice::none; }
 };

@@ -37,6 +37,15 @@ static double generation_ms(const sequence & s) {
     return between * double(s.n_generated) / double(s.n_generated - 1);
 }
 
+static std::string to_json(const std::vector<std::string> & names) {
+    std::string out = "[";
+    for (size_t i = 0; i < names.size(); i++) {
+        out += i == 0 ? "" : ",";
+        append_json_string(out, names[i]);
+    }
+    return out + "]";
+}
+
 std::string finished_payload(const sequence & s, stop_reason reason) {
     json_object payload;
     payload.add("reason", to_string(reason));
@@ -52,6 +61,9 @@ std::string finished_payload(const sequence & s, stop_reason reason) {
                                      .add("rejected", uint64_t(s.draft.rejected))
                                      .add("ignored", uint64_t(s.draft.ignored))
                                      .text());
+    }
+    if (!s.loosened.empty()) {
+        payload.add_raw("loosened", to_json(s.loosened));
     }
     return payload.add("prompt_tokens", uint64_t(s.n_prompt))
         .add("cached_tokens", uint64_t(s.n_reused))

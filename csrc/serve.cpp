@@ -409,6 +409,7 @@ void server::generate(const work & item) {
         chat_turn turn = fitting_prompt(spec);
         s->tokens = std::move(turn.tokens);
         s->n_repeated = turn.n_repeated;
+        s->loosened = std::move(turn.loosened);
         format = std::move(turn.format);
     } catch (const context_overflow & e) {
         if (spec.overflow != overflow_policy::stop) {

@@ -126,6 +126,8 @@ class Finished:
     reason: StopReason
     stats: Stats
     stop_string: str | None = None
+    loosened: tuple[str, ...] = ()
+    """Tools that may be called in ways that their schemas forbid; told once for each set of tools."""
 
 
 Event = LoadProgress | PromptProgress | ReasoningDelta | TextDelta | ToolCallStart | ToolCallArguments | Finished

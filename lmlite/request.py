@@ -100,7 +100,7 @@ class Chat:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_choice: ToolChoice = "auto"
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool | None = None  # None: if the template can write several calls of one message
 
 
 @dataclass(slots=True, frozen=True)

@@ -207,3 +207,57 @@ def test_v0_calls_tools_too(tiny: Client) -> None:
     assert answer["stats"]["stop_reason"] == "toolCalls"
     plain = tiny.post("/api/v0/chat/completions", {**body, "messages": [HELLO]}).json
     assert set(plain["choices"][0]["message"]) == {"role", "content"}
+
+
+KEPT = [
+    None,
+    {"type": "object", "properties": {"city": True}},
+    {"type": "object", "properties": {"city": {"type": "array", "items": True}}},
+    {"type": "object", "properties": {"city": {"type": "STRING", "nullable": True}}},
+]
+LOOSENED = [
+    True,
+    [],
+    {"type": "any"},
+    {"type": "object", "properties": None},
+    {"type": "object", "properties": {"city": {"$ref": "#"}}},
+    {"type": "object", "properties": {"city": {"$ref": "https://example.com/city.json"}}},
+    {"type": "object", "properties": {"city": {"enum": []}}},
+    {"type": "object", "properties": {"city": {"type": "integer", "maximum": 2**64}}},
+    {"type": "object", "properties": {"city": {"type": "string", "pattern": "^(a$"}}},
+    {"type": "object", "properties": {f"{i}": {} for i in range(510)}},
+    {"type": "object", "properties": {"city": {"enum": [0] * 4100}}},
+]
+
+
+@pytest.mark.parametrize("schema", [*KEPT, *LOOSENED], ids=lambda schema: json.dumps(schema)[:60])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_an_unusual_schema_refuses_no_request(
+    tiny: Client, schema: Any, choice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = {"type": "function", "function": {"name": f"odd_{choice}", "parameters": schema}}
+    body = {"model": MODEL, "messages": [HELLO], "tools": [WEATHER, odd], "tool_choice": choice, "max_tokens": 8}
+    for _ in range(2):
+        answer = tiny.post("/v1/chat/completions", body)
+        too_long = answer.status == 400 and answer.json["error"].get("type") == "exceed_context_size_error"
+        assert answer.status == 200 or too_long, answer.body
+    told = [record for record in caplog.records if f"tool odd_{choice} " in record.getMessage()]
+    assert len(told) == (1 if schema in LOOSENED and not too_long else 0)
+
+
+def test_a_loosened_tool_does_not_loosen_the_others(tiny: Client) -> None:
+    parameters = {"type": "object", "properties": {"a": {"type": "any"}}}
+    odd = {"type": "function", "function": {"name": "odd", "parameters": parameters}}
+    body = {"model": MODEL, "messages": [QUESTION], "tools": [WEATHER, odd], "tool_choice": "required", "temperature": 0}
+    choice = tiny.post("/v1/chat/completions", {**body, "max_tokens": 100}).json["choices"][0]
+    assert made(choice)[0] == ("get_weather", {"city": "Turin"})
+
+
+def test_a_named_tool_is_called_once(tiny: Client) -> None:
+    both = {"role": "user", "content": "What is the weather in Turin and in Oslo?"}
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    body = {"model": MODEL, "messages": [both], "tools": [WEATHER], "temperature": 0, "max_tokens": 100}
+    assert len(made(tiny.post("/v1/chat/completions", body).json["choices"][0])) == 2
+    for parallel in ({}, {"parallel_tool_calls": True}):
+        choice = tiny.post("/v1/chat/completions", {**body, "tool_choice": named, **parallel}).json["choices"][0]
+        assert made(choice) == [("get_weather", {"city": "Turin"})]

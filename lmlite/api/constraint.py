@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidRequest, InvalidType, MissingField, OutOfRange
@@ -45,8 +44,7 @@ _BOUNDS = (
     ("minimum", "exclusiveMaximum"),
     ("exclusiveMinimum", "exclusiveMaximum"),
 )
-COUNTS_MOST = ("maxLength", "maxItems", "maxProperties")
-_COUNTS = ("minLength", "minItems", "minProperties", *COUNTS_MOST)
+_COUNTS = ("minLength", "minItems", "minProperties", "maxLength", "maxItems", "maxProperties")
 
 
 def parse_constraint(fields: Fields) -> Grammar | None:
@@ -79,27 +77,8 @@ def _parse_response_format(form: Fields | None) -> Grammar | None:
     return Grammar("json_schema", spell_schema(as_object(schema, where), where))
 
 
-@dataclass(slots=True, frozen=True)
-class SchemaCost:
-    """What schemas take to compile; those of several tools add up."""
-
-    n_chars: int = 0
-    n_enum: int = 0
-    n_pairs: int = 0
-
-    def __add__(self, other: SchemaCost) -> SchemaCost:
-        return SchemaCost(self.n_chars + other.n_chars, self.n_enum + other.n_enum, self.n_pairs + other.n_pairs)
-
-
 def spell_schema(schema: Any, where: str) -> str:
     """The schema as JSON text, checked. Its depth is bounded already, by the body's."""
-    text, cost = check_schema(schema, where)
-    check_cost(cost, where)
-    return text
-
-
-def check_schema(schema: Any, where: str) -> tuple[str, SchemaCost]:
-    """The schema as JSON text, and what it costs."""
     text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     if len(text) > GRAMMAR_CHARS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {GRAMMAR_CHARS_MAX} characters", where)
@@ -114,15 +93,12 @@ def check_schema(schema: Any, where: str) -> tuple[str, SchemaCost]:
         enum = node.get("enum")
         n_enum += len(enum) if isinstance(enum, list) else 0
         n_pairs += _count_optional(node) ** 2
-    return text, SchemaCost(len(text), n_enum, n_pairs)
-
-
-def check_cost(cost: SchemaCost, where: str) -> None:
-    if cost.n_enum > ENUM_MAX:
+    if n_enum > ENUM_MAX:
         raise InvalidRequest(f"'{where}' must have at most {ENUM_MAX} enum values", where)
-    if cost.n_pairs > OPTIONAL_PAIRS_MAX:
+    if n_pairs > OPTIONAL_PAIRS_MAX:
         most = math.isqrt(OPTIONAL_PAIRS_MAX)
         raise InvalidRequest(f"'{where}' has too many optional properties: an object may have {most} of them", where)
+    return text
 
 
 def _objects(schema: Any) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """The tools that a request offers and which of them the model may call: `tools`, `tool_choice`, `parallel_tool_calls`.
 
-Every tool's parameters become part of one grammar, so they are checked as `response_format` is. An upper bound that the
-grammar compiler cannot count to is left out of them instead of refused: tools are rarely their sender's own to change.
+What a tool's parameters say is not checked: tools are rarely their sender's own to change, so the engine leaves out of its
+grammar what does not compile.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 
 from ..errors import InvalidRequest, InvalidType, UnsupportedField
 from ..request import ToolChoice
-from .constraint import COUNTS_MOST, REPEAT_MAX, SchemaCost, check_cost, check_schema
 from .fields import Fields, as_object, clip
 
 TOOLS_MAX = 512
@@ -34,7 +34,7 @@ class Offer:
 
     tools: tuple[Mapping[str, Any], ...] = ()
     choice: ToolChoice = "auto"
-    parallel: bool = True
+    parallel: bool | None = None  # None: as the model's template can write calls
 
     @property
     def callable(self) -> bool:
@@ -42,12 +42,12 @@ class Offer:
 
 
 def parse_offer(fields: Fields) -> Offer:
-    """A choice that names a function leaves only that one, and asks for a call of it."""
-    parallel = fields.boolean("parallel_tool_calls", default=True)
+    """A choice that names a function leaves only that one, and asks for one call of it."""
+    parallel = None if fields.get("parallel_tool_calls") is None else fields.boolean("parallel_tool_calls")
     tools = parse_tools(fields.array("tools") or (), "tools")
     choice = fields.get("tool_choice")
     if isinstance(choice, Mapping):
-        return Offer(_only(tools, _parse_named(Fields(choice, "tool_choice"))), "required", parallel)
+        return Offer(_only(tools, _parse_named(Fields(choice, "tool_choice"))), "required", False)
     word = _parse_choice(choice)
     if tools:
         return Offer(tools, word, parallel)
@@ -93,7 +93,7 @@ def parse_tools(given: Sequence[Any], where: str) -> tuple[Mapping[str, Any], ..
     if len(given) > TOOLS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {TOOLS_MAX} tools", where)
     tools: dict[str, Mapping[str, Any]] = {}
-    cost = SchemaCost()
+    n_chars = 0
     for i, value in enumerate(given):
         tool = Fields(as_object(value, f"{where}[{i}]"), f"{where}[{i}]")
         require_function(tool)
@@ -102,12 +102,11 @@ def parse_tools(given: Sequence[Any], where: str) -> tuple[Mapping[str, Any], ..
         if name in tools:
             raise InvalidRequest(f"'{function.where('name')}' repeats '{name}'", function.where("name"))
         description = function.string("description") or ""
-        parameters, schema_cost = _parse_parameters(function)
-        cost += SchemaCost(len(description)) + schema_cost
+        parameters = _parse_parameters(function)
+        n_chars += len(description) + len(json.dumps(parameters, ensure_ascii=False))
         tools[name] = spell_tool(name, description, parameters)
-    if cost.n_chars > TOOLS_CHARS_MAX:
+    if n_chars > TOOLS_CHARS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {TOOLS_CHARS_MAX} characters", where)
-    check_cost(cost, where)
     return tuple(tools.values())
 
 
@@ -119,7 +118,7 @@ def parse_name(function: Fields) -> str:
     return name
 
 
-def spell_tool(name: str, description: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+def spell_tool(name: str, description: str, parameters: Any) -> Mapping[str, Any]:
     """In the one shape that engines know, and without what a template would print besides."""
     function: dict[str, Any] = {"name": name}
     if description:
@@ -127,17 +126,11 @@ def spell_tool(name: str, description: str, parameters: Mapping[str, Any]) -> Ma
     return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
-def _parse_parameters(function: Fields) -> tuple[Mapping[str, Any], SchemaCost]:
-    """The schema, and what it costs."""
+def _parse_parameters(function: Fields) -> Any:
+    """The schema, whatever was sent for one."""
     _check_strict(function)
-    given = function.object("parameters")
-    if given is None or not given.values:
-        return NO_PARAMETERS, SchemaCost()
-    where = function.where("parameters")
-    if given.values.get("type", "object") != "object":
-        raise InvalidRequest(f"'{where}' must describe an object", where)
-    parameters = _without_endless_bounds(given.values)
-    return parameters, check_schema(parameters, where)[1]
+    given = function.get("parameters")
+    return NO_PARAMETERS if given is None or given == {} else given
 
 
 def _check_strict(function: Fields) -> None:
@@ -145,15 +138,3 @@ def _check_strict(function: Fields) -> None:
     strict = function.get("strict")
     if not (strict is None or isinstance(strict, bool) or strict in ("true", "false")):
         raise InvalidType(function.where("strict"), "true or false")
-
-
-def _without_endless_bounds(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        return {name: _without_endless_bounds(value) for name, value in schema.items() if not _is_endless(name, value)}
-    if isinstance(schema, list):
-        return [_without_endless_bounds(value) for value in schema]
-    return schema
-
-
-def _is_endless(name: str, value: Any) -> bool:
-    return name in COUNTS_MOST and type(value) is int and value > REPEAT_MAX

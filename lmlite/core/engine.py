@@ -6,6 +6,7 @@ The socket, the requests' ends and the engine's death are `line.Line`'s work; th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ from .payloads import (
     size_of,
 )
 from .worker import Placement
+
+log = logging.getLogger(__name__)
 
 _TEXT: Final = int(Kind.TEXT)
 _REASONING: Final = int(Kind.REASONING)
@@ -244,7 +247,7 @@ class Run:
             line.leave(request_id, stream, self._heir())
 
     def _heir(self) -> _Left | None:
-        return None if self._on_finished is None else _Left(self._on_finished)
+        return None if self._on_finished is None else _Left(self._line.name, self._on_finished)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         batches = self.batches()
@@ -325,14 +328,21 @@ class _Rows(_Answer[list[T]]):
 class _Left(Abandoned):
     """A generation whose reader has left: what it had cost is still told."""
 
-    __slots__ = ("_on_finished",)
+    __slots__ = ("_name", "_on_finished")
 
-    def __init__(self, on_finished: Callable[[Finished], None]):
-        self._on_finished = on_finished
+    def __init__(self, name: str, on_finished: Callable[[Finished], None]):
+        self._name, self._on_finished = name, on_finished
 
     def frame(self, kind: int, payload: bytes) -> None:
         if kind == Kind.FINISHED:
-            self._on_finished(read_finished(payload))
+            finished = read_finished(payload)
+            tell_loosened(self._name, finished)
+            self._on_finished(finished)
+
+
+def tell_loosened(name: str, finished: Finished) -> None:
+    for tool in finished.loosened:
+        log.warning("%s: the schema of tool %s has parts that no grammar can be made of; calls may stray from it", name, tool)
 
 
 class _Stream:
@@ -394,6 +404,7 @@ class _Stream:
             self._events.append(PromptProgress(done, total))
         elif kind == Kind.FINISHED:
             finished = read_finished(payload)
+            tell_loosened(self._line.name, finished)
             if self._open in (0, _TEXT):
                 self._open = _TEXT
                 self._logprobs += self._ahead  # tokens that never made a text, or one that was cut

@@ -318,7 +318,8 @@ def choice_object(chat: Chat) -> dict[str, Any]:
     """What is said of tools to a generation, besides the tools themselves."""
     if not chat.tools:
         return {}
-    return {"tool_choice": chat.tool_choice, "parallel_tool_calls": chat.parallel_tool_calls}
+    parallel = chat.parallel_tool_calls
+    return {"tool_choice": chat.tool_choice, **({} if parallel is None else {"parallel_tool_calls": parallel})}
 
 
 def sampling_object(sampling: Sampling) -> dict[str, Any]:
@@ -479,7 +480,8 @@ def read_finished(payload: bytes) -> Finished:
         reasoning_tokens=int(value.get("reasoning_tokens", 0)),
         draft=read_draft(value.get("draft")),
     )
-    return Finished(reason, stats, None if stop_string is None else str(stop_string))
+    loosened = tuple(map(str, value.get("loosened", ())))
+    return Finished(reason, stats, None if stop_string is None else str(stop_string), loosened)
 
 
 def read_draft(value: Mapping[str, Any] | None) -> DraftCounts | None:

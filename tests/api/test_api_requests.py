@@ -39,7 +39,6 @@ def content(part: dict[str, Any]) -> dict[str, Any]:
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
-PARAMETERS = "tools[0].function.parameters"
 
 
 def history(*after: dict[str, Any], calls: Any = (CALL,), reasoning: Any = None) -> dict[str, Any]:
@@ -214,20 +213,10 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     *[(tools(name), "tools[0].function.name") for name in ("", "x" * 129, "x" * 100_000, "a b", "a\n", "é", "f\0", 1)],
     (tools("f", "g", "f"), "tools[2].function.name"),
     (tools("f", description=1), "tools[0].function.description"),
-    (tools("f", parameters=[]), "tools[0].function.parameters"),
-    (tools("f", parameters={"type": "string"}), PARAMETERS),
-    (tools("f", parameters={"type": ["object", "null"]}), PARAMETERS),
-    (tools("f", parameters=object_of({"minimum": 2, "maximum": 1})), PARAMETERS),
-    (tools("f", parameters=object_of({"pattern": "^" + "(" * 100})), PARAMETERS),
-    (tools("f", parameters=object_of({"minItems": 10**6})), f"{PARAMETERS}: minItems"),
-    (tools("f", parameters=object_of({"maxItems": "1"})), f"{PARAMETERS}: maxItems"),
-    (tools("f", parameters=object_of({"description": "x" * 200_000})), PARAMETERS),
     (tools("f", strict="yes"), "tools[0].function.strict"),
     (tools("f", strict=1), "tools[0].function.strict"),
     (tools(*[f"f{i}" for i in range(513)]), "tools"),
     (tools("f", "g", description="x" * 300_000), "tools"),
-    (tools("f", "g", parameters=object_of({"enum": list(range(3000))})), "tools"),
-    (tools("f", "g", parameters={"type": "object", "properties": {f"p{i}": {} for i in range(400)}}), "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": "required", "tools": []}, "tool_choice"),
     ({"tool_choice": "any", **tools("f")}, "tool_choice"),
@@ -514,4 +503,41 @@ def test_any_tools_and_calls_are_a_conversation_or_a_named_refusal(body: dict[st
             assert isinstance(part, ToolResultPart) == (message.role == "tool")
             assert isinstance(part, TextPart | ToolResultPart) or message.role == "assistant"
     assert run.prompt.tools or run.prompt.tool_choice == "auto"
-    assert all(isinstance(tool["function"]["parameters"], dict) for tool in run.prompt.tools)
+    assert all("parameters" in tool["function"] for tool in run.prompt.tools)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        [],
+        True,
+        {"type": "string"},
+        {"type": ["object", "null"]},
+        object_of({"minimum": 2, "maximum": 1}),
+        object_of({"pattern": "^" + "(" * 100}),
+        object_of({"minItems": 10**6, "maxItems": "1"}),
+        object_of({"description": "x" * 200_000}),
+        object_of({"enum": list(range(5000))}),
+        {"type": "object", "properties": {f"p{i}": {} for i in range(600)}},
+    ],
+    ids=lambda schema: json.dumps(schema)[:40],
+)
+def test_what_a_tool_s_schema_says_is_the_engine_s_to_read(schema: Any) -> None:
+    (run,) = PARSE["openai_chat"]({"messages": [USER], **tools("f", parameters=schema)}).runs
+    assert isinstance(run.prompt, Chat)
+    assert run.prompt.tools[0]["function"]["parameters"] == schema
+
+
+def test_whether_calls_may_be_parallel_is_the_template_s_to_say_unless_the_request_does() -> None:
+    def parallel(**more: Any) -> bool | None:
+        (run,) = PARSE["openai_chat"]({"messages": [USER], **tools("f"), **more}).runs
+        assert isinstance(run.prompt, Chat)
+        return run.prompt.parallel_tool_calls
+
+    assert parallel() is None and parallel(parallel_tool_calls=None) is None
+    assert parallel(parallel_tool_calls=True) is True
+    assert parallel(parallel_tool_calls=False) is False
+    assert parallel(tool_choice="required") is None
+    named = {"type": "function", "function": {"name": "f"}}
+    assert parallel(tool_choice=named) is False
+    assert parallel(tool_choice=named, parallel_tool_calls=True) is False

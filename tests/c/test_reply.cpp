@@ -23,6 +23,7 @@ static chat_prompt conversation(const char * tools, tool_choice choice = tool_ch
     chat.template_kwargs = common_json::object();
     chat.tools = common_json::parse(tools);
     chat.choice = choice;
+    chat.parallel_tool_calls = true;
     return chat;
 }
 
@@ -330,21 +331,36 @@ TEST(requests_that_agree_share_a_format) {
     }
 }
 
-static std::string raised_by(const char * source, const chat_prompt & chat) {
-    try {
-        format_of(source, chat);
-    } catch (const error & e) {
-        return e.details;
+TEST(a_tool_whose_schema_does_not_compile_is_told_once_and_called) {
+    const char * bounds = R"([{"type": "function", "function": {"name": "weather", "description": "", "parameters":
+        {"type": "object", "properties": {"city": {"type": "string", "minLength": 9, "maxLength": 2}}}}},
+        {"type": "function", "function": {"name": "weather_map", "description": "", "parameters": {"type": "object"}}}])";
+    for (const char * source : {templates::HERMES, templates::HARMONY, templates::PLAIN}) {
+        for (const tool_choice choice : {tool_choice::automatic, tool_choice::required}) {
+            const dialogue chat(source, *tokens().vocab);
+            const chat_turn first = chat.prepare(conversation(bounds, choice), nullptr, 1 << 20);
+            const chat_turn second = chat.prepare(conversation(bounds, choice), nullptr, 1 << 20);
+            CHECK(first.loosened == std::vector<std::string>{"weather"} && second.loosened.empty());
+            CHECK(first.format->compiled && first.format == second.format && first.tokens == second.tokens);
+        }
     }
-    return "";
 }
 
-TEST(what_is_wrong_with_a_tool_is_said_of_the_tools) {
-    const char * bounds = R"([{"type": "function", "function": {"name": "x", "description": "", "parameters":
-        {"type": "object", "properties": {"a": {"type": "string", "minLength": 9, "maxLength": 2}}}}}])";
-    for (const char * source : {templates::HERMES, templates::HARMONY, templates::PLAIN}) {
-        CHECK(raised_by(source, conversation(bounds)) == "{\"param\":\"tools\"}");
+TEST(several_calls_at_once_where_the_template_can_write_them_down_unless_the_request_says) {
+    for (const auto & [source, several] : {std::pair(templates::HERMES, true), std::pair(templates::THINKING, true), std::pair(templates::LLAMA3, false),
+                                           std::pair(templates::MISTRAL, true), std::pair(templates::TAGGED, true), std::pair(templates::PLAIN, true)}) {
+        chat_prompt chat = conversation(WEATHER);
+        CHECK(!format_of(source, chat)->one_call);
+        chat.parallel_tool_calls = false;
+        CHECK(format_of(source, chat)->one_call);
+        chat.parallel_tool_calls = std::nullopt;
+        CHECK(format_of(source, chat)->one_call == !several);
     }
+    const std::string refuses = std::string("{%- for message in messages %}{%- if message.tool_calls and message.tool_calls | length > 1 %}"
+                                            "{{- raise_exception('one at a time') }}{%- endif %}{%- endfor %}") + templates::HERMES;
+    chat_prompt chat = conversation(WEATHER);
+    chat.parallel_tool_calls = std::nullopt;
+    CHECK(format_of(refuses.c_str(), chat)->one_call);
 }
 
 TEST(tools_for_a_template_without_them_are_spelled_in_the_conversation) {
