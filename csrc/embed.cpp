@@ -188,9 +188,11 @@ void embedder::compute(pack & p) {
 }
 
 void embedder::read_rows(pack & p) {
-    std::vector<float> row(model_.is_reranker() ? 1 : size_t(llama_model_n_embd_out(model_.get())));
+    const size_t n_all = model_.is_reranker() ? 1 : size_t(llama_model_n_embd_out(model_.get()));
+    std::vector<float> row;
     for (size_t seq = 0; seq < p.texts.size(); seq++) {
         packed & text = p.texts[seq];
+        row.resize(text.job->dimensions > 0 ? text.job->dimensions : n_all);
         const float * raw = llama_get_embeddings_seq(model_.lane_context(p.lane), llama_seq_id(seq));
         if (raw == nullptr) {
             throw error("internal", "the model gave no pooled embedding");

@@ -22,6 +22,7 @@ struct embedding_job {
     ticket_ptr request;
     std::vector<std::vector<llama_token>> inputs;
     bool as_json = false; // vectors are wanted as JSON text
+    size_t dimensions = 0; // of a vector, its first ones; 0: all
 
     // the embedder's
     size_t n_packed = 0;           // inputs that are being computed or done

@@ -486,7 +486,9 @@ embed_spec parse_embed(const std::string & payload) {
             parsed.push_back(read_tokens(input, "input"));
         }
     }
-    return {std::move(parsed), read_bool(object, "as_json", false)};
+    int32_t dimensions = 0;
+    read(object, "dimensions", dimensions, 1, std::numeric_limits<int32_t>::max());
+    return {std::move(parsed), read_bool(object, "as_json", false), dimensions};
 }
 
 rerank_spec parse_rerank(const std::string & payload) {

@@ -98,6 +98,7 @@ generate_spec parse_generate(const std::string & payload);
 struct embed_spec {
     std::vector<embed_input> inputs;
     bool as_json;
+    int32_t dimensions; // 0: all
 };
 embed_spec parse_embed(const std::string & payload);
 

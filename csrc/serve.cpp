@@ -466,14 +466,18 @@ void server::generate(const work & item) {
 }
 
 void server::embed(const work & item) {
-    const auto [inputs, as_json] = parse_embed(item.command.payload);
+    const auto [inputs, as_json, dimensions] = parse_embed(item.command.payload);
     const model & m = loaded();
     if (!engine_ || !m.is_embedding() || m.is_reranker()) {
         throw error("model_type", "this model gives no embeddings", json_object().add("needs", "embeddings").text());
     }
+    if (const int32_t n_embd = llama_model_n_embd_out(m.get()); dimensions > n_embd) {
+        throw invalid_request("dimensions", "'dimensions' must be at most " + std::to_string(n_embd) + ", as the model's vectors have");
+    }
     auto job = std::make_unique<embedding_job>();
     job->request = item.request;
     job->as_json = as_json;
+    job->dimensions = size_t(dimensions);
     for (size_t i = 0; i < inputs.size(); i++) {
         std::vector<llama_token> tokens;
         if (const auto * text = std::get_if<std::string>(&inputs[i])) {

@@ -1,7 +1,7 @@
 """One model inside this program, without HTTP: `load` returns a `Model` whose methods block; threads may share it.
 
 The engine is the server's own; by default it runs in a thread of this process, with `isolation="process"` in a child.
-Errors are `errors.LmError`.
+Errors are `errors.LmError`; an argument of a type that it cannot have is a TypeError, before anything runs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import os
 import queue
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from types import TracebackType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
 from .api.answer import Answer, fold, spell_calls
 from .api.fields import Fields
@@ -27,7 +28,6 @@ from .core.model_settings import FILE_NAME
 from .core.pool import Needs, purpose
 from .errors import EngineGone, LoadFailed
 from .events import TextDelta
-from .messages import Message
 from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text, with_defaults
 from .server import LoopThread
 from .settings import ModelSettings
@@ -39,7 +39,7 @@ SAMPLING_NAMES = frozenset(item.name for item in fields(Sampling))
 GENERATE_NAMES = frozenset(item.name for item in fields(Generate)) - {"prompt", "sampling"}
 
 Piece = str | BaseException | None
-Messages = Sequence[Mapping[str, Any]]
+Messages = str | Sequence[Mapping[str, Any]]
 
 
 def load(path: str | Path, **options: Any) -> Model:
@@ -103,40 +103,42 @@ class Model:
     def chat(
         self, messages: Messages, *, tools: Sequence[Mapping[str, Any]] | None = None, **params: Any
     ) -> str | dict[str, Any]:
-        """The answer to `messages` (`{"role": ..., "content": ...}`), rendered by the model's own template. `params`
-        are fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`, `grammar`, `temperature`, ...
+        """The answer to `messages` (`{"role": ..., "content": ...}`, or a string for one of the user), rendered by the
+        model's own template. `params` are fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`,
+        `grammar`, `temperature`, ...
 
         With `tools`, and if need be `tool_choice` and `parallel_tool_calls`, all as in OpenAI's API, the answer is the
         assistant's whole message, to be appended to `messages`, before what its `tool_calls` give."""
         if tools is None:
             return "".join(self.chat_stream(messages, **params))
         names = ("tool_choice", "parallel_tool_calls")
-        offer = parse_offer(Fields({"tools": list(tools), **{name: params.pop(name, None) for name in names}}))
-        template_kwargs = params.pop("template_kwargs", {})
-        prompt = Chat(read_messages(messages), template_kwargs, offer.tools, offer.choice, offer.parallel)
+        tools = list(as_sequence(tools, "tools", "a sequence of tools"))
+        offer = parse_offer(Fields({"tools": tools, **{name: params.pop(name, None) for name in names}}))
+        prompt = replace(
+            chat_of(messages, params), tools=offer.tools, tool_choice=offer.choice, parallel_tool_calls=offer.parallel
+        )
         return spell_message(self._thread.call(self._answer(Asked.of(prompt, {**params, "whole": True}))))
 
     def chat_stream(self, messages: Messages, **params: Any) -> Generator[str, None, None]:
         """The text of an answer in pieces, as they are made. Closing the generator early ends the work."""
-        template_kwargs = params.pop("template_kwargs", {})
-        return self._pieces(Asked.of(Chat(read_messages(messages), template_kwargs), params))
+        return self._pieces(Asked.of(chat_of(messages, params), params))
 
     def complete(self, prompt: str, **params: Any) -> str:
         """What follows `prompt`; no template is applied."""
         return "".join(self.complete_stream(prompt, **params))
 
     def complete_stream(self, prompt: str, **params: Any) -> Generator[str, None, None]:
-        return self._pieces(Asked.of(Text(prompt), params))
+        return self._pieces(Asked.of(Text(as_text(prompt, "prompt")), params))
 
-    def embed(self, texts: Sequence[str]) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
-        """One L2-normalised row per text: float32, shape (len(texts), n_embd)."""
+    def embed(
+        self, texts: Sequence[str], *, dimensions: int | None = None
+    ) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
+        """One L2-normalised row per text: float32, shape (len(texts), n_embd), or so many `dimensions` of them."""
         import numpy
 
-        if isinstance(texts, str):
-            raise TypeError("texts must be a sequence of strings")
-        n_embd, vectors = self._thread.call(self._embed(Embed(tuple(texts))))
+        n_embd, vectors = self._thread.call(self._embed(Embed(as_strings(texts, "texts"), dimensions=dimensions)))
         rows = numpy.frombuffer(bytearray().join(item.vector for item in vectors), dtype="<f4")
-        return rows.astype(numpy.float32, copy=False).reshape(len(vectors), n_embd)
+        return rows.astype(numpy.float32, copy=False).reshape(len(vectors), dimensions or n_embd)
 
     async def _embed(self, embed: Embed) -> tuple[int, list[Embedding]]:
         async with self._pool.lease(self._name, "embedding") as lease:
@@ -144,9 +146,8 @@ class Model:
 
     def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
         """One score per document, in their order; the higher, the more it says about `query`."""
-        if isinstance(documents, str):
-            raise TypeError("documents must be a sequence of strings")
-        return [item.score for item in self._thread.call(self._rerank(Rerank(query, tuple(documents))))]
+        work = Rerank(as_text(query, "query"), as_strings(documents, "documents"))
+        return [item.score for item in self._thread.call(self._rerank(work))]
 
     async def _rerank(self, rerank: Rerank) -> list[Score]:
         async with self._pool.lease(self._name, "rerank") as lease:
@@ -207,11 +208,6 @@ class Model:
         self.close()
 
 
-def read_messages(messages: Messages) -> tuple[Message, ...]:
-    """Raises `InvalidRequest`, which names what is wrong."""
-    return parse_messages(Fields({"messages": list(messages)}))
-
-
 def spell_message(answer: Answer) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     if answer.reasoning:
@@ -219,6 +215,69 @@ def spell_message(answer: Answer) -> dict[str, Any]:
     if answer.tool_calls:
         message["tool_calls"] = spell_calls(os.urandom(8).hex(), 0, answer.tool_calls)
     return message
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def chat_of(messages: Messages, params: dict[str, Any]) -> Chat:
+    """Takes what concerns the template out of `params`. What a message may be is the same as over HTTP."""
+    if isinstance(messages, str):
+        messages = ({"role": "user", "content": messages},)
+    given = as_sequence(messages, "messages", "a string or a sequence of messages")
+    template_kwargs = params.pop("template_kwargs", {})
+    if not isinstance(template_kwargs, Mapping):
+        raise wrong_type("template_kwargs", "a mapping", template_kwargs)
+    for i, message in enumerate(given):
+        if not isinstance(message, Mapping):
+            raise wrong_type(f"messages[{i}]", "a mapping with a role and a content", message)
+    return Chat(parse_messages(Fields({"messages": [dict(message) for message in given]})), template_kwargs)
+
+
+def as_text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise wrong_type(name, "a string", value)
+    return value
+
+
+def as_strings(value: object, name: str) -> tuple[str, ...]:
+    return tuple(as_text(text, f"{name}[{i}]") for i, text in enumerate(as_sequence(value, name, "a sequence of strings")))
+
+
+def as_sequence(value: object, name: str, expected: str) -> Sequence[Any]:
+    """A string is none, although Python has it that it is."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise wrong_type(name, expected, value)
+    return value
+
+
+def wrong_type(name: str, expected: str, value: object) -> TypeError:
+    return TypeError(f"{name} must be {expected}, not {type(value).__name__}")
+
+
+@cache
+def hints() -> Mapping[str, Any]:
+    """The types of all parameters."""
+    return {**get_type_hints(Sampling), **get_type_hints(Generate)}
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether `value` is of the type `hint`; where a tuple is asked for, any sequence is one."""
+    args = get_args(hint)
+    match get_origin(hint):
+        case kind if kind in (Union, UnionType):
+            return any(fits(value, arm) for arm in args)
+        case kind if kind is Literal:
+            return any(type(value) is type(word) and value == word for word in args)
+        case kind if kind is tuple:
+            if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+                return False
+            if args[-1] is Ellipsis:
+                return all(fits(item, args[0]) for item in value)
+            return len(value) == len(args) and all(map(fits, value, args))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
 
 
 @dataclass(slots=True, frozen=True)
@@ -230,10 +289,15 @@ class Asked:
 
     @classmethod
     def of(cls, prompt: Prompt, params: Mapping[str, Any]) -> Asked:
-        """TypeError for a name that neither `Generate` nor `Sampling` has."""
-        for name in params:
+        """TypeError for a name that neither `Generate` nor `Sampling` has, or a value of another type than theirs."""
+        if isinstance(params.get("stop"), str):
+            params = {**params, "stop": (params["stop"],)}
+        for name, value in params.items():
             if name not in SAMPLING_NAMES and name not in GENERATE_NAMES:
                 raise TypeError(f"there is no parameter {name!r}")
+            if not fits(value, hints()[name]):
+                expected = next(item.type for kind in (Generate, Sampling) for item in fields(kind) if item.name == name)
+                raise wrong_type(name, f"of type {expected}", value)
         sampling = Sampling(**{name: value for name, value in params.items() if name in SAMPLING_NAMES})
         rest = {name: value for name, value in params.items() if name in GENERATE_NAMES}
         return cls(Generate(prompt, sampling=sampling, **rest), frozenset(params))

@@ -181,6 +181,7 @@ class Embed:
 
     inputs: Sequence[str | tuple[int, ...]]
     as_json: bool = False  # vectors as JSON text
+    dimensions: int | None = None  # the first ones of each vector, normalised anew; None: all
 
 
 @dataclass(slots=True, frozen=True)

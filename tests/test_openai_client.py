@@ -5,10 +5,12 @@ tried, too."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -99,6 +101,24 @@ def test_embeddings_come_as_base64_and_as_numbers(embedding_client: openai.OpenA
     for left, right in zip(packed.data, plain.data, strict=True):
         assert left.embedding == pytest.approx(right.embedding, abs=1e-6)
     assert packed.usage.prompt_tokens > 0
+
+
+def test_embeddings_of_fewer_dimensions(embedding_client: openai.OpenAI) -> None:
+    model = embedding_client.models.list().data[0].id
+    (whole,) = embedding_client.embeddings.create(model=model, input="a b").data
+    length = math.sqrt(math.fsum(x * x for x in whole.embedding[:8]))
+    expected = [x / length for x in whole.embedding[:8]]
+    for encoding in ({}, {"encoding_format": "float"}):  # without a word of it, the client asks for base64
+        asked: dict[str, Any] = {"model": model, "input": "a b", "dimensions": 8, **encoding}
+        (cut,) = embedding_client.embeddings.create(**asked).data
+        assert cut.embedding == pytest.approx(expected, abs=1e-5)
+        url = str(embedding_client.base_url).replace("/v1", "/api/v0")
+        (v0,) = embedding_client.with_options(base_url=url).embeddings.create(**asked).data
+        assert v0.embedding == cut.embedding
+    for dimensions in (0, 33):
+        with pytest.raises(openai.BadRequestError) as refused:
+            embedding_client.embeddings.create(model=model, input="a b", dimensions=dimensions)
+        assert refused.value.param == "dimensions"
 
 
 def test_errors_are_the_clients_own_classes(client: openai.OpenAI) -> None:

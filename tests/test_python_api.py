@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,65 @@ def test_unknown_parameters_are_refused_before_anything_runs(model: lmlite.Model
         lmlite.load(bundled_model(), contextlength=1)
 
 
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": "hot"}, "temperature must be of type float, not str"),
+    ({"temperature": True}, "temperature must be of type float, not bool"),
+    ({"max_tokens": 1.5}, "max_tokens must be of type int, not float"),
+    ({"max_tokens": False}, "max_tokens .* not bool"),
+    ({"seed": "7"}, r"seed must be of type int \| None, not str"),
+    ({"stop": 5}, "stop must be of type tuple.*, not int"),
+    ({"stop": ["a", 1]}, "stop must be of type tuple.*, not list"),
+    ({"grammar": 'root ::= "a"'}, r"grammar must be of type Grammar \| None, not str"),
+    ({"mirostat": 3}, "mirostat must be of type Literal"),
+    ({"mirostat": True}, "mirostat must be of type Literal"),
+    ({"logit_bias": {5: 1.0}}, "logit_bias must be of type tuple.*, not dict"),
+    ({"logit_bias": [(5, 1.0, 2)]}, "logit_bias must be of type tuple"),
+    ({"template_kwargs": 5}, "template_kwargs must be a mapping, not int"),
+]
+
+
+@pytest.mark.parametrize(("params", "told"), WRONG, ids=[" ".join(params) for params, _ in WRONG])
+def test_wrong_types_of_parameters_are_named(model: lmlite.Model, params: dict[str, Any], told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        model.chat(HELLO, **params)
+
+
+def test_wrong_types_of_what_is_asked_are_named(model: lmlite.Model, embedder: lmlite.Model) -> None:
+    ask: Any = model.chat
+    for messages, told in [
+        (5, "messages must be a string or a sequence of messages, not int"),
+        (HELLO[0], "messages .*, not dict"),
+        (None, "messages .*, not NoneType"),
+        (["Hello!"], r"messages\[0\] must be a mapping with a role and a content, not str"),
+    ]:
+        with pytest.raises(TypeError, match=told):
+            ask(messages)
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]\.content"):
+        ask([{"role": "user", "content": 5}])
+    with pytest.raises(TypeError, match="tools must be a sequence of tools, not int"):
+        ask(HELLO, tools=5)
+    others: Any = embedder
+    asked: list[tuple[Callable[[], object], str]] = [
+        (lambda: model.complete(others), "prompt must be a string, not Model"),
+        (lambda: others.embed(["a", 5]), r"texts\[1\] must be a string, not int"),
+        (lambda: others.embed(5), "texts must be a sequence of strings, not int"),
+        (lambda: others.rerank(5, ["a"]), "query must be a string, not int"),
+        (lambda: others.rerank("a", "b"), "documents must be a sequence of strings, not str"),
+    ]
+    for call, told in asked:
+        with pytest.raises(TypeError, match=told):
+            call()
+
+
+def test_a_string_is_one_message_of_the_user(model: lmlite.Model) -> None:
+    asked: dict[str, Any] = {"temperature": 0.0, "max_tokens": 30}
+    answer = model.chat(HELLO, **asked)
+    assert model.chat("Hello!", **asked) == answer
+    assert "".join(model.chat_stream("Hello!", **asked)) == answer
+    assert model.chat("Hello!", tools=[], **asked)["content"] == answer
+    assert model.complete("Hello", stop="e", max_tokens=9) == model.complete("Hello", stop=["e"], max_tokens=9)
+
+
 def test_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF")
@@ -186,3 +245,13 @@ def test_embeddings_are_unit_rows(embedder: lmlite.Model) -> None:
     assert numpy.allclose(rows[0], rows[2], atol=1e-3)
     assert not numpy.allclose(rows[0], rows[1], atol=1e-3)
     assert embedder.embed([]).shape == (0, rows.shape[1])
+
+
+def test_embeddings_of_fewer_dimensions_are_unit_rows_too(embedder: lmlite.Model) -> None:
+    rows, cut = embedder.embed(["one text", "another"]), embedder.embed(["one text", "another"], dimensions=5)
+    assert cut.shape == (2, 5)
+    assert numpy.allclose(cut, rows[:, :5] / numpy.linalg.norm(rows[:, :5], axis=1, keepdims=True), atol=1e-4)
+    for dimensions in (0, -1, rows.shape[1] + 1):
+        with pytest.raises(InvalidRequest) as refused:
+            embedder.embed(["one text"], dimensions=dimensions)
+        assert refused.value.param == "dimensions"

@@ -1,7 +1,7 @@
 """`POST /v1/embeddings` and `/api/v0/embeddings`: texts or token ids in, vectors as numbers or base64 out.
 
-`dimensions` is ignored as LM Studio ignores it. Numbers come spelled by the engine, in the digits that give back the same
-float32.
+`dimensions` takes so many of a vector's first numbers; whether the model has them is for the engine to see. Numbers come
+spelled by the engine, in the digits that give back the same float32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import InvalidRequest, InvalidType
-from ..request import Embed, Embedding
+from ..request import INT32_MAX, Embed, Embedding
 from .call import EmbedCall
 from .completion import dumps
 from .fields import Fields, as_string
@@ -28,7 +28,7 @@ def parse_embeddings(body: dict[str, Any]) -> EmbedCall:
     encoding = fields.choice("encoding_format", ("float", "base64"))
     return EmbedCall(
         model=fields.name("model"),
-        embed=Embed(inputs, as_json=encoding != "base64"),
+        embed=Embed(inputs, encoding != "base64", fields.integer("dimensions", 1, INT32_MAX)),
         ttl_s=fields.integer("ttl", 1, TTL_S_MAX),
         pieces=make_pieces(_spell_base64 if encoding == "base64" else bytes.decode),
     )

@@ -331,7 +331,8 @@ def sampling_object(sampling: Sampling) -> dict[str, Any]:
 
 def embed_object(embed: Embed) -> dict[str, Any]:
     inputs = [text if isinstance(text, str) else list(text) for text in embed.inputs]
-    return {"inputs": inputs, "as_json": embed.as_json}
+    dimensions = {} if embed.dimensions is None else {"dimensions": embed.dimensions}
+    return {"inputs": inputs, "as_json": embed.as_json, **dimensions}
 
 
 def generate_object(generate: Generate) -> dict[str, Any]:

@@ -32,7 +32,7 @@ INPUTS: list[tuple[Any, tuple[Any, ...]]] = [
 
 @pytest.mark.parametrize(("given_input", "inputs"), INPUTS, ids=range(len(INPUTS)))
 def test_input_forms(given_input: Any, inputs: tuple[Any, ...]) -> None:
-    call = openai_embeddings.parse_embeddings({"model": "owl", "input": given_input, "ttl": 60, "dimensions": 8})
+    call = openai_embeddings.parse_embeddings({"model": "owl", "input": given_input, "ttl": 60})
     assert (call.model, call.embed.inputs, call.ttl_s) == ("owl", inputs, 60)
 
 
@@ -67,7 +67,16 @@ def test_input_is_refused_by_index(value: Any, param: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "param"),
-    [({"encoding_format": "hex"}, "encoding_format"), ({"ttl": -1}, "ttl"), ({"model": 1}, "model")],
+    [
+        ({"encoding_format": "hex"}, "encoding_format"),
+        ({"ttl": -1}, "ttl"),
+        ({"model": 1}, "model"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": -1}, "dimensions"),
+        ({"dimensions": "8"}, "dimensions"),
+        ({"dimensions": True}, "dimensions"),
+        ({"dimensions": 2**31}, "dimensions"),
+    ],
 )
 def test_embedding_option_is_refused_by_name(change: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -98,6 +107,12 @@ def test_vectors_as_base64() -> None:
     vector = pack(0.1, -2.5)
     (entry,) = json.loads(call.reply(SERVED, [Embedding(vector, 1)]))["data"]
     assert base64.b64decode(entry["embedding"]) == vector
+
+
+@pytest.mark.parametrize("parse", [openai_embeddings.parse_embeddings, lmstudio_v0.parse_embeddings])
+def test_dimensions_are_for_the_engine_to_cut(parse: Any) -> None:
+    assert parse({"input": "a", "dimensions": 8}).embed.dimensions == 8
+    assert parse({"input": "a", "dimensions": None}).embed.dimensions is None
 
 
 def test_one_piece_per_vector() -> None:
