@@ -19,6 +19,19 @@ class LmError(Exception):
         return str(self)
 
 
+def let_go(error: BaseException | None) -> None:
+    """What was raised on the way to `error`, and `error` itself, hold the frames they came through no longer: a request's
+    body and prompt are in them, and an error that one of its own frames refers to waits for the collector with all that."""
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        error = pending.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            error.__traceback__ = None
+            pending += (error.__cause__, error.__context__)
+
+
 class InternalError(LmError):
     """A bug of ours; the text says nothing about it, the log does."""
 

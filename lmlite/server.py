@@ -110,6 +110,8 @@ class Acceptor:
                 self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
                 return
             accepted.setblocking(False)
+            if accepted.family != socket.AF_UNIX:  # asyncio sees to it only where a socket bears its protocol's number
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._loop.create_task(self._open(accepted))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)

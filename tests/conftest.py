@@ -5,6 +5,7 @@ The real one is not optional: where the native library is missing, tests that as
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import sys
@@ -118,6 +119,15 @@ class FakeServer:
     def client(self) -> Client:
         self.clients.append(Client(self.port))
         return self.clients[-1]
+
+    def settle(self) -> None:
+        """Returns when what is ready in the server's loop has run: what an answer leaves behind is gone."""
+
+        async def turns() -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+        self.thread.call(turns())
 
     def close(self) -> None:
         with self.closing:

@@ -17,7 +17,7 @@ from ..api.call import Call, Frame
 from ..api.call import Reply as Spelled
 from ..api.json_body import INLINE_BYTES_MAX, parse_body
 from ..api.served import Served
-from ..errors import LmError, ShuttingDown
+from ..errors import LmError, ShuttingDown, let_go
 from ..events import Event
 from ..wire import sse
 from ..wire.connection import Reply, Request
@@ -141,6 +141,7 @@ async def stream(app: State, call: Call, served: Served, engine: Engine, reply: 
         if not reply.started:
             raise
         last = spelled.failed(fact(exc))
+        let_go(exc)
     reply.finish(frames(last))
 
 

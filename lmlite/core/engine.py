@@ -220,7 +220,7 @@ class Run:
                 if batch := stream.take():
                     yield batch
             if stream.error is not None:
-                raise stream.error
+                raise stream.take_error()
         finally:
             line.leave(request_id, stream, self._heir())
 
@@ -242,7 +242,7 @@ class Run:
                     await drained()
                     stream.release()
             if stream.error is not None:
-                raise stream.error
+                raise stream.take_error()
         finally:
             line.leave(request_id, stream, self._heir())
 
@@ -476,6 +476,12 @@ class _Stream:
             return None
         self._arrival = self._line.loop.create_future()
         return self._arrival
+
+    def take_error(self) -> Exception:
+        """To be raised: it will hold a frame that holds this, and must not be held by it."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error
 
     async def halt(self) -> None:
         """Returns when the reader cannot take more, or nothing more comes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, cast
 
 from ..errors import EngineGone, LmError
 from .frames import HEADER, MAX_PAYLOAD, Kind, pack
@@ -120,8 +120,7 @@ class Line(asyncio.BufferedProtocol):
         self._burial: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # by what it does: not every loop's has this base
 
     @property
     def pid(self) -> int | None:

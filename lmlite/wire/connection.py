@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from math import inf
-from typing import Any
+from typing import Any, cast
 
-from ..errors import HttpError, InternalError, LmError, ShuttingDown
+from ..errors import HttpError, InternalError, LmError, ShuttingDown, let_go
 from . import guard, http1
 from .http1 import CONTINUE, LAST_CHUNK, Headers
 
@@ -273,11 +273,10 @@ class Connection(asyncio.Protocol):
     # ---- asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.send = transport.write
+        self._transport = cast(asyncio.Transport, transport)  # by what it does: not every loop's has this base
+        self.send = self._transport.write
         self._peer = transport.get_extra_info("peername")
-        transport.set_write_buffer_limits(high=self._limits.write_buffer)
+        self._transport.set_write_buffer_limits(high=self._limits.write_buffer)
         self._enter(Phase.OPENING)
         self._hooks.on_open(self)
 
@@ -379,6 +378,7 @@ class Connection(asyncio.Protocol):
             reply.keep_alive = False
         if refusal is not None:
             self._spell_error(reply, request, refusal)
+            let_go(refusal)
             self._hooks.on_answer(request, reply)
             return self._after_answer(reply)
         self._enter(Phase.BUSY)
@@ -393,6 +393,7 @@ class Connection(asyncio.Protocol):
         reply = self._reply or Reply(self, head, self._loop.time())
         reply.keep_alive = False
         self._spell_error(reply, request, error)
+        let_go(error)
         self._hooks.on_answer(request, reply)
         self._close(unread=True)
 
@@ -403,6 +404,8 @@ class Connection(asyncio.Protocol):
         failure = ShuttingDown() if task.cancelled() else task.exception()
         if self._phase is Phase.CLOSING:
             self._report(None if task.cancelled() else failure)
+            let_go(failure)
+            self._reply = None
             self._hooks.on_answer(request, reply)
             if self._lost:
                 self._hooks.on_close(self)
@@ -413,6 +416,7 @@ class Connection(asyncio.Protocol):
             self._spell_error(reply, request, failure if isinstance(failure, Exception) else InternalError())
         else:
             self._report(failure)
+        let_go(failure)
         self._hooks.on_answer(request, reply)
         if reply.complete:
             if self._after_answer(reply):

@@ -314,6 +314,9 @@ class Parser:
     def _end_of_request(self) -> Event | Step:
         self.head = None
         self._state = Parser._blank_line
+        if not self.buffered:  # the next request may be long in coming
+            self._buffer.clear()
+            self._at = self._seen = 0
         return End()
 
     def _body_too_large(self) -> HttpError:
