@@ -29,10 +29,14 @@ ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT / "vendor")]
 
 import fetch  # noqa: E402, I001 (vendor/fetch.py)
+import patch  # noqa: E402 (vendor/patch.py)
 from build_backend import SWITCHES, VARIABLES  # noqa: E402
 
 JOB_MEMORY = 1_500_000_000
 """Bytes that the largest of llama.cpp's translation units needs: more jobs than fit end in a killed compiler."""
+
+PATCHED = "patched"
+"""Folder of the build's own where CMake finds the files of llama.cpp that are compiled with our changes."""
 
 Environ = Mapping[str, str]
 
@@ -144,6 +148,10 @@ def configure(environ: Environ) -> Path:
     switches = cmake_switches(environ)
     identity = repr([str(tree), switches, environ.get("CC"), environ.get("CXX"), environ.get("CXXFLAGS")])
     folder = ROOT / "build" / f"native-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    try:
+        patch.apply_all(tree, folder / PATCHED)
+    except patch.PatchError as error:
+        raise SystemExit(f"lmlite: {error}") from None
     command = ["cmake", "-S", str(ROOT / "csrc"), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
     command += [f"-DLMLITE_LLAMA_CPP={tree}", f"-DLMLITE_LLAMA_COMMIT={commit_of(tree)}"]
     ninja = shutil.which("ninja", path=environ.get("PATH"))

@@ -1,13 +1,12 @@
 #include "embed.h"
 
 #include "payload.h"
+#include "thread.h"
 
 #include "common.h"
 
 #include <algorithm>
 #include <cmath>
-#include <system_error>
-#include <thread>
 
 namespace lm {
 
@@ -59,16 +58,29 @@ void embedder::stop() {
 // ---- lanes --------------------------------------------------------------------------------------------------------------
 
 void embedder::run() {
-    std::vector<std::thread> others;
+    std::vector<thread> others;
     try {
         for (size_t lane = 1; lane < model_.n_lanes(); lane++) {
-            others.emplace_back([this, lane] { work(lane); });
+            others.emplace_back([this, lane] { work_safely(lane); });
         }
-    } catch (const std::system_error &) { // those that there are do it all
+    } catch (const error &) { // those that there are do it all
     }
-    work(0);
-    for (std::thread & other : others) {
-        other.join();
+    work_safely(0);
+    others.clear();
+    if (failed_) {
+        std::rethrow_exception(failed_);
+    }
+}
+
+// What one lane cannot go on after is the end of all of them.
+void embedder::work_safely(size_t lane) {
+    try {
+        work(lane);
+    } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        failed_ = std::current_exception();
+        stopping_ = true;
+        changed_.notify_all();
     }
 }
 

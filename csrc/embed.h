@@ -11,6 +11,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -61,6 +62,7 @@ class embedder {
     };
 
     void work(size_t lane);
+    void work_safely(size_t lane);
     bool next(size_t lane, pack & p);
     bool take(size_t lane, pack & p);
     bool is_wide() const;
@@ -90,6 +92,7 @@ class embedder {
     size_t n_busy_ = 0;           // packs that are being computed
     bool wide_ = false;           // the one that is, is wide
     std::atomic<bool> stopping_{false};
+    std::exception_ptr failed_; // what a lane did not survive
 };
 
 }  // namespace lm

@@ -190,6 +190,7 @@ std::string estimate_payload(load_spec spec) {
         .add("file_pages", passing)
         .add("context_length", m.context_length())
         .add("kv_cells", m.kv_cells())
+        .add("threads", m.n_threads())
         .add("estimate_ms", took.count())
         .text();
 }

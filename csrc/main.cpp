@@ -16,6 +16,7 @@
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <system_error>
 #include <thread>
 #include <unistd.h>
 
@@ -88,7 +89,11 @@ int main(int argc, char ** argv) {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     leave_signals_to_parent();
     die_quietly();
-    std::thread(end_soon_after_peer, fd).detach();
+    try {
+        std::thread(end_soon_after_peer, fd).detach();
+    } catch (const std::system_error &) { // nor would there be a thread for the engine
+        return -LM_ERR_RESOURCES;
+    }
 
     const int32_t status = lm_engine_serve(fd);
     fflush(nullptr);

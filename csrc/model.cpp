@@ -620,8 +620,7 @@ void model::make_context(const load_spec & spec) {
     params.n_ubatch = params.n_batch;
     params.n_seq_max = uint32_t(n_sequences_);
     params.n_outputs_max = embedding_ ? 0 : uint32_t(std::max(n_sequences_, parallel_ + (spec.drafts ? 0 : MAX_STEP_GUESSES)));
-    params.n_threads = spec.threads > 0                                     ? spec.threads
-                       : llama_model_size(m) < SINGLE_THREAD_BYTES ? 1 : std::max(1, common_cpu_get_num_math());
+    params.n_threads = n_threads_ = choose_threads(spec);
     params.n_threads_batch = params.n_threads;
     if (only_measured_) {
         note_compute(params);
@@ -640,9 +639,19 @@ void model::make_context(const load_spec & spec) {
         note_states(per_cell);
         return;
     }
-    attach_threads(params.n_threads);
+    attach_threads();
     warm_up_loras();
     warm_up();
+}
+
+int32_t model::choose_threads(const load_spec & spec) const {
+    if (spec.threads > 0) {
+        return spec.threads;
+    }
+    if (llama_model_size(model_.get()) < SINGLE_THREAD_BYTES) {
+        return 1;
+    }
+    return std::clamp(spec.cores > 0 ? spec.cores : common_cpu_get_num_math(), 1, GGML_MAX_N_THREADS);
 }
 
 model::threadpool_ptr model::start_threads(int32_t n_threads) const {
@@ -657,9 +666,8 @@ model::threadpool_ptr model::start_threads(int32_t n_threads) const {
     return threads;
 }
 
-void model::attach_threads(int32_t n_threads) {
-    n_threads_ = n_threads;
-    threads_ = start_threads(n_threads);
+void model::attach_threads() {
+    threads_ = start_threads(n_threads_);
     llama_attach_threadpool(context_.get(), threads_.get(), threads_.get());
     for (lane & l : lanes_) {
         if (lanes_.size() > 1) {
@@ -760,6 +768,7 @@ std::string model::describe(double load_ms) const {
         .add("parallel", parallel_)
         .add("kv_cells", kv_cells_)
         .add("eval_batch_size", n_batch_)
+        .add("threads", n_threads_)
         .add("flash_attention", flash_attention_)
         .add("gpu_layers", gpu_layers_)
         .add("offload_kv_cache", offload_kv_cache_)

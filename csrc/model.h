@@ -67,6 +67,7 @@ class model {
     int32_t n_batch() const { return n_batch_; }
     int32_t n_sequences() const { return n_sequences_; } // sequence ids there are, live and cached ones together
     int32_t kv_cells() const { return kv_cells_; }
+    int32_t n_threads() const { return n_threads_; } // that compute together; of all lanes, where there are some
     int32_t gpu_layers() const { return gpu_layers_; }
     bool maps_file() const { return maps_file_; } // the file is mapped into memory, not read
     // Whether weights in memory of this type are the mapped file itself.
@@ -99,7 +100,8 @@ class model {
     void make_context(const load_spec & spec);
     enum llama_pooling_type choose_pooling(const load_spec & spec) const;
     threadpool_ptr start_threads(int32_t n_threads) const;
-    void attach_threads(int32_t n_threads);
+    void attach_threads();
+    int32_t choose_threads(const load_spec & spec) const;
     int32_t choose_lanes(int32_t n_threads);
     void make_lanes(llama_context_params params);
     void warm_up();

@@ -226,6 +226,7 @@ load_spec parse_load(const std::string & payload) {
     read(object, "kv_cells", spec.kv_cells, 0, MAX_CONTEXT);
     read(object, "eval_batch_size", spec.eval_batch_size, 1, MAX_BATCH);
     read(object, "threads", spec.threads, 0, MAX_THREADS);
+    read(object, "cores", spec.cores, 0, std::numeric_limits<int32_t>::max());
     if (has(object, "flash_attention")) {
         spec.flash_attention = read_bool(object, "flash_attention", false);
     }

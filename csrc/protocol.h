@@ -35,7 +35,8 @@ struct load_spec {
     int32_t max_queue = 512; // requests that may wait for admission
     int32_t kv_cells = 0; // 0: chosen from the free memory
     int32_t eval_batch_size = 512;
-    int32_t threads = 0; // 0: one per core
+    int32_t threads = 0; // 0: `cores` of them, or fewer if the model gains nothing from more
+    int32_t cores = 0; // that this process may use; 0: nobody said
     std::optional<bool> flash_attention;
     bool vocab_only = false;
     ggml_type k_cache_type = GGML_TYPE_F16;

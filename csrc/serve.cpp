@@ -14,6 +14,7 @@
 #include "protocol.h"
 #include "pulse.h"
 #include "rerank.h"
+#include "thread.h"
 #include "wire.h"
 
 #include <condition_variable>
@@ -21,11 +22,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <pthread.h>
 #include <sys/socket.h>
-#include <system_error>
-#include <thread>
-#include <unistd.h>
 #include <unordered_map>
 
 namespace lm {
@@ -45,6 +42,7 @@ static constexpr size_t MAX_UNPREPARED = 4096;
 class server {
   public:
     explicit server(int fd) : fd_(fd), outbox_(fd) {}
+    ~server() { end(); }
 
     int serve();
 
@@ -85,9 +83,11 @@ class server {
 
     void beat();
     std::string report() const;
+    template <typename Body> thread start(size_t stack, Body body);
     void stop_working();
+    void end();
 
-    int fd_;
+    int fd_; // borrowed
     outbox outbox_;
     pulse pulse_;
 
@@ -102,17 +102,26 @@ class server {
     std::unique_ptr<model> model_; // the preparer's; outlives engine_
     load_spec spec_; // of model_; set before engine_
     std::unique_ptr<grammar_cache> grammars_; // the preparer's
-    std::optional<pthread_t> decoder_;
-    std::thread attacher_;
+
+    std::atomic<bool> failed_{false}; // a thread ended as no thread of ours ends
+    thread writer_;
+    thread preparer_;
+    thread attacher_;
+    thread decoder_;
 };
 
-static bool start_thread(pthread_t & thread, size_t stack, void * (*body)(void *), void * argument) {
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, stack);
-    const bool started = pthread_create(&thread, &attributes, body, argument) == 0;
-    pthread_attr_destroy(&attributes);
-    return started;
+// What a thread does not catch would end the whole process, which may be somebody else's: it ends this engine.
+template <typename Body> thread server::start(size_t stack, Body body) {
+    return thread(
+        [this, body] {
+            try {
+                body();
+            } catch (...) {
+                failed_ = true;
+                ::shutdown(fd_, SHUT_RDWR); // the reader sees the end
+            }
+        },
+        stack);
 }
 
 // ---- reader -------------------------------------------------------------------------------------------------------------
@@ -169,6 +178,10 @@ bool server::dispatch(frame & command) {
     }
     std::lock_guard<std::mutex> lock(mutex_);
     const ticket_ptr request = open_ticket(command.request_id);
+    if (command.lost) {
+        answer_error(request, error("out_of_memory", "there is no memory for so large a request"));
+        return true;
+    }
     if (std::max(unprepared_.size(), unattached_.size()) >= MAX_UNPREPARED) {
         answer_error(request, error("queue_full", "too many requests wait",
                                     json_object().add("limit", uint64_t(MAX_UNPREPARED)).text()));
@@ -177,9 +190,9 @@ bool server::dispatch(frame & command) {
     const bool attaches = command.kind == frame_kind::ATTACH_DRAFT;
     if (attaches && !attacher_.joinable()) {
         try {
-            attacher_ = std::thread([this] { attach_all(); });
-        } catch (const std::system_error &) {
-            answer_error(request, error("out_of_memory", "no thread could be started"));
+            attacher_ = start(0, [this] { attach_all(); });
+        } catch (const error & e) {
+            answer_error(request, e);
             return true;
         }
     }
@@ -289,15 +302,7 @@ void server::load(const work & item) {
     grammars_ = std::make_unique<grammar_cache>(model_->vocab());
     if (!model_->is_vocab_only()) {
         auto started = std::make_shared<engine>(*model_, outbox_, pulse_, uint64_t(spec.max_queue));
-        const auto run = [](void * e) -> void * {
-            static_cast<engine *>(e)->run();
-            return nullptr;
-        };
-        pthread_t decoder;
-        if (!start_thread(decoder, DECODER_STACK, run, started.get())) {
-            throw error("out_of_memory", "the decode thread could not be started");
-        }
-        decoder_ = decoder;
+        decoder_ = start(DECODER_STACK, [e = started.get()] { e->run(); });
         std::lock_guard<std::mutex> lock(mutex_);
         engine_ = std::move(started);
     }
@@ -605,21 +610,28 @@ void server::stop_working() {
     }
 }
 
+// However it came: nothing of ours runs when this returns.
+void server::end() {
+    stop_working();
+    outbox_.close();
+    ::shutdown(fd_, SHUT_RDWR);
+    writer_.join();
+    preparer_.join();
+    stop_working(); // a load that was just ending may have started the engine after the first call
+    attacher_.join();
+    decoder_.join();
+    engine_.reset();
+    grammars_.reset();
+    model_.reset();
+}
+
 int server::serve() {
 #ifdef SO_NOSIGPIPE
     const int on = 1;
     setsockopt(fd_, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
 #endif
-    pthread_t preparer;
-    const auto prepare = [](void * self) -> void * {
-        static_cast<server *>(self)->prepare_all();
-        return nullptr;
-    };
-    if (!start_thread(preparer, PREPARER_STACK, prepare, this)) {
-        ::close(fd_);
-        return LM_ERR_RESOURCES;
-    }
-    std::thread writer([this] { outbox_.run([this] { beat(); }); });
+    preparer_ = start(PREPARER_STACK, [this] { prepare_all(); });
+    writer_ = start(0, [this] { outbox_.run([this] { beat(); }); });
 
     frame_reader reader(fd_);
     frame command;
@@ -627,24 +639,8 @@ int server::serve() {
     while (understood && !outbox_.broken() && reader.read(command)) {
         understood = dispatch(command);
     }
-
-    stop_working();
-    outbox_.close();
-    ::shutdown(fd_, SHUT_RDWR);
-    writer.join();
-    pthread_join(preparer, nullptr);
-    stop_working(); // a load that was just ending may have started the engine after the first call
-    if (attacher_.joinable()) {
-        attacher_.join();
-    }
-    if (decoder_) {
-        pthread_join(*decoder_, nullptr);
-    }
-    engine_.reset();
-    grammars_.reset();
-    model_.reset();
-    ::close(fd_);
-    return understood && !reader.malformed() ? LM_OK : LM_ERR_PROTOCOL;
+    end();
+    return failed_ ? LM_ERR_RESOURCES : understood && !reader.malformed() ? LM_OK : LM_ERR_PROTOCOL;
 }
 
 }  // namespace lm
@@ -658,6 +654,7 @@ extern "C" const char * lm_build_info(void) {
 }
 
 extern "C" int32_t lm_engine_serve(int32_t fd) {
+    const lm::descriptor own(fd);
     try {
         return lm::server(fd).serve();
     } catch (...) {

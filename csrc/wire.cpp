@@ -1,8 +1,10 @@
 #include "wire.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -52,8 +54,25 @@ bool frame_reader::read(frame & out) {
     }
     out.kind = frame_kind(load_u32(header + 4));
     out.request_id = load_u32(header + 8);
-    out.payload.resize(length);
+    out.lost = false;
+    try {
+        out.payload.resize(length);
+    } catch (const std::bad_alloc &) { // costs that request, not the others
+        out.lost = true;
+        out.payload.clear();
+        return skip(length);
+    }
     return read_exactly(out.payload.data(), length);
+}
+
+bool frame_reader::skip(size_t n) {
+    char part[4096];
+    for (size_t left = n; left > 0; left -= std::min(left, sizeof part)) {
+        if (!read_exactly(part, std::min(left, sizeof part))) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void frame_batch::add(frame_kind kind, uint32_t request_id, std::string_view payload) {

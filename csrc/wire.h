@@ -16,6 +16,7 @@ struct frame {
     frame_kind kind;
     uint32_t request_id;
     std::string payload;
+    bool lost = false; // there was no memory for the payload, which was read and forgotten
 };
 
 // Reads whole frames. Returns false when the peer closed the socket; `malformed()` then tells a protocol error apart.
@@ -28,6 +29,7 @@ class frame_reader {
 
   private:
     bool read_exactly(char * into, size_t n);
+    bool skip(size_t n);
 
     int fd_; // borrowed
     bool malformed_ = false;

@@ -67,6 +67,7 @@ class Instance:
     parallel: int  # sequences that decode at once
     kv_cells: int  # cells of the unified cache; 0: the model has none
     eval_batch_size: int
+    threads: int  # that compute together
     flash_attention: bool
     gpu_layers: int
     n_params: int
@@ -87,6 +88,7 @@ class Presence:
     status: Status
     context_length: int  # what was asked for while it is loading; 0: the model's own limit
     parallel: int
+    threads: int | None  # None while it is loading
     queued: int  # requests that wait for it to load or for a free sequence
     ttl_s: float | None
     remaining_ttl_s: float | None  # `ttl_s` while it is in use

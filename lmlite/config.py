@@ -269,7 +269,7 @@ class Config:
     spill: int = option(-1, whole(0, 1 << 20, auto=-1), "MiB of host memory for prompts that had to leave their cells")
     kv_type: str = option("f16", cache_types(), "type of the KV cache, or of K and of V")
     eval_batch_size: int = option(512, whole(1, 1 << 14), "prompt tokens per batch")
-    threads: int = option(0, whole(0, 512), "CPU threads per model; 0: as many as cores")
+    threads: int = option(0, whole(0, 512), "CPU threads per model, at most one per usable core; 0: as many as are of use")
     gpu_layers: int = option(-1, whole(0, 9999, max=-1, off=0), "layers to keep on the GPU")
     kv_offload: bool = option(True, switch(), "keep the KV cache of layers on the GPU there too")
     main_gpu: int = option(0, whole(0, 63), "the GPU that holds the whole model with --split-mode none")

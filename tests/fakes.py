@@ -49,6 +49,7 @@ def loaded(command: dict[str, Any], embedding: bool = False) -> dict[str, Any]:
         "parallel": command.get("parallel", 4),
         "kv_cells": command.get("kv_cells") or 8192,
         "eval_batch_size": command.get("eval_batch_size", 512),
+        "threads": command.get("threads") or command.get("cores") or 1,
         "flash_attention": bool(command.get("flash_attention")),
         "gpu_layers": max(0, command.get("gpu_layers", 0)),
         "offload_kv_cache": False,
@@ -72,6 +73,7 @@ def estimated(command: dict[str, Any], needed: int) -> dict[str, Any]:
         "file_pages": 0,
         "context_length": command.get("context_length") or 2048,
         "kv_cells": command.get("kv_cells") or 8192,
+        "threads": command.get("threads") or command.get("cores") or 1,
         "estimate_ms": 1.5,
     }
 

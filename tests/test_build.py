@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import os
 import re
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def load_module(path: Path) -> ModuleType:
 @pytest.fixture
 def setup(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("fetch", "build_backend"):
+    for name in ("fetch", "patch", "build_backend"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return load_module(ROOT / "setup.py")
 
@@ -286,6 +287,118 @@ def test_a_tree_of_ones_own_is_used_as_it_is(setup: Any, tmp_path: Path) -> None
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "llama.h").touch()
     assert setup.find_tree({"LMLITE_LLAMA_CPP": str(tmp_path)}) == tmp_path.resolve()
+
+
+# ---- our changes of llama.cpp -----------------------------------------------------------------------------------------
+
+
+DIFF = """--- a/src/x.c
++++ b/src/x.c
+@@ -2,3 +2,4 @@
+ two
+-three
++drei
++3
+ four
+@@ -7,2 +8,1 @@
+ seven
+-eight
+"""
+NUMBERS = "one\ntwo\nthree\nfour\nfive\nsix\nseven\neight\n"
+
+
+@pytest.fixture
+def patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """vendor/patch.py with one diff, and a tree that it fits."""
+    module = load_module(ROOT / "vendor" / "patch.py")
+    monkeypatch.setattr(module, "PATCHES", tmp_path / "patches")
+    for name, text in {"patches/x.c.patch": DIFF, "tree/src/x.c": NUMBERS}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    return module
+
+
+def test_a_tree_that_fits_is_patched_in_a_copy(patch: Any, tmp_path: Path) -> None:
+    (copy,) = patch.apply_all(tmp_path / "tree", tmp_path / "copies")
+    assert copy == tmp_path / "copies" / "src" / "x.c"
+    assert copy.read_text() == "one\ntwo\ndrei\n3\nfour\nfive\nsix\nseven\n"
+    assert (tmp_path / "tree" / "src" / "x.c").read_text() == NUMBERS
+
+
+def test_a_copy_that_is_right_is_left_alone_and_one_that_is_not_is_made_anew(patch: Any, tmp_path: Path) -> None:
+    (copy,) = patch.apply_all(tmp_path / "tree", tmp_path / "copies")
+    os.utime(copy, (1, 1))
+    patch.apply_all(tmp_path / "tree", tmp_path / "copies")
+    assert copy.stat().st_mtime == 1  # nothing is compiled again
+    copy.write_text("of another tree")
+    patch.apply_all(tmp_path / "tree", tmp_path / "copies")
+    assert "drei" in copy.read_text()
+
+
+@pytest.mark.parametrize("text", [f"a line more\n{NUMBERS}", NUMBERS.replace("five\n", "five\n5\n"), f"{NUMBERS}two\n"])
+def test_code_that_has_only_moved_fits(patch: Any, text: str) -> None:
+    assert "drei" in patch.apply(DIFF, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NUMBERS.replace("two", "2"),
+        NUMBERS.replace("three", " three"),
+        NUMBERS.replace("three\n", ""),
+        NUMBERS.replace("two\nthree", "two\n\nthree"),
+        f"{NUMBERS}two\nthree\nfour\n",
+        NUMBERS.replace("one\ntwo", "one, two"),
+        NUMBERS.replace("eight", "eighty"),
+        "",
+    ],
+)
+def test_code_that_differs_is_refused_with_what_to_do(patch: Any, tmp_path: Path, text: str) -> None:
+    (tmp_path / "tree" / "src" / "x.c").write_text(text)
+    with pytest.raises(patch.PatchError) as caught:
+        patch.apply_all(tmp_path / "tree", tmp_path / "copies")
+    for words in ("x.c.patch does not fit", "times, not once", "vendor/llama.cpp.json", "unset LMLITE_LLAMA_CPP"):
+        assert words in str(caught.value)
+    assert not (tmp_path / "copies").exists()
+
+
+def test_a_file_that_is_not_there_is_refused_with_what_to_do(patch: Any, tmp_path: Path) -> None:
+    (tmp_path / "tree" / "src" / "x.c").unlink()
+    with pytest.raises(patch.PatchError, match="No such file.*unset LMLITE_LLAMA_CPP"):
+        patch.apply_all(tmp_path / "tree", tmp_path / "copies")
+
+
+@pytest.mark.parametrize("diff", ["", "+++ b/x.c\n", "--- a/x.c\n+++ b/x.c\n@@ -1 +1 @@\n one\ntwo\n"])
+def test_a_damaged_diff_is_refused(patch: Any, diff: str) -> None:
+    with pytest.raises(ValueError):
+        patch.apply(diff, NUMBERS)
+
+
+def test_a_build_from_a_tree_that_does_not_fit_ends_before_it_begins(
+    setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("include/llama.h", "ggml/src/ggml-cpu/ggml-cpu.c"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("/* quite another llama.cpp */\n")
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    monkeypatch.setattr(setup, "find_missing", lambda environ: None)
+    with pytest.raises(SystemExit, match="lmlite: vendor/patches/ggml-cpu.c.patch does not fit .*unset LMLITE_LLAMA_CPP"):
+        setup.configure({"LMLITE_LLAMA_CPP": str(tmp_path)})
+
+
+def test_our_changes_fit_the_pinned_tree_and_leave_it_as_it_is(tmp_path: Path) -> None:
+    tree = ROOT / "vendor" / "llama.cpp"
+    if not tree.exists():
+        pytest.skip("built from a tree of one's own")
+    original = (tree / "ggml/src/ggml-cpu/ggml-cpu.c").read_text(encoding="utf-8")
+    (copy,) = load_module(ROOT / "vendor" / "patch.py").apply_all(tree, tmp_path)
+    assert "lm_wait_a_moment" in copy.read_text(encoding="utf-8") and "lm_wait_a_moment" not in original
+    assert (tree / "ggml/src/ggml-cpu/ggml-cpu.c").read_text(encoding="utf-8") == original
+
+
+def test_the_source_archive_carries_our_changes() -> None:
+    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
+    assert "vendor/patch.py" in manifest and "vendor/patches/*.patch" in manifest
 
 
 # ---- the surface of the library --------------------------------------------------------------------------------------

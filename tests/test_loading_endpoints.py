@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lmlite.core.catalog import bundled_model
+from lmlite.core.cores import cores
 from lmlite.server import Server
 from tests.conftest import Answer, Client
 from tests.random_models import write_bert
@@ -36,7 +37,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     clients: list[Client] = []
 
     def start(**options: Any) -> Client:
-        servers.append(Server(port=0, home=tmp_path / "home", threads=1, **options).__enter__())
+        servers.append(Server(port=0, home=tmp_path / "home", **{"threads": 1, **options}).__enter__())
         clients.append(Client(servers[-1].port))
         return clients[-1]
 
@@ -45,6 +46,16 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
         client.close()
     for server in servers:
         server.close()
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_threads_are_at_most_the_usable_cores_and_told(serve: Serve, isolation: str) -> None:
+    client = serve(threads=512, isolation=isolation)
+    assert client.post("/lmlite/estimate", {"model": "alpha"}).json["threads"] == cores().usable
+    assert load(client, "alpha").status == 200
+    (instance,) = client.get("/lmlite/instances").json["instances"]
+    assert instance["threads"] == cores().usable
+    assert complete(client, "alpha").status == 200
 
 
 def load(client: Client, model: str, **more: Any) -> Answer:
@@ -101,6 +112,7 @@ def test_a_model_is_loaded_used_and_unloaded_by_name(serve: Serve) -> None:
         "status": "idle",
         "contextLength": 512,
         "parallel": 2,
+        "threads": 1,
         "queued": 0,
         "ttlMs": None,
         "remainingTtlMs": None,

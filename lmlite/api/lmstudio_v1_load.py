@@ -176,6 +176,7 @@ def _spell_presence(presence: Presence) -> dict[str, Any]:
         "sizeBytes": card.size_bytes,
         "contextLength": presence.context_length,
         "parallel": presence.parallel,
+        "threads": presence.threads,
         "queued": presence.queued,
         "ttlMs": _ms(presence.ttl_s),
         "remainingTtlMs": _ms(presence.remaining_ttl_s),

@@ -37,5 +37,6 @@ def spell(told: Estimate, available: int) -> str:
             "gpu_available": sum(device.free for device in told.devices if device.gpu),
             "fits": told.shortage(available) is None,
             "context_length": told.context_length,
+            "threads": told.threads,
         }
     )

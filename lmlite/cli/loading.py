@@ -138,6 +138,7 @@ def tell_estimate(client: Client, arguments: argparse.Namespace, key: str) -> in
     put(f"Model: {escaped(key)}")
     put(f"Estimated GPU Memory:   {binary_size(estimate['gpu_total'])}")
     put(f"Estimated Total Memory: {binary_size(estimate['total'])}")
+    put(f"Compute Threads:        {estimate['threads']}")
     free = binary_size(estimate["available"])
     verdict = f"it fits, {free} are free." if estimate["fits"] else f"it does not fit, only {free} are free."
     put(f"\nEstimate: {style(verdict, 'green' if estimate['fits'] else 'red')}")

@@ -143,7 +143,7 @@ def list_loaded(arguments: argparse.Namespace, environ: Mapping[str, str]) -> in
     elif not loaded:
         say(arguments, "No models are currently loaded.\n\nTo load a model, run:\n\n    lmlite load\n")
     else:
-        head = ("IDENTIFIER", "MODEL", "STATUS", "SIZE", "CONTEXT", "PARALLEL", "DEVICE", "TTL")
+        head = ("IDENTIFIER", "MODEL", "STATUS", "SIZE", "CONTEXT", "PARALLEL", "THREADS", "DEVICE", "TTL")
         put("\n" + table(head, [instance_row(instance) for instance in loaded]) + "\n")
     return 0
 
@@ -163,6 +163,7 @@ def spell_instance(instance: Entry, model: Entry | None) -> Entry:
         "status": instance["status"],
         "queued": instance["queued"],
         "parallel": None if instance["type"] == "embedding" else instance["parallel"],
+        "threads": instance["threads"],
     }
 
 
@@ -174,6 +175,7 @@ def instance_row(instance: Entry) -> tuple[Cell, ...]:
         decimal_size(instance["sizeBytes"]),
         str(instance["contextLength"]),
         "" if instance["type"] == "embedding" else str(instance["parallel"]),
+        str(instance["threads"] or ""),
         LOCAL,
         ttl_words(instance),
     )

@@ -39,6 +39,7 @@ class Estimate:
     nobody needs the memory, which is why they are not part of `total`."""
     context_length: int = 0  # tokens one request may use
     kv_cells: int = 0
+    threads: int = 0
     devices: tuple[DeviceMemory, ...] = ()
 
     @property
@@ -93,5 +94,6 @@ def _sum(measured: Measured, projector: int) -> Estimate:
         file_pages=measured.file_pages,
         context_length=measured.context_length,
         kv_cells=measured.kv_cells,
+        threads=measured.threads,
         devices=devices,
     )

@@ -13,12 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .mounts import Mount, mounts
+from .control_groups import folders, number, table
 
 UNLIMITED: Final = 1 << 60
 """Version 1 spells "no limit" as the largest number of whole pages."""
-KERNEL_TEXT_MAX: Final = 1 << 20
-"""Above any of the kernel's tables that are read here."""
 
 _MAC_STATISTICS: Final = struct.Struct("=4I9Q2I")
 """The beginning of vm_statistics64_data_t: free, active, inactive, wired; nine counters; purgeable, speculative (pages)."""
@@ -39,7 +37,7 @@ def available(root: Path = Path("/")) -> int:
 
 
 def _machine_available(root: Path) -> int:
-    info = _table(root / "proc/meminfo")
+    info = table(root / "proc/meminfo")
     if "MemAvailable" not in info:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # a machine that does not tell: half of it
     return (info["MemAvailable"] - max(0, info.get("Mapped", 0) - info.get("Shmem", 0))) << 10
@@ -62,50 +60,20 @@ class Group(NamedTuple):
 
 def memory_groups(root: Path = Path("/")) -> Iterator[Group]:
     """The control groups around this process that have a limit, of both versions."""
-    paths = dict(_own_groups(root))
-    for version, mount in _group_mounts(root):
-        path = paths.get(version)
-        if path is None:
-            continue
-        top, above = root / mount.point.lstrip("/"), mount.root.rstrip("/")
-        inside = path[len(above) :] if path.startswith(above) else ""  # a container sees its own as the top
-        folder = top.joinpath(*inside.split("/"))
-        while True:
-            if group := _read_group(folder, version):
-                yield group
-            if folder == top or top not in folder.parents:
-                break
-            folder = folder.parent
-
-
-def _own_groups(root: Path) -> Iterator[tuple[int, str]]:
-    """The version and the path of this process's groups."""
-    for line in _lines(root / "proc/self/cgroup"):
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            yield 2, path
-        elif "memory" in controllers.split(","):
-            yield 1, path
-
-
-def _group_mounts(root: Path) -> Iterator[tuple[int, Mount]]:
-    for mount in mounts(root):
-        if mount.kind == "cgroup2":
-            yield 2, mount
-        elif mount.kind == "cgroup" and "memory" in mount.options:
-            yield 1, mount
+    for version, folder in folders("memory", root):
+        if group := _read_group(folder, version):
+            yield group
 
 
 def _read_group(folder: Path, version: int) -> Group | None:
     """None where there is no limit."""
     if version == 2:
-        limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
+        limit, used = number(folder / "memory.max"), number(folder / "memory.current")
     else:
-        limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
+        limit, used = number(folder / "memory.limit_in_bytes"), number(folder / "memory.usage_in_bytes")
     if limit is None or used is None or limit >= UNLIMITED:
         return None
-    statistics = _table(folder / "memory.stat")
+    statistics = table(folder / "memory.stat")
     prefix = "" if version == 2 else "total_"  # of the groups inside, too
     return Group(limit, used, _reclaimable(statistics, prefix, "file_mapped" if version == 2 else "mapped_file"))
 
@@ -144,29 +112,3 @@ def mac_pages(statistics: bytes) -> int:
     """The pages that a vm_statistics64_data_t calls free (speculative ones among them) or inactive."""
     free, _, inactive, *_ = _MAC_STATISTICS.unpack_from(statistics)
     return int(free) + int(inactive)
-
-
-# ---- the kernel's texts ----------------------------------------------------------------------------------------------
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        with open(file, encoding="utf-8", errors="replace") as stream:
-            return stream.read(KERNEL_TEXT_MAX).splitlines()
-    except OSError:
-        return []
-
-
-def _table(file: Path) -> dict[str, int]:
-    """Names and numbers of lines like `MemFree:  12 kB` or `shmem 12`."""
-    found = {}
-    for line in _lines(file):
-        name, *rest = line.replace(":", " ", 1).split()
-        if rest and rest[0].isdigit():
-            found[name] = int(rest[0])
-    return found
-
-
-def _number(file: Path) -> int | None:
-    text = "".join(_lines(file)[:1]).strip()
-    return int(text) if text.isdigit() else None

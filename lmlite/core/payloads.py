@@ -79,6 +79,7 @@ class LoadSpec:
     settings: LoadSettings = LoadSettings()
     vocab_only: bool = False
     host_memory: int = 0  # bytes that the machine, or the control group, has for it; 0: nobody has looked
+    cores: int = 0  # threads that compute fastest; 0: nobody has looked
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,6 +93,7 @@ class Loaded:
     parallel: int
     kv_cells: int
     eval_batch_size: int
+    threads: int
     flash_attention: bool
     gpu_layers: int
     offload_kv_cache: bool
@@ -146,6 +148,7 @@ class Measured:
     file_pages: int  # of a mapped file, read while it is loaded and then of no more use
     context_length: int
     kv_cells: int
+    threads: int
 
 
 ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -262,8 +265,8 @@ def part_size(part: Part) -> int:
 def load_object(spec: LoadSpec) -> dict[str, Any]:
     settings = {field.name: getattr(spec.settings, field.name) for field in fields(LoadSettings)}
     loras = [{"path": str(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
-    memory = {"host_memory": spec.host_memory}
-    return {**paths_object(spec.paths), **settings, **memory, "loras": loras, "vocab_only": spec.vocab_only}
+    machine = {"host_memory": spec.host_memory, "cores": spec.cores}
+    return {**paths_object(spec.paths), **settings, **machine, "loras": loras, "vocab_only": spec.vocab_only}
 
 
 def paths_object(paths: Sequence[Path]) -> dict[str, Any]:
@@ -405,6 +408,7 @@ def read_loaded(payload: bytes) -> Loaded:
         parallel=int(value["parallel"]),
         kv_cells=int(value["kv_cells"]),
         eval_batch_size=int(value["eval_batch_size"]),
+        threads=int(value["threads"]),
         flash_attention=bool(value["flash_attention"]),
         gpu_layers=int(value["gpu_layers"]),
         offload_kv_cache=bool(value["offload_kv_cache"]),
@@ -428,6 +432,7 @@ def read_estimated(payload: bytes) -> Measured:
         file_pages=int(value["file_pages"]),
         context_length=int(value["context_length"]),
         kv_cells=int(value["kv_cells"]),
+        threads=int(value["threads"]),
     )
 
 

@@ -42,6 +42,7 @@ from ..errors import (
 )
 from ..metrics import Loads
 from ..settings import ModelSettings
+from .cores import Cores, cores
 from .crashes import Crashes
 from .effective import effective, fitting
 from .engine import Engine
@@ -98,11 +99,12 @@ class Pool:
         jit: bool = True,
         max_jit: int | None = None,
         room: Room | None = None,
+        cores: Callable[[], Cores] = cores,
         clock: Clock | None = None,
     ):
         self._catalog, self._place, self._settings = catalog, place, settings
         self._ttl_s, self._jit, self._n_places = ttl_s, jit, math.inf if max_jit is None else max_jit
-        self._room, self._own_clock = room or unbounded, clock
+        self._room, self._cores, self._own_clock = room or unbounded, cores, clock
         self.counted = Loads()
         self._slots: dict[str, Slot] = {}  # by their ids
         self._outdated: set[Slot] = set()  # in use for the last time; nobody finds them any more
@@ -380,7 +382,15 @@ class Pool:
 
     async def spec(self, card: ModelCard, settings: ModelSettings) -> LoadSpec:
         """What a load of the model with `settings` would ask of an engine."""
-        return LoadSpec(card.paths, await fitting(card, effective(self._settings, settings.over(card.settings))))
+        return await self._spec_of(card, effective(self._settings, settings.over(card.settings)))
+
+    async def _spec_of(self, card: ModelCard, settings: LoadSettings) -> LoadSpec:
+        """What the machine cannot do is not asked for, and told."""
+        there = self._cores()
+        if settings.threads > there.usable:
+            log.warning("%r gets %d threads, not %d: so many cores are usable", card.id, there.usable, settings.threads)
+            settings = replace(settings, threads=there.usable)
+        return LoadSpec(card.paths, await fitting(card, settings), cores=there.fast)
 
     def _free_id(self, card: ModelCard) -> str:
         names = itertools.chain([card.id], (f"{card.id}:{n}" for n in itertools.count(2)))
@@ -427,7 +437,7 @@ class Pool:
             await self._all_gone(card.id)  # the memory of the last engine has to be free for the next
             paths = [*card.paths, *(lora.path for lora in slot.settings.loras)]
             slot.files = await asyncio.to_thread(Stamps, paths)
-            spec = LoadSpec(card.paths, await fitting(card, slot.settings))
+            spec = await self._spec_of(card, slot.settings)
             async with self._room(spec, slot.checked) as spec:
                 slot.engine = await Engine.open(
                     self._place(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -83,6 +84,14 @@ class _Ending:
         return self._future.done()
 
 
+def _start_thread(name: str, body: Callable[..., None], *arguments: object) -> None:
+    """Raises OSError where the system has no thread left."""
+    try:
+        threading.Thread(target=body, args=arguments, name=name, daemon=True).start()
+    except RuntimeError:  # Python says no more than that
+        raise OSError(errno.EAGAIN, "no thread can be started") from None
+
+
 # ---- a child process -------------------------------------------------------------------------------------------------
 
 
@@ -120,9 +129,21 @@ class Process:
                 near.close()
                 raise
         self._ending = _Ending()
-        attended = (self._child, self._ending)
-        threading.Thread(target=self._attend, args=attended, name="lmlite-child", daemon=True).start()
+        try:
+            _start_thread("lmlite-child", self._attend, self._child, self._ending)
+        except OSError:
+            near.close()
+            self._end_unattended(self._child)
+            raise
         return near
+
+    def _end_unattended(self, child: subprocess.Popen[bytes]) -> None:
+        """Nobody would hear it or reap it."""
+        self.kill()
+        child.wait()  # as long as the kernel takes for a process that has hardly begun
+        assert self._ending is not None and child.stderr is not None
+        child.stderr.close()
+        self._ending.tell()
 
     def _attend(self, child: subprocess.Popen[bytes], ending: _Ending) -> None:
         """Drains the child's stderr, then reaps it: works on any loop in any thread, and outlives them."""
@@ -247,17 +268,21 @@ class Thread:
     async def start(self) -> socket.socket:
         serve = self._serve or engine_serve()
         near, far = socket.socketpair()
-        near.setblocking(False)
-        self._ending = _Ending()
-        threading.Thread(
-            target=self._run, args=(serve, far.detach(), self._ending), name="lmlite-engine", daemon=True
-        ).start()
+        ending = _Ending()
+        try:
+            near.setblocking(False)
+            _start_thread("lmlite-engine", self._run, serve, far, ending)
+        except BaseException:
+            near.close()
+            far.close()
+            raise
+        self._ending = ending
         return near
 
-    def _run(self, serve: Callable[[int], int], fd: int, ending: _Ending) -> None:
+    def _run(self, serve: Callable[[int], int], far: socket.socket, ending: _Ending) -> None:
         fate = "failed"  # stays if `serve` raises; the interpreter reports what
         try:
-            fate = f"returned {serve(fd)}"
+            fate = f"returned {serve(far.detach())}"
         finally:
             self._fate = fate
             ending.tell()

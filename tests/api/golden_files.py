@@ -58,6 +58,7 @@ INSTANCE = Instance(
     parallel=4,
     kv_cells=8192,
     eval_batch_size=512,
+    threads=8,
     flash_attention=True,
     gpu_layers=0,
     n_params=7_000_000_000,

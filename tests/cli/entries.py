@@ -40,6 +40,7 @@ def instance(identifier: str, **more: Any) -> dict[str, Any]:
         "sizeBytes": 4_368_439_296,
         "contextLength": 4096,
         "parallel": 4,
+        "threads": 2,
         "queued": 0,
         "ttlMs": None,
         "remainingTtlMs": None,

@@ -101,7 +101,7 @@ def test_load_that_ends_without_a_word_failed(command: Command, peer: Peer, brok
 
 def test_estimate_is_told_and_nothing_is_loaded(command: Command, peer: Peer) -> None:
     serve(peer)
-    estimate = {"total": 4_400_000_000, "gpu_total": 0, "available": 3_000_000_000, "fits": False}
+    estimate = {"total": 4_400_000_000, "gpu_total": 0, "available": 3_000_000_000, "fits": False, "threads": 6}
     peer.answers["POST", "/lmlite/estimate"] = estimate
     done = command("load", "bird/falcon-7b", "--estimate-only", "-c", "512", "--ttl", "9")
     assert done.code == 0
@@ -109,6 +109,7 @@ def test_estimate_is_told_and_nothing_is_loaded(command: Command, peer: Peer) ->
         "Model: bird/falcon-7b\n"
         "Estimated GPU Memory:   0 B\n"
         "Estimated Total Memory: 4.10 GiB\n"
+        "Compute Threads:        6\n"
         "\n"
         "Estimate: it does not fit, only 2.79 GiB are free.\n"
     )

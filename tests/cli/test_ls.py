@@ -183,15 +183,17 @@ def test_instances_are_shown_with_what_they_do(command: Command, peer: Peer) -> 
     loaded = [
         instance("falcon-7b", status="generating", queued=2, ttlMs=3_600_000, remainingTtlMs=3_540_000),
         instance("falcon-7b:2", status="processingPrompt", contextLength=8192),
+        instance("heron", status="loading", threads=None),
         instance("owl", type="embedding", sizeBytes=274_000_000, ttlMs=60_000, remainingTtlMs=9_500),
     ]
     serve(peer, [], loaded)
     assert command("ps").out == (
         "\n"
-        "IDENTIFIER    MODEL       STATUS                  SIZE        CONTEXT   PARALLEL   DEVICE   TTL\n"
-        "falcon-7b     falcon-7b   GENERATING (2 queued)   4.37 GB     4096      4          Local    59m / 1h\n"
-        "falcon-7b:2   falcon-7b   PROCESSING PROMPT       4.37 GB     8192      4          Local\n"
-        "owl           owl         IDLE                    274.00 MB   4096                 Local    9s / 1m\n"
+        "IDENTIFIER    MODEL       STATUS                  SIZE        CONTEXT   PARALLEL   THREADS   DEVICE   TTL\n"
+        "falcon-7b     falcon-7b   GENERATING (2 queued)   4.37 GB     4096      4          2         Local    59m / 1h\n"
+        "falcon-7b:2   falcon-7b   PROCESSING PROMPT       4.37 GB     8192      4          2         Local\n"
+        "heron         heron       LOADING                 4.37 GB     4096      4                    Local\n"
+        "owl           owl         IDLE                    274.00 MB   4096                 2         Local    9s / 1m\n"
         "\n"
     )
 
@@ -200,7 +202,7 @@ def test_instances_as_json_are_their_models_and_what_is_true_of_them(command: Co
     serve(peer, [model("owl", type="embedding")], [instance("owl", type="embedding", ttlMs=5, lastUsedTime=7)])
     (entry,) = command("ps", "--json").json
     expected = {"modelKey": "owl", "identifier": "owl", "ttlMs": 5, "lastUsedTime": 7, "contextLength": 4096}
-    expected |= {"status": "idle", "queued": 0, "parallel": None, "deviceIdentifier": None, "type": "embedding"}
+    expected |= {"status": "idle", "queued": 0, "parallel": None, "threads": 2, "deviceIdentifier": None, "type": "embedding"}
     assert entry | expected == entry
 
 

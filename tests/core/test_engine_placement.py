@@ -102,6 +102,33 @@ def test_no_descriptor_stays() -> None:
     assert descriptors() == before
 
 
+@pytest.mark.parametrize("place", [fake_thread, fake_process])
+def test_no_thread_for_an_engine_costs_nothing_but_the_engine(
+    place: Callable[[], worker.Placement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scene() -> None:
+        placement = place()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(OSError, match="no thread can be started"):
+                await Engine.open(placement, "m")
+        await placement.close()
+        assert placement.pid is None or not exists(placement.pid)
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no /proc to count descriptors in")
+    run(scene())
+    before = descriptors()
+    run(scene())
+    assert descriptors() == before
+
+
 def test_a_kill_in_mid_stream_is_told_to_the_request() -> None:
     async def scene() -> None:
         placement = fake_process()

@@ -457,3 +457,16 @@ def test_python_loads_adapters_and_chooses_among_them(llama: Path, adapters: tup
     with lmlite.load(llama, lora=[adapters[0].path, (adapters[1].path, 0)]) as model:
         texts = [model.complete("a b c", loras=loras, **options) for loras in (None, ((0, 1.0),), ())]
     assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(0, 3), (1, 3), (8, 3), (2, 0)])
+def test_threads_are_what_is_said_and_one_for_a_model_that_gains_nothing_from_more(
+    llama: Path, cores: int, threads: int
+) -> None:
+    async def run() -> None:
+        spec = LoadSpec((llama,), LoadSettings(threads=threads), cores=cores)
+        async with an_engine() as engine:
+            assert (await engine.measure(spec)).threads == (threads or 1)
+            assert (await engine.load(spec)).threads == (threads or 1)
+
+    asyncio.run(run())

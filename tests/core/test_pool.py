@@ -13,6 +13,7 @@ import pytest
 
 from lmlite import errors
 from lmlite.card import ModelCard, ModelType
+from lmlite.core.cores import Cores
 from lmlite.core.crashes import CRASH_WINDOW_S, MAX_CRASHES, REQUEST_WINDOW_S
 from lmlite.core.frames import Kind
 from lmlite.core.payloads import LoadSettings
@@ -135,6 +136,7 @@ def play(
             placement: Placement = fake_thread(peers[-1]) if isinstance(peers[-1], FakeEngine) else peers[-1]
             return placement
 
+        options.setdefault("cores", lambda: Cores(64, 32))
         pool = Pool(shelf or Shelf(), place, settings or LoadSettings(), ttl_s, clock=clock, **options)
         stage = Stage(pool, peers, clock)
         try:
@@ -193,6 +195,21 @@ def test_settings_and_split_parts_reach_the_engine() -> None:
 
     parts = Shelf([card("a", paths=(Path("a-1.gguf"), Path("a-2.gguf")))])
     play(scene, shelf=parts, settings=LoadSettings(context_length=512, parallel=2, threads=3))
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(0, 0), (1, 1), (6, 6), (7, 6), (64, 6)])
+def test_no_engine_gets_more_threads_than_cores_are_usable(
+    asked: int, threads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(stage: Stage) -> None:
+        answer = stage.ask()
+        command = await answer_load(await stage.peer(0))
+        assert (command["threads"], command["cores"]) == (threads, 4)
+        assert (await answer).instance.threads == (threads or 4)
+        told = [record.getMessage() for record in caplog.records if "threads" in record.getMessage()]
+        assert told == ([f"'a' gets 6 threads, not {asked}: so many cores are usable"] if asked > 6 else [])
+
+    play(scene, settings=LoadSettings(threads=asked), cores=lambda: Cores(6, 4))
 
 
 def test_progress_reaches_each_request_that_waits() -> None:
