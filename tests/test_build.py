@@ -382,7 +382,7 @@ def test_a_build_from_a_tree_that_does_not_fit_ends_before_it_begins(
         (tmp_path / name).write_text("/* quite another llama.cpp */\n")
     monkeypatch.setattr(setup, "ROOT", tmp_path)
     monkeypatch.setattr(setup, "find_missing", lambda environ: None)
-    with pytest.raises(SystemExit, match="lmlite: vendor/patches/ggml-cpu.c.patch does not fit .*unset LMLITE_LLAMA_CPP"):
+    with pytest.raises(SystemExit, match="lmlite: vendor/patches/.*.patch does not fit .*unset LMLITE_LLAMA_CPP"):
         setup.configure({"LMLITE_LLAMA_CPP": str(tmp_path)})
 
 
@@ -390,10 +390,20 @@ def test_our_changes_fit_the_pinned_tree_and_leave_it_as_it_is(tmp_path: Path) -
     tree = ROOT / "vendor" / "llama.cpp"
     if not tree.exists():
         pytest.skip("built from a tree of one's own")
-    original = (tree / "ggml/src/ggml-cpu/ggml-cpu.c").read_text(encoding="utf-8")
-    (copy,) = load_module(ROOT / "vendor" / "patch.py").apply_all(tree, tmp_path)
-    assert "lm_wait_a_moment" in copy.read_text(encoding="utf-8") and "lm_wait_a_moment" not in original
-    assert (tree / "ggml/src/ggml-cpu/ggml-cpu.c").read_text(encoding="utf-8") == original
+    names = ("ggml/src/ggml-cpu/amx/mmq.cpp", "ggml/src/ggml-cpu/ggml-cpu.c")
+    originals = [(tree / name).read_text(encoding="utf-8") for name in names]
+    copies = load_module(ROOT / "vendor" / "patch.py").apply_all(tree, tmp_path)
+    assert copies == [tmp_path / name for name in names]
+    for copy, original, word in zip(copies, originals, ("lm_parallel_for", "lm_wait_a_moment"), strict=True):
+        assert word in copy.read_text(encoding="utf-8") and word not in original
+    assert [(tree / name).read_text(encoding="utf-8") for name in names] == originals
+
+
+def test_the_build_compiles_each_file_that_is_changed() -> None:
+    cmake = (ROOT / "csrc" / "CMakeLists.txt").read_text(encoding="utf-8")
+    for diff in (ROOT / "vendor" / "patches").glob("*.patch"):
+        (name,) = re.findall(r"^\+\+\+ b/ggml/src/(\S+)$", diff.read_text(encoding="utf-8"), re.MULTILINE)
+        assert re.search(rf"foreach\(file [^)]*\b{re.escape(name)}\b", cmake)
 
 
 def test_the_source_archive_carries_our_changes() -> None:

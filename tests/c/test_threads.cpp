@@ -248,19 +248,23 @@ static bool has(const std::string & text, const char * part) {
 TEST(whichever_thread_an_engine_cannot_have_only_that_engine_ends) {
     const int threads = n_threads();
     const int descriptors = n_descriptors();
-    int n_refused = 0;
-    for (bool whole = false; !whole; n_refused++) {
-        CHECK(n_refused < 20);
-        threads_left = 1 + n_refused; // the first is the test's own
+    int n_ended = 0;
+    bool one_was_missing = true;
+    for (int there = 0; one_was_missing; there++) {
+        CHECK(there < 1000);
+        threads_left = 1 + there; // the first is the test's own
         served engine;
         const std::string answer = engine.load();
-        whole = has(answer, "\"context_length\"");
-        CHECK(whole || answer.empty() || has(answer, "out_of_memory") || has(answer, "load_failed"));
+        one_was_missing = threads_left < 0;
+        threads_left = INT_MAX;
+        const bool loaded = has(answer, "\"context_length\"");
+        n_ended += !loaded;
+        CHECK(loaded || answer.empty() || has(answer, "out_of_memory") || has(answer, "load_failed"));
+        CHECK(loaded || one_was_missing);
         CHECK(engine.end() == (answer.empty() ? LM_ERR_RESOURCES : LM_OK));
         CHECK(n_threads() == threads && n_descriptors() == descriptors);
-        threads_left = INT_MAX;
     }
-    CHECK(n_refused >= 5); // preparer, writer, a compute thread and the decoder at least; the last time nobody was missing
+    CHECK(n_ended >= 4); // for want of the preparer, the writer, a compute thread, the decoder
 }
 
 TEST(a_request_that_is_too_large_for_the_memory_is_answered_and_others_are_served) {
