@@ -282,7 +282,7 @@ static sampling_params parse_sampling(const common_json & object) {
     constexpr double big = 1e6;
     sampling_params p;
     read(object, "temperature", p.temperature, 0, 100);
-    read(object, "top_k", p.top_k, 0, std::numeric_limits<int32_t>::max());
+    read(object, "top_k", p.top_k, -1, std::numeric_limits<int32_t>::max());
     read(object, "top_p", p.top_p, 0, 1);
     read(object, "min_p", p.min_p, 0, 1);
     read(object, "typical_p", p.typical_p, 0, 1);

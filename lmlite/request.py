@@ -20,7 +20,7 @@ class Sampling:
     """How the next token is chosen. Defaults are LM Studio's, with no penalty and no randomness added beyond them."""
 
     temperature: float = 0.8
-    top_k: int = 40  # 0: off
+    top_k: int = 40  # 0 or -1: off
     top_p: float = 0.95  # 1: off
     min_p: float = 0.05  # 0: off
     typical_p: float = 1.0  # 1: off
@@ -60,7 +60,7 @@ SAMPLING_NUMBERS: Mapping[str, tuple[float, float]] = {
 """Fields of `Sampling` and what they may be, whoever sets them: least and most, both included."""
 
 SAMPLING_INTEGERS: Mapping[str, tuple[int, int]] = {
-    "top_k": (0, INT32_MAX),
+    "top_k": (-1, INT32_MAX),
     "repeat_last_n": (-1, INT32_MAX),
     "mirostat": (0, 2),
     "dry_allowed_length": (0, INT32_MAX),

@@ -48,12 +48,18 @@ _COUNTS = ("minLength", "minItems", "minProperties", "maxLength", "maxItems", "m
 
 
 def parse_constraint(fields: Fields) -> Grammar | None:
+    """`json_schema` is llama.cpp's own, beside OpenAI's `response_format`."""
     grammar = fields.string("grammar")
     constraint = _parse_response_format(fields.object("response_format"))
+    schema = fields.object("json_schema")
+    if schema is not None:
+        if constraint is not None:
+            raise InvalidRequest("'json_schema' and 'response_format' exclude each other", "json_schema")
+        constraint = Grammar("json_schema", spell_schema(schema.values, "json_schema"))
     if not grammar:
         return constraint
     if constraint is not None:
-        raise InvalidRequest("'grammar' and 'response_format' exclude each other", "grammar")
+        raise InvalidRequest("'grammar' and a schema of the answer exclude each other", "grammar")
     check_gbnf(grammar, "grammar")
     return Grammar("gbnf", grammar)
 

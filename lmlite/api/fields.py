@@ -20,7 +20,9 @@ def clip(text: str) -> str:
 
 
 def as_integer(value: object, where: str, low: int, high: int) -> int:
-    """JSON `1` but not `1.0`, `"1"` or `true`."""
+    """JSON `1` and `1.0`, for JSON knows one kind of number only, but not `"1"` or `true`."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
     if type(value) is not int:
         raise InvalidType(where, "an integer")
     if not low <= value <= high:

@@ -6,11 +6,12 @@ what a client may send is ignored, as LM Studio ignores it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from ..errors import InvalidRequest, InvalidType, OutOfRange, UnsupportedField
+from ..errors import InvalidRequest, InvalidType, OutOfRange
 from ..request import (
     INT32_MAX,
     SAMPLING_INTEGERS,
@@ -21,9 +22,13 @@ from ..request import (
     Prompt,
     Sampling,
 )
+from . import unserved
 from .completion import Choices
 from .constraint import parse_constraint
 from .fields import Fields, as_array, as_integer, as_number, as_object, as_string, clip
+from .unserved import refuse
+
+T = TypeVar("T")
 
 INT64_MAX = 2**63 - 1
 
@@ -33,7 +38,7 @@ RUNS_MAX = 128
 TTL_S_MAX = 366 * 24 * 3600
 """A year of idle time; whoever wants more wants no limit."""
 
-STOP_MAX = 16
+STOP_MAX = 64
 STOP_CHARS_MAX = 1024
 """Each decoded token is held against every stop string, and text that may begin one is held back from the client."""
 
@@ -55,25 +60,14 @@ OVERFLOW: Mapping[str, Literal["error", "stop", "drop_middle"]] = {
 }
 """LM Studio's words for what happens to what does not fit the context; an error is our default."""
 
+ALIASES: Mapping[str, tuple[str, ...]] = {"repeat_penalty": ("repetition_penalty",)}
+"""Other servers' names of fields of `Sampling`; ours count first."""
+
 LORAS_MAX = 64
 LORA_SCALE_MAX = 100.0
 
 SEEDS = 2**32 - 1
 """Seeds the engine knows: 0 up to this number, excluded."""
-
-_REFUSED: Mapping[str, tuple[Any, ...]] = {
-    "audio": (),
-    "chat_template": ("",),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "json_schema": (),
-    "modalities": ([], ["text"]),
-    "prediction": (),
-    "preset": ("",),
-    "web_search_options": (),
-}
-"""Fields that are not served, with the values that ask for nothing."""
-
 
 @dataclass(slots=True, frozen=True)
 class Shared:
@@ -108,18 +102,19 @@ class Shared:
 
 def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
     """`prompt` is what the options are built around; `Shared.runs` puts the real ones in its place."""
-    refuse(fields, _REFUSED)
+    refuse(fields, unserved.ANYWHERE)
     draft_model = fields.name("draft_model")
     draft = _parse_draft(fields, draft_model)
-    stream_options = fields.object("stream_options")
+    stream_options = fields.object("stream_options") or Fields({})
+    refuse(stream_options, unserved.STREAM)
     sampling = _parse_sampling(fields)
     max_tokens = _parse_max_tokens(fields)
     return Shared(
         model=fields.name("model"),
-        ttl_s=fields.integer("ttl", 1, TTL_S_MAX),
+        ttl_s=parse_ttl(fields),
         stream=fields.boolean("stream"),
-        include_usage=stream_options.boolean("include_usage") if stream_options else False,
-        n=fields.integer("n", 1, RUNS_MAX) or 1,
+        include_usage=stream_options.boolean("include_usage"),
+        n=_first(fields.integer(name, 1, RUNS_MAX) for name in ("n", "n_cmpl")) or 1,
         draft_model=draft_model if draft and draft.kind == "model" else None,
         generate=Generate(
             prompt=prompt,
@@ -131,17 +126,10 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
             overflow=OVERFLOW[fields.choice("context_overflow_policy", tuple(OVERFLOW)) or "error"],
             draft=draft,
             loras=_parse_loras(fields),
+            scope=fields.name("cache_salt") or "",
         ),
         given=frozenset(sampling) | ({"max_tokens"} if max_tokens is not None else frozenset()),
     )
-
-
-def refuse(fields: Fields, unsupported: Mapping[str, tuple[Any, ...]]) -> None:
-    """`unsupported` are names of fields, each with the values that ask for nothing."""
-    for name, harmless in unsupported.items():
-        value = fields.get(name)
-        if value is not None and value not in harmless:
-            raise UnsupportedField(name)
 
 
 def _parse_draft(fields: Fields, draft_model: str | None) -> Draft | None:
@@ -166,35 +154,41 @@ def _reseed(sampling: Sampling, k: int) -> Sampling:
 
 
 def _parse_max_tokens(fields: Fields) -> int | None:
-    """-1 is LM Studio's word for no limit but the context. The newer of OpenAI's two names wins if both are given; None if
-    neither is."""
-    limits = []
-    for name in ("max_completion_tokens", "max_tokens"):
-        limit = fields.integer(name, UNLIMITED, INT32_MAX)
-        if limit == 0:
-            raise InvalidRequest(f"'{name}' must be at least 1, or -1 for no limit", name)
-        if limit is not None:
-            limits.append(limit)
-    return limits[0] if limits else None
+    """-1 is LM Studio's word for no limit but the context, 0 asks for no token at all. The newer of OpenAI's two names wins
+    if several are given, llama.cpp's own comes last; None if none is."""
+    names = ("max_completion_tokens", "max_tokens", "n_predict")
+    return _first(fields.integer(name, UNLIMITED, INT32_MAX) for name in names)
+
+
+def _first(values: Iterable[T | None]) -> T | None:
+    """All are read, so that each is checked."""
+    return next((value for value in list(values) if value is not None), None)
+
+
+def parse_ttl(fields: Fields) -> int | None:
+    """Seconds; 0 is never, None is what the model's own settings say."""
+    return fields.integer("ttl", 0, TTL_S_MAX)
 
 
 def _parse_stop(fields: Fields) -> tuple[str, ...]:
+    """Empty ones, which would stop everything at once, are what clients send that have none."""
     given = fields.get("stop")
     if given is None:
         return ()
     if isinstance(given, str):
-        return (_check_stop(given, "stop"),)
+        return (_check_stop(given, "stop"),) if given else ()
     if not isinstance(given, list):
         raise InvalidType("stop", "a string or an array of strings")
-    if len(given) > STOP_MAX:
+    stops = tuple(stop for i, value in enumerate(given) if (stop := _check_stop(value, f"stop[{i}]")))
+    if len(stops) > STOP_MAX:
         raise InvalidRequest(f"'stop' must have at most {STOP_MAX} strings", "stop")
-    return tuple(_check_stop(stop, f"stop[{i}]") for i, stop in enumerate(given))
+    return stops
 
 
 def _check_stop(value: object, where: str) -> str:
     stop = as_string(value, where)
-    if not 1 <= len(stop) <= STOP_CHARS_MAX:
-        raise InvalidRequest(f"'{where}' must have 1 to {STOP_CHARS_MAX} characters", where)
+    if len(stop) > STOP_CHARS_MAX:
+        raise InvalidRequest(f"'{where}' must have at most {STOP_CHARS_MAX} characters", where)
     return stop
 
 
@@ -202,7 +196,7 @@ def _parse_sampling(fields: Fields) -> dict[str, Any]:
     """Those fields of `Sampling` that are given."""
     given: dict[str, Any] = {}
     for name, (low, high) in SAMPLING_NUMBERS.items():
-        given[name] = fields.number(name, low, high)
+        given[name] = _first(fields.number(field, low, high) for field in (name, *ALIASES.get(name, ())))
     for name, (least, most) in SAMPLING_INTEGERS.items():
         given[name] = fields.integer(name, least, most)
     given["seed"] = _parse_seed(fields)
@@ -218,18 +212,32 @@ def _parse_seed(fields: Fields) -> int | None:
 
 
 def _parse_logit_bias(fields: Fields) -> tuple[tuple[int, float], ...] | None:
-    given = fields.object("logit_bias")
+    """OpenAI's object, or llama.cpp's array of pairs, where `false` bans a token."""
+    given = fields.get("logit_bias")
     if given is None:
         return None
-    if len(given.values) > LOGIT_BIAS_MAX:
+    if not isinstance(given, (dict, list)):
+        raise InvalidType("logit_bias", "an object, or an array of pairs of a token id and a bias")
+    if len(given) > LOGIT_BIAS_MAX:
         raise OutOfRange("logit_bias", None, LOGIT_BIAS_MAX)
+    if isinstance(given, list):
+        return tuple(_parse_bias(pair, f"logit_bias[{i}]") for i, pair in enumerate(given))
     biases = []
-    for key, bias in given.values.items():
+    for key, bias in given.items():
         # int() would take "+5", "5_0" and digits of other scripts
         if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= INT32_MAX):
             raise InvalidRequest(f"'logit_bias' has a key that is no token id: {clip(key)!r}", "logit_bias")
         biases.append((int(key), as_number(bias, f"logit_bias.{key}", -100.0, 100.0)))
     return tuple(biases)
+
+
+def _parse_bias(value: object, where: str) -> tuple[int, float]:
+    pair = as_array(value, where)
+    if len(pair) != 2:
+        raise InvalidRequest(f"'{where}' must be a token id and a bias", where)
+    token, bias = pair
+    ban = bias is False
+    return as_integer(token, where, 0, INT32_MAX), -math.inf if ban else as_number(bias, where, -100.0, 100.0)
 
 
 def _parse_breakers(fields: Fields) -> tuple[str, ...] | None:
@@ -269,7 +277,6 @@ def as_token_ids(value: object, where: str) -> tuple[int, ...]:
     if not ids:
         raise InvalidRequest(f"'{where}' must not be empty", where)
     # the whole array at once first: it may hold a context's worth of ids
-    if not (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) <= INT32_MAX):
-        for i, token in enumerate(ids):
-            as_integer(token, f"{where}[{i}]", 0, INT32_MAX)
-    return tuple(ids)
+    if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) <= INT32_MAX:
+        return tuple(ids)
+    return tuple(as_integer(token, f"{where}[{i}]", 0, INT32_MAX) for i, token in enumerate(ids))

@@ -59,7 +59,7 @@ def parse_load(body: dict[str, Any]) -> Load:
             kv_offload=switch(fields, "offload_kv_cache_to_gpu"),
             experts=fields.integer("num_experts", 1, EXPERTS_MAX),
             kv_type=kv_type(fields),
-            ttl_s=fields.number("ttl", 1, TTL_S_MAX),
+            ttl_s=fields.number("ttl", 0, TTL_S_MAX),
         ),
         identifier=fields.name("identifier"),
         gpu=gpu(fields),

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import InvalidRequest, InvalidType
 from ..events import Finished
 from ..request import TEMPLATE_RESERVED, Chat
-from . import openai_error
+from . import openai_error, unserved
 from .answer import Answer, count_drafts, count_usage, spell_calls
 from .call import Call, Reply
 from .completion import ChatCompletion, Choices, Projection
@@ -20,10 +20,12 @@ from .generation import TOP_LOGPROBS_MAX, parse_shared
 from .messages import parse_messages
 from .served import Served
 from .tools import parse_offer
+from .unserved import refuse
 
 error = openai_error.error
 
-EFFORTS = ("none", "minimal", "low", "medium", "high")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+VERBOSITIES = ("low", "medium", "high")
 
 
 def parse_chat(body: dict[str, Any]) -> Call:
@@ -40,6 +42,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         tool_choice=offer.choice,
         parallel_tool_calls=offer.parallel,
     )
+    refuse(fields, unserved.CHAT)
     shared = parse_shared(fields, prompt)
     grammar = shared.generate.grammar
     if offer.callable and grammar is not None and grammar.kind == "gbnf":
@@ -72,19 +75,30 @@ def _parse_template_kwargs(fields: Fields) -> Mapping[str, Any]:
             raise InvalidRequest(f"'{given.where(name)}' is not for requests to set", given.where(name))
     if not isinstance(given.values.get("enable_thinking", True), bool):
         raise InvalidType(given.where("enable_thinking"), "true or false")
-    return {**_parse_effort(fields), **given.values}
+    verbosity = fields.choice("verbosity", VERBOSITIES)
+    said = {} if verbosity is None else {"verbosity": verbosity}
+    return {**said, **_parse_effort(fields), **given.values}
 
 
 def _parse_effort(fields: Fields) -> Mapping[str, Any]:
-    """`reasoning_effort` is OpenAI's, and so is `reasoning` with an effort; LM Studio's own `reasoning` is a word."""
+    """`reasoning_effort` is OpenAI's, and so is `reasoning` with an effort; LM Studio's own `reasoning` is a word. Others
+    switch it on and off: `reasoning` with `enabled`, `enable_thinking`, `thinking` with a type."""
     effort = fields.choice("reasoning_effort", EFFORTS)
+    switch = fields.boolean("enable_thinking") if fields.get("enable_thinking") is not None else None
+    if (thinking := fields.object("thinking")) is not None:
+        refuse(thinking, unserved.THINKING)
+        kind = thinking.choice("type", ("enabled", "disabled", "adaptive"))
+        switch = kind == "enabled" if kind in ("enabled", "disabled") else switch
+    if isinstance(fields.get("reasoning"), dict):
+        reasoning = fields.object("reasoning") or fields
+        refuse(reasoning, unserved.REASONING)
+        effort = effort or reasoning.choice("effort", EFFORTS)
+        switch = reasoning.boolean("enabled") if reasoning.get("enabled") is not None else switch
+    else:
+        effort = effort or fields.choice("reasoning", ("off", "on", *EFFORTS[1:]))
     if effort is not None:
         return set_effort(effort)
-    if isinstance(fields.get("reasoning"), dict):
-        effort = (fields.object("reasoning") or fields).choice("effort", EFFORTS)
-    else:
-        effort = fields.choice("reasoning", ("off", "on", *EFFORTS[1:]))
-    return {} if effort is None else set_effort(effort)
+    return {} if switch is None else set_effort("on" if switch else "off")
 
 
 def set_effort(effort: str) -> Mapping[str, Any]:

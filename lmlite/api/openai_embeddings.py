@@ -12,11 +12,13 @@ from typing import Any
 
 from ..errors import InvalidRequest, InvalidType
 from ..request import INT32_MAX, Embed, Embedding
+from . import unserved
 from .call import EmbedCall
 from .completion import dumps
 from .fields import Fields, as_string
-from .generation import TTL_S_MAX, as_token_ids
+from .generation import as_token_ids, parse_ttl
 from .served import Served
+from .unserved import refuse
 
 INPUTS_MAX = 2048
 """OpenAI's limit, which clients split their batches by."""
@@ -24,12 +26,13 @@ INPUTS_MAX = 2048
 
 def parse_embeddings(body: dict[str, Any]) -> EmbedCall:
     fields = Fields(body)
+    refuse(fields, unserved.EMBEDDINGS)
     inputs = parse_inputs(fields.require("input"))
     encoding = fields.choice("encoding_format", ("float", "base64"))
     return EmbedCall(
         model=fields.name("model"),
         embed=Embed(inputs, encoding != "base64", fields.integer("dimensions", 1, INT32_MAX)),
-        ttl_s=fields.integer("ttl", 1, TTL_S_MAX),
+        ttl_s=parse_ttl(fields),
         pieces=make_pieces(_spell_base64 if encoding == "base64" else bytes.decode),
     )
 

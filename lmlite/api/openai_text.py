@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import InvalidRequest, InvalidType, UnsupportedField
 from ..events import Finished
 from ..request import Prompt, Text, Tokens
+from . import unserved
 from .answer import count_drafts
 from .call import Call, Reply
 from .completion import Choices, Projection, TextCompletion
 from .fields import Fields, as_string
-from .generation import RUNS_MAX, TOP_LOGPROBS_MAX, as_token_ids, parse_shared, refuse
+from .generation import RUNS_MAX, TOP_LOGPROBS_MAX, as_token_ids, parse_shared
 from .openai_chat import detail_usage
 from .served import Served
-
-CHAT_ONLY: Mapping[str, tuple[Any, ...]] = {"tool_choice": ("none", "auto"), "tools": ([],)}
+from .unserved import refuse
 
 
 def parse_completions(body: dict[str, Any]) -> Call:
@@ -30,11 +30,9 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
     top_logprobs = fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)
     if echo and top_logprobs is not None:
         raise UnsupportedField("echo", "together with 'logprobs' is not supported")
-    if fields.string("suffix"):
-        raise UnsupportedField("suffix")
     if (fields.integer("best_of", 1, RUNS_MAX) or 1) > 1:
         raise UnsupportedField("best_of", "above 1 is not supported")
-    refuse(fields, CHAT_ONLY)
+    refuse(fields, unserved.TEXT)
     shared = parse_shared(fields, prompts[0])
     runs = shared.runs(prompts, top_logprobs=top_logprobs, echo=echo)
     return Call(

@@ -14,7 +14,7 @@ from ..request import Rerank, Score
 from .call import RerankCall
 from .completion import dumps
 from .fields import Fields, as_array, as_string
-from .generation import TTL_S_MAX
+from .generation import parse_ttl
 from .served import Served
 
 DOCUMENTS_MAX = 2048
@@ -33,7 +33,7 @@ def parse_rerank(body: dict[str, Any]) -> RerankCall:
     return RerankCall(
         model=fields.name("model"),
         rerank=Rerank(query, documents),
-        ttl_s=fields.integer("ttl", 1, TTL_S_MAX),
+        ttl_s=parse_ttl(fields),
         reply=_make_reply(documents, fields.integer("top_n", 1, TOP_N_MAX), fields.boolean("return_documents")),
     )
 

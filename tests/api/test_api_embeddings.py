@@ -71,6 +71,8 @@ def test_input_is_refused_by_index(value: Any, param: str) -> None:
         ({"encoding_format": "hex"}, "encoding_format"),
         ({"ttl": -1}, "ttl"),
         ({"model": 1}, "model"),
+        ({"embd_normalize": -1}, "embd_normalize"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
         ({"dimensions": 0}, "dimensions"),
         ({"dimensions": -1}, "dimensions"),
         ({"dimensions": "8"}, "dimensions"),
@@ -149,7 +151,7 @@ def test_tokenize_is_refused(body: dict[str, Any]) -> None:
         tokens.parse_tokenize(body)
 
 
-@pytest.mark.parametrize("body", [{}, {"tokens": "1"}, {"tokens": [1, "2"]}, {"tokens": [-1]}, {"tokens": [1.0]}])
+@pytest.mark.parametrize("body", [{}, {"tokens": "1"}, {"tokens": [1, "2"]}, {"tokens": [-1]}, {"tokens": [1.5]}])
 def test_detokenize_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         tokens.parse_detokenize(body)

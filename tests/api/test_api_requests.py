@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmlite.api import openai_embeddings
 from lmlite.api.json_body import parse_body
 from lmlite.api.messages import ROLES
 from lmlite.errors import InvalidRequest, MissingField, UnsupportedField
 from lmlite.messages import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart, text_message
-from lmlite.request import Chat
+from lmlite.request import Chat, Grammar, Tokens
 from tests.api.golden_files import PARSE
 
 USER = {"role": "user", "content": "Hi"}
@@ -61,18 +64,20 @@ SCHEMA = "response_format.json_schema.schema"
 COMMON: list[tuple[dict[str, Any], str]] = [
     # limits
     ({"max_tokens": -5}, "max_tokens"),
-    ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": "2"}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
-    ({"max_tokens": 1.0}, "max_tokens"),
+    ({"max_tokens": 1e30}, "max_tokens"),
+    ({"n_predict": -2}, "n_predict"),
+    ({"n_predict": "5"}, "n_predict"),
+    ({"max_tokens": 5, "n_predict": True}, "n_predict"),
     ({"max_tokens": True}, "max_tokens"),
     ({"max_tokens": 10**11}, "max_tokens"),
-    ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_completion_tokens": 5, "max_tokens": -2}, "max_tokens"),
     ({"n": 0}, "n"),
     ({"n": -1}, "n"),
     ({"n": 10**6}, "n"),
-    ({"n": 2.0}, "n"),
+    ({"n": 2.5}, "n"),
+    ({"n_cmpl": 0}, "n_cmpl"),
     # sampling
     ({"temperature": -1}, "temperature"),
     ({"temperature": 1e308}, "temperature"),
@@ -84,9 +89,11 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"typical_p": -9}, "typical_p"),
     ({"xtc_probability": 7}, "xtc_probability"),
     ({"xtc_threshold": 7}, "xtc_threshold"),
-    ({"top_k": -1}, "top_k"),
-    ({"top_k": 40.0}, "top_k"),
+    ({"top_k": -2}, "top_k"),
+    ({"top_k": 40.5}, "top_k"),
+    ({"top_k": "40"}, "top_k"),
     ({"repeat_penalty": 0}, "repeat_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"repeat_last_n": -2}, "repeat_last_n"),
     ({"presence_penalty": 2.1}, "presence_penalty"),
     ({"frequency_penalty": -2.1}, "frequency_penalty"),
@@ -102,9 +109,12 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"dry_sequence_breakers": "a"}, "dry_sequence_breakers"),
     ({"seed": 1e30}, "seed"),
     ({"seed": 10**30}, "seed"),
-    ({"seed": 1.0}, "seed"),
+    ({"seed": 1.5}, "seed"),
     ({"seed": "1"}, "seed"),
-    ({"logit_bias": [[1, 2]]}, "logit_bias"),
+    ({"logit_bias": 1}, "logit_bias"),
+    ({"logit_bias": [[1]]}, "logit_bias[0]"),
+    ({"logit_bias": [[1, 2], ["a", 1]]}, "logit_bias[1]"),
+    ({"logit_bias": [[1, True]]}, "logit_bias[0]"),
     ({"logit_bias": {"a": 1}}, "logit_bias"),
     ({"lora": {"id": 0, "scale": 1}}, "lora"),
     ({"lora": [0]}, "lora[0]"),
@@ -125,10 +135,10 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {str(i): 1 for i in range(20_000)}}, "logit_bias"),
     # stop strings
     ({"stop": 123}, "stop"),
-    ({"stop": ""}, "stop"),
-    ({"stop": [""]}, "stop[0]"),
     ({"stop": ["a", 1]}, "stop[1]"),
     ({"stop": ["a"] * 50_000}, "stop"),
+    ({"stop": ["", *map(str, range(65))]}, "stop"),
+    ({"stop": [""] * 64 + [1]}, "stop[64]"),
     ({"stop": "a" * 2000}, "stop"),
     # how it is answered
     ({"stream": "yes"}, "stream"),
@@ -145,7 +155,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"speculative": 1}, "speculative"),
     ({"speculative": {"max": 0}}, "speculative.max"),
     ({"speculative": {"max": 65}}, "speculative.max"),
-    ({"speculative": {"max": 2.0}}, "speculative.max"),
+    ({"speculative": {"max": 2.5}}, "speculative.max"),
     ({"speculative": {"ngram": 1}}, "speculative.ngram"),
     ({"speculative": {"ngram": True}, "draft_model": "small"}, "speculative.ngram"),
     # the model
@@ -154,13 +164,17 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"model": "a\nb"}, "model"),
     ({"model": "x" * 10_000}, "model"),
     ({"ttl": -1}, "ttl"),
-    ({"ttl": 0}, "ttl"),
+    ({"ttl": 0.5}, "ttl"),
     ({"ttl": 10**12}, "ttl"),
     ({"ttl": 1e12}, "ttl"),
     # grammars
     ({"grammar": 1}, "grammar"),
     ({"grammar": "root ::= [a]" + " " * 200_000}, "grammar"),
     ({"grammar": "root ::= [a]", "response_format": {"type": "json_object"}}, "grammar"),
+    ({"json_schema": "{}"}, "json_schema"),
+    ({"json_schema": {}, "response_format": {"type": "json_object"}}, "json_schema"),
+    ({"json_schema": {}, "grammar": "root ::= [a]"}, "grammar"),
+    ({"json_schema": {"maxItems": 10**6}}, "json_schema: maxItems"),
     ({"response_format": "json"}, "response_format"),
     ({"response_format": {}}, "response_format.type"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
@@ -234,6 +248,11 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"reasoning": "none"}, "reasoning"),
     ({"reasoning": {"effort": "off"}}, "reasoning.effort"),
     ({"reasoning": 1}, "reasoning"),
+    ({"reasoning": {"enabled": 1}}, "reasoning.enabled"),
+    ({"enable_thinking": "yes"}, "enable_thinking"),
+    ({"thinking": True}, "thinking"),
+    ({"thinking": {"type": "perhaps"}}, "thinking.type"),
+    ({"verbosity": "loud"}, "verbosity"),
     ({"chat_template_kwargs": {"enable_thinking": "false"}}, "chat_template_kwargs.enable_thinking"),
     ({"messages": [{**USER, "name": "a\0"}]}, "messages[0].name"),
     (content({"type": "text"}), "messages[1].content[1].text"),
@@ -258,9 +277,14 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"preset": "mine"}, "preset"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "v"}}, "audio"),
-    ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
     ({"web_search_options": {}}, "web_search_options"),
-    ({"chat_template": "{{ messages }}"}, "chat_template"),
+    ({"reasoning": {"effort": "low", "exclude": True}}, "reasoning.exclude"),
+    ({"reasoning": {"max_tokens": 100}}, "reasoning.max_tokens"),
+    ({"thinking": {"type": "enabled", "budget_tokens": 100}}, "thinking.budget_tokens"),
+    ({"echo": True}, "echo"),
+    ({"suffix": "end"}, "suffix"),
+    ({"best_of": 2}, "best_of"),
+    ({"add_special_tokens": True}, "add_special_tokens"),
     (content({"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}), "messages[1].content[1].type"),
     (content({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}), "messages[1].content[1].type"),
     (content({"type": "input_audio", "input_audio": {}}), "messages[1].content[1].type"),
@@ -277,7 +301,7 @@ TEXT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [1, -1]}, "prompt[1]"),
     ({"prompt": [1, 2**31]}, "prompt[1]"),
     ({"prompt": [1, True]}, "prompt[1]"),
-    ({"prompt": [1.0]}, "prompt[0]"),
+    ({"prompt": [1.5]}, "prompt[0]"),
     ({"prompt": [[1], [2, "x"]]}, "prompt[1][1]"),
     ({"prompt": [[1], 2]}, "prompt[1]"),
     ({"prompt": ["a"] * 65, "n": 2}, "n"),
@@ -296,13 +320,29 @@ UNSUPPORTED_TEXT: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": "required"}, "tool_choice"),
 ]
 
+UNSERVED: list[tuple[dict[str, Any], str]] = [
+    ({"chat_template": "{{ messages }}"}, "chat_template"),
+    ({"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+    *[({name: value}, name) for name, value in {
+        "n_probs": 5, "t_max_predict_ms": 100, "n_indent": 4, "min_keep": 2, "post_sampling_probs": True,
+        "return_tokens": True, "response_fields": ["content"], "grammar_lazy": True, "preserved_tokens": ["a"],
+        "reasoning_format": "none", "parse_tool_calls": False, "adaptive_target": 0.5,
+        "use_beam_search": True, "length_penalty": 0.5, "bad_words": ["a"], "allowed_token_ids": [1],
+        "include_stop_str_in_output": True, "skip_special_tokens": False, "prompt_logprobs": 0, "prompt_embeds": "x",
+        "truncate_prompt_tokens": 5, "guided_json": {}, "guided_regex": "a", "guided_choice": ["a"],
+        "structured_outputs": {"regex": "a"},
+        "regex": "a", "ebnf": "a", "logits_processors": ["a"], "documents": [{"text": "a"}], "return_token_ids": True,
+        "include_reasoning": False, "separate_reasoning": False, "guidance_scale": 2, "tfs_z": 0.5, "top_a": 0.1,
+    }.items()],
+]  # fmt: skip
+
 REFUSED = [
     *[("v0_chat", CHAT | change, param) for change, param in COMMON + CHAT_ONLY],
     *[("openai_text", {"prompt": "x"} | change, param) for change, param in COMMON + TEXT_ONLY],
 ]
 UNSUPPORTED = [
-    *[("openai_chat", CHAT | change, param) for change, param in UNSUPPORTED_CHAT],
-    *[("v0_text", {"prompt": "x"} | change, param) for change, param in UNSUPPORTED_TEXT],
+    *[("openai_chat", CHAT | change, param) for change, param in UNSUPPORTED_CHAT + UNSERVED],
+    *[("v0_text", {"prompt": "x"} | change, param) for change, param in UNSUPPORTED_TEXT + UNSERVED],
 ]
 
 
@@ -324,6 +364,104 @@ def test_unsupported_field_is_refused_by_name(dialect: str, body: dict[str, Any]
     with pytest.raises(UnsupportedField) as caught:
         PARSE[dialect](body)
     assert caught.value.param == param
+
+
+GOBBLED: list[dict[str, Any]] = [
+    # what changes no answer
+    {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "flex", "safety_identifier": "s"},
+    {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "prediction": {"type": "content", "content": "x"}},
+    {"stream_options": {"include_obfuscation": True}},
+    {"cache_prompt": False, "id_slot": 3, "n_cache_reuse": 256, "n_keep": -1, "n_discard": 5, "sse_ping_interval": 5},
+    {"speculative.n_max": 8, "backend_sampling": True, "verbose": True},
+    {"priority": 3, "request_id": "r", "vllm_xargs": {}, "kv_transfer_params": {}},
+    # what asks for nothing
+    {"n_probs": 0, "min_keep": 0, "n_indent": 0, "t_max_predict_ms": 0, "post_sampling_probs": False, "top_n_sigma": -1},
+    {"dynatemp_range": 0, "dynatemp_exponent": 1, "reasoning_format": "auto", "reasoning_budget": -1, "response_fields": []},
+    {"min_tokens": 0, "stop_token_ids": [], "skip_special_tokens": True, "spaces_between_special_tokens": True},
+    {"use_beam_search": False, "length_penalty": 1.0, "best_of": 1, "bad_words": [], "guided_json": None, "suffix": ""},
+    {"functions": [], "function_call": "auto", "preset": "", "chat_template": "", "tool_choice": "auto", "tools": []},
+    {"stop": "", "logit_bias": {}, "json_schema": None, "cache_salt": "", "lora": None},
+]
+
+
+@pytest.mark.parametrize("change", GOBBLED, ids=label)
+@pytest.mark.parametrize(("dialect", "body"), [("openai_chat", CHAT), ("v0_text", {"prompt": "x"})])
+def test_what_asks_for_nothing_changes_nothing(dialect: str, body: dict[str, Any], change: dict[str, Any]) -> None:
+    plain = PARSE[dialect](body).runs[0]
+    run = PARSE[dialect](body | change).runs[0]
+    settled = {name: getattr(plain.sampling, name) for name in ("logit_bias",)}
+    assert replace(run, sampling=replace(run.sampling, **settled)) == plain
+
+
+TOLERATED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    # the request, what it sets of the run, and what of its sampling
+    ({"max_tokens": 5.0}, {"max_tokens": 5}, {}),
+    ({"max_tokens": 0}, {"max_tokens": 0}, {}),
+    ({"max_completion_tokens": 0, "max_tokens": 9}, {"max_tokens": 0}, {}),
+    ({"n_predict": 7}, {"max_tokens": 7}, {}),
+    ({"n_predict": 7, "max_tokens": 8}, {"max_tokens": 8}, {}),
+    ({"n_predict": -1}, {"max_tokens": -1}, {}),
+    ({"top_k": -1}, {}, {"top_k": -1}),
+    ({"top_k": 40.0, "seed": 1.0}, {}, {"top_k": 40, "seed": 1}),
+    ({"repetition_penalty": 1.5}, {}, {"repeat_penalty": 1.5}),
+    ({"repetition_penalty": 1.5, "repeat_penalty": 1.25}, {}, {"repeat_penalty": 1.25}),
+    ({"stop": ["", "a", ""]}, {"stop": ("a",)}, {}),
+    ({"stop": [*map(str, range(64)), ""]}, {"stop": tuple(map(str, range(64)))}, {}),
+    ({"logit_bias": [[5, 1.5], [6.0, False]]}, {}, {"logit_bias": ((5, 1.5), (6, -math.inf))}),
+    ({"json_schema": {"type": "integer"}}, {"grammar": Grammar("json_schema", '{"type":"integer"}')}, {}),
+    ({"json_schema": {}, "response_format": {"type": "text"}}, {"grammar": Grammar("json_schema", "{}")}, {}),
+    ({"cache_salt": "mine"}, {"scope": "mine"}, {}),
+]
+
+
+@pytest.mark.parametrize(("change", "fields", "sampling"), TOLERATED, ids=[json.dumps(row[0])[:60] for row in TOLERATED])
+@pytest.mark.parametrize(("dialect", "body"), [("openai_chat", CHAT), ("v0_text", {"prompt": "x"})])
+def test_forms_of_other_servers_are_taken(
+    dialect: str, body: dict[str, Any], change: dict[str, Any], fields: dict[str, Any], sampling: dict[str, Any]
+) -> None:
+    plain = PARSE[dialect](body).runs[0]
+    expected = replace(plain, sampling=replace(plain.sampling, **sampling), **fields)
+    assert PARSE[dialect](body | change).runs == (expected,)
+
+
+def test_n_cmpl_and_token_ids_with_a_point() -> None:
+    assert len(PARSE["openai_chat"](CHAT | {"n_cmpl": 3.0}).runs) == 3
+    (run,) = PARSE["openai_text"]({"prompt": [1.0, 2]}).runs
+    assert run.prompt == Tokens((1, 2)) and all(type(id) is int for id in run.prompt.ids)
+
+
+ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
+EFFORTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    *[
+        ({"reasoning_effort": word}, ON | {"reasoning_effort": word})
+        for word in ("minimal", "low", "medium", "high", "xhigh", "max")
+    ],
+    ({"reasoning_effort": "none"}, OFF),
+    ({"reasoning": "max"}, ON | {"reasoning_effort": "max"}),
+    ({"reasoning": {"effort": "xhigh", "summary": "auto"}}, ON | {"reasoning_effort": "xhigh"}),
+    ({"reasoning": {"enabled": False}}, OFF),
+    ({"reasoning": {"enabled": True, "exclude": False}}, ON),
+    ({"enable_thinking": False}, OFF),
+    ({"thinking": {"type": "disabled"}}, OFF),
+    ({"thinking": {"type": "enabled"}}, ON),
+    ({"thinking": {"type": "adaptive"}}, {}),
+    ({"thinking": {"type": "disabled"}, "reasoning_effort": "low"}, ON | {"reasoning_effort": "low"}),
+    ({"enable_thinking": False, "chat_template_kwargs": {"enable_thinking": True}}, ON),
+    ({"verbosity": "low"}, {"verbosity": "low"}),
+]
+
+
+@pytest.mark.parametrize(("change", "variables"), EFFORTS, ids=[json.dumps(change) for change, _ in EFFORTS])
+def test_words_for_reasoning_are_the_template_s_variables(change: dict[str, Any], variables: dict[str, Any]) -> None:
+    (run,) = PARSE["openai_chat"](CHAT | change).runs
+    assert isinstance(run.prompt, Chat)
+    assert run.prompt.template_kwargs == variables
+
+
+@pytest.mark.parametrize("parse", [*PARSE.values(), openai_embeddings.parse_embeddings])
+def test_ttl_of_zero_is_never_and_none_is_left_open(parse: Any) -> None:
+    body = CHAT | {"prompt": "x", "input": "x"}
+    assert (parse(body | {"ttl": 0}).ttl_s, parse(body).ttl_s, parse(body | {"ttl": 60.0}).ttl_s) == (0, None, 60)
 
 
 @pytest.mark.parametrize(("dialect", "field"), [("openai_chat", "messages"), ("openai_text", "prompt")])

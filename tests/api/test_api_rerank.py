@@ -66,13 +66,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"documents": ["a"] * 10_000}, "documents"),
     ({"top_n": 0}, "top_n"),
     ({"top_n": -1}, "top_n"),
-    ({"top_n": 1.0}, "top_n"),
+    ({"top_n": 1.5}, "top_n"),
     ({"top_n": True}, "top_n"),
     ({"top_n": 10**30}, "top_n"),
     ({"return_documents": 1}, "return_documents"),
     ({"rank_fields": ["title"]}, "rank_fields"),
     ({"model": 1}, "model"),
-    ({"ttl": 0}, "ttl"),
+    ({"ttl": -1}, "ttl"),
 ]
 
 
