@@ -22,7 +22,7 @@ FILE_NAME = "config.json"
 MAX_FILE_BYTES = 1 << 20
 """Far above any real config file; a mistaken `LMLITE_HOME` must not be read into memory whole."""
 
-LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]{1,3}){3}")
+LOOPBACK = re.compile(r"localhost\.?|::1|(::ffff:)?127(\.[0-9]{1,3}){3}")
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,15}")
 NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
 SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -70,8 +70,8 @@ class Option:
     @property
     def shown_default(self) -> str:
         """The default as a user would write it."""
-        if self.default == ():
-            return "none"
+        if isinstance(self.default, tuple):
+            return ", ".join(map(str, self.default)) or "none"
         words = self.kind.words
         return next((word for word, number in words if number == self.default), f"{self.default}".removesuffix(".0"))
 
@@ -155,6 +155,18 @@ def names() -> Kind:
         return tuple(str(item) for item in items)
 
     return Kind("names (in a variable: joined by ',')", convert, "NAME", shape="many")
+
+
+def hosts() -> Kind:
+    """At least one name or address; brackets around one of IPv6 are left out."""
+
+    def convert(value: object) -> tuple[str, ...]:
+        items = [str(item).strip().removeprefix("[").removesuffix("]") for item in to_items(value, ",")]
+        if not items or not all(item and item.isprintable() for item in items):
+            raise Refused
+        return tuple(dict.fromkeys(items))
+
+    return Kind("addresses (in a variable: joined by ',')", convert, "ADDRESS", shape="many")
 
 
 def pairs() -> Kind:
@@ -245,7 +257,7 @@ class Config:
     models: tuple[Path, ...] = option((), paths(), "GGUF files to serve besides those in the folders", positional=True)
 
     # ---- where it listens
-    host: str = option("127.0.0.1", text(), "address to listen on")
+    host: tuple[str, ...] = option(("127.0.0.1",), hosts(), "an address to listen on; :: is every one, of IPv4 too")
     port: int = option(1234, whole(0, 65535), "port to listen on; 0 takes a free one")
     insecure_no_auth: bool = option(
         False, switch(), "allow an address that other machines can reach, although nothing asks them for a token"
@@ -306,9 +318,10 @@ class Config:
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Config:
         config = cls(**{"home": DEFAULT_HOME.expanduser(), **values})
-        if not config.loopback and not config.insecure_no_auth:
+        exposed = next((host for host in config.host if not is_loopback(host)), None)
+        if exposed is not None and not config.insecure_no_auth:
             raise ConfigError(
-                f"{config.host} can be reached by other machines and no token would be asked of them; "
+                f"{exposed} can be reached by other machines and no token would be asked of them; "
                 "listen on 127.0.0.1, or say --insecure-no-auth (LMLITE_INSECURE_NO_AUTH=1) if that is what you want"
             )
         return config
@@ -321,7 +334,11 @@ class Config:
 
     @property
     def loopback(self) -> bool:
-        return LOOPBACK.fullmatch(self.host) is not None
+        return all(map(is_loopback, self.host))
+
+
+def is_loopback(host: str) -> bool:
+    return LOOPBACK.fullmatch(host.lower()) is not None
 
 
 def to_json(value: object) -> object:

@@ -13,7 +13,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ ACCEPT_BURST = 64
 """Connections taken per turn of the loop, so that a flood of them does not stop the streams."""
 ACCEPT_PAUSE_S = 0.2
 """After the process ran out of descriptors: long enough for some to be closed, short enough to go unnoticed."""
+EVERY_ADDRESS = ("0.0.0.0", "::")
 OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 FLUSH_S = 1.0
 """What clients have to take the last bytes of their answers, once all answers are finished."""
@@ -42,16 +43,37 @@ T = TypeVar("T")
 # ---- listening -------------------------------------------------------------------------------------------------------
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets for every address of `host`, all on one port. `ConfigError` says why it cannot be."""
+def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Listening sockets for all of `hosts`, all on one port. As `bind`; an address that two of them mean is bound once."""
+    sockets: list[socket.socket] = []
+    bound: set[tuple[int, str]] = set()
+    try:
+        for host in sorted(hosts, key=lambda host: host not in EVERY_ADDRESS):  # none of them could follow what it covers
+            sockets += bind(host, sockets[0].getsockname()[1] if sockets else port, bound)
+    except BaseException:
+        for listening in sockets:
+            listening.close()
+        raise
+    return sockets
+
+
+def bind(host: str, port: int, bound: set[tuple[int, str]]) -> list[socket.socket]:
+    """Listening sockets for every address of `host` that is not in `bound`, all on one port. `ConfigError` says why it
+    cannot be."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigError(f"host: {host!r} is not an address of this machine ({error.strerror})") from None
     sockets: list[socket.socket] = []
     try:
-        for family, address in dict.fromkeys((entry[0], entry[4][0]) for entry in found):
-            sockets.append(listen(family, str(address), sockets[0].getsockname()[1] if sockets else port))
+        addresses = dict.fromkeys((int(entry[0]), str(entry[4][0])) for entry in found)
+        if (socket.AF_INET6, "::") in addresses:  # whoever says "every address" means those of IPv4 too
+            addresses[(socket.AF_INET, "0.0.0.0")] = None
+        for family, address in addresses:
+            if covers(bound, family, address):
+                continue
+            sockets.append(listen(family, address, sockets[0].getsockname()[1] if sockets else port))
+            bound.add((family, address))
     except OSError as error:
         for listening in sockets:
             listening.close()
@@ -61,6 +83,12 @@ def bind(host: str, port: int) -> list[socket.socket]:
             raise PortInUse(host, port, find_listener(port)) from None
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
     return sockets
+
+
+def covers(bound: set[tuple[int, str]], family: int, address: str) -> bool:
+    """Something of `bound` takes the connections to `address` already."""
+    every = "::" if family == socket.AF_INET6 else "0.0.0.0"
+    return (family, address) in bound or (family, every) in bound
 
 
 def listen(family: int, address: str, port: int) -> socket.socket:
@@ -146,7 +174,7 @@ class Service:
 
     @property
     def url(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host, self.config.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host[0], self.config.host[0])
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     async def open(self) -> None:
@@ -155,7 +183,7 @@ class Service:
         for path in self.config.models:
             if not path.exists():
                 raise ConfigError(f"models: there is no file {str(path)!r}")
-        sockets = bind(self.config.host, self.config.port)
+        sockets = bind_all(self.config.host, self.config.port)
         self.port = sockets[0].getsockname()[1]
         self._expired = asyncio.Event()
         if self.config.log_prompts:

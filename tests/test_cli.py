@@ -132,12 +132,24 @@ def test_unreadable_home_is_refused(tmp_path: Path) -> None:
 def test_address_in_reach_of_others_needs_the_flag_that_the_message_names(home: Path, host: str) -> None:
     with pytest.raises(ConfigError, match="--insecure-no-auth"):
         gather({"host": host}, {"LMLITE_HOME": str(home)})
-    assert gather({"host": host, "insecure_no_auth": True}, {"LMLITE_HOME": str(home)}).host == host
+    assert gather({"host": host, "insecure_no_auth": True}, {"LMLITE_HOME": str(home)}).host == (host,)
+    with pytest.raises(ConfigError, match="--insecure-no-auth"):
+        gather({"host": ["127.0.0.1", host]}, {"LMLITE_HOME": str(home)})
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "LOCALHOST", "::1", "[::1]"])
 def test_loopback_needs_no_flag(host: str) -> None:
-    assert Config.of(host=host).host == host
+    assert Config.of(host=host).host == (host.strip("[]"),)
+
+
+def test_several_addresses_are_listened_on_wherever_they_are_said(home: Path) -> None:
+    both = ("127.0.0.1", "::1")
+    assert Config.of(host=["127.0.0.1", "[::1]"]).host == both
+    assert gather({}, {"LMLITE_HOME": str(home), "LMLITE_HOST": "127.0.0.1,::1"}).host == both
+    home.mkdir(exist_ok=True)
+    (home / "config.json").write_text('{"host": ["127.0.0.1", "::1"]}')
+    assert gather({}, {"LMLITE_HOME": str(home)}).host == both
+    assert Config.of(host=("127.0.0.1", "127.0.0.1")).host == ("127.0.0.1",)
 
 
 def test_python_options_are_checked_in_the_same_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import http.client
 import json
 import logging
@@ -374,7 +375,7 @@ def test_h13_form_post_of_a_browser_is_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope?x=1", "/v1/messages", "/v1/responses", "/api/v1/chat", "/api/v0/nope", "/v1/models/"]
+    "path", ["/", "/nope?x=1", "/v1/messages", "/v1/responses", "/api/v1/chat", "/api/v0/nope", "/v1/"]
 )
 def test_h20_unknown_path_is_a_404_in_lm_studios_words(client: Client, path: str) -> None:
     answer = client.get(path)
@@ -565,3 +566,61 @@ def chat_text(answer: Answer, index: int = 0) -> str:
     chunks = [json.loads(payload) for name, payload in answer.events if name is None and payload != "[DONE]"]
     choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
     return "".join(choice["delta"].get("content", "") for choice in choices)
+
+
+# ---- where it listens ------------------------------------------------------------------------------------------------
+
+
+def reaches(address: str, port: int) -> bool:
+    try:
+        connection = http.client.HTTPConnection(address, port, timeout=30)
+        connection.request("GET", "/health", headers={"Host": "localhost"})
+        return connection.getresponse().status == 200
+    except ConnectionRefusedError:
+        return False
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "reached"),
+    [
+        (["127.0.0.1"], [True, False, False]),
+        (["::"], [True, True, True]),
+        (["127.0.0.1", "::1"], [True, False, True]),
+        (["127.0.0.2", "127.0.0.1", "127.0.0.2"], [True, True, False]),
+        (["127.0.0.1", "0.0.0.0", "::1"], [True, True, True]),
+    ],
+    ids=str,
+)
+def test_it_listens_on_every_address_that_was_named(
+    serve_fake: Callable[..., FakeServer], hosts: list[str], reached: list[bool]
+) -> None:
+    server = serve_fake(host=hosts, insecure_no_auth=True)
+    assert [reaches(address, server.port) for address in ("127.0.0.1", "127.0.0.2", "::1")] == reached
+
+
+def test_compressed_bodies_are_taken(fake_server: FakeServer) -> None:
+    client = fake_server.client()
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}).encode()
+    plain = client.post("/v1/chat/completions", body)
+    for coding in ("gzip", "x-gzip", "GZIP"):
+        packed = client.ask("POST", "/v1/chat/completions", gzip.compress(body), {"Content-Encoding": coding})
+        assert (packed.status, packed.json["choices"]) == (200, plain.json["choices"])
+    bad = client.ask("POST", "/v1/chat/completions", b"hello", {"Content-Encoding": "gzip"})
+    assert (bad.status, bad.json["error"]["type"]) == (400, "invalid_request_error")
+    bomb = client.ask("POST", "/v1/chat/completions", gzip.compress(bytes(64 << 20)), {"Content-Encoding": "gzip"})
+    assert bomb.status == 413
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_client_that_has_said_all_is_answered(fake_server: FakeServer, stream: bool) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 30, "stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", fake_server.port), timeout=30) as client:
+        client.sendall(head + body)
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    status = next(line for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.1 ") and b" 100 " not in line)
+    assert status == b"HTTP/1.1 200 OK"
+    assert (b"[DONE]" in answer) if stream else (b"chat.completion" in answer)

@@ -31,7 +31,7 @@ class App(State):
     def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
         super().__init__(config, place)
         self._router: Router[Endpoint] = Router(ROUTES)
-        self._policy = Policy.of([config.host], config.allow_host, config.allow_origin)
+        self._policy = Policy.of(config.host, config.allow_host, config.allow_origin)
         self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed, self._answered)
         self._request_log = RequestLog()
         self._connections: set[Connection] = set()

@@ -124,7 +124,7 @@ async def stream(app: State, call: Call, served: Served, engine: Engine, reply: 
     def take(index: int, events: list[Event]) -> bool:
         said = spell(spelled, index, events)
         if not reply.started:  # until there is an event, a failure is an HTTP status
-            reply.start(200, sse.HEADERS)
+            reply.start(200, sse.HEADERS, sse.KEEP_ALIVE)
             said = frames(spelled.begin()) + said
         reply.write(said)
         return not reply.paused

@@ -53,7 +53,7 @@ class Progress:
 
     def begin(self, instance_id: str) -> None:
         self._id = instance_id
-        self._reply.start(200, sse.HEADERS)
+        self._reply.start(200, sse.HEADERS, sse.KEEP_ALIVE)
         self._reply.write(frames([spelling.started(instance_id)]))
 
     def tell(self, fraction: float) -> None:

@@ -16,7 +16,7 @@ async def stream(app: State, request: Request, reply: Reply, _: str) -> None:
         reply.whole(200, b"", content_type="text/event-stream")
         return
     with app.logs.listen(source, types, stats) as listener:
-        reply.start(200, sse.HEADERS)
+        reply.start(200, sse.HEADERS, sse.KEEP_ALIVE)
         reply.write(sse.KEEP_ALIVE)  # the listener is there: what is asked from now on is heard
         while not listener.closed:
             lines = await listener.take(KEEP_ALIVE_S)

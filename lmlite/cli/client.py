@@ -78,11 +78,11 @@ class Client:
         config = gather({"host": host, "insecure_no_auth": True} if host is not None else {}, environ)
         token = next((environ[name] for name in TOKEN_VARIABLES if environ.get(name)), None)
         if host is not None or port is not None:
-            return cls(config.host, config.port if port is None else port, token)
+            return cls(config.host[0], config.port if port is None else port, token)
         home = Home(config.home)
         if (owner := home.owner()) is not None and owner.url is not None:
             return cls(*_address(owner.url), token)
-        client = cls(config.host, config.port, token)
+        client = cls(config.host[0], config.port, token)
         # A server inside a program holds no lock, but it has a port that somebody chose.
         if environ.get("LMLITE_PORT") or "port" in read_file(home.config_file):
             return client

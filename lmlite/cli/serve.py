@@ -73,8 +73,9 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     elif option.kind.shape == "switch":
         parser.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=option.help)
     elif option.kind.shape == "many":
-        help = f"{option.help}; may be given several times"
-        parser.add_argument(option.flag, action="append", metavar=option.kind.metavar, help=help)
+        default = f"; default: {option.shown_default}" if option.default else ""
+        help = f"{option.help}; may be given several times{default}"
+        parser.add_argument(*flags, action="append", metavar=option.kind.metavar, help=help)
     else:
         help = f"{option.help} (default: {option.shown_default})"
         parser.add_argument(*flags, metavar=option.kind.metavar, help=help)

@@ -1,14 +1,17 @@
 """One connection: joins the parser to a handler, keeps the clock, and never holds more than a bounded number of bytes.
 
 Requests are answered one after the other, each by one task. Host, Origin and the app's `precheck` are judged before
-the body is read. A client that sends EOF has left, in the middle of a request or of its answer: the handler is
-cancelled at once. A client that does not read its stream is cut; one that sends slowly gets 408. After an answer that
-leaves bytes unread the socket is half-closed and drained for a moment, or a reset could destroy the answer.
+the body is read. EOF in the middle of a request means that the client has left. EOF behind a complete one may mean that
+only its sending half is closed: it is answered, while a probe finds out within moments whether the client is there at
+all; if not, the handler is cancelled. A client that does not read its stream is cut; one that sends slowly gets 408.
+Where the client may be sending still, the socket is half-closed and drained for a moment, or a reset could destroy an
+answer, or a request that came when its time was up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -18,6 +21,7 @@ from typing import Any, cast
 from ..errors import HttpError, InternalError, LmError, ShuttingDown, let_go
 from . import guard, http1
 from .http1 import CONTINUE, LAST_CHUNK, Headers
+from .inflate import inflate
 
 JSON = "application/json; charset=utf-8"
 
@@ -32,6 +36,12 @@ class Limits:
     """From one piece of a body to the next."""
     idle_s: float = 5.0
     """Between requests, as LM Studio says in its Keep-Alive header."""
+    grace_s: float = 5.0
+    """What is waited beyond that: a client that reuses the connection in time must not meet its end on the way."""
+    probe_s: float = 0.02
+    """From a probe to the look at what came of it, and ..."""
+    probe_again_s: float = 0.2
+    """... to each further one: an answer must not be computed for long for nobody."""
     stall_s: float = 30.0
     """A reader that is this long behind has gone or does not mean it; its stream holds a place in a model."""
     linger_s: float = 2.0
@@ -60,6 +70,7 @@ class Reply:
     """The answer to one request: `whole`, or `start`, `write`..., `finish`. Writes for a client that left do nothing."""
 
     __slots__ = (
+        "_blank",
         "_chunked",
         "_connection",
         "_send",
@@ -85,6 +96,7 @@ class Reply:
         self._send: Callable[[bytes], None] = refuse_write
         self._silent = head is not None and head.method == "HEAD"
         self._chunked = head is not None and head.http_version == "1.1"
+        self._blank = b""
         self.keep_alive = head is not None and head.keep_alive
         self.extra_headers: guard.CorsHeaders = ()
         self.started = False
@@ -92,8 +104,10 @@ class Reply:
         self.paused = False
         """The client is a write buffer behind: `await drain()` before producing more."""
 
-    def start(self, status: int, headers: Headers) -> None:
-        """Begins an answer of unknown length: chunked, or for HTTP/1.0 ended by the connection's end."""
+    def start(self, status: int, headers: Headers, blank: bytes = b"") -> None:
+        """Begins an answer of unknown length: chunked, or for HTTP/1.0 ended by the connection's end. `blank` is what its
+        readers skip wherever it stands; it finds out whether they are there."""
+        self._blank = blank
         self._expect_unstarted()
         self.status = status
         framing = (("Transfer-Encoding", "chunked"),) if self._chunked else ()
@@ -128,6 +142,14 @@ class Reply:
         head = http1.head(status, (*framing, *headers, *self._persistence(), *self.extra_headers))
         self.started = self.complete = True
         self._connection.send(head if self._silent or bodiless else head + body)
+
+    def probe(self) -> None:
+        """Says what a client must take and skips: before the answer an interim one, where it speaks HTTP/1.1."""
+        if not self.started:
+            if self._chunked:
+                self._connection.send(CONTINUE)
+        elif self._blank and not self.complete and not self.paused:
+            self.write(self._blank)
 
     def detach(self) -> None:
         """The client has left."""
@@ -221,7 +243,7 @@ class Connection(asyncio.Protocol):
             Phase.BODY: limits.body_s,
             Phase.BUSY: inf,
             Phase.FLUSHING: limits.stall_s,
-            Phase.IDLE: limits.idle_s,
+            Phase.IDLE: limits.idle_s + limits.grace_s,
             Phase.LINGERING: limits.linger_s,
             Phase.CLOSING: limits.stall_s,
         }
@@ -230,6 +252,8 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._lost = False
+        self._half_closed = False  # the client sends no more, but may be reading
+        self._look: asyncio.TimerHandle | None = None  # at what came of a probe
         self._reading = True
         self._writable: asyncio.Event | None = None  # there while the write buffer is above its high-water mark
         self._unsent = 0  # bytes in the write buffer when progress was last looked for
@@ -291,17 +315,23 @@ class Connection(asyncio.Protocol):
         else:
             self._read()
 
-    def eof_received(self) -> None:
-        """The transport then closes itself, after sending what it has."""
+    def eof_received(self) -> bool:
+        """False: the transport then closes itself, after sending what it has."""
+        if self._phase is Phase.BUSY or self._phase is Phase.FLUSHING:
+            self._half_closed = True
+            self._probe()
+            return True
         self._unsent = self._transport.get_write_buffer_size()
         self._enter(Phase.CLOSING)
         self._abandon()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._phase = Phase.CLOSING
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._look):
+            if timer is not None:
+                timer.cancel()
         if self._task is None:
             self._hooks.on_close(self)
         else:
@@ -360,6 +390,8 @@ class Connection(asyncio.Protocol):
             if head.has_body:
                 raise
             self._refusal = error
+            if isinstance(error, HttpError) and error.status == 400:
+                reply.keep_alive = False  # as after all that was not understood
         if head.expect_continue and head.has_body and not self._parser.buffered:
             self.send(CONTINUE)
 
@@ -382,9 +414,15 @@ class Connection(asyncio.Protocol):
             self._hooks.on_answer(request, reply)
             return self._after_answer(reply)
         self._enter(Phase.BUSY)
-        self._task = asyncio.ensure_future(self._hooks.handler(request, reply), loop=self._loop)
+        plain = request.headers.get("content-encoding", "identity").lower() == "identity"
+        handle = self._hooks.handler if plain else self._handle_compressed
+        self._task = asyncio.ensure_future(handle(request, reply), loop=self._loop)
         self._task.add_done_callback(lambda task: self._answered(task, request, reply))
         return False
+
+    async def _handle_compressed(self, request: Request, reply: Reply) -> None:
+        body = await asyncio.to_thread(inflate, request.body, self._limits.max_body)
+        await self._hooks.handler(replace(request, body=body), reply)
 
     def _refuse(self, error: Exception) -> None:
         """Answers a request that cannot or need not be read to its end, as the last one of this connection."""
@@ -427,8 +465,8 @@ class Connection(asyncio.Protocol):
     def _after_answer(self, reply: Reply) -> bool:
         """Leaves the connection as the answer promised; True if the next request can be read."""
         self._reply = None
-        if not reply.keep_alive:
-            self._close(unread=self._parser.buffered > 0)
+        if not reply.keep_alive or (self._half_closed and not self._parser.buffered):
+            self._close(unread=self._parser.buffered > 0 and not self._half_closed)
             return False
         if self._writable is not None:
             self._unsent = self._transport.get_write_buffer_size()
@@ -450,6 +488,23 @@ class Connection(asyncio.Protocol):
         if failure is not None and not isinstance(failure, LmError):
             context = {"message": "a request's handler failed", "exception": failure, "protocol": self}
             self._loop.call_exception_handler(context)
+
+    # ---- a client that sends no more: is it there?
+
+    def _probe(self) -> None:
+        """A client that has left resets the connection when it is sent something."""
+        if self._reply is not None:
+            self._reply.probe()
+        self._look = self._loop.call_later(self._limits.probe_s, self._look_for_reset)
+
+    def _look_for_reset(self) -> None:
+        if self._phase is Phase.CLOSING:
+            return
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._abort()
+        else:
+            self._look = self._loop.call_later(self._limits.probe_again_s, self._look_for_reset)
 
     # ---- the end
 
@@ -509,7 +564,9 @@ class Connection(asyncio.Protocol):
         match self._phase:
             case Phase.HEAD | Phase.BODY:
                 self._refuse(HttpError(408, "the request came too slowly"))
-            case Phase.OPENING | Phase.IDLE | Phase.LINGERING:
+            case Phase.IDLE:
+                self._close(unread=True)  # a request may be on its way
+            case Phase.OPENING | Phase.LINGERING:
                 self._close(unread=False)
             case Phase.BUSY:
                 self._abort()

@@ -30,11 +30,13 @@ CorsHeaders = tuple[tuple[str, str], ...]
 @dataclass(slots=True, frozen=True)
 class Policy:
     """`names`: lower-case host names and IP literals that are ours besides localhost and loopback; `any_literal`: every
-    IP literal is (a literal needs no resolver, so it cannot be rebound); `origins`: web origins let in, ANY for all."""
+    IP literal is (a literal needs no resolver, so it cannot be rebound); `origins`: web origins let in, ANY for all;
+    `any_name`: whatever clients call us."""
 
     names: frozenset[str]
     any_literal: bool
     origins: frozenset[str]
+    any_name: bool = False
 
     @classmethod
     def of(cls, bound: Iterable[str], allow_host: Iterable[str] = (), allow_origin: Iterable[str] = ()) -> Policy:
@@ -45,6 +47,7 @@ class Policy:
             names=frozenset((*bound, *(canonical(name) for name in allow_host))),
             any_literal=wildcard,
             origins=frozenset(origin.lower().rstrip("/") for origin in allow_origin),
+            any_name=ANY in allow_host,
         )
 
 
@@ -70,8 +73,13 @@ def check_host(policy: Policy, headers: Mapping[str, str]) -> None:
         ours = address.is_loopback or policy.any_literal
     else:
         ours = name == "localhost" or name.endswith(".localhost")
-    if not ours and name not in policy.names:
-        raise HttpError(403, f"this server does not go by the name {name}; it can be allowed with allow_host")
+    if not ours and name not in policy.names and not policy.any_name:
+        raise HttpError(
+            403,
+            f"this server does not go by the name {name}. Names are checked since web pages of others could be behind them; "
+            f"if {name} is yours, as host.docker.internal or a service's name in a container network is, start the server "
+            f"with --allow-host {name} (or --allow-host '*' for any name)",
+        )
 
 
 def check_origin(policy: Policy, headers: Mapping[str, str]) -> CorsHeaders:

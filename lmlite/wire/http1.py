@@ -48,6 +48,12 @@ CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?")
 ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 UNSAFE_IN_PATH = re.compile(r"[\x00-\x1f\x7f\\]|//|/\.\.?(?:/|$)")
 
+TLS_HANDSHAKE = 0x16
+"""The first byte of a TLS connection, and of no request."""
+
+CODINGS = frozenset(("identity", "gzip", "x-gzip"))
+"""What a body may be sent as; who takes a request takes the coding off."""
+
 SINGLE = frozenset(
     ("host", "content-length", "content-type", "authorization", "x-api-key", "origin", "sec-fetch-site", "expect")
 )
@@ -178,6 +184,8 @@ class Parser:
         first = self._buffer[self._at : self._at + 2]
         if not first or first == b"\r":
             return Step.STARVED
+        if first[0] == TLS_HANDSHAKE:
+            raise HttpError(400, "this port speaks plain HTTP, and a TLS connection was begun: say http://, not https://")
         if first == b"\r\n":
             self._at = self._seen = self._at + 2
         self._state = Parser._first_line
@@ -241,8 +249,8 @@ class Parser:
             content_length=length,
             chunked=chunked,
         )
-        if fields.get("content-encoding", "identity").lower() != "identity":
-            raise HttpError(415, "compressed bodies are not accepted")
+        if fields.get("content-encoding", "identity").lower() not in CODINGS:
+            raise HttpError(415, "bodies are taken as they are, or compressed with gzip", (("Accept-Encoding", "gzip"),))
         if expect not in ("", "100-continue"):
             raise HttpError(417, "the only expectation that can be met is 100-continue")
         if length > self._max_body:

@@ -1,7 +1,8 @@
 """Which endpoint serves a request, from an immutable table of routes; the endpoint's type is the table's own business.
 
 A pattern is a fixed path, or a fixed prefix and one parameter that takes the rest, slashes included
-(`/api/v0/models/{model}`). Fixed paths win over prefixes, long prefixes over short ones. GET routes serve HEAD.
+(`/api/v0/models/{model}`). A slash at the end of a path says nothing. Fixed paths win over prefixes, long prefixes over
+short ones. GET routes serve HEAD.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Router(Generic[Endpoint]):
     def match(self, method: str, path: str, target: str | None = None) -> Match[Endpoint]:
         """The route for a decoded path. UnexpectedEndpoint otherwise, which names `target` (the path, if not given)."""
         allow: list[str] = []
+        wanted = target if target is not None else path
+        path = path[:-1] if len(path) > 1 and path.endswith("/") else path
         methods = self._fixed.get(path, {})
         if method in methods:
             return Match(methods[method], NO_PARAMETERS)
@@ -64,4 +67,4 @@ class Router(Generic[Endpoint]):
                 if method in methods:
                     return Match(methods[method], MappingProxyType({parameter: path[len(prefix) :]}))
                 allow.extend(methods)
-        raise UnexpectedEndpoint(method, path if target is None else target, tuple(sorted(set(allow))))
+        raise UnexpectedEndpoint(method, wanted, tuple(sorted(set(allow))))

@@ -159,7 +159,7 @@ def test_options_reach_the_server(home: Home, start: Command) -> None:
     assert start("-p", "0", *flags, "localhost")[0] == 0
     found = dict(owner_of(home).options)
     folders = [str(home.root / "a"), str(home.root / "b=c")]
-    assert found == {"port": 0, "mmap": False, "models_dir": folders, "alias": [["x", "y"]], "host": "localhost"}
+    assert found == {"port": 0, "mmap": False, "models_dir": folders, "alias": [["x", "y"]], "host": ["localhost"]}
 
 
 def test_address_may_come_from_lm_studios_variable(
@@ -167,7 +167,7 @@ def test_address_may_come_from_lm_studios_variable(
 ) -> None:
     monkeypatch.setenv("LMS_SERVER_HOST", "localhost")
     assert start()[0] == 0
-    assert owner_of(home).options["host"] == "localhost"
+    assert owner_of(home).options["host"] == ["localhost"]
 
 
 @pytest.mark.parametrize(("flags", "origin"), [([], None), (["--cors"], "*")])

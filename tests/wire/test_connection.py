@@ -12,6 +12,7 @@ from lmlite.errors import HttpError, LmError, ShuttingDown
 from lmlite.wire import sse
 from lmlite.wire.connection import Limits, Reply, Request
 from lmlite.wire.guard import Policy
+from lmlite.wire.http1 import CONTINUE
 from tests.wire.wire_fakes import PEER, Client, answers, get, post
 
 JSON = "Content-Type: application/json"
@@ -274,6 +275,13 @@ def test_framing_error_is_answered_once_and_ends_the_connection(connect: Connect
     assert client.transport.lost and client.handled == []
 
 
+def test_a_host_that_is_no_name_ends_the_connection(connect: Connect) -> None:
+    client = connect()
+    [(status, headers, _)] = answers(client.send(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"))
+    assert (status, headers["connection"]) == (400, "close")
+    assert client.transport.closing and client.handled == []
+
+
 def test_lingering_ends_by_itself(connect: Connect) -> None:
     client = connect()
     client.send(b"\x00\r\n")
@@ -422,17 +430,26 @@ def test_idle_connection_is_closed_after_the_time_that_was_promised(connect: Con
     client.send(get("/"))
     client.loop.advance(4.9)
     client.send(get("/"))
-    client.loop.advance(4.9)
-    assert not client.transport.closing
+    client.loop.advance(9.9)
+    assert not client.transport.ended, "longer than was promised: a request may come at the last moment"
     client.loop.advance(0.2)
-    assert client.transport.lost and len(answers(client.transport.taken)) == 2
+    assert client.transport.ended and len(answers(client.transport.taken)) == 2
+    assert not client.transport.closing, "and what comes even then is read, or a reset would hide the end"
+    client.loop.advance(2.1)
+    assert client.transport.lost
+
+
+def test_what_is_kept_is_longer_than_what_is_promised(connect: Connect) -> None:
+    client = connect()
+    [(_, headers, _)] = answers(client.send(get("/")))
+    assert headers["keep-alive"] == "timeout=5"
 
 
 def test_empty_line_after_a_body_does_not_begin_a_request(connect: Connect) -> None:
     client = connect()
     assert len(answers(client.send(post("/x", b"{}", JSON) + b"\r\n"))) == 1
-    client.loop.advance(5.1)
-    assert client.transport.lost and len(answers(client.transport.taken)) == 1
+    client.loop.advance(10.1)
+    assert client.transport.ended and len(answers(client.transport.taken)) == 1
 
 
 def test_handler_may_take_its_time(connect: Connect) -> None:
@@ -454,11 +471,10 @@ def test_busy_connection_keeps_one_timer(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize("handler", [never, never_ending_stream])
-@pytest.mark.parametrize("leave", [Client.send_eof, Client.lose])
+@pytest.mark.parametrize("leave", [Client.close, Client.lose])
 def test_handler_is_cancelled_when_the_client_leaves(
     connect: Connect, handler: Any, leave: Callable[..., None]
 ) -> None:
-    """H27: EOF means that the client has left, whether it asked for a stream or not."""
     client = connect(handler)
     client.send(get("/x") + get("/next"))
     assert client.closed == 0 and client.connection.busy
@@ -466,6 +482,54 @@ def test_handler_is_cancelled_when_the_client_leaves(
     assert client.cancelled == ["/x"] and not client.connection.busy
     assert [request.target for request in client.handled] == ["/x"], "what was pipelined behind is dropped"
     assert client.closed == 1
+
+
+def test_client_that_closed_its_sending_half_is_answered(connect: Connect) -> None:
+    gate = asyncio.Event()
+
+    async def handler(request: Request, reply: Reply) -> None:
+        await gate.wait()
+        reply.whole(200, b"{}")
+
+    client = connect(handler)
+    client.send(get("/a") + get("/b"))
+    client.send_eof()
+    client.loop.advance(60)
+    assert client.transport.taken == CONTINUE and client.cancelled == []
+    gate.set()
+    client.loop.settle()
+    found = answers(client.transport.taken.removeprefix(CONTINUE))
+    assert [(status, body) for status, _, body in found] == [(200, b"{}")] * 2, "what was pipelined too"
+    assert client.transport.lost
+
+
+def test_stream_goes_on_for_a_client_that_closed_its_sending_half(connect: Connect) -> None:
+    gate = asyncio.Event()
+
+    async def handler(request: Request, reply: Reply) -> None:
+        reply.start(200, sse.HEADERS)
+        reply.write(b"one")
+        await gate.wait()
+        reply.write(b"two")
+        reply.finish(sse.DONE)
+
+    client = connect(handler)
+    client.send(get("/"))
+    client.send_eof()
+    client.loop.advance(60)
+    gate.set()
+    client.loop.settle()
+    assert CONTINUE not in client.transport.taken
+    [(status, _, body)] = answers(client.transport.taken)
+    assert (status, body) == (200, b"onetwo" + sse.DONE) and client.transport.lost
+
+
+def test_a_client_of_http_1_0_hears_nothing_before_its_answer(connect: Connect) -> None:
+    client = connect(never)
+    client.send(b"GET / HTTP/1.0\r\n\r\n")
+    client.send_eof()
+    client.loop.advance(1)
+    assert client.transport.taken == b"" and client.cancelled == []
 
 
 def test_close_is_told_after_the_handler_has_ended(connect: Connect) -> None:

@@ -9,6 +9,7 @@ from lmlite.wire import guard
 from lmlite.wire.guard import Policy
 
 LOOPBACK = Policy.of(["127.0.0.1"])
+ANYONE = Policy.of(["127.0.0.1"], allow_host=["*"])
 LAN = Policy.of(["192.168.1.5"], allow_host=["Box.local"])
 WILDCARD = Policy.of(["0.0.0.0"])
 WILDCARD_6 = Policy.of(["::"])
@@ -161,3 +162,15 @@ def test_preflight() -> None:
     assert guard.preflight(policy, "POST", asked) is None
     assert guard.preflight(policy, "OPTIONS", {"origin": PAGE}) is None
     assert guard.preflight(LOOPBACK, "OPTIONS", asked) is None, "OPTIONS is not special while CORS is off"
+
+
+@pytest.mark.parametrize("name", ["host.docker.internal", "lmlite", "evil.example", "10.0.0.7:1234"])
+def test_every_name_is_allowed_where_the_operator_says_so(name: str) -> None:
+    guard.check_host(ANYONE, {"host": name})
+
+
+def test_a_name_that_is_not_ours_is_refused_with_what_allows_it() -> None:
+    with pytest.raises(HttpError) as refused:
+        guard.check_host(Policy.of(["127.0.0.1"]), {"host": "host.docker.internal:1234"})
+    assert refused.value.status == 403
+    assert "--allow-host host.docker.internal" in str(refused.value)

@@ -263,7 +263,10 @@ REFUSED: list[tuple[str, int, bytes]] = [
         (f"two of {name}", 400, get("/").replace(b"\r\n\r\n", f"\r\n{name}: x\r\n{name}: x\r\n\r\n".encode()))
         for name in ("Authorization", "X-Api-Key", "Content-Type", "Origin", "Sec-Fetch-Site")
     ),
-    ("H14 gzip body", 415, post(b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", b"hello")),
+    *((f"H14 body in {coding}", 415, post(f"Content-Encoding: {coding}\r\nContent-Length: 5\r\n".encode(), b"hello"))
+      for coding in ("deflate", "br", "zstd", "gzip, gzip", "compress", "x")),
+    ("a TLS hello", 400, bytes.fromhex("16030100f1010000ed0303") + bytes(range(1, 200))),
+    ("a TLS hello without a line end", 400, bytes.fromhex("16030100f1010000ed0303") + b"\x01" * 200),
     ("H15 request line", 414, get("/" + "x" * 100_000)),
     ("H15 unended request line", 414, BIG),
     ("H16 one header of 1 MB", 431, b"GET / HTTP/1.1\r\nHost: a\r\nX: " + BIG * 10 + b"\r\n\r\n"),

@@ -39,7 +39,20 @@ def test_match(method: str, path: str, endpoint: str, parameters: dict[str, str]
     assert (found.route.endpoint, dict(found.parameters)) == (endpoint, parameters)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/models/", "/v1/models2", "/V1/models", "/v1/chat/completions/"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m", "/v1/chat/completions"])
+def test_a_slash_at_the_end_says_nothing(path: str) -> None:
+    for method in ("GET", "POST", "DELETE"):
+        try:
+            plain = ROUTER.match(method, path)
+        except UnexpectedEndpoint as error:
+            with pytest.raises(UnexpectedEndpoint) as refused:
+                ROUTER.match(method, path + "/")
+            assert refused.value.allow == error.allow
+        else:
+            assert ROUTER.match(method, path + "/") == plain
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/models2", "/V1/models", "/v1/"])
 def test_unknown_path_is_404(path: str) -> None:
     with pytest.raises(UnexpectedEndpoint) as refused:
         ROUTER.match("GET", path)

@@ -38,11 +38,21 @@ class StillLoop(asyncio.SelectorEventLoop):
         self.settle()
 
 
+class FakeSocket:
+    """The one question that is asked of it: `error` is what the peer's reset left there."""
+
+    error = 0
+
+    def getsockopt(self, level: int, name: int) -> int:
+        return self.error
+
+
 class FakeTransport(asyncio.Transport):
     """`taken` is what the client has read. While `stuck`, it reads nothing and bytes stay in the write buffer."""
 
     def __init__(self, loop: StillLoop) -> None:
-        super().__init__({"peername": PEER})
+        self.socket = FakeSocket()
+        super().__init__({"peername": PEER, "socket": self.socket})
         self.loop = loop
         self.protocol: Connection
         self.taken = b""
@@ -175,10 +185,16 @@ class Client:
         return self.transport.taken[before:]
 
     def send_eof(self) -> None:
-        """As asyncio does where `eof_received` returns None: the transport closes itself."""
-        self.connection.eof_received()
-        self.transport.close()
+        """As asyncio does: the transport closes itself where `eof_received` does not return True."""
+        if not self.connection.eof_received():
+            self.transport.close()
         self.loop.settle()
+
+    def close(self) -> None:
+        """The whole connection: EOF, and a reset as soon as something comes."""
+        self.send_eof()
+        self.transport.socket.error = 104
+        self.loop.advance(0.05)
 
     def lose(self) -> None:
         self.transport.closing = self.transport.lost = True
