@@ -289,13 +289,50 @@ common_chat_params dialogue::apply(common_chat_templates_inputs inputs, bool pur
     }
 }
 
+// Templates trim texts; of a long one the beginning tells it.
+static std::string_view beginning_of(const std::string & text) {
+    constexpr size_t TELLING = 64;
+    const size_t begin = std::min(text.find_first_not_of(" \t\r\n"), text.size());
+    const size_t end = text.find_last_not_of(" \t\r\n") + 1;
+    return std::string_view(text).substr(begin, std::min(end - std::min(begin, end), TELLING));
+}
+
+// Looked for from the end, message by message, so that nothing in the instructions or in a later message passes for it. A
+// template that writes a text otherwise, or leaves one out, ends the search.
+static size_t find_first_user(const std::string & prompt, const std::vector<common_chat_msg> & messages) {
+    size_t at = prompt.size();
+    const auto find = [&](const std::string & text) {
+        const std::string_view beginning = beginning_of(text);
+        if (!beginning.empty()) {
+            at = at < beginning.size() ? std::string::npos : std::string_view(prompt).rfind(beginning, at - beginning.size());
+        }
+        return at != std::string::npos;
+    };
+    const auto first = std::find_if(messages.begin(), messages.end(), [](const auto & m) { return m.role == "user"; });
+    for (size_t i = messages.size(); i > size_t(first - messages.begin()); i--) {
+        const common_chat_msg & message = messages[i - 1];
+        for (auto part = message.content_parts.rbegin(); part != message.content_parts.rend(); ++part) {
+            if (!find(part->text)) {
+                return std::string::npos;
+            }
+        }
+        if (!find(message.content)) {
+            return std::string::npos;
+        }
+    }
+    return at < prompt.size() ? at : std::string::npos;
+}
+
 // The prompt with its literals marked.
-common_chat_params dialogue::write_prompt(common_chat_templates_inputs inputs, bool pure) const {
+dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bool pure) const {
     mark_all(inputs);
+    const std::vector<common_chat_msg> messages = inputs.messages;
     if (!native_tools_) {
         spell_tools(inputs);
     }
-    return apply(std::move(inputs), pure);
+    common_chat_params params = apply(std::move(inputs), pure);
+    const size_t said_from = find_first_user(params.prompt, messages);
+    return {std::move(params), said_from};
 }
 
 std::string dialogue::render(const chat_prompt & chat) const {
@@ -303,7 +340,7 @@ std::string dialogue::render(const chat_prompt & chat) const {
     if (special_case_ && !inputs.tools.empty()) {
         inputs.tools = loosen_once(inputs).schemas.tools;
     }
-    return without_marks(write_prompt(std::move(inputs), !special_case_).prompt);
+    return without_marks(write_prompt(std::move(inputs), !special_case_).params.prompt);
 }
 
 std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t limit) const {
@@ -330,12 +367,21 @@ std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t l
     return tokens;
 }
 
-chat_turn dialogue::turn_of(const common_chat_params & rendered, size_t limit) const {
-    chat_turn turn = {tokenize(rendered.prompt, limit)};
-    const size_t opening = rendered.generation_prompt.size();
-    turn.n_repeated = turn.tokens.size();
-    for (size_t n = 0; n < opening && turn.n_repeated > 0; turn.n_repeated--) {
-        n += vocab_.special_piece(turn.tokens[turn.n_repeated - 1]).size();
+size_t dialogue::tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const {
+    size_t before = tokens.size();
+    for (size_t n = 0; n < n_bytes_behind && before > 0; before--) {
+        n += vocab_.special_piece(tokens[before - 1]).size();
+    }
+    return before;
+}
+
+chat_turn dialogue::turn_of(const written & rendered, size_t limit) const {
+    const std::string & prompt = rendered.params.prompt;
+    chat_turn turn = {tokenize(prompt, limit)};
+    turn.n_repeated = tokens_before(turn.tokens, rendered.params.generation_prompt.size());
+    if (rendered.said_from < prompt.size()) {
+        const size_t before = tokens_before(turn.tokens, without_marks(prompt.substr(rendered.said_from)).size());
+        turn.n_preamble = before - std::min<size_t>(before, 1); // the last one may be another ahead of another text
     }
     return turn;
 }
@@ -540,9 +586,9 @@ chat_turn dialogue::answer_turn(const common_chat_templates_inputs & inputs, con
         turn.format = recall_or_make(key_of(variants, loose.parallel_tool_calls), [&] { return variants; }, loose);
         return turn;
     }
-    const common_chat_params rendered = write_prompt(inputs, true);
+    const written rendered = write_prompt(inputs, true);
     chat_turn turn = turn_of(rendered, limit); // first: it may be too long
-    turn.format = recall_or_make(key_of(loose, rendered.generation_prompt), [&] { return describe(loose); }, loose);
+    turn.format = recall_or_make(key_of(loose, rendered.params.generation_prompt), [&] { return describe(loose); }, loose);
     return turn;
 }
 

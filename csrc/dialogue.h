@@ -22,6 +22,7 @@ struct chat_turn {
     std::shared_ptr<const answer_format> format = nullptr; // null: the answer is plain text
     size_t n_repeated = 0; // tokens ahead of the answer's opening, which later turns will repeat; 0: not known
     std::vector<std::string> loosened = {}; // tools whose schemas are not obeyed to the letter, by name; told once
+    size_t n_preamble = 0; // tokens ahead of what the first user says, which other conversations may have, too; 0: not known
 };
 
 class dialogue {
@@ -64,12 +65,17 @@ class dialogue {
 
     common_chat_templates_inputs read(const chat_prompt & chat) const;
     common_chat_params apply(common_chat_templates_inputs inputs, bool pure) const;
-    common_chat_params write_prompt(common_chat_templates_inputs inputs, bool pure) const;
+    struct written {
+        common_chat_params params;
+        size_t said_from; // where in its prompt the first user's text begins; npos: not known
+    };
+    written write_prompt(common_chat_templates_inputs inputs, bool pure) const;
     std::vector<llama_token> tokenize(const std::string & prompt, size_t limit) const;
     known_tools & loosen_once(const common_chat_templates_inputs & inputs) const;
     chat_turn answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
                           size_t limit) const;
-    chat_turn turn_of(const common_chat_params & rendered, size_t limit) const;
+    chat_turn turn_of(const written & rendered, size_t limit) const;
+    size_t tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const;
 
     std::vector<common_chat_params> describe(const common_chat_templates_inputs & inputs) const;
     common_chat_params describe_calls(common_chat_templates_inputs inputs) const;

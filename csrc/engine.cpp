@@ -30,7 +30,7 @@ engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
         embedder_ = std::make_unique<embedder>(m, out, p, max_queue);
         return;
     }
-    cache_ = std::make_unique<prefix_cache>(m.context(), m.memory_sharing(), m.n_sequences(),
+    cache_ = std::make_unique<prefix_cache>(m.context(), m.memory_sharing(), m.window(), m.n_sequences(),
                                             cache_limits{size_t(m.kv_cells()), size_t(m.idle_cells()), size_t(m.spill_bytes())});
     if (m.memory_sharing() == sharing::any_prefix) {
         drafter_ = std::make_unique<drafter>(m, stopping_);
@@ -215,6 +215,9 @@ void engine::admit() {
             s.admitted_at = steady::now();
             s.n_reused = s.n_cached;
             pulse_.cached_tokens += s.n_cached;
+            if (drafter_) {
+                drafter_->welcome(s);
+            }
         }
         s.turn = turn_ - 1; // as if it had missed only this one: those that wait longer come first
         running_.push_back(std::move(*it));
@@ -329,8 +332,9 @@ bool engine::decode() {
             step_ms_ = ms_between(began, now_);
             if (n_prefilled_ > 0) {
                 pace_->learn(n_prefilled_, step_ms_);
-            } else if (drafter_) {
-                drafter_->learn(n_batched_, step_ms_);
+            }
+            if (drafter_) {
+                drafter_->learn(n_batched_, step_ms_, n_prefilled_ > 0);
             }
             pulse_.decode_steps++;
             return true;
@@ -373,7 +377,7 @@ void engine::preempt(sequence & s) {
 void engine::advance(sequence & s) {
     const bool was_prompt = s.n_generated == 0;
     s.n_cached += s.n_step;
-    cache_->reached(s);
+    cache_->reached(s, step_ms_);
     if (was_prompt) {
         pulse_.prompt_tokens += s.n_step;
         const bool ends = s.output >= 0;
@@ -520,6 +524,9 @@ void engine::finish(sequence & s, stop_reason reason) {
     say(s);
     if (reason != stop_reason::stop_string) {
         tell_logprobs(s, s.logprobs.size()); // tokens without text of their own
+    }
+    if (drafter_) {
+        drafter_->bid_farewell(s);
     }
     events_.add(frame_kind::FINISHED, s.request->id, finished_payload(s, reason));
     cache_->keep(s);

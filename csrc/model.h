@@ -62,6 +62,8 @@ class model {
     bool is_reranker() const;
     bool is_vocab_only() const { return !context_; }
     sharing memory_sharing() const { return sharing_; }
+    // Where what cannot be cut are layers with a sliding window: how many of the last tokens they see; else 0.
+    int32_t window() const { return has_states() || sharing_ != sharing::at_marks ? 0 : llama_model_n_swa(model_.get()); }
     int32_t context_length() const { return context_length_; } // tokens one request may use
     int32_t parallel() const { return parallel_; }
     int32_t n_batch() const { return n_batch_; }

@@ -7,10 +7,22 @@ namespace lm {
 // A mark costs a copy of state and ends a chunk of prefill: so few tokens are computed again instead.
 static constexpr size_t WORTH_A_MARK = 32;
 
-// The same for bringing a sequence back from host memory.
+// A chunk of fewer tokens takes hardly less time than one of so many, and nearly all of it comes on top.
+static constexpr size_t WORTH_A_STEP = 64;
+
+// Fewer tokens are computed again rather than brought back from host memory.
 static constexpr size_t WORTH_BRINGING_BACK = 32;
 
+// Of a sequence. Those made in passing are thinned out to this number, so that each lies about as far from the one before as
+// its place asks for: what is computed again is a small part of what is not.
 static constexpr size_t MAX_MARKS = 16;
+
+// A mark in passing takes at most this part of the time that computing up to it took, ...
+static constexpr double PASSING_SHARE = 0.01;
+// ... lies so many tokens behind the one before, ...
+static constexpr size_t PASSING_TOKENS = 128;
+// ... and leaves this part of the host memory to others.
+static constexpr size_t PASSING_MEMORY = 2;
 
 // Cells that each running sequence may still need for its answer when another one is admitted.
 static constexpr size_t ROOM_TO_ANSWER = 64;
@@ -20,8 +32,8 @@ static size_t common_prefix(const std::vector<llama_token> & a, size_t n_a, cons
     return size_t(std::mismatch(a.begin(), a.begin() + long(n), b.begin()).first - a.begin());
 }
 
-prefix_cache::prefix_cache(llama_context * ctx, sharing kind, int32_t n_sequences, const cache_limits & limits)
-    : ctx_(ctx), memory_(llama_get_memory(ctx)), kind_(kind), limits_(limits) {
+prefix_cache::prefix_cache(llama_context * ctx, sharing kind, int32_t window, int32_t n_sequences, const cache_limits & limits)
+    : ctx_(ctx), memory_(llama_get_memory(ctx)), kind_(kind), window_(size_t(window)), limits_(limits) {
     for (llama_seq_id id = n_sequences - 1; id >= 0; id--) {
         free_.push_back(id);
     }
@@ -83,7 +95,8 @@ static const mark * last_mark(const std::vector<mark> & marks, size_t common) {
 
 void prefix_cache::consider(source & best, const source & other, size_t common) const {
     source found = other;
-    if (kind_ == sharing::any_prefix || found.whole) {
+    const bool held = window_ > 0 && found.held_from + window_ <= std::max(common, window_);
+    if (kind_ == sharing::any_prefix || found.whole || held) {
         found.shared = common;
     } else if (const mark * m = last_mark(*found.marks, common)) {
         found.shared = m->position;
@@ -97,6 +110,15 @@ void prefix_cache::consider(source & best, const source & other, size_t common) 
     best.common = most_common;
 }
 
+// The first of `n` tokens that the layers with a sliding window hold for `seq`, or for a copy in host memory.
+size_t prefix_cache::held_from(llama_seq_id seq, size_t n) const {
+    if (seq < 0) {
+        return n - std::min(n, window_);
+    }
+    const llama_pos first = llama_memory_seq_pos_min(memory_, seq);
+    return first < 0 ? n : size_t(first);
+}
+
 prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std::vector<sequence *> & running) {
     const size_t most = s.tokens.size() - 1;
     source best;
@@ -106,6 +128,7 @@ prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std:
                 source idle;
                 const size_t n = common_prefix(s.tokens, most, it->tokens, it->tokens.size());
                 idle.seq = it->seq;
+                idle.held_from = held_from(it->seq, it->tokens.size());
                 idle.marks = &it->marks;
                 idle.idle = it;
                 idle.is_idle = true;
@@ -117,6 +140,7 @@ prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std:
             if (resident && other->cache_key == s.cache_key) {
                 source running_one;
                 running_one.seq = other->seq;
+                running_one.held_from = held_from(other->seq, other->n_cached);
                 running_one.marks = &other->marks;
                 consider(best, running_one, common_prefix(s.tokens, most, other->tokens, other->n_cached));
             }
@@ -131,6 +155,7 @@ bool prefix_cache::assign(sequence & s, const std::vector<sequence *> & running)
     const source from = longest_prefix(s, running);
     s.marks.clear();
     s.cuts.clear();
+    s.unmarked_ms = 0;
     if (from.whole && from.seq >= 0) {
         go_on_in(from.idle, s);
     } else {
@@ -143,8 +168,7 @@ bool prefix_cache::assign(sequence & s, const std::vector<sequence *> & running)
         }
     }
     if (kind_ == sharing::at_marks) {
-        want_mark(s, s.n_repeated > 0 ? s.n_repeated : s.n_prompt);
-        want_mark(s, from.common);
+        want_marks(s, from.common);
     }
     return true;
 }
@@ -158,15 +182,16 @@ void prefix_cache::go_on_in(entries::iterator idle, sequence & s) {
 
 // Returns how many tokens `s` has in its cells now.
 size_t prefix_cache::take_over(const source & from, sequence & s) {
-    const bool taken = from.seq >= 0 ? copy_prefix(from.seq, from, s) : bring_back(from, s);
-    if (!taken || !holds(s.seq, from.shared)) {
-        llama_memory_seq_rm(memory_, s.seq, -1, -1); // compute afresh
-        return 0;
-    }
     for (const mark & m : *from.marks) {
         if (m.position <= from.shared) {
             s.marks.push_back(m);
         }
+    }
+    const bool taken = from.seq >= 0 ? copy_prefix(from.seq, from, s) : bring_back(from, s);
+    if (!taken || !holds(s.seq, from.shared)) {
+        llama_memory_seq_rm(memory_, s.seq, -1, -1); // compute afresh
+        s.marks.clear();
+        return 0;
     }
     if (from.is_idle && from.seq < 0 && from.whole) {
         idle_.erase(from.idle);
@@ -178,7 +203,22 @@ size_t prefix_cache::take_over(const source & from, sequence & s) {
 
 bool prefix_cache::copy_prefix(llama_seq_id from, const source & what, sequence & s) {
     llama_memory_seq_cp(memory_, from, s.seq, 0, llama_pos(what.shared));
-    return kind_ == sharing::any_prefix || restore(*last_mark(*what.marks, what.shared)->state, s.seq);
+    if (kind_ == sharing::any_prefix) {
+        return true;
+    }
+    const mark * last = last_mark(*what.marks, what.shared);
+    return last != nullptr && last->position == what.shared ? restore(*last->state, s.seq) : have_own_window(s, what.shared);
+}
+
+// `s` shares the `n` cells of another sequence, those of the window, too: it gets a copy of these, for llama.cpp does not use
+// shared ones again that have left both windows.
+bool prefix_cache::have_own_window(sequence & s, size_t n) {
+    const saved_state_ptr kept = save(s.seq, saved_state::part::uncut);
+    const saved_state_ptr own = kept ? kept : saved_state::of(ctx_, s.seq, saved_state::part::uncut, std::make_shared<size_t>(0));
+    if (kept) {
+        s.marks.push_back({n, kept});
+    }
+    return own && restore(*own, s.seq);
 }
 
 bool prefix_cache::bring_back(const source & from, sequence & s) {
@@ -220,6 +260,24 @@ void prefix_cache::want_mark(sequence & s, size_t position) const {
     }
 }
 
+// Where prompts may part from `s`, of which `common` tokens are not the first of their kind. Each mark within a prompt ends a
+// chunk of its computation, so one that is close behind another is spared, and where there are windows only what they showed
+// to be needed is marked.
+void prefix_cache::want_marks(sequence & s, size_t common) const {
+    want_mark(s, common);
+    if (window_ > 0) {
+        return want_mark(s, s.n_prompt);
+    }
+    if (s.n_preamble >= std::max(s.n_cached, common) + WORTH_A_MARK) {
+        want_mark(s, s.n_preamble);
+    }
+    const size_t end = s.n_repeated > 0 ? s.n_repeated : s.n_prompt;
+    const bool is_near = std::any_of(s.cuts.begin(), s.cuts.end(), [&](size_t cut) { return cut <= end && end < cut + WORTH_A_STEP; });
+    if (!is_near || end == s.n_prompt) {
+        want_mark(s, end);
+    }
+}
+
 size_t prefix_cache::until_mark(const sequence & s) const {
     size_t next = s.tokens.size();
     for (const size_t cut : s.cuts) {
@@ -228,16 +286,47 @@ size_t prefix_cache::until_mark(const sequence & s) const {
     return next - s.n_cached;
 }
 
-void prefix_cache::reached(sequence & s) {
-    const auto wanted = std::find(s.cuts.begin(), s.cuts.end(), s.n_cached);
-    if (wanted == s.cuts.end()) {
+void prefix_cache::reached(sequence & s, double step_ms) {
+    if (kind_ != sharing::at_marks) {
         return;
     }
-    s.cuts.erase(std::remove(s.cuts.begin(), s.cuts.end(), s.n_cached), s.cuts.end());
+    s.unmarked_ms += step_ms;
+    const auto wanted = std::find(s.cuts.begin(), s.cuts.end(), s.n_cached);
+    if (wanted != s.cuts.end()) {
+        s.cuts.erase(wanted);
+        return add_mark(s, true);
+    }
+    const size_t last = s.marks.empty() ? 0 : s.marks.back().position;
+    const bool is_prompt = s.n_cached < s.n_prompt;
+    if (is_prompt && s.n_cached >= last + PASSING_TOKENS && mark_ms_ <= s.unmarked_ms * PASSING_SHARE &&
+        *host_bytes_ <= limits_.host_bytes / PASSING_MEMORY) {
+        add_mark(s, false);
+    }
+}
+
+// Of the marks that can go, the one that is missed least: those in passing first, then whose neighbours are closest for where
+// they are. The first is the most widely shared, the last ones the likeliest to be used.
+static void thin_out(std::vector<mark> & marks) {
+    constexpr size_t LAST_ONES = 4;
+    const auto missed = [&](size_t i) {
+        const double gap = double(marks[i + 1].position - marks[i - 1].position) / double(marks[i + 1].position);
+        return std::make_pair(marks[i].wanted, gap);
+    };
+    size_t least = 1;
+    for (size_t i = 2; i + LAST_ONES < marks.size(); i++) {
+        least = missed(i) < missed(least) ? i : least;
+    }
+    marks.erase(marks.begin() + long(least));
+}
+
+void prefix_cache::add_mark(sequence & s, bool wanted) {
+    const auto began = steady::now();
     if (saved_state_ptr state = save(s.seq, saved_state::part::uncut)) {
-        s.marks.push_back({s.n_cached, std::move(state)});
+        mark_ms_ = ms_between(began, steady::now());
+        s.marks.push_back({s.n_cached, std::move(state), wanted});
+        s.unmarked_ms = 0;
         if (s.marks.size() > MAX_MARKS) {
-            s.marks.erase(s.marks.begin() + 1); // the first is the most widely shared, the last ones the likeliest to be used
+            thin_out(s.marks);
         }
     }
 }
@@ -314,19 +403,36 @@ bool prefix_cache::evict() {
     return true;
 }
 
-// A copy within the budget; the least recently used sequences in host memory are forgotten for it.
+// One of the least recently used sequence that has any; false if there is none.
+bool prefix_cache::forget_mark(bool in_passing) {
+    for (auto e = idle_.rbegin(); e != idle_.rend(); ++e) {
+        const auto found = std::find_if(e->marks.begin(), e->marks.end(), [&](const mark & m) { return !(in_passing && m.wanted); });
+        if (found != e->marks.end() && &*e != spared_) {
+            e->marks.erase(found);
+            return true;
+        }
+    }
+    return false;
+}
+
+// A copy within the budget. What is forgotten for it: marks made in passing, the least recently used sequences in host memory,
+// the other marks.
 saved_state_ptr prefix_cache::save(llama_seq_id seq, saved_state::part what) {
     const size_t size = saved_state::size_of(ctx_, seq, what);
     if (size == 0 || size > limits_.host_bytes) {
         return nullptr;
     }
     while (*host_bytes_ + size > limits_.host_bytes) {
+        if (forget_mark(true)) {
+            continue;
+        }
         const auto oldest = std::find_if(idle_.rbegin(), idle_.rend(),
                                          [&](const entry & e) { return e.seq < 0 && e.saved && &e != spared_; });
-        if (oldest == idle_.rend()) {
+        if (oldest != idle_.rend()) {
+            idle_.erase(std::next(oldest).base());
+        } else if (!forget_mark(false)) {
             return nullptr;
         }
-        idle_.erase(std::next(oldest).base());
     }
     return saved_state::of(ctx_, seq, what, host_bytes_);
 }

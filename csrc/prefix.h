@@ -1,8 +1,9 @@
 // The sequence ids of the unified cache and what they hold. The cells of a finished request stay, for later prompts.
 //
-// A prompt takes the longest prefix that any idle or running sequence has, by sharing its cells. Memory that cannot be cut
-// anywhere (recurrent states, sliding windows) is taken over at a mark, where a copy of its state was made: at the end of
-// what a later turn will repeat, and where two prompts were seen to part.
+// A prompt takes the longest prefix that any idle or running sequence has, by sharing its cells. A sliding window can be cut
+// where all of it that the next token sees is still there. Elsewhere, and where there are recurrent states, a sequence is
+// taken over at a mark, where a copy of its state was made: at the end of what a later turn will repeat, ahead of the first
+// user's message, where two prompts were seen to part, and in passing wherever a copy costs next to nothing.
 // Idle cells make every prefill slower, so only so many stay: the least recently used sequences move to host memory, and
 // are forgotten when that is full.
 #pragma once
@@ -24,7 +25,8 @@ struct cache_limits {
 
 class prefix_cache {
   public:
-    prefix_cache(llama_context * ctx, sharing kind, int32_t n_sequences, const cache_limits & limits);
+    // `window`: what cannot be cut are layers that see so many of the last tokens; 0: there are states.
+    prefix_cache(llama_context * ctx, sharing kind, int32_t window, int32_t n_sequences, const cache_limits & limits);
 
     // Whether the cells of `running` leave room for `s` to be computed.
     bool has_room(const sequence & s, const std::vector<sequence *> & running) const;
@@ -35,8 +37,8 @@ class prefix_cache {
 
     // How many of the tokens that `s` still has to compute lie before the next place where a mark is wanted.
     size_t until_mark(const sequence & s) const;
-    // `s` has computed up to s.n_cached: makes a mark if one is wanted there.
-    void reached(sequence & s);
+    // `s` has computed up to s.n_cached, the last part in `step_ms`: makes a mark if one is wanted there, or costs little.
+    void reached(sequence & s, double step_ms);
     // `s`, which is computing, will part from another prompt after `position` tokens.
     void want_mark(sequence & s, size_t position) const;
 
@@ -66,6 +68,7 @@ class prefix_cache {
         size_t shared = 0;     // tokens that can be taken over
         size_t common = 0;     // tokens that the longest common prefix with any sequence has
         llama_seq_id seq = -1; // -1: in host memory
+        size_t held_from = 0;  // the first token that layers with a sliding window still hold
         const std::vector<mark> * marks = nullptr;
         entries::iterator idle;
         bool is_idle = false;
@@ -75,10 +78,12 @@ class prefix_cache {
     struct occupant;
 
     static size_t distinct_cells(const std::vector<occupant> & all);
+    size_t held_from(llama_seq_id seq, size_t n) const;
     source longest_prefix(const sequence & s, const std::vector<sequence *> & running);
     void consider(source & best, const source & other, size_t common) const;
     void go_on_in(entries::iterator idle, sequence & s);
     size_t take_over(const source & from, sequence & s);
+    bool have_own_window(sequence & s, size_t n);
     bool copy_prefix(llama_seq_id from, const source & what, sequence & s);
     bool bring_back(const source & from, sequence & s);
     bool restore(const saved_state & saved, llama_seq_id into);
@@ -88,11 +93,16 @@ class prefix_cache {
     void free_id(llama_seq_id seq);
     void trim();
     saved_state_ptr save(llama_seq_id seq, saved_state::part what);
+    void want_marks(sequence & s, size_t common) const;
+    bool forget_mark(bool in_passing);
+    void add_mark(sequence & s, bool wanted);
 
     llama_context * ctx_; // borrowed
     llama_memory_t memory_;
     sharing kind_;
+    size_t window_;
     cache_limits limits_;
+    double mark_ms_ = 0; // what the last mark took
     std::vector<llama_seq_id> free_;
     entries idle_; // most recently used first
     const entry * spared_ = nullptr; // what is made room for: must not leave for it

@@ -57,8 +57,10 @@ struct sequence {
     // only sequences of one key may share cells: the LoRA adapters that computed them, and the caller's scope
     std::string cache_key;
     size_t n_repeated = 0;    // prompt tokens that a later turn will repeat; 0: not known
+    size_t n_preamble = 0;    // prompt tokens that another conversation may begin with; 0: not known
     std::vector<mark> marks;  // where its memory can be taken over, if it cannot be everywhere
     std::vector<size_t> cuts; // where marks are wanted
+    double unmarked_ms = 0;   // what it took to compute what lies behind the last mark
 
     // the prompt, then every sampled token; the first `n_cached` have cells under `seq`
     std::vector<llama_token> tokens;

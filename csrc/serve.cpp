@@ -414,6 +414,7 @@ void server::generate(const work & item) {
         chat_turn turn = fitting_prompt(spec);
         s->tokens = std::move(turn.tokens);
         s->n_repeated = turn.n_repeated;
+        s->n_preamble = turn.n_preamble;
         s->loosened = std::move(turn.loosened);
         format = std::move(turn.format);
     } catch (const context_overflow & e) {

@@ -42,6 +42,7 @@ using saved_state_ptr = std::shared_ptr<const saved_state>;
 struct mark {
     size_t position; // tokens before it
     saved_state_ptr state;
+    bool wanted = true; // false: made in passing, the first to go
 };
 
 }  // namespace lm

@@ -82,10 +82,77 @@ def test_what_two_prompts_have_in_common_is_computed_once_and_answered_the_same(
         await cached_as_if_fresh(engine, first)
         assert await cached_as_if_fresh(engine, first + text(20)) == len(first)
         at_once = await cached_as_if_fresh(engine, first[:parting] + text(30))
-        assert at_once == (parting if memory == "full" else 0)  # elsewhere nobody knew that prompts would part here
+        assert at_once == (parting if memory == "full" else 0)  # elsewhere nobody knew that they would part here, and the
+        # window of that place went to the fresh computations in between
         assert await cached_as_if_fresh(engine, first[:parting] + text(25)) == parting
 
     with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("memory", ["full", "window"])
+@pytest.mark.parametrize("n", [5, 20, 120])
+def test_a_recent_prompt_is_shared_wherever_another_parts_from_it(tmp_path: Path, memory: Memory, n: int) -> None:
+    async def test(engine: Engine) -> None:
+        text = texts(8)
+        prompt, others = text(n), [text(10), text(10)]
+        parting = [prompt, prompt, prompt[: n - 2] + others[0], prompt[: n // 2] + others[1]]
+        answers = [await say(engine, each, 3) for each in parting]
+        assert [end.stats.cached_tokens for _, end in answers] == [0, n - 1, n - 2, n // 2]
+        for each, (tokens, _) in zip(parting, answers, strict=True):
+            fresh, _ = await say(engine, each, 3, scope=next(scopes))
+            assert difference(tokens[0], fresh[0]) < ROUNDING
+
+    with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_the_second_conversation_under_one_system_prompt_finds_it(tmp_path: Path, memory: Memory) -> None:
+    system = text_message("system", "be kind, " * 9)
+    shared = len("[system]" + "be kind, " * 9 + "\n[user]")
+
+    async def test(engine: Engine) -> None:
+        words = ("be", "kind,", "what is the time in this place, and who will tell?")
+        chats = [Chat((system, text_message("user", said))) for said in words]
+        answers = [await say(engine, chat) for chat in chats]
+        cached = [end.stats.cached_tokens for _, end in answers]
+        assert cached[0] == 0 and min(cached[1:]) >= shared - 2  # a token of space at the beginning
+        for chat, (tokens, _) in zip(chats, answers, strict=True):
+            fresh, _ = await say(engine, chat, scope=next(scopes))
+            assert difference(tokens[0], fresh[0]) < ROUNDING
+
+    with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_long_prompt_is_shared_from_a_mark_made_in_passing(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        prompt = texts(9)(240)
+        await say(engine, prompt)
+        assert (await say(engine, prompt))[1].stats.cached_tokens >= (128 if memory in ("hybrid", "recurrent") else 239)
+        assert await cached_as_if_fresh(engine, prompt) == 239
+
+    with_memory(tmp_path, memory, test, eval_batch_size=16)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("spill_bytes", [-1, 40_000, 0])
+def test_prompts_that_part_anywhere_are_answered_as_if_alone(tmp_path: Path, memory: Memory, spill_bytes: int) -> None:
+    async def test(engine: Engine) -> None:
+        rng, text = random.Random(11), texts(11)
+        known = [text(200) for _ in range(3)]
+        for _ in range(12):
+            prompts = []
+            for _ in range(rng.choice((1, 1, 3))):
+                origin = rng.choice(known)
+                prompts.append(origin[: rng.randrange(len(origin) + 1)] + text(rng.randrange(1, 40)))
+            answers = await asyncio.gather(*(say(engine, prompt, rng.choice((1, 9))) for prompt in prompts))
+            for prompt, (tokens, end) in zip(prompts, answers, strict=True):
+                fresh, _ = await say(engine, prompt, scope=next(scopes))
+                assert end.stats.cached_tokens < len(prompt)
+                assert difference(tokens[0], fresh[0]) < ROUNDING
+            known.append(prompts[0][:210])
+
+    with_memory(tmp_path, memory, test, spill_bytes=spill_bytes)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
