@@ -50,7 +50,9 @@ class ngram_index {
 // How likely a guess is right, by how the last few dozen have fared.
 class acceptance {
   public:
-    explicit acceptance(double prior) : prior_(prior) {}
+    // `expected` of any text, `known` of texts like this one.
+    explicit acceptance(double expected) : acceptance(expected, expected) {}
+    acceptance(double expected, double known) : expected_(expected), prior_(known) {}
 
     double rate() const { return (right_ + prior_ * PRIOR_WEIGHT) / (met_ + PRIOR_WEIGHT); }
     void meet(bool right) {
@@ -61,13 +63,17 @@ class acceptance {
     void age() {
         right_ *= KEPT_PER_TOKEN;
         met_ *= KEPT_PER_TOKEN;
+        prior_ = expected_ + KEPT_PER_TOKEN * (prior_ - expected_);
     }
+    // Whether the rate says more about the text than about what was expected.
+    bool is_told() const { return met_ > PRIOR_WEIGHT; }
 
   private:
     static constexpr double PRIOR_WEIGHT = 2.0;
     static constexpr double KEPT_PER_GUESS = 0.95;
     static constexpr double KEPT_PER_TOKEN = 0.995;
 
+    double expected_;
     double prior_;
     double right_ = 0;
     double met_ = 0;

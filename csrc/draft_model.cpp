@@ -13,8 +13,6 @@ static constexpr double CATCH_UP_MS = 100;
 // Vocabularies of one family differ in padding, as llama.cpp's own limit has it.
 static constexpr int32_t MAX_SIZE_DIFFERENCE = 128;
 
-static constexpr double ROUND_WEIGHT = 0.2; // of a new measurement
-
 // ---- what can draft -----------------------------------------------------------------------------------------------------
 
 // Control tokens may have other names: a wrong guess of one costs nothing but its verification.
@@ -64,6 +62,12 @@ static size_t common_prefix(const std::vector<llama_token> & a, const std::vecto
 void draft_model::clear(llama_seq_id seq) {
     llama_memory_seq_rm(llama_get_memory(model_->context()), seq, -1, -1);
     slots_[size_t(seq)] = {};
+}
+
+size_t draft_model::missing(const sequence & s) const {
+    const auto own = std::find_if(slots_.begin(), slots_.end(), [&](const slot & known) { return known.user == s.request; });
+    const size_t agreed = own == slots_.end() ? 0 : std::min(own->n_agreed, own->tokens.size());
+    return s.tokens.size() - std::min(agreed, s.tokens.size());
 }
 
 // The slot that `s` has, or the one that nobody needs and that knows most of it, of those the one unused for longest.
@@ -206,7 +210,9 @@ std::vector<draft_model::active> draft_model::catch_up(std::vector<wish> & wishe
         }
         return {};
     }
-    pace_.learn(n_batched_, ms_between(began, steady::now()));
+    const double ms = ms_between(began, steady::now());
+    pace_.learn(n_batched_, ms);
+    costs_.learn(n_batched_, ms);
     return ready;
 }
 
@@ -254,8 +260,7 @@ void draft_model::guess(std::vector<wish> & wishes, const std::vector<sequence *
             }
             return;
         }
-        const double ms = ms_between(began, steady::now());
-        round_ms_ = round_ms_ == 0 ? ms : round_ms_ + ROUND_WEIGHT * (ms - round_ms_);
+        costs_.learn(n_batched_, ms_between(began, steady::now()));
     }
 }
 

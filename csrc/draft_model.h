@@ -2,6 +2,7 @@
 // and only as far as it is sure. It keeps up with the sequences by itself; the decode thread is the only one to use it.
 #pragma once
 
+#include "costs.h"
 #include "model.h"
 #include "pace.h"
 #include "sequence.h"
@@ -35,8 +36,11 @@ class draft_model {
     // not know yet it computes a part per call, without a guess before the last. Throws if the model fails.
     void guess(std::vector<wish> & wishes, const std::vector<sequence *> & running);
 
-    // How long a round of guesses takes (one token for each of some sequences); 0: not known yet.
-    double round_ms() const { return round_ms_; }
+    // How long its steps take, by the tokens in them.
+    const step_costs & costs() const { return costs_; }
+    // How many tokens of `s` it must read before it can guess.
+    size_t missing(const sequence & s) const;
+    uint64_t size() const { return llama_model_size(model_->get()); } // bytes of weights
 
   private:
     struct slot { // one per sequence id
@@ -68,7 +72,7 @@ class draft_model {
     size_t n_batched_ = 0;
     uint64_t now_ = 0; // calls so far
     prefill_pace pace_;
-    double round_ms_ = 0;
+    step_costs costs_;
 };
 
 }  // namespace lm

@@ -6,67 +6,83 @@
 
 namespace lm {
 
-static constexpr double STEP_WEIGHT = 0.2; // of a new measurement
-
-// In steps. What a step without guesses takes is measured as often as the one, at the price of one such step; a width
-// that was given up as too dear is tried again after the other, for the machine may have been busy.
-static constexpr uint64_t SURE = 64;
-static constexpr uint64_t REMEMBERED = 1024;
-
 // Streams that cannot be drafted for get slower by no more than this for the sake of those that can.
 static constexpr double SLOWER_FOR_OTHERS = 1.25;
 
 // Guessing must promise this much more speed than not guessing: measurements are noisy.
 static constexpr double WORTH_IT = 1.05;
 
-// ---- what steps cost ----------------------------------------------------------------------------------------------------
+// Shorter steps tell little of what a token adds to one.
+static constexpr size_t TELLING_PROMPT = 32;
 
-void step_costs::learn(size_t width, double ms) {
-    if (width > WIDEST) {
-        return;
+// Where the answer's length is not known, a draft model's reading of the prompt must pay within so many tokens.
+static constexpr size_t EXPECTED_ANSWER = 256;
+
+// What is known of the chances: how much one request's guesses change it, and how it goes back to what is expected of any text,
+// so that guessing is tried again after some dozens of requests.
+static constexpr double REQUEST_WEIGHT = 0.25;
+static constexpr double BACK_PER_REQUEST = 0.02;
+
+drafter::drafter(model & target, std::atomic<bool> & stopping) : target_(target), stopping_(stopping) {
+    const double all = double(llama_model_n_params(target.get()));
+    const double rows = double(target.vocab().size()) * double(llama_model_n_embd(target.get()));
+    if (rows < all) {
+        row_factor_ = all / (all - rows);
     }
-    measure & m = measured_[width];
-    now_++;
-    m.ms = remembered(m) ? m.ms + STEP_WEIGHT * (ms - m.ms) : ms;
-    m.at = now_;
 }
-
-bool step_costs::remembered(const measure & m) const {
-    return m.at > 0 && now_ - m.at < REMEMBERED;
-}
-
-bool step_costs::sure(size_t width) const {
-    return width <= WIDEST && measured_[width].at > 0 && now_ - measured_[width].at < SURE;
-}
-
-double step_costs::ms(size_t width) const {
-    size_t below = 0; // the nearest narrower width that is known; 0: none
-    double interpolated = 0;
-    double least = std::numeric_limits<double>::infinity(); // of wider steps: a moment in which the machine was busy is not believed
-    for (size_t w = 1; w <= WIDEST; w++) {
-        const measure & m = measured_[w];
-        if (!remembered(m)) {
-            continue;
-        }
-        if (w < width) {
-            below = w;
-        } else {
-            if (interpolated == 0) {
-                const double from = below == 0 ? m.ms : measured_[below].ms;
-                interpolated = w == width ? m.ms : from + (m.ms - from) * double(width - below) / double(w - below);
-            }
-            least = std::min(least, m.ms);
-        }
-    }
-    return interpolated > 0 ? std::min(interpolated, least) : below > 0 ? measured_[below].ms : 0;
-}
-
-// ---- who gets how much --------------------------------------------------------------------------------------------------
 
 void drafter::attach(std::unique_ptr<draft_model> m) {
     m->work_for(target_, stopping_);
     draft_model_ = std::move(m);
+    draft_share_ = double(draft_model_->size()) / double(llama_model_size(target_.get()));
+    model_chance_ = draft::MODEL_PRIOR;
 }
+
+// ---- what is known ------------------------------------------------------------------------------------------------------
+
+void drafter::learn(size_t width, double ms, bool with_prompt) {
+    if (!with_prompt) {
+        costs_.learn(width, ms);
+    } else if (width >= TELLING_PROMPT) {
+        costs_.learn_slope(ms / double(width) * row_factor_);
+    }
+}
+
+void drafter::welcome(sequence & s) {
+    const bool by_model = s.draft.asked.kind == draft_kind::model;
+    double & known = by_model ? model_chance_ : ngram_chance_;
+    const double any = by_model ? draft::MODEL_PRIOR : draft::NGRAM_PRIOR;
+    if (s.draft.asked.kind != draft_kind::none) {
+        known += BACK_PER_REQUEST * (any - known);
+        s.draft.chance = acceptance(any, known);
+    }
+}
+
+void drafter::bid_farewell(const sequence & s) {
+    if (s.draft.asked.kind != draft_kind::none && s.draft.chance.is_told()) {
+        double & known = s.draft.asked.kind == draft_kind::model ? model_chance_ : ngram_chance_;
+        known += REQUEST_WEIGHT * (s.draft.chance.rate() - known);
+    }
+}
+
+// A step of the draft model.
+double drafter::draft_ms(size_t width) const {
+    const double measured = draft_model_->costs().ms(width);
+    const double expected = draft_share_ * costs_.ms(width);
+    return measured == 0 || (!draft_model_->costs().known(width) && expected < measured) ? expected : measured;
+}
+
+double drafter::entry_ms(const sequence & s) const {
+    constexpr size_t IN_STEP = 4; // tokens that it is behind because of the last step
+    const size_t missing = draft_model_->missing(s);
+    if (missing <= IN_STEP) {
+        return 0;
+    }
+    const size_t limit = s.max_tokens > 0 ? size_t(s.max_tokens) : s.n_generated + EXPECTED_ANSWER;
+    return draft_ms(missing) / double(std::max<size_t>(limit - std::min(limit, s.n_generated), 1));
+}
+
+// ---- who gets how much --------------------------------------------------------------------------------------------------
 
 // What is guessed must leave room for the token that follows: in the context and within the limit of the answer.
 size_t drafter::most_guesses(const sequence & s, size_t room) const {
@@ -97,7 +113,8 @@ std::vector<drafter::candidate_draft> drafter::candidates(const std::vector<sequ
             most = 0;
         }
         if (most > 0 && most >= size_t(s->draft.asked.min)) {
-            drafts.push_back({s, most, 0, std::move(guesses), false});
+            const bool by_model = s->draft.asked.kind == draft_kind::model;
+            drafts.push_back({s, most, 0, std::move(guesses), false, by_model ? entry_ms(*s) : 0.0});
         }
     }
     return drafts;
@@ -110,7 +127,6 @@ void drafter::grant(std::vector<candidate_draft> & drafts, size_t n_decoding, si
     const bool sure = costs_.sure(n_decoding);
     const double plain_ms = costs_.ms(n_decoding);
     const double most_ms = drafts.size() < n_decoding ? plain_ms * SLOWER_FOR_OTHERS : std::numeric_limits<double>::infinity();
-    const double round_ms = draft_model_ ? draft_model_->round_ms() : 0;
     std::vector<size_t> taken(drafts.size(), 0);
     std::vector<double> chances; // that the next guess gives a token
     for (const candidate_draft & d : drafts) {
@@ -119,7 +135,9 @@ void drafter::grant(std::vector<candidate_draft> & drafts, size_t n_decoding, si
     const auto insisted = [&](size_t i) { return taken[i] < size_t(drafts[i].s->draft.asked.min); };
     double tokens = double(n_decoding);
     double best_speed = tokens / plain_ms * WORTH_IT;
-    size_t n_rounds = 0;
+    std::vector<size_t> rounds; // of the draft model: how many sequences get a token in each
+    double drafting_ms = 0;
+    double entries_ms = 0; // the tokens of this step have their share of what draft models read before they could begin
     for (size_t n = 1; n <= room; n++) {
         size_t next = drafts.size();
         for (size_t i = 0; i < drafts.size(); i++) {
@@ -132,13 +150,17 @@ void drafter::grant(std::vector<candidate_draft> & drafts, size_t n_decoding, si
             return;
         }
         const bool must = insisted(next);
+        if (drafts[next].s->draft.asked.kind == draft_kind::model) {
+            rounds.resize(std::max(rounds.size(), taken[next] + 1), 0);
+            size_t & n_guessing = rounds[taken[next]];
+            drafting_ms += draft_ms(n_guessing + 1) - (n_guessing > 0 ? draft_ms(n_guessing) : 0);
+            n_guessing++;
+        }
+        entries_ms += drafts[next].entry_ms * (chances[next] + (taken[next] == 0 ? 1 : 0));
         taken[next]++;
         tokens += chances[next];
         chances[next] *= drafts[next].s->draft.chance.rate();
-        if (drafts[next].s->draft.asked.kind == draft_kind::model) {
-            n_rounds = std::max(n_rounds, taken[next]);
-        }
-        const double ms = costs_.ms(n_decoding + n) + double(n_rounds) * round_ms;
+        const double ms = costs_.ms(n_decoding + n) + drafting_ms + entries_ms;
         if (must || (sure && ms <= most_ms && tokens / ms > best_speed)) {
             best_speed = tokens / ms;
             for (size_t i = 0; i < drafts.size(); i++) {

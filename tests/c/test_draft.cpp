@@ -107,6 +107,19 @@ TEST(wrong_guesses_lower_the_chance_and_time_raises_it_again) {
     CHECK(chance.rate() > first * 0.95);
 }
 
+TEST(what_is_known_of_other_texts_is_where_the_chance_begins_and_is_doubted_as_the_text_grows) {
+    acceptance chance(0.9, 0.1);
+    CHECK(chance.rate() == 0.1 && !chance.is_told());
+    for (int i = 0; i < 4; i++) {
+        chance.meet(true);
+    }
+    CHECK(chance.rate() > 0.5 && chance.is_told());
+    for (int i = 0; i < 2000; i++) {
+        chance.age();
+    }
+    CHECK(chance.rate() > 0.85 && chance.rate() < 0.95 && !chance.is_told());
+}
+
 TEST(what_is_only_expected_counts_for_the_chance_alone) {
     draft d;
     const double first = d.chance.rate();
@@ -126,13 +139,24 @@ TEST(costs_between_two_measures_are_interpolated) {
     step_costs costs;
     CHECK(costs.ms(3) == 0);
     costs.learn(1, 10);
-    CHECK(costs.ms(1) == 10 && costs.ms(17) == 10); // not known to be dearer
+    CHECK(costs.ms(1) == 10 && costs.ms(3) == 20); // half as dear as steps that share nothing
     costs.learn(3, 20);
     CHECK(costs.ms(2) == 15);
     costs.learn(3, 20);
     CHECK(costs.ms(3) == 20);
-    CHECK(costs.ms(40) == 20);
     CHECK(costs.sure(1) && !costs.sure(2));
+    CHECK(costs.known(1) && !costs.known(2) && !costs.known(1000));
+}
+
+TEST(steps_wider_than_any_measured_are_expected_to_grow_as_prompts_do) {
+    step_costs costs;
+    costs.learn(4, 40);
+    costs.learn_slope(2);
+    CHECK(costs.ms(4) == 40 && costs.ms(9) == 50);
+    for (int i = 0; i < 100; i++) {
+        costs.learn_slope(60); // of a prompt that was slower than single tokens: the machine was busy
+    }
+    CHECK(costs.ms(8) == 80);
 }
 
 TEST(old_costs_are_measured_again_and_at_last_forgotten) {
@@ -146,7 +170,7 @@ TEST(old_costs_are_measured_again_and_at_last_forgotten) {
     for (int i = 0; i < 1000; i++) {
         costs.learn(1, 10);
     }
-    CHECK(costs.ms(8) == 10);
+    CHECK(costs.ms(8) == 10 + 7 * 5.0);
 }
 
 TEST(a_wider_step_that_took_less_corrects_a_narrower_one) {
