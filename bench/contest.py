@@ -97,8 +97,8 @@ def report(bench: str, model: Path, figures: Mapping[str, Figures], claims: Sequ
 def judge(claim: Claim, figures: Mapping[str, Figures]) -> dict[str, Any]:
     ours = figures[OURS][claim.figure]
     theirs = {name: of[claim.figure] for name, of in figures.items() if name != OURS and claim.figure in of}
-    best = claim.best(list(theirs.values()))
-    name = next(name for name, value in theirs.items() if value == best)
+    best = claim.best(list(theirs.values())) if theirs else None
+    name = next((name for name, value in theirs.items() if value == best), None)
     ratio = ours / best if best else None
     kept = claim.bound is None or claim.keeps(ours, claim.bound)
     if claim.ratio is not None:

@@ -56,6 +56,7 @@ def vocabulary() -> Path:
 
 def build(name: str) -> None:
     switches = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF"]
+    switches += [f"-DCMAKE_CXX_FLAGS=-include {ROOT / 'csrc' / 'tiles.h'}"]  # else every prompt is a SIGILL on AMX
     subprocess.run(["cmake", "-G", "Ninja", "-S", tree(), "-B", PEERS / "build", *switches], check=True, stdout=sys.stderr)
     subprocess.run(["cmake", "--build", PEERS / "build", "--target", name], check=True, stdout=sys.stderr)
 
