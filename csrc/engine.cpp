@@ -180,7 +180,7 @@ void engine::end_cancelled() {
 // Whether a running prefill computes a prefix of `s` that is not in the cache yet: then waiting is faster than computing
 // it a second time beside it.
 bool engine::joins_a_prefill(const sequence & s) {
-    if (model_.memory_sharing() == sharing::whole_only) {
+    if (model_.memory_sharing() == sharing::whole_only || s.is_scoring()) {
         return false;
     }
     for (const auto & other : running_) {
@@ -239,7 +239,10 @@ void engine::add_to_batch(sequence & s, size_t n) {
         }
         const llama_pos position = llama_pos(i);
         llama_batch_ext_set_pos(batch_.get(), at, &position);
-        if (i + 1 >= s.tokens.size()) {
+        if (i == s.n_cached) {
+            s.first = at;
+        }
+        if (i + 1 >= s.tokens.size() || s.scores(i)) {
             llama_batch_ext_set_output_logits(batch_.get(), at, true);
         }
         if (i + 1 == s.tokens.size()) {
@@ -289,8 +292,10 @@ void engine::plan(bool guess) {
     for (sequence * s : in_turn()) {
         (s->is_prefilling() ? prefilling : decoding).push_back(s);
     }
-    if (drafter_ && guess) {
-        drafter_->propose(decoding, size_t(model_.n_batch()) - decoding.size());
+    const bool scoring = std::any_of(prefilling.begin(), prefilling.end(), [](const sequence * s) { return s->is_scoring(); });
+    if (drafter_ && guess) { // which leave rows for those that want many
+        const size_t room = size_t(model_.n_batch()) - decoding.size();
+        drafter_->propose(decoding, scoring ? std::min(room, size_t(MAX_STEP_GUESSES) / 2) : room);
     }
     for (sequence * s : decoding) {
         add_to_batch(*s, 1);
@@ -305,8 +310,13 @@ void engine::plan(bool guess) {
                      [](const sequence * a, const sequence * b) { return a->n_pending() < b->n_pending(); });
     const size_t reserved = prefilling.front() == oldest ? 0 : std::min(oldest->n_pending(), left / 4);
     left -= reserved;
+    size_t rows = size_t(model_.n_outputs()) - n_batched_ - prefilling.size(); // besides the last one of each prompt
     for (sequence * s : prefilling) {
-        const size_t n = std::min(cache_->until_mark(*s), left + (s == oldest ? reserved : 0));
+        size_t n = std::min(cache_->until_mark(*s), left + (s == oldest ? reserved : 0));
+        if (s->is_scoring()) {
+            n = std::min(n, rows);
+            rows -= n;
+        }
         if (n > 0) {
             left -= std::min(left, n);
             add_to_batch(*s, n);
@@ -376,6 +386,12 @@ void engine::preempt(sequence & s) {
 
 void engine::advance(sequence & s) {
     const bool was_prompt = s.n_generated == 0;
+    if (s.is_scoring()) {
+        score(s, s.n_cached);
+        if (s.done) {
+            return;
+        }
+    }
     s.n_cached += s.n_step;
     cache_->reached(s, step_ms_);
     if (was_prompt) {
@@ -387,9 +403,52 @@ void engine::advance(sequence & s) {
                         json_object().add("done", uint64_t(s.n_cached)).add("total", uint64_t(s.n_prompt)).text());
         }
     }
-    if (s.output >= 0) {
+    if (s.output >= 0 && s.max_tokens == 0) {
+        begin_answer(s);
+        finish(s, stop_reason::max_tokens);
+    } else if (s.output >= 0) {
         sample(s);
         follow_draft(s);
+    }
+}
+
+// What the rows of this step, of the tokens from `begin` on, say of the prompt's tokens that follow them.
+void engine::score(sequence & s, size_t begin) {
+    const int32_t n_vocab = model_.vocab().size();
+    const bool is_first = s.n_scored == 0;
+    std::vector<token_logprob> told;
+    if (is_first) {
+        told.push_back({s.tokens[0], 0, {}});
+    }
+    const size_t from = s.n_scored + (is_first ? 0 : 1); // the token that the payload begins with
+    for (size_t i = begin; i < begin + s.n_step; i++) {
+        if (!s.scores(i)) {
+            continue;
+        }
+        const float * logits = llama_get_logits_ith(model_.context(), s.first + int32_t(i - begin));
+        if (logits == nullptr) {
+            return fail(s, error("internal", "the step gave no logits"));
+        }
+        told.push_back(read_logprob(logits, n_vocab, s.tokens[i + 1], *s.top_logprobs));
+        s.n_scored = i + 1;
+    }
+    if (told.empty()) {
+        return;
+    }
+    events_.add(frame_kind::LOGPROBS, s.request->id,
+                prompt_logprobs_payload(told, s.shown.data() + from, is_first, model_.vocab()));
+}
+
+void engine::begin_answer(sequence & s) {
+    s.first_token_at = now_;
+    events_.hurry();
+    s.first_step_ms = step_ms_;
+    if (s.scores_prompt && s.n_prompt == 1) {
+        events_.add(frame_kind::LOGPROBS, s.request->id,
+                    prompt_logprobs_payload({{s.tokens[0], 0, {}}}, s.shown.data(), true, model_.vocab()));
+    }
+    if (!s.echo.empty()) {
+        events_.add(frame_kind::TEXT, s.request->id, s.echo);
     }
 }
 
@@ -434,12 +493,7 @@ void engine::sample(sequence & s) {
         return fail(s, invalid_request("grammar", "no token satisfies the grammar at this point"));
     }
     if (s.n_generated == 0) {
-        s.first_token_at = now_;
-        events_.hurry();
-        s.first_step_ms = step_ms_;
-        if (!s.echo.empty()) {
-            events_.add(frame_kind::TEXT, s.request->id, s.echo);
-        }
+        begin_answer(s);
     }
     s.last_token_at = now_;
     s.n_generated++;
@@ -447,6 +501,12 @@ void engine::sample(sequence & s) {
     s.tokens.push_back(*id);
     s.draft.meet(*id);
     if (vocab.is_eog(*id)) {
+        if (s.scores_prompt) { // who counts the tokens of the prompt from the end finds one for each that was made
+            const uint32_t shown = 0;
+            tell_logprobs(s, s.logprobs.size());
+            events_.add(frame_kind::LOGPROBS, s.request->id,
+                        prompt_logprobs_payload({read_logprob(logits, vocab.size(), *id, *s.top_logprobs)}, &shown, false, vocab));
+        }
         return finish(s, stop_reason::eos);
     }
     if (s.sleeping) {

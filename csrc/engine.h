@@ -55,7 +55,9 @@ class engine {
     void advance(sequence & s);
     void follow_draft(sequence & s);
     void retract_draft(sequence & s);
+    void score(sequence & s, size_t begin);
     void sample(sequence & s);
+    void begin_answer(sequence & s);
     void forget_middle(sequence & s);
     void say(sequence & s);
     void tell_logprobs(sequence & s, size_t n);

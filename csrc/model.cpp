@@ -619,7 +619,8 @@ void model::make_context(const load_spec & spec) {
     params.n_batch = uint32_t(std::max(n_batch_, parallel_));
     params.n_ubatch = params.n_batch;
     params.n_seq_max = uint32_t(n_sequences_);
-    params.n_outputs_max = embedding_ ? 0 : uint32_t(std::max(n_sequences_, parallel_ + (spec.drafts ? 0 : MAX_STEP_GUESSES)));
+    n_outputs_ = embedding_ ? 0 : std::max(n_sequences_, parallel_ + (spec.drafts ? 0 : MAX_STEP_GUESSES));
+    params.n_outputs_max = uint32_t(n_outputs_);
     params.n_threads = n_threads_ = choose_threads(spec);
     params.n_threads_batch = params.n_threads;
     if (only_measured_) {

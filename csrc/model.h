@@ -67,6 +67,7 @@ class model {
     int32_t context_length() const { return context_length_; } // tokens one request may use
     int32_t parallel() const { return parallel_; }
     int32_t n_batch() const { return n_batch_; }
+    int32_t n_outputs() const { return n_outputs_; } // rows of logits that a batch can have
     int32_t n_sequences() const { return n_sequences_; } // sequence ids there are, live and cached ones together
     int32_t kv_cells() const { return kv_cells_; }
     int32_t n_threads() const { return n_threads_; } // that compute together; of all lanes, where there are some
@@ -146,6 +147,7 @@ class model {
     int32_t context_length_ = 0;
     int32_t parallel_ = 1;
     int32_t n_batch_ = 0;
+    int32_t n_outputs_ = 0;
     int32_t n_sequences_ = 1;
     int32_t kv_cells_ = 0;
     int32_t idle_cells_ = 0;

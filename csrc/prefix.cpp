@@ -120,7 +120,8 @@ size_t prefix_cache::held_from(llama_seq_id seq, size_t n) const {
 }
 
 prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std::vector<sequence *> & running) {
-    const size_t most = s.tokens.size() - 1;
+    // whose rows are wanted must be computed again
+    const size_t most = s.is_scoring() ? s.n_scored : s.tokens.size() - 1;
     source best;
     for (const bool resident : {true, false}) { // a sequence in host memory must be better than any in the cells
         for (auto it = idle_.begin(); it != idle_.end(); ++it) {

@@ -31,7 +31,7 @@ class prefix_cache {
     // Whether the cells of `running` leave room for `s` to be computed.
     bool has_room(const sequence & s, const std::vector<sequence *> & running) const;
 
-    // Gives `s` a sequence id and the longest prefix there is (never its last token, which must be computed), from idle
+    // Gives `s` a sequence id and the longest prefix there is (never a token whose row is wanted, as is the last one's), from idle
     // sequences or `running` ones. Evicts if no id is free. Sets s.seq, s.n_cached and s.marks; false if no id can be had.
     bool assign(sequence & s, const std::vector<sequence *> & running);
 

@@ -432,9 +432,6 @@ generate_spec parse_generate(const std::string & payload) {
     generate_spec spec;
     spec.prompt = parse_prompt(object);
     read(object, "max_tokens", spec.max_tokens, -1, std::numeric_limits<int32_t>::max());
-    if (spec.max_tokens == 0) {
-        throw invalid_request("max_tokens", "max_tokens must be at least 1, or -1 for no limit");
-    }
     spec.stops = read_strings(object, "stop", MAX_STOPS, MAX_STOP_LENGTH);
     spec.echo = read_bool(object, "echo", false);
     spec.whole = read_bool(object, "whole", false);

@@ -3,6 +3,7 @@
 #include "payload.h"
 
 #include <cstdio>
+#include <optional>
 
 namespace lm {
 
@@ -98,25 +99,62 @@ static void append_number(std::string & out, float value) {
     out += digits;
 }
 
+static void append_token(std::string & out, const token_logprob & token, bool has_logprob, const vocabulary & vocab,
+                         std::optional<uint32_t> shown = std::nullopt) {
+    const std::string piece = vocab.special_piece(token.id);
+    out += out.back() == '[' ? "{\"b\":" : ",{\"b\":";
+    append_bytes(out, piece);
+    if (shown && *shown != piece.size()) {
+        out += ",\"shown\":" + std::to_string(*shown);
+    }
+    out += ",\"p\":";
+    if (has_logprob) {
+        append_number(out, token.logprob);
+    } else {
+        out += "null";
+    }
+    out += ",\"top\":[";
+    for (size_t j = 0; j < token.top.size(); j++) {
+        out += j == 0 ? "[" : ",[";
+        append_bytes(out, vocab.special_piece(token.top[j].id));
+        out += ',';
+        append_number(out, token.top[j].logit);
+        out += ']';
+    }
+    out += "]}";
+}
+
 std::string logprobs_payload(const std::vector<token_logprob> & tokens, const vocabulary & vocab) {
     std::string out = "{\"tokens\":[";
-    for (size_t i = 0; i < tokens.size(); i++) {
-        const token_logprob & token = tokens[i];
-        out += i == 0 ? "{\"b\":" : ",{\"b\":";
-        append_bytes(out, vocab.special_piece(token.id));
-        out += ",\"p\":";
-        append_number(out, token.logprob);
-        out += ",\"top\":[";
-        for (size_t j = 0; j < token.top.size(); j++) {
-            out += j == 0 ? "[" : ",[";
-            append_bytes(out, vocab.special_piece(token.top[j].id));
-            out += ',';
-            append_number(out, token.top[j].logit);
-            out += ']';
-        }
-        out += "]}";
+    for (const token_logprob & token : tokens) {
+        append_token(out, token, true, vocab);
     }
     return out + "]}";
+}
+
+std::string prompt_logprobs_payload(const std::vector<token_logprob> & tokens, const uint32_t * shown, bool is_first,
+                                    const vocabulary & vocab) {
+    std::string out = "{\"tokens\":[";
+    for (size_t i = 0; i < tokens.size(); i++) {
+        append_token(out, tokens[i], i > 0 || !is_first, vocab, shown[i]);
+    }
+    return out + "]}";
+}
+
+std::vector<uint32_t> align(const std::vector<llama_token> & tokens, const std::string & text, const vocabulary & vocab) {
+    std::vector<uint32_t> shown;
+    shown.reserve(tokens.size());
+    size_t at = 0;
+    for (const llama_token id : tokens) {
+        const std::string piece = vocab.special_piece(id);
+        size_t n = piece.size();
+        if (text.compare(at, n, piece) != 0) {
+            n = n > 0 && piece[0] == ' ' && text.compare(at, n - 1, piece, 1, n - 1) == 0 ? n - 1 : 0;
+        }
+        shown.push_back(uint32_t(n));
+        at += n;
+    }
+    return shown;
 }
 
 }  // namespace lm

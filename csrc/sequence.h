@@ -45,6 +45,8 @@ struct sequence {
     bool drops_middle = false; // at the end of the context it goes on without the middle of what was said
     bool ignore_eos = false;
     std::string echo; // text shown ahead of the answer
+    bool scores_prompt = false;   // log probabilities of the prompt's tokens are wanted
+    std::vector<uint32_t> shown;  // then: how many bytes at the end of each token's text stand in the echo
     bool whole = false; // nobody listens before the end: a frame per token would only wake the server
     std::optional<int32_t> top_logprobs;
     std::unique_ptr<sampler> choose;
@@ -67,6 +69,8 @@ struct sequence {
     size_t n_cached = 0;
     llama_seq_id seq = -1; // -1: waiting
     int32_t output = -1;   // this step's index of the row to sample from
+    int32_t first = -1;    // this step's index of its first token
+    size_t n_scored = 0;   // prompt tokens whose rows have been read
     size_t n_step = 0;     // tokens of this sequence in this step's batch
     uint64_t turn = 0;     // the last one in which it could be in a batch
     bool done = false;     // answered; swept at the end of the step
@@ -89,6 +93,9 @@ struct sequence {
 
     size_t n_pending() const { return tokens.size() - n_cached; }
     bool is_prefilling() const { return n_pending() > 1; }
+    // Whether rows of the prompt are still to be read: all from `n_scored` on, but for the last, which the answer begins with.
+    bool is_scoring() const { return scores_prompt && n_scored + 1 < n_prompt; }
+    bool scores(size_t token) const { return scores_prompt && token >= n_scored && token + 1 < n_prompt; }
 };
 
 // Cuts the middle out of what does not fit a context of `limit` tokens, so that about a quarter of it is free again.
@@ -99,5 +106,11 @@ size_t drop_middle(std::vector<llama_token> & tokens, size_t limit);
 std::string finished_payload(const sequence & s, stop_reason reason);
 std::string tool_call_payload(const reply_piece & piece);
 std::string logprobs_payload(const std::vector<token_logprob> & tokens, const vocabulary & vocab);
+// Of prompt tokens; `shown` is as in `sequence`, for the first of them on. `is_first`: nothing was ahead of the first.
+std::string prompt_logprobs_payload(const std::vector<token_logprob> & tokens, const uint32_t * shown, bool is_first,
+                                    const vocabulary & vocab);
+// Where the tokens' texts stand in `text`: how many bytes of each. Control tokens, and the space that some vocabularies put
+// ahead of every text, are not in it.
+std::vector<uint32_t> align(const std::vector<llama_token> & tokens, const std::string & text, const vocabulary & vocab);
 
 }  // namespace lm

@@ -450,8 +450,13 @@ void server::generate(const work & item) {
     s->top_logprobs = spec.top_logprobs;
     if (spec.echo) {
         const auto * text = std::get_if<std::string>(&spec.prompt);
-        std::string bytes = text != nullptr ? *text : vocab.detokenize(s->tokens);
+        const bool may_be_cut = spec.overflow == overflow_policy::drop_middle && spec.top_logprobs;
+        std::string bytes = text != nullptr && !may_be_cut ? *text : vocab.detokenize(s->tokens);
         decode_utf8(bytes, s->echo);
+    }
+    if (spec.echo && spec.top_logprobs) {
+        s->scores_prompt = true;
+        s->shown = align(s->tokens, s->echo, vocab);
     }
     matcher_ptr grammar;
     if (format && format->compiled) {

@@ -47,12 +47,15 @@ class TopToken:
 
 @dataclass(slots=True, frozen=True)
 class TokenLogprob:
-    """A sampled token, its log probability under the unmodified distribution, and the likeliest alternatives."""
+    """A sampled token, its log probability under the unmodified distribution, and the likeliest alternatives; or a token
+    of the prompt, where that is echoed."""
 
     token: str
     bytes: bytes
-    logprob: float
+    logprob: float | None  # None: of the prompt's first token, which nothing foretells
     top: tuple[TopToken, ...] = ()
+    shown: int | None = None
+    """How many bytes at the end of `bytes` stand in the text; None: all."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -194,7 +194,7 @@ class ChatCompletion(Completion):
         content = [
             {
                 "token": token.token,
-                "logprob": clamp_logprob(token.logprob),
+                "logprob": None if token.logprob is None else clamp_logprob(token.logprob),
                 "bytes": list(token.bytes),
                 "top_logprobs": [
                     {"token": top.token, "logprob": clamp_logprob(top.logprob), "bytes": list(top.bytes)}
@@ -229,15 +229,17 @@ class TextCompletion(Completion):
         }
 
     def spell_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """`text_offset` counts characters over the whole choice; a token that begins inside one has its offset."""
+        """`text_offset` counts characters over the whole choice, of the prompt too where it is echoed; a token that begins
+        inside one has its offset."""
         offsets = []
         for token in logprobs:
-            inside = bool(token.bytes) and _is_continuation(token.bytes[0])
+            shown = token.bytes if token.shown is None else token.bytes[len(token.bytes) - token.shown :]
+            inside = bool(shown) and _is_continuation(shown[0])
             offsets.append(max(self._offsets[index] - inside, 0))
-            self._offsets[index] += sum(not _is_continuation(byte) for byte in token.bytes)
+            self._offsets[index] += sum(not _is_continuation(byte) for byte in shown)
         return {
             "tokens": [token.token for token in logprobs],
-            "token_logprobs": [clamp_logprob(token.logprob) for token in logprobs],
+            "token_logprobs": [None if t.logprob is None else clamp_logprob(t.logprob) for t in logprobs],
             "top_logprobs": [_spell_top(token) for token in logprobs] if any(t.top for t in logprobs) else None,
             "text_offset": offsets,
         }
@@ -250,8 +252,10 @@ def _is_continuation(byte: int) -> bool:
     return byte & 0xC0 == 0x80
 
 
-def _spell_top(token: TokenLogprob) -> dict[str, float]:
+def _spell_top(token: TokenLogprob) -> dict[str, float] | None:
     """By text, as this older shape has it; of two tokens that read the same the likelier one is kept."""
+    if token.logprob is None:
+        return None
     spelled: dict[str, float] = {}
     for top in token.top:
         spelled.setdefault(top.token, clamp_logprob(top.logprob))

@@ -28,8 +28,6 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
     prompts = parse_prompts(fields.require("prompt"))
     echo = fields.boolean("echo")
     top_logprobs = fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)
-    if echo and top_logprobs is not None:
-        raise UnsupportedField("echo", "together with 'logprobs' is not supported")
     if (fields.integer("best_of", 1, RUNS_MAX) or 1) > 1:
         raise UnsupportedField("best_of", "above 1 is not supported")
     refuse(fields, unserved.TEXT)

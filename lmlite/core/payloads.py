@@ -458,7 +458,9 @@ def read_logprobs(payload: bytes) -> list[TokenLogprob]:
     for token in read_object(payload)["tokens"]:
         raw = bytes(token["b"])
         top = tuple(TopToken(read_text(piece), piece, read_logprob(p)) for piece, p in read_top(token["top"]))
-        found.append(TokenLogprob(read_text(raw), raw, read_logprob(token["p"]), top))
+        p, shown = token["p"], token.get("shown")
+        logprob = None if p is None else read_logprob(p)
+        found.append(TokenLogprob(read_text(raw), raw, logprob, top, None if shown is None else int(shown)))
     return found
 
 

@@ -315,7 +315,6 @@ TEXT_ONLY: list[tuple[dict[str, Any], str]] = [
 UNSUPPORTED_TEXT: list[tuple[dict[str, Any], str]] = [
     ({"suffix": "end"}, "suffix"),
     ({"best_of": 2}, "best_of"),
-    ({"echo": True, "logprobs": 0}, "echo"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
 ]

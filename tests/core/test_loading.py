@@ -61,7 +61,7 @@ async def say(engine: Engine, prompt: tuple[int, ...] = PROMPT, max_tokens: int 
     events = [event async for event in engine.run(work)]
     assert isinstance(events[-1], Finished)
     said = [token for event in events if isinstance(event, TextDelta) for token in event.logprobs]
-    return [(token.bytes, token.logprob) for token in said], events[-1]
+    return [(token.bytes, token.logprob or 0.0) for token in said], events[-1]
 
 
 def tokens_of(said: Said) -> list[bytes]:

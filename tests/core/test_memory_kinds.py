@@ -206,9 +206,58 @@ def test_a_preempted_request_says_what_it_would_have_said(tmp_path: Path, memory
             alone, _ = await say(engine, prompt, 180, scope=next(scopes))
             for token, same in zip(tokens, alone, strict=True):
                 if token.bytes != same.bytes:
-                    assert abs(token.logprob - same.top[1].logprob) < ROUNDING  # a near tie
+                    assert token.logprob == pytest.approx(same.top[1].logprob, abs=ROUNDING)  # a near tie
                     break
                 assert difference(token, same) < ROUNDING
+
+    with_memory(tmp_path, memory, test, kv_cells=2 * CONTEXT)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_an_echoed_prompt_has_the_log_probabilities_of_all_its_tokens_whatever_is_cached(
+    tmp_path: Path, memory: Memory
+) -> None:
+    """Beside streams that have steps of their own, and after the cache has learned the prompt; the oracle asks for each next
+    token by itself."""
+
+    async def test(engine: Engine) -> None:
+        text = texts(7)
+        prompts = [text(180), text(90), text(2), text(1)]
+        for prompt in prompts:
+            await say(engine, prompt)
+        *echoes, _ = await asyncio.gather(
+            *(say(engine, prompt, n, echo=True) for prompt, n in zip(prompts, (0, 3, 0, 1), strict=True)),
+            say(engine, text(50), 30),
+        )
+        for prompt, n, (tokens, end) in zip(prompts, (0, 3, 0, 1), echoes, strict=True):
+            assert b"".join(token.bytes for token in tokens[: len(prompt)]) == prompt
+            assert (len(tokens), end.stats.generated_tokens, end.stats.cached_tokens) == (len(prompt) + n, n, 0)
+            assert end.reason == "maxPredictedTokensReached"
+            assert tokens[0].logprob is None and tokens[0].top == ()
+            for i in {1, len(prompt) - 1, *range(7, len(prompt), 23), len(prompt)} & set(range(1, len(tokens))):
+                (alone, *_), _ = await say(engine, prompt[:i], scope=next(scopes))
+                assert difference(tokens[i], alone) < ROUNDING
+                known = {top.bytes: top.logprob for top in tokens[i].top}
+                assert tokens[i].logprob == pytest.approx(known.get(tokens[i].bytes, tokens[i].logprob), abs=1e-5)
+                assert tokens[i].bytes in known or (tokens[i].logprob or 0) <= tokens[i].top[-1].logprob
+        assert (await say(engine, prompts[0] + text(5)))[1].stats.cached_tokens >= len(prompts[0])
+
+    with_memory(tmp_path, memory, test)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_an_echoed_prompt_that_was_preempted_tells_each_token_once(tmp_path: Path, memory: Memory) -> None:
+    async def test(engine: Engine) -> None:
+        text = texts(8)
+        prompts = [text(200) for _ in range(3)]
+        streams = [text(40) for _ in range(3)]
+        answers = await asyncio.gather(
+            *(say(engine, prompt, 170) for prompt in streams), *(say(engine, prompt, 0, echo=True) for prompt in prompts)
+        )
+        for prompt, (tokens, _) in zip(prompts, answers[3:], strict=True):
+            alone, _ = await say(engine, prompt, 0, echo=True, scope=next(scopes))
+            assert b"".join(token.bytes for token in tokens) == prompt
+            assert all(difference(one, other) < ROUNDING for one, other in zip(tokens[1:], alone[1:], strict=True))
 
     with_memory(tmp_path, memory, test, kv_cells=2 * CONTEXT)
 

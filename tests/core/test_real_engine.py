@@ -194,6 +194,33 @@ def test_echo_shows_the_prompt_first() -> None:
     with_engine(test)
 
 
+@pytest.mark.parametrize("prompt", ["one two", "Größe: 中文 😀!", "<|im_start|>user\nHello<|im_end|>", " a", ""])
+def test_the_tokens_of_an_echoed_prompt_say_where_they_stand_in_it(prompt: str) -> None:
+    async def test(engine: Engine) -> None:
+        ids, pieces = await engine.tokenize(prompt, add_special=True, parse_special=True)
+        prompts: list[Prompt] = [Text(prompt), *([Tokens(ids)] if ids else [])]
+        for asked in prompts:
+            events = await events_of(engine, asked, max_tokens=0, echo=True, top_logprobs=0)
+            tokens = [token for event in events if isinstance(event, TextDelta) for token in event.logprobs]
+            shown = [token.bytes if token.shown is None else token.bytes[len(token.bytes) - token.shown :] for token in tokens]
+            assert b"".join(shown).decode() == text_of(events)
+            assert len(tokens) == max(1, len(ids)) == end_of(events).stats.prompt_tokens
+            assert end_of(events).stats.generated_tokens == 0
+            if isinstance(asked, Text):
+                assert text_of(events) == prompt
+
+    with_engine(test)
+
+
+def test_no_tokens_at_all_leave_the_prompt_in_the_cache() -> None:
+    async def test(engine: Engine) -> None:
+        text, end = await complete(engine, LONG, max_tokens=0)
+        assert (text, end.reason, end.stats.generated_tokens) == ("", "maxPredictedTokensReached", 0)
+        assert (await complete(engine, LONG + " And", max_tokens=1))[1].stats.cached_tokens > 100
+
+    with_engine(test)
+
+
 def test_a_long_prompt_reports_its_progress() -> None:
     async def test(engine: Engine) -> None:
         events = await events_of(engine, LONG * 2, max_tokens=1)

@@ -333,7 +333,7 @@ def test_every_memory_gives_the_answer_that_it_gives_without_guesses(
         assert len(drafted) == len(plain)
         for one, other in zip(drafted, plain):
             if one.bytes != other.bytes:
-                assert abs(one.logprob - other.top[1].logprob) < ROUNDING  # a near tie
+                assert one.logprob == pytest.approx(other.top[1].logprob, abs=ROUNDING)  # a near tie
                 break
             assert difference(one, other) < ROUNDING
 
