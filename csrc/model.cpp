@@ -123,11 +123,17 @@ static constexpr char ARCH[] = "unknown";
 #define LMLITE_LLAMA_COMMIT "unknown"
 #endif
 
+// LM Studio's form: "llama.cpp-linux-x86_64-cpu".
+static std::string runtime_name() {
+    return std::string("llama.cpp-") + OS + "-" + ARCH + "-" + backend_name();
+}
+
 const char * build_info() {
     static const std::string info = json_object()
                                         .add("llama_cpp", LMLITE_LLAMA_COMMIT)
                                         .add("version", llama_version())
                                         .add("backend", backend_name())
+                                        .add("runtime", runtime_name())
                                         .text();
     return info.c_str();
 }
@@ -220,8 +226,10 @@ void model::check_cache_types(llama_context_params params) const {
     throw invalid_request("k_cache_type", "this model cannot have a K cache of type " + k);
 }
 
+// The CPU has types of its own for weights that it repacks, which are in the machine's memory although others cannot read them.
 ggml_backend_dev_t memory_device(ggml_backend_buffer_type_t type) {
-    return ggml_backend_buft_is_host(type) ? nullptr : ggml_backend_buft_get_device(type);
+    ggml_backend_dev_t device = ggml_backend_buft_is_host(type) ? nullptr : ggml_backend_buft_get_device(type);
+    return device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU ? nullptr : device;
 }
 
 static std::map<ggml_backend_dev_t, uint64_t> cache_bytes(const llama_context * ctx) {
@@ -758,7 +766,7 @@ void model::warm_up() {
 std::string model::describe(double load_ms) const {
     llama_model * m = model_.get();
     const std::string runtime = json_object()
-                                    .add("name", std::string("llama.cpp-") + OS + "-" + ARCH + "-" + backend_name())
+                                    .add("name", runtime_name())
                                     .add("version", std::string(llama_version()) + "+" + LMLITE_LLAMA_COMMIT)
                                     .text();
     return json_object()

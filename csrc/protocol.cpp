@@ -16,6 +16,8 @@ static constexpr int32_t MAX_PARALLEL = 200; // llama.cpp has 256 sequence ids; 
 static constexpr int32_t MAX_BATCH = 1 << 14;
 static constexpr int32_t MAX_THREADS = 512;
 static constexpr int32_t MAX_GPUS = 64;
+static constexpr size_t MAX_PATH_BYTES = 8192;
+static constexpr size_t MAX_SPLITS = 4096;
 static constexpr size_t MAX_LORAS = 64;
 static constexpr double MAX_LORA_SCALE = 100;
 static constexpr int32_t MAX_TOP_LOGPROBS = 128;
@@ -127,6 +129,51 @@ static std::vector<common_json> read_array(const common_json & object, const cha
     return elements;
 }
 
+static int hex_digit(char c) {
+    if (c >= '0' && c <= '9') {
+        return c - '0';
+    }
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+// A file's path: a string, or {"hex": s} of its bytes where they are not UTF-8, as JSON's strings have to be.
+static std::string to_path(const common_json & value, const char * key) {
+    std::string path;
+    if (value.is_string()) {
+        path = value.get<std::string>();
+    } else if (value.is_object() && has(value, "hex")) {
+        const std::string hex = read_string(value, "hex");
+        for (size_t i = 0; i + 1 < hex.size(); i += 2) {
+            const int high = hex_digit(hex[i]), low = hex_digit(hex[i + 1]);
+            if (high < 0 || low < 0) {
+                throw invalid_request(key, std::string(key) + " has no hexadecimal bytes");
+            }
+            path += char(high * 16 + low);
+        }
+    } else {
+        throw invalid_request(key, std::string(key) + " must be a string");
+    }
+    if (path.empty() || path.size() > MAX_PATH_BYTES || path.find('\0') != std::string::npos) {
+        throw invalid_request(key, std::string(key) + " is no path");
+    }
+    return path;
+}
+
+static std::string read_path(const common_json & object) {
+    if (!has(object, "path")) {
+        throw invalid_request("path", "path must be a string");
+    }
+    return to_path(object.at("path"), "path");
+}
+
+static std::vector<std::string> read_splits(const common_json & object) {
+    std::vector<std::string> paths;
+    for (const common_json & item : read_array(object, "splits", MAX_SPLITS)) {
+        paths.push_back(to_path(item, "splits"));
+    }
+    return paths;
+}
+
 static double number(const common_json & value, const char * key, double low, double high) {
     if (!value.is_number()) {
         throw invalid_request(key, std::string(key) + " must hold numbers");
@@ -191,7 +238,7 @@ static std::vector<lora_file> parse_lora_files(const common_json & object) {
         if (!item.is_object()) {
             throw invalid_request("loras", "loras must hold objects");
         }
-        files.push_back({read_string(item, "path"), 1.0f});
+        files.push_back({read_path(item), 1.0f});
         read(item, "scale", files.back().scale, -MAX_LORA_SCALE, MAX_LORA_SCALE);
     }
     return files;
@@ -217,8 +264,8 @@ static uint64_t read_host_memory(const common_json & object) {
 load_spec parse_load(const std::string & payload) {
     const common_json object = parse_object(payload);
     load_spec spec;
-    spec.path = read_string(object, "path");
-    spec.splits = read_strings(object, "splits", 4096, 8192);
+    spec.path = read_path(object);
+    spec.splits = read_splits(object);
     read(object, "gpu_layers", spec.gpu_layers, -1, 1 << 20);
     read(object, "context_length", spec.context_length, 0, MAX_CONTEXT);
     read(object, "parallel", spec.parallel, 1, MAX_PARALLEL);
@@ -254,8 +301,8 @@ load_spec parse_load(const std::string & payload) {
 load_spec parse_attach_draft(const std::string & payload, const load_spec & target) {
     const common_json object = parse_object(payload);
     load_spec spec = target;
-    spec.path = read_string(object, "path");
-    spec.splits = read_strings(object, "splits", 4096, 8192);
+    spec.path = read_path(object);
+    spec.splits = read_splits(object);
     // what was said of the other model's shape is not meant for this one
     spec.host_memory = read_host_memory(object);
     spec.kv_cells = spec.n_experts = 0;

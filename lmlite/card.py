@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from .settings import ModelSettings
 
 ModelType = Literal["llm", "vlm", "embedding"]
+_DEPTH: Final = 4
+"""Components of a path in LM Studio's layout at most: publisher, repository, a folder per quantization, file."""
 Status = Literal["idle", "loading", "processingPrompt", "generating"]
 
 
@@ -45,6 +47,15 @@ class ModelCard:
     settings: ModelSettings = ModelSettings()  # the user's own for this model over those of its model.yaml
     variants: tuple[str, ...] = ()  # ids of a catalogue model's (model.yaml) quantizations on disk
     selected_variant: str | None = None  # the one of them that this is
+    aliases: tuple[str, ...] = ()  # the user's own names for it
+    note: str | None = None  # what of its files does not count, and why
+
+    @property
+    def path(self) -> str:
+        """`publisher/repo/file.gguf`, by which a request can name it; the whole path of what lies elsewhere."""
+        path = self.paths[0]
+        last = path.parts[-_DEPTH:]
+        return "/".join(last[last.index(self.publisher) :]) if self.publisher in last[:-2] else str(path)
 
 
 @dataclass(slots=True, frozen=True)

@@ -117,6 +117,19 @@ def one_of(*choices: str) -> Kind:
     return Kind(" or ".join(choices), convert, "|".join(choices))
 
 
+def level() -> Kind:
+    """Of log records; Python's names, and `warn` as LM Studio's command line has it."""
+    names = ("none", "error", "warning", "info", "debug")
+
+    def convert(value: object) -> str:
+        found = "warning" if value == "warn" else value
+        if found not in names:
+            raise Refused
+        return str(found)
+
+    return Kind(" or ".join((*names, "warn")), convert, "|".join(names))
+
+
 def switch() -> Kind:
     def convert(value: object) -> bool:
         found = SWITCH_WORDS.get(value.lower()) if isinstance(value, str) else value
@@ -303,7 +316,7 @@ class Config:
     # ---- how it behaves
     download_stall: float = option(60.0, seconds(86400), "time a download may hardly move before it connects anew; 0: any")
     drain: float = option(10.0, seconds(3600), "time that running requests have to finish when the server stops")
-    log_level: str = option("info", one_of("error", "warning", "info", "debug"), "what is logged to stderr")
+    log_level: str = option("info", level(), "what is logged, to stderr and to the file")
     log_prompts: bool = option(False, switch(), "write prompts and answers to the log, too")
 
     @classmethod

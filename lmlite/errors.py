@@ -200,6 +200,17 @@ class LoadFailed(LmError):
         self.name, self.reason, self.param = name, reason, param
 
 
+class SettingRefused(LoadFailed):
+    """The model cannot have a setting that it was to be loaded with: `setting` is its name in `settings.ModelSettings`, or
+    that of the server's option."""
+
+    status, code = 400, "invalid_value"
+
+    def __init__(self, name: str, setting: str, why: str):
+        super().__init__(name, f"{why} (--{setting.replace('_', '-')}, or its model-settings.json)", setting)
+        self.setting, self.why = setting, why
+
+
 class MemoryRefused(LmError):
     """The model was not loaded, because it does not fit the memory that there is; `needed` and `available` are bytes."""
 

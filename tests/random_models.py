@@ -255,6 +255,19 @@ def with_floats(source: Path, path: Path) -> Path:
     return path
 
 
+def with_quants(source: Path, path: Path, kind: gguf.GGMLQuantizationType) -> Path:
+    """A copy of the model `source` with those of its matrices in `kind` that consist of whole blocks."""
+    reader, writer = copied(source, path, "general.file_type")
+    for tensor in reader.tensors:
+        floats = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if len(tensor.shape) == 2 and tensor.shape[0] % 32 == 0:
+            writer.add_tensor(tensor.name, gguf.quants.quantize(floats, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(tensor.name, floats)
+    finish(writer)
+    return path
+
+
 def with_swapped_words(source: Path, path: Path) -> Path:
     """A copy of the model `source` in whose vocabulary the last two tokens have changed places."""
     reader, writer = copied(source, path, "tokenizer.ggml.tokens")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lmlite.cli import build_parser
 from lmlite.config import Config, gather, options
 from lmlite.errors import ConfigError
 from tests.conftest import INSTALLED, TIMEOUT_S, Client
@@ -210,6 +211,29 @@ def test_wrong_option_exits_2_and_starts_nothing(home: Path) -> None:
     code, out, err = ended(lmlite("serve", "--parallel", "0", home=home))
     assert (code, out) == (2, "")
     assert err == "lmlite: --parallel: '0' is not allowed, must be a whole number from 1 to 64\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a.gguf", "--port", "0", "b.gguf", "--no-mmap", "c.gguf"],
+        ["--port", "0", "a.gguf", "b.gguf", "--no-mmap", "c.gguf"],
+        ["a.gguf", "--port=0", "--no-mmap", "--", "b.gguf", "c.gguf"],
+        ["a.gguf", "b.gguf", "c.gguf", "--no-mmap", "-p", "0"],
+    ],
+)
+@pytest.mark.parametrize("command", [["serve"], ["server", "start"], ["service", "systemd"]])
+def test_files_may_stand_between_options(command: list[str], words: list[str]) -> None:
+    found = build_parser().parse_args([*command, *words])
+    assert (found.models, found.port, found.mmap) == (["a.gguf", "b.gguf", "c.gguf"], "0", False)
+
+
+@pytest.mark.parametrize("words", [["a.gguf", "--no-such", "b.gguf"], ["a.gguf", "-x"], ["a.gguf", "-p0", "b.gguf", "--x"]])
+def test_unknown_option_among_files_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        build_parser().parse_args(["serve", *words])
+    said = capsys.readouterr().err.rpartition("unrecognized arguments: ")[2]
+    assert (exit.value.code, said.startswith("-"), "b.gguf" in said) == (2, True, False)
 
 
 def test_port_in_use_exits_2_and_says_so(home: Path) -> None:

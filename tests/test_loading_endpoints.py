@@ -18,7 +18,7 @@ from lmlite.core.catalog import bundled_model
 from lmlite.core.cores import cores
 from lmlite.server import Server
 from tests.conftest import Answer, Client
-from tests.random_models import write_bert
+from tests.random_models import Llama, write_bert
 
 Serve = Callable[..., Client]
 
@@ -101,7 +101,7 @@ def test_a_model_is_loaded_used_and_unloaded_by_name(serve: Serve) -> None:
         "status": "loaded",
     }
     assert 0 < answer.json["load_time_seconds"] < 60
-    assert listed(client)["alpha"] == [{"id": "alpha", "config": config}]
+    assert listed(client)["alpha"] == [{"id": "alpha", "config": {**config, "num_experts": 0}}]
     there = instances(client)["alpha"]
     pid = there.pop("pid")
     assert there.pop("path").endswith("alpha.gguf") and there.pop("sizeBytes") > 0 and there.pop("lastUsedTime") > 1e12
@@ -216,6 +216,51 @@ def test_loads_that_are_refused(tiny: Client, body: dict[str, Any], status: int,
     error = answer.json["error"]
     assert (answer.status, error["code"], error["param"]) == (status, code, param)
     assert instances(tiny).keys() == before.keys()
+
+
+@pytest.mark.parametrize("model", ["alpha", "text-embedding-owl", "mixture"])
+def test_a_config_that_is_shown_loads_the_same_model_again(serve: Serve, tmp_path: Path, model: str) -> None:
+    (tmp_path / "home/models/acme/mixture").mkdir()
+    Llama(n_experts=4).write(tmp_path / "home/models/acme/mixture/mixture.gguf")
+    client = serve()
+    answer = load(client, model, context_length=128, echo_load_config=True)
+    assert answer.status == 200, answer.json
+    echoed, (shown,) = answer.json["load_config"], listed(client)[model]
+    n_experts = {"alpha": 0, "mixture": 2}.get(model)
+    assert shown["config"].get("num_experts") == n_experts
+    assert echoed == {name: value for name, value in shown["config"].items() if name != "num_experts" or value}
+    for config in (shown["config"], echoed):
+        assert unload(client, answer.json["instance_id"]).status == 200
+        answer = load(client, model, echo_load_config=True, **config)
+        assert answer.status == 200, answer.json
+        assert (answer.json["load_config"], listed(client)[model]) == (echoed, [shown])
+
+
+@pytest.mark.parametrize("path", ["/api/v1/models/load", "/lmlite/estimate"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({"num_experts": 2}, "num_experts"),
+        ({"kv_type": "q6_k"}, "kv_type"),
+        ({"kv_type": "f16,q8_0", "flash_attention": False}, "kv_type"),
+    ],
+)
+def test_a_setting_that_the_model_cannot_have_is_named_as_the_request_does(
+    tiny: Client, path: str, stream: bool, said: dict[str, Any], param: str
+) -> None:
+    answer = tiny.post(path, {"model": "lmlite-tiny", "stream": stream, **said})
+    error = answer.json["error"] if answer.status != 200 else json.loads(answer.events[-1][1])["error"]
+    assert (error["code"], error["param"], f"'{param}'" in error["message"]) == ("invalid_value", param, True)
+
+
+def test_a_setting_of_the_server_that_the_model_cannot_have_is_named_as_its_option(serve: Serve) -> None:
+    client = serve(experts=2)
+    for answer in (load(client, "alpha"), complete(client, "alpha")):
+        error = answer.json["error"]
+        assert (answer.status, error["param"]) == (400, "experts")
+        assert 'Model "alpha" cannot be loaded' in error["message"] and "--experts" in error["message"]
+    assert load(client, "alpha", num_experts=0).status == 200
 
 
 # ---- coming and going ------------------------------------------------------------------------------------------------

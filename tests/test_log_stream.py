@@ -51,7 +51,7 @@ def test_a_listener_hears_the_prompt_that_the_model_saw_and_what_it_said(fake_se
     ear = Ear(fake_server.client())
     fake_server.client().post("/v1/chat/completions", {**HELLO, "stream": stream})
     told = ear.next()
-    assert told is not None and told.pop("modelPath").endswith("talker-Q4_K_M.gguf")
+    assert told is not None and told.pop("modelPath") == "acme/talker-GGUF/talker-Q4_K_M.gguf"  # as `ls` has it
     assert told == {"type": "llm.prediction.input", "modelIdentifier": "talker", "input": "<user>hi"}
     assert ear.next() == {"type": "llm.prediction.output", "modelIdentifier": "talker", "output": TEXT}
 

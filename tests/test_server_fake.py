@@ -108,6 +108,14 @@ def test_tool_round_trip_reaches_the_engine_as_it_was(serve_fake: Serve) -> None
     ]
 
 
+def test_the_usage_of_a_stream_goes_with_why_it_ended_for_who_asks(client: Client) -> None:
+    asked = {"model": "talker", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    for options, stats in (({"include_stats": True}, {"stop_reason": "eosFound"}), ({}, None)):
+        answer = client.post("/v1/chat/completions", {**asked, "stream_options": {"include_usage": True, **options}})
+        *_, last, done = answer.events
+        assert (json.loads(last[1])["choices"], json.loads(last[1]).get("stats"), done[1]) == ([], stats, "[DONE]")
+
+
 def test_counts_of_guessed_tokens_are_told_to_who_asked(client: Client) -> None:
     counts = {"total": 6, "accepted": 3, "rejected": 2, "ignored": 1}
     told = {f"{name}_draft_tokens_count": count for name, count in counts.items()}

@@ -28,13 +28,14 @@ def dumps(value: Any) -> str:
 @dataclass(slots=True, frozen=True)
 class Choices:
     """How many choices a request has, `n` for each prompt, `total` in all; whether its stream ends in usage; whether
-    tokens are guessed for it, and by which model if by one."""
+    tokens are guessed for it, and by which model if by one; whether the usage goes with why it ended, in LM Studio's word."""
 
     total: int
     n: int
     include_usage: bool
     drafted: bool = False
     draft_model: str | None = None
+    include_stats: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -125,7 +126,8 @@ class Completion:
             if len(finished) < self._choices.total:
                 raise InternalError
             usage = dumps(self._projection.usage(finished, self._choices.n))
-            return (None, f'{self._chunk}],"usage":{usage}}}'), DONE
+            stats = f',"stats":{dumps({"stop_reason": finished[0].reason})}' if self._choices.include_stats else ""
+            return (None, f'{self._chunk}],"usage":{usage}{stats}}}'), DONE
         return (DONE,)
 
     def failed(self, exc: LmError) -> Iterable[Frame]:

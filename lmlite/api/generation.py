@@ -78,13 +78,15 @@ class Shared:
     ttl_s: int | None
     stream: bool
     include_usage: bool
+    include_stats: bool  # of ours: LM Studio's streams do not tell them
     n: int
     draft_model: str | None
     generate: Generate
     given: frozenset[str]
 
     def choices(self, total: int) -> Choices:
-        return Choices(total, self.n, self.include_usage, self.generate.draft is not None, self.draft_model)
+        drafted = self.generate.draft is not None
+        return Choices(total, self.n, self.include_usage, drafted, self.draft_model, self.include_stats)
 
     def runs(
         self, prompts: Sequence[Prompt], top_logprobs: int | None = None, echo: bool = False
@@ -114,6 +116,7 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
         ttl_s=parse_ttl(fields),
         stream=fields.boolean("stream"),
         include_usage=stream_options.boolean("include_usage"),
+        include_stats=stream_options.boolean("include_stats"),
         n=_first(fields.integer(name, 1, RUNS_MAX) for name in ("n", "n_cmpl")) or 1,
         draft_model=draft_model if draft and draft.kind == "model" else None,
         generate=Generate(

@@ -1,6 +1,6 @@
 """`GET /lmlite/models`: the catalogue as LM Studio's command line spells it (contract section 8, `ls --json`).
 
-Beyond that contract: `problem`, of a model that cannot be loaded only.
+Beyond that contract: `problem`, of a model that cannot be loaded only; `aliases` and `note` where there are any.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from typing import Any, Final
 from ..card import ModelCard
 
 FORMAT: Final = "gguf"
-DEPTH: Final = 4
-"""Components of a path in LM Studio's layout at most: publisher, repository, a folder per quantization, file."""
 
 
-def models(cards: Iterable[ModelCard]) -> str:
-    """ASCII: a path from the disk need not be Unicode."""
-    return json.dumps({"models": [spell(card) for card in cards]}, separators=(",", ":"))
+def models(cards: Iterable[ModelCard], notes: Iterable[str] = ()) -> str:
+    """ASCII: a path from the disk need not be Unicode. `notes` are sentences about what is not among the models."""
+    return json.dumps({"models": [spell(card) for card in cards], "notes": list(notes)}, separators=(",", ":"))
 
 
 def spell(card: ModelCard) -> dict[str, Any]:
-    path = _in_layout(card)
+    path = card.path
     entry: dict[str, Any] = {
         "type": "embedding" if card.type == "embedding" else "llm",
         "modelKey": card.id,
@@ -45,15 +43,10 @@ def spell(card: ModelCard) -> dict[str, Any]:
     if card.type != "embedding":
         entry |= {"vision": card.type == "vlm", "trainedForToolUse": card.trained_for_tool_use}
     entry["maxContextLength"] = card.max_context_length
+    if card.aliases:
+        entry["aliases"] = list(card.aliases)
+    if card.note is not None:
+        entry["note"] = card.note
     if card.problem is not None:
         entry["problem"] = card.problem
     return entry
-
-
-def _in_layout(card: ModelCard) -> str:
-    """`publisher/repo/file.gguf`, by which a request can name it; the whole path of what lies elsewhere."""
-    path = card.paths[0]
-    last = path.parts[-DEPTH:]
-    if card.publisher in last[:-2]:
-        return "/".join(last[last.index(card.publisher) :])
-    return str(path)

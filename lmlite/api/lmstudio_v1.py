@@ -48,7 +48,7 @@ def _spell_model(card: ModelCard, instances: list[Instance]) -> dict[str, Any]:
     }
     if is_llm:
         entry["capabilities"] = _spell_capabilities(card)
-        entry["description"] = None if card.problem is None else f"Cannot be loaded: {card.problem}"
+        entry["description"] = card.note if card.problem is None else f"Cannot be loaded: {card.problem}"
     if card.variants:
         entry["variants"] = list(card.variants)
         entry["selected_variant"] = card.selected_variant
@@ -72,8 +72,9 @@ def _spell_instance(instance: Instance) -> dict[str, Any]:
     return spelled
 
 
-def instance_config(instance: Instance) -> dict[str, Any]:
-    """The effective settings of a loaded model; of an embedding model only its context."""
+def instance_config(instance: Instance, echoed: bool = False) -> dict[str, Any]:
+    """The effective settings of a loaded model, which a load takes as they are; of an embedding model only its context. The
+    number of experts of a model without any is left out of what is `echoed`, as LM Studio does."""
     config: dict[str, Any] = {"context_length": instance.context_length}
     if instance.card.type != "embedding":
         config |= {
@@ -82,7 +83,7 @@ def instance_config(instance: Instance) -> dict[str, Any]:
             "flash_attention": instance.flash_attention,
             "offload_kv_cache_to_gpu": instance.offload_kv_cache,
         }
-        if instance.n_experts:
+        if instance.n_experts or not echoed:
             config["num_experts"] = instance.n_experts
     return config
 

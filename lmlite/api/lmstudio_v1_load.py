@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ..card import Instance, Presence
 from ..config import CACHE_TYPES
-from ..errors import InvalidRequest, InvalidType, LmError, ModelNotFound, UnrecognizedKeys
+from ..errors import InvalidRequest, InvalidType, LmError, ModelNotFound, SettingRefused, UnrecognizedKeys
 from ..settings import ModelSettings
 from . import lmstudio_v1
 from .call import Frame
@@ -57,7 +57,7 @@ def parse_load(body: dict[str, Any]) -> Load:
             eval_batch_size=fields.integer("eval_batch_size", 1, BATCH_MAX),
             flash_attention=switch(fields, "flash_attention"),
             kv_offload=switch(fields, "offload_kv_cache_to_gpu"),
-            experts=fields.integer("num_experts", 1, EXPERTS_MAX),
+            experts=fields.integer("num_experts", 0, EXPERTS_MAX),  # 0: as it was trained, or none
             kv_type=kv_type(fields),
             ttl_s=fields.number("ttl", 0, TTL_S_MAX),
         ),
@@ -67,6 +67,19 @@ def parse_load(body: dict[str, Any]) -> Load:
         echo=fields.boolean("echo_load_config"),
         stream=fields.boolean("stream"),
     )
+
+
+_NAMES: Final = {"experts": "num_experts", "kv_offload": "offload_kv_cache_to_gpu", "gpu_layers": "gpu", "ttl_s": "ttl"}
+"""What a load's fields are called that are others than those of `ModelSettings`."""
+
+
+def spelled(asked: Load, error: SettingRefused) -> LmError:
+    """`error` by the name that the request has for the setting; as it is if the request does not have it."""
+    said = asked.gpu if error.setting == "gpu_layers" else getattr(asked.settings, error.setting, None)
+    if said is None:
+        return error
+    name = _NAMES.get(error.setting, error.setting)
+    return InvalidRequest(f"'{name}': {error.why}", name)
 
 
 def parse_unload(body: dict[str, Any]) -> str:
@@ -124,7 +137,7 @@ def loaded(instance: Instance, load_s: float, echo: bool) -> str:
         "status": "loaded",
     }
     if echo:
-        answer["load_config"] = instance_config(instance)
+        answer["load_config"] = instance_config(instance, echoed=True)
     return dumps(answer)
 
 
@@ -161,7 +174,8 @@ def error(exc: LmError) -> tuple[int, str]:
 
 
 def instances(presences: Iterable[Presence]) -> str:
-    return dumps({"instances": [_spell_presence(presence) for presence in presences]})
+    """ASCII: a path from the disk need not be Unicode."""
+    return json.dumps({"instances": [_spell_presence(presence) for presence in presences]}, separators=(",", ":"))
 
 
 def _spell_presence(presence: Presence) -> dict[str, Any]:
@@ -171,7 +185,7 @@ def _spell_presence(presence: Presence) -> dict[str, Any]:
         "identifier": presence.id,
         "model": card.id,
         "type": "embedding" if card.type == "embedding" else "llm",
-        "path": str(card.paths[0]),
+        "path": card.path,
         "status": presence.status,
         "sizeBytes": card.size_bytes,
         "contextLength": presence.context_length,

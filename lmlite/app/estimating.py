@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..api.completion import dumps
-from ..api.lmstudio_v1_load import parse_load
+from ..api.lmstudio_v1_load import parse_load, spelled
+from ..errors import SettingRefused
 from ..wire.connection import Reply, Request
 from .generation import parsed
 from .state import State
@@ -18,7 +19,10 @@ async def estimate(app: State, request: Request, reply: Reply, _: str) -> None:
     """The body is that of a load; what is loaded just now is counted as the others' memory, even if the load would have it
     leave."""
     asked = await parsed(parse_load, request.body)
-    told, available = await app.models.estimate(asked.model, asked.settings, gpu=asked.gpu)
+    try:
+        told, available = await app.models.estimate(asked.model, asked.settings, gpu=asked.gpu)
+    except SettingRefused as error:
+        raise spelled(asked, error) from None
     reply.whole(200, spell(told, available).encode())
 
 

@@ -9,9 +9,11 @@ from .state import State
 
 
 async def list_openai(app: State, request: Request, reply: Reply, _: str) -> None:
-    """All models and instances; where requests load nothing, only what they can use."""
-    cards = await app.models.cards() if app.config.jit else ()
-    ids = dict.fromkeys([*(card.id for card in cards), *(instance.id for instance in app.models.instances())])
+    """All models by all of their names, and instances; where requests load nothing, only what they can use."""
+    loaded = app.models.instances()
+    cards = await app.models.cards() if app.config.jit else [app.models.latest(instance.card) for instance in loaded]
+    names = [name for card in cards for name in (*([card.id] if app.config.jit else ()), *card.aliases)]
+    ids = dict.fromkeys([*names, *(instance.id for instance in loaded)])
     reply.whole(200, openai_models.models(ids).encode())
 
 
@@ -25,7 +27,10 @@ async def list_v1(app: State, request: Request, reply: Reply, _: str) -> None:
 
 
 async def list_own(app: State, request: Request, reply: Reply, _: str) -> None:
-    reply.whole(200, lmlite_models.models(await app.models.cards()).encode())
+    cards = {card.id: card for card in await app.models.cards()}
+    for instance in app.models.instances():
+        cards.setdefault(instance.card.id, instance.card)  # the bundled one, or one whose file is gone
+    reply.whole(200, lmlite_models.models(cards.values(), app.models.notes()).encode())
 
 
 async def show_openai(app: State, request: Request, reply: Reply, name: str) -> None:

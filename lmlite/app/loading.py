@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ..api import lmstudio_v1_load as spelling
-from ..errors import ShuttingDown
+from ..errors import SettingRefused, ShuttingDown
 from ..wire import sse
 from ..wire.connection import Reply, Request
 from .generation import frames, parsed
@@ -33,9 +33,10 @@ async def load(app: State, request: Request, reply: Reply, _: str) -> None:
         reply.finish(frames([spelling.failed(ShuttingDown())]))
         return
     except Exception as exc:  # noqa: BLE001 - a stream that has begun must not end without a word
+        told = spelling.spelled(asked, exc) if isinstance(exc, SettingRefused) else exc
         if not reply.started:
-            raise
-        reply.finish(frames([spelling.failed(fact(exc))]))
+            raise told from exc.__cause__
+        reply.finish(frames([spelling.failed(fact(told))]))
         return
     answer = spelling.loaded(instance, asyncio.get_running_loop().time() - began, asked.echo)
     if reply.started:

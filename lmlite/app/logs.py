@@ -226,7 +226,7 @@ class Prediction:
         self._logs.predicted(
             {
                 "type": PREDICTIONS["input"],
-                "modelPath": str(self._instance.card.paths[0]),
+                "modelPath": self._instance.card.path,
                 "modelIdentifier": self._instance.id,
                 "input": prompt,
             }

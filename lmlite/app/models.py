@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..card import Instance, ModelCard, Presence
 from ..config import Config
-from ..errors import EngineGone, LoadFailed, ModelFileChanged, ModelNotFound
+from ..errors import EngineGone, InvalidRequest, LoadFailed, ModelFileChanged, ModelNotFound
 from ..metrics import Family
 from ..settings import ModelSettings
 from .disk import open_catalog
@@ -126,10 +126,17 @@ class Models:
                 raise ModelNotFound(name, tuple(card.id for card in known), param)
         return card
 
+    def latest(self, card: ModelCard) -> ModelCard:
+        """See `Catalog.latest`."""
+        return self._opened[0].latest(card) if self._opened else card
+
     def settings_of(self, instance: Instance) -> ModelSettings:
         """The settings of its model as they are now: they may have changed since it was loaded."""
-        card = instance.card
-        return (self._opened[0].latest(card) if self._opened else card).settings
+        return self.latest(instance.card).settings
+
+    def notes(self) -> tuple[str, ...]:
+        """See `Catalog.notes`."""
+        return self._opened[0].notes() if self._opened else ()
 
     async def _current(self, again: bool = False) -> tuple[Catalog, Pool]:
         if self._opened is None or again:
@@ -203,6 +210,7 @@ class Models:
         self, name: str, settings: ModelSettings, *, gpu: float | None = None
     ) -> tuple[Estimate, int]:
         """What such a load would take, and the bytes of the machine's own memory that are free. Raises as a load does."""
+        from ..core.effective import refused
         from ..core.estimate import estimate
         from ..core.memory import available
         from ..core.worker import Process
@@ -219,6 +227,8 @@ class Models:
             raise LoadFailed(card.id, f"the engine ended: {gone.reason}") from None
         except OSError as failed:
             raise LoadFailed(card.id, f"it cannot be estimated: {failed.strerror}") from None
+        except InvalidRequest as error:
+            raise refused(card, error) from None
 
     async def unload(self, instance_id: str) -> None:
         """See `Pool.unload`. Raises `ModelNotFound`."""

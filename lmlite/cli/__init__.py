@@ -20,6 +20,7 @@ GROUPS: Final = {
         "server": "start, stop or look at the server in the background",
         "daemon": "`server` in other words: up, down, status",
     },
+    "status": {"status": "tell whether the server runs, and which models are loaded"},
     "models": {"ls": "list the models on disk", "ps": "list the models that are loaded"},
     "loading": {"load": "load a model", "unload": "unload a model"},
     "get": {"get": "download a model"},
@@ -27,6 +28,7 @@ GROUPS: Final = {
     "chat": {"chat": "talk to a model"},
     "log": {"log": "watch what models and the server do"},
     "service": {"service": "print a unit for systemd or launchd"},
+    "runtime": {"runtime": "list the inference engine"},
     "version": {"version": "show the versions of lmlite and llama.cpp"},
     "completion": {"completion": "print a script that completes commands in your shell", "__complete": ""},
 }
@@ -90,10 +92,21 @@ def forget_output() -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Of arguments that it does not know a command says so itself, with its own usage."""
+    """Of arguments that it does not know a command says so itself, with its own usage. Any number of files may stand between
+    its options."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        many = next((action for action in self._actions if action.nargs == "*" and not action.option_strings), None)
+        at_end: list[str] = []
+        if many is not None and args is not None and "--" in args:
+            args, at_end = args[: args.index("--")], args[args.index("--") + 1 :]
         found, unknown = super().parse_known_args(args, namespace)
+        if many is not None:
+            # What argparse takes at once ends at the first option; what comes later is left to whoever wants it.
+            later = [word for word in unknown if not word.startswith("-") or word == "-"]
+            unknown = [word for word in unknown if word.startswith("-") and word != "-"]
+            if later or at_end:
+                setattr(found, many.dest, [*(getattr(found, many.dest, None) or ()), *later, *at_end])
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
@@ -119,7 +132,7 @@ def build_overview() -> argparse.ArgumentParser:
 def begin_parser() -> tuple[Parser, argparse._SubParsersAction[Parser]]:
     parser = Parser(
         prog="lmlite",
-        description="LM Studio's, OpenAI's and Anthropic's APIs in front of local GGUF models.",
+        description="LM Studio's and OpenAI's APIs in front of local GGUF models.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", "-V", "-v", action="store_true", help="show the versions of lmlite and llama.cpp")

@@ -93,7 +93,7 @@ def choose_model(client: Client, key: str | None, yes: bool) -> str:
 
 @dataclass(slots=True)
 class Stats:
-    """Of one answer, as it was seen here."""
+    """Of one answer, as it was seen here; why it ended, in the words of the log."""
 
     stop_reason: str = ""
     prompt_tokens: int = 0
@@ -143,7 +143,7 @@ class Talk:
             "model": self.model,
             "messages": [*system, *self.turns, {"role": "user", "content": question}],
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, "include_stats": True},
         }
         if self.ttl_s is not None:
             body["ttl"] = self.ttl_s
@@ -173,8 +173,9 @@ class Talk:
 def pieces(chunk: Mapping[str, Any], stats: Stats) -> Iterator[tuple[Kind, str]]:
     if usage := chunk.get("usage"):
         stats.prompt_tokens, stats.predicted_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        stats.stop_reason = chunk.get("stats", {}).get("stop_reason", stats.stop_reason)
     for choice in chunk.get("choices", ()):
-        stats.stop_reason = choice.get("finish_reason") or stats.stop_reason
+        stats.stop_reason = choice.get("finish_reason") or stats.stop_reason  # all that another server tells
         delta = choice.get("delta", {})
         if thought := delta.get("reasoning_content"):
             stats.heard()
@@ -275,7 +276,7 @@ class Conversation:
             self._obey(found[1], (found[2] or "").strip())
         elif line.strip():
             stats = say_answer(self._talk, line)
-            if stats.stop_reason == "length":
+            if stats.stop_reason in ("contextLengthReached", "length"):
                 self._note("(The answer ends here because the context is full.)")
             if self._stats:
                 show_stats(stats)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..config import gather, read_file
 from ..errors import LmError
 from ..store.home import Home
+from .terminal import LEVELS
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection, HTTPResponse
@@ -52,11 +53,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     of_server = parser.add_argument_group("the server to talk to")
     of_server.add_argument("--host", metavar="ADDRESS", help="its address (default: this machine's)")
     of_server.add_argument("--port", type=_port, metavar="N", help="its port (default: that of the running server)")
+    messages = add_message_flags(parser)
+    messages.add_argument("--log-level", choices=LEVELS, default="info", help="which are shown (default: info)")
+
+
+def add_message_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Those about messages but for their level, which a command may have as an option of the server."""
     messages = parser.add_argument_group("messages on stderr")
     messages.add_argument("--quiet", action="store_true", help="none but errors")
     messages.add_argument("--verbose", action="store_true", help="more of them")
-    levels = ("debug", "info", "warn", "error", "none")
-    messages.add_argument("--log-level", choices=levels, default="info", help="which are shown (default: info)")
+    return messages
 
 
 def _port(text: str) -> int:

@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     unload = commands.add_parser(
         "unload", help="unload a model", description="Unloads a model; the one loaded if none is named.", allow_abbrev=False
     )
-    unload.add_argument("identifier", nargs="?", help="the identifier that `lmlite ps` shows")
+    unload.add_argument("identifier", nargs="?", help="the identifier that `lmlite ps` shows, or a part of it")
     unload.add_argument("-a", "--all", action="store_true", help="unload all models")
     add_flags(unload)
     unload.set_defaults(run=unload_model)
@@ -87,8 +87,8 @@ def load_model(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int
     size = next((model["sizeBytes"] for model in models if model["modelKey"] == key), None)
     done = f"Model loaded successfully in {loaded['load_time_seconds']:.2f}s."
     say(arguments, style(done, "green", stream=sys.stderr))
-    if size is not None:
-        say(arguments, f"({binary_size(size)})")
+    if size is not None:  # as LM Studio has it, and as `ls` does
+        say(arguments, f"({binary_size(size)}, {decimal_size(size)} on disk)")
     say(arguments, f'To use the model in the API/SDK, use the identifier "{escaped(loaded["instance_id"])}".')
     return 0
 
@@ -136,7 +136,8 @@ def tell_estimate(client: Client, arguments: argparse.Namespace, key: str) -> in
         put_json(estimate)
         return 0
     put(f"Model: {escaped(key)}")
-    put(f"Estimated GPU Memory:   {binary_size(estimate['gpu_total'])}")
+    if estimate["gpu_total"] or estimate.get("gpu_available"):  # else there is none
+        put(f"Estimated GPU Memory:   {binary_size(estimate['gpu_total'])}")
     put(f"Estimated Total Memory: {binary_size(estimate['total'])}")
     put(f"Compute Threads:        {estimate['threads']}")
     free = binary_size(estimate["available"])
@@ -223,12 +224,10 @@ def unload_model(arguments: argparse.Namespace, environ: Mapping[str, str]) -> i
     if arguments.all and arguments.identifier is not None:
         raise LmError("Name a model or say --all, not both.")
     client = Client.find(environ, arguments.host, arguments.port)
-    loaded = [str(instance["identifier"]) for instance in instances(client)]
+    loaded = instances(client)
     if arguments.all:
-        return unload_all(client, arguments, loaded)
-    identifier = arguments.identifier
-    if identifier is None:
-        identifier = the_one_to_unload(loaded)
+        return unload_all(client, arguments, identifiers(loaded))
+    identifier = the_one_to_unload(identifiers(meant(client, arguments.identifier, loaded)), arguments.identifier)
     client.post("/api/v1/models/unload", {"instance_id": identifier})
     say(arguments, f'Model "{escaped(identifier)}" unloaded.')
     return 0
@@ -249,14 +248,40 @@ def unload_all(client: Client, arguments: argparse.Namespace, loaded: Sequence[s
     return 0
 
 
-def the_one_to_unload(loaded: Sequence[str]) -> str:
+def identifiers(loaded: Sequence[Entry]) -> list[str]:
+    return [str(instance["identifier"]) for instance in loaded]
+
+
+def meant(client: Client, name: str | None, loaded: Sequence[Entry]) -> list[Entry]:
+    """The instances that `name` may mean: the one of that name, those of the model of that name, or those that it is a part
+    of the name of. All without a name. Raises `LmError` if it means none."""
+    if name is None:
+        return list(loaded)
+    wanted = name.casefold()
+    if same := [instance for instance in loaded if instance["identifier"].casefold() == wanted]:
+        return same
+    key = resolved(client, name)
+    words = [word for word in SEPARATORS.split(wanted) if word]
+    found = [instance for instance in loaded if instance["model"] == key] or [
+        instance
+        for instance in loaded
+        if words and all(word in f"{instance['identifier']} {instance['model']}".casefold() for word in words)
+    ]
+    if not found:
+        listed = f"loaded: {', '.join(map(escaped, identifiers(loaded)))}" if loaded else "none is loaded"
+        raise LmError(f'No loaded model matches "{escaped(name)}"; {listed}')
+    return found
+
+
+def the_one_to_unload(loaded: Sequence[str], name: str | None = None) -> str:
     if not loaded:
         raise LmError("No models are currently loaded.")
     if len(loaded) == 1:
         return loaded[0]
     if not is_interactive():
         listed = ", ".join(escaped(identifier) for identifier in loaded)
-        raise LmError(f"Several models are loaded: {listed}. Name one of them, or unload all with --all")
+        which = "Several models are loaded" if name is None else f'"{escaped(name)}" matches several loaded models'
+        raise LmError(f"{which}: {listed}. Name one of them, or unload all with --all")
     index = choose("Which model?", [escaped(identifier) for identifier in loaded])
     if index is None:
         raise LmError("No model was chosen.")

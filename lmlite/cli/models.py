@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import LmError
 from .client import Client, NotRunning, add_flags
-from .terminal import Cell, decimal_size, duration, escaped, put, put_json, say, table
+from .terminal import Cell, decimal_size, duration, escaped, put, put_json, say, style, table
 
 LOCAL: Final = "Local"
 """The only device that models are on."""
@@ -47,7 +48,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def list_models(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    models, loaded = known_models(arguments, environ)
+    models, loaded, notes = known_models(arguments, environ)
     if arguments.llm or arguments.embedding:
         models = [model for model in models if model["type"] == ("llm" if arguments.llm else "embedding")]
     if arguments.key is not None:
@@ -58,27 +59,37 @@ def list_models(arguments: argparse.Namespace, environ: Mapping[str, str]) -> in
         say(arguments, "There are no such models." if arguments.llm or arguments.embedding else "You have no models.")
     else:
         show_models(models, loaded, arguments.variants or arguments.key is not None)
+    if notes and not arguments.json and arguments.key is None:
+        say(arguments, "\n".join(style(escaped(note), "yellow", stream=sys.stderr) for note in notes), "warn")
     return 0
 
 
-def known_models(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[Entry], set[str]]:
-    """All models, and the keys of the loaded ones. The disk is asked where no server runs and none was named."""
+def known_models(
+    arguments: argparse.Namespace, environ: Mapping[str, str]
+) -> tuple[list[Entry], set[str], Sequence[str]]:
+    """All models, the keys of the loaded ones, and what is not among them. The disk is asked where no server runs and none
+    was named."""
     try:
         client = Client.find(environ, arguments.host, arguments.port)
-        models: list[Entry] = client.get("/lmlite/models")["models"]
-        return models, {instance["model"] for instance in instances(client) if instance["status"] != "loading"}
+        told = client.get("/lmlite/models")
+        loaded = {instance["model"] for instance in instances(client) if instance["status"] != "loading"}
+        return told["models"], loaded, told.get("notes", ())
     except NotRunning:
         if arguments.host is not None or arguments.port is not None:
             raise
-    return models_on_disk(environ), set()
+    return models_on_disk(environ)
 
 
-def models_on_disk(environ: Mapping[str, str]) -> list[Entry]:
+def models_on_disk(environ: Mapping[str, str]) -> tuple[list[Entry], set[str], Sequence[str]]:
+    import logging
+
     from ..api.lmlite_models import spell
     from ..app.disk import open_catalog
     from ..config import gather
 
-    return [spell(card) for card in open_catalog(gather({}, environ)).cards()]
+    logging.getLogger(__name__.partition(".cli")[0]).addHandler(logging.NullHandler())  # the notes say it
+    catalog = open_catalog(gather({}, environ))
+    return [spell(card) for card in catalog.cards()], set(), catalog.notes()
 
 
 def instances(client: Client) -> list[Entry]:
@@ -118,6 +129,8 @@ def show_models(models: Sequence[Entry], loaded: set[str], with_variants: bool) 
 def model_rows(model: Entry, loaded: set[str], with_variants: bool) -> list[tuple[Cell, ...]]:
     key, variants = model["modelKey"], model.get("variants") or []
     name = escaped(key)
+    if model.get("aliases"):
+        name += f" ({', '.join(map(escaped, model['aliases']))})"
     if len(variants) > 1 and not with_variants:
         name += f" ({len(variants)} variants)"
     mark: Cell = ("✓ LOADED", "green") if key in loaded else ""

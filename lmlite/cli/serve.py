@@ -113,7 +113,8 @@ def open_log(config: Config, log_file: LogFile) -> None:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.addFilter(lambda record: record.name != __name__)  # this module has said it there in its own words
         handlers.append(terminal)
-    logging.basicConfig(level=config.log_level.upper(), format=FORMAT, handlers=handlers)
+    level = logging.CRITICAL + 1 if config.log_level == "none" else config.log_level.upper()
+    logging.basicConfig(level=level, format=FORMAT, handlers=handlers)
 
 
 async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:

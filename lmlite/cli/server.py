@@ -23,6 +23,8 @@ from ..errors import LmError
 from ..store.home import Home, Owner
 from ..store.logfile import open_log
 from . import serve
+from .client import add_message_flags
+from .terminal import LEVELS, say
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -68,6 +70,7 @@ def add_start(actions: argparse._SubParsersAction[argparse.ArgumentParser], name
         argument_default=argparse.SUPPRESS,
     )
     serve.add_options(parser)
+    add_message_flags(parser)
     parser.set_defaults(run=start)
 
 
@@ -78,6 +81,8 @@ def add_action(
     parser.add_argument("--home", metavar="DIR", default=argparse.SUPPRESS, help="the server's home folder")
     if json:
         parser.add_argument("--json", action="store_true", help="tell it as JSON")
+    messages = add_message_flags(parser)
+    messages.add_argument("--log-level", choices=LEVELS, default="info", help="which are shown (default: info)")
     parser.set_defaults(run=run)
 
 
@@ -89,16 +94,16 @@ def start(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     home = Home(config.home)
     home.prepare()
     if (owner := home.owner()) is not None:
-        return tell_running(owner, config, given)
+        return tell_running(arguments, owner, config, given)
     chosen = set(given)
     if not is_port_chosen(config, given, environ) and (last := home.last_owner()) is not None and last.port:
         config, chosen = replace(config, port=last.port), {*chosen, "port"}
     process, words_from = spawn(home, flags_of(config, chosen), environ)
     if (owner := wait_until_ready(home, process)) is None:
         if (owner := home.owner()) is not None and owner.pid != process.pid:  # another start was faster
-            return tell_running(owner, config, given)
+            return tell_running(arguments, owner, config, given)
         return tell_failure(home, process, words_from)
-    tell(f"Success! Server is now running on port {owner.port}")
+    say(arguments, f"Success! Server is now running on port {owner.port}")
     return 0
 
 
@@ -111,7 +116,7 @@ def stop(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise LmError(f"{home.root} is in use by a server that does not tell its process id.")
     drain = float(owner.options.get("drain", Config.of().drain))
     end(home, owner, owner.pid, drain + serve.CLOSING_S)
-    tell(f"Stopped the server on port {owner.port}." if owner.url else "Stopped the server while it started.")
+    say(arguments, f"Stopped the server on port {owner.port}." if owner.url else "Stopped the server while it started.")
     return 0
 
 
@@ -171,8 +176,9 @@ def is_port_chosen(config: Config, given: Mapping[str, object], environ: Mapping
     return "port" in given or bool(environ.get("LMLITE_PORT")) or "port" in read_file(Home(config.home).config_file)
 
 
-def tell_running(owner: Owner, config: Config, given: Mapping[str, object]) -> int:
-    """A server that runs is as good as one that was started, unless the command line asks for another."""
+def tell_running(arguments: argparse.Namespace, owner: Owner, config: Config, given: Mapping[str, object]) -> int:
+    """A server that runs is as good as one that was started, unless the command line asks for another. A level is for the
+    messages of this command, too: no reason to fail."""
     where = f"port {owner.port}" if owner.url else "its way up"
     if others := differing(owner, config, given):
         tell(
@@ -180,7 +186,7 @@ def tell_running(owner: Owner, config: Config, given: Mapping[str, object]) -> i
             "stop it first with `lmlite server stop`"
         )
         return 1
-    tell(f"The server is already running on {where}.")
+    say(arguments, f"The server is already running on {where}.")
     return 0
 
 
@@ -188,7 +194,7 @@ def differing(owner: Owner, config: Config, given: Mapping[str, object]) -> list
     """The flags that the running server does not obey. What was not said may be as it is."""
     defaults = {option.name: to_json(option.default) for option in options()}
     running = {**defaults, **owner.options, "port": owner.port}
-    asked = {name: to_json(getattr(config, name)) for name in given if name != "home"}
+    asked = {name: to_json(getattr(config, name)) for name in given if name not in ("home", "log_level")}
     if asked.get("port") == 0:  # any
         del asked["port"]
     flags = {option.name: option.flag for option in options()}

@@ -7,6 +7,7 @@ be now; paths are made absolute. The config file is read when the service starts
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from ..config import Config, gather, options
 from ..errors import ConfigError
+from ..store.home import Home
 from . import serve, server
 
 WATCHDOG_S: Final = 60
@@ -87,6 +89,8 @@ def print_systemd(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
 
 def print_launchd(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     config, chosen = read(arguments, environ)
+    if not arguments.system:
+        Home(config.home).prepare()  # launchd makes no folder for a log
     print(launchd(own_command(), config, chosen, arguments.run_as), end="")
     folder, domain = "~/Library/LaunchAgents", "gui/$(id -u)"
     if arguments.system:
@@ -200,6 +204,17 @@ ESCAPES: Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t
 # ---- launchd ---------------------------------------------------------------------------------------------------------
 
 
+def log_of(config: Config, chosen: set[str], user: str | None) -> Path:
+    """The log in the home of whoever the server runs as, where that is known."""
+    if "home" in chosen:
+        return Home(Path(os.path.abspath(config.home))).log_file
+    with contextlib.suppress(KeyError, ImportError):
+        import pwd
+
+        return Home(Path(pwd.getpwnam(user or "").pw_dir, ".lmlite")).log_file
+    return Path("/Library/Logs", f"{LABEL}.log")
+
+
 def launchd(command: Sequence[str], config: Config, chosen: set[str], user: str | None) -> str:
     """The property list's text."""
     import plistlib
@@ -214,6 +229,8 @@ def launchd(command: Sequence[str], config: Config, chosen: set[str], user: str 
         "ExitTimeOut": int(config.drain + serve.CLOSING_S),
         "ProcessType": "Interactive",  # another type is throttled
         "SoftResourceLimits": {"NumberOfFiles": OPEN_FILES},
+        # A launch that fails says why there; a server finds that it is its own log, and bounds it.
+        **dict.fromkeys(("StandardOutPath", "StandardErrorPath"), str(log_of(config, chosen, user))),
     }
     if user is not None:
         job["UserName"] = user

@@ -24,6 +24,8 @@ MIN_COLUMN: Final = 8
 REDRAW_S: Final = 0.1
 OBEYED: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 BAR_WIDTH: Final = 30
+LEVELS: Final = ("debug", "info", "warn", "error", "none")
+"""Of messages, as LM Studio calls them."""
 
 Cell = str | tuple[str, str]
 """A text, or a text and its style."""
@@ -139,11 +141,12 @@ def put_json(value: Any) -> None:
 
 
 def say(arguments: argparse.Namespace, text: str, level: str = "info") -> None:
-    """A message on stderr, unless the flags of `client.add_flags` keep messages of its level back. What a command
-    fails of is no message: it is raised as `LmError`."""
-    levels = ("debug", "info", "warn", "error", "none")
-    shown = "debug" if arguments.verbose else "none" if arguments.quiet else arguments.log_level
-    if levels.index(level) >= levels.index(shown):
+    """A message on stderr, unless the flags of `client.add_flags`, which may be missing, keep messages of its level back.
+    What a command fails of is no message: it is raised as `LmError`."""
+    said = vars(arguments)
+    shown = "debug" if said.get("verbose") else "none" if said.get("quiet") else said.get("log_level") or "info"
+    shown = "warn" if shown == "warning" else shown
+    if shown not in LEVELS or LEVELS.index(level) >= LEVELS.index(shown):
         put(text, sys.stderr)
 
 

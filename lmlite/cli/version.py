@@ -30,11 +30,13 @@ def as_text() -> str:
 
 
 def as_json() -> dict[str, str]:
-    """`version` is lmlite's; `llama.cpp` (a commit) and `backend` are there if the native library is, else `problem`."""
+    """`version` is lmlite's; `llama.cpp` (a commit), `backend` and `runtime` (a name that has both) are there if the native
+    library is, else `problem`."""
     from ..core import native
 
     try:
         built = native.build_info()
     except BuildError as error:
         return {"version": __version__, "problem": str(error)}
-    return {"version": __version__, "llama.cpp": built["llama_cpp"], "backend": built["backend"]}
+    names = {"llama.cpp": "llama_cpp", "backend": "backend", "runtime": "runtime"}
+    return {"version": __version__, **{ours: built[name] for ours, name in names.items()}}

@@ -22,7 +22,9 @@ from . import gguf, given_ids, known_headers, model_settings, model_yaml
 from .gguf import Facts, GgufError
 from .known_headers import Seen, Stamp, stamp_of
 from .model_files import (
+    DEFINITION,
     GGUF_ENDING,
+    LINK_TO_NOTHING,
     LOCAL,
     UNCATEGORIZED,
     Found,
@@ -33,6 +35,7 @@ from .model_files import (
     names_projector,
     plain,
     printable,
+    shown,
     small_text,
 )
 from .model_settings import Entry
@@ -161,7 +164,8 @@ class Catalog:
         self._caches = tuple(caches)
         self._definitions = _Definitions(definitions)
         self._settings = _Settings(settings)
-        self._aliases = {key_of(alias): key_of(target) for alias, target in (aliases or {}).items()}
+        self._named_aliases = dict(aliases or {})
+        self._aliases = {key_of(alias): key_of(target) for alias, target in self._named_aliases.items()}
         self._bundled = bundled
         self._follow_links_out = follow_links_out
         self._approvals = approvals
@@ -170,6 +174,8 @@ class Catalog:
         self._cache: dict[Stamp, Seen] = {}
         self._found: list[Found] = []
         self._defined: list[Definition] = []
+        self._left_out: list[tuple[str, str]] = []
+        self._notes: tuple[str, ...] = ()
         self._snapshot: _Snapshot | None = None
 
     def cards(self) -> tuple[ModelCard, ...]:
@@ -179,6 +185,11 @@ class Catalog:
     def named(self) -> tuple[ModelCard, ...]:
         """The models of the files that were named one by one, in the order of `cards`."""
         return self._current().named
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person has to know who misses something in `cards`: a sentence each."""
+        self._current()
+        return self._notes
 
     def default(self) -> ModelCard | None:
         """The one LLM that can be loaded, if there is exactly one."""
@@ -210,21 +221,20 @@ class Catalog:
         cache: dict[Stamp, Seen] = {}
         walk = Walk(self._follow_links_out, self._approvals)
         found = self._find(walk)
+        notes = self._definitions.notes
         definitions = self._definitions.read(walk)
         settings_changed = self._settings.read()
         entries = _gather(found, self._cache, cache)
         own = _bundled(self._cache, cache) if self._bundled else None
         unchanged = found == self._found and cache.keys() == self._cache.keys() and not settings_changed
+        unchanged = unchanged and walk.left_out == self._left_out and notes == self._definitions.notes
         if self._snapshot is not None and unchanged and definitions == self._defined:
             return
         if self._kept is not None and not cache.keys() <= self._cache.keys():
             known_headers.save(self._kept, cache)
-        self._found, self._defined, self._cache = found, definitions, cache
+        self._found, self._defined, self._cache, self._left_out = found, definitions, cache, walk.left_out
         self._snapshot = self._arranged(entries, definitions, own)
-        if settings_changed:
-            for name in self._settings.entries:
-                if self.resolve(name) is None:
-                    log.info("%s: there is no model %s", model_settings.FILE_NAME, ascii(name))
+        self._note()
 
     def _arranged(self, entries: list[_Entry], definitions: list[Definition], own: ModelCard | None) -> _Snapshot:
         _name_all(entries, self._ids.by_path)
@@ -232,15 +242,36 @@ class Catalog:
         claims = _claims(entries)
         models = _Models({entry.id: _card(entry) for entry in entries}, _index(entries, claims))
         _define(models, definitions, claims)
+        _note_unread(models, self._definitions.unread, claims)
         if own is not None:
             _stand_in(models, own)
         self._set(models)
+        self._list_aliases(models)
         return _Snapshot(
             cards=tuple(card for id, card in sorted(models.cards.items()) if id not in models.unlisted),
             named=tuple(models.cards[entry.id] for entry in sorted(entries, key=lambda e: e.id) if entry.first.named),
             known=models.cards,
             index=models.index,
         )
+
+    def _note(self) -> None:
+        """Tells each once, when it comes to be true."""
+        left_out = [f"{shown(path)} is left out: {why}" for path, why in self._left_out]
+        aliases = [
+            f"the alias {shown(alias)} stands for {shown(target)}, and there is no such model"
+            for alias, target in self._named_aliases.items()
+            if self.resolve(alias) is None
+        ]
+        settings = [
+            f"{model_settings.FILE_NAME}: there is no model {shown(name)}"
+            for name in self._settings.entries
+            if self.resolve(name) is None
+        ]
+        for level, notes in ((logging.INFO, [*left_out, *settings]), (logging.WARNING, aliases)):
+            for note in notes:
+                if note not in self._notes:
+                    log.log(level, "%s", note)
+        self._notes = (*left_out, *self._definitions.notes, *aliases, *settings, *self._settings.notes)
 
     def _set(self, models: _Models) -> None:
         """Gives the cards what the user has set; a variant has what its model has, too."""
@@ -260,6 +291,12 @@ class Catalog:
             if card.reasoning is not None and card.settings.template_kwargs:
                 models.cards[id] = replace(card, reasoning=_told(card.reasoning, card.settings))
 
+    def _list_aliases(self, models: _Models) -> None:
+        for alias in self._named_aliases:
+            id = models.index.get(self._unaliased(alias))
+            if id is not None:
+                models.cards[id] = replace(models.cards[id], aliases=(*models.cards[id].aliases, alias))
+
     def _unaliased(self, name: str) -> str:
         key = key_of(name)
         return self._aliases.get(key, key)
@@ -275,6 +312,8 @@ class Catalog:
         by_real_path: dict[str, Found] = {}
         for real_path, found in self._walked(walk):
             if first := by_real_path.get(real_path):
+                if found.spellings[0] != first.spellings[0] and found.path.is_symlink():
+                    walk.left_out.append((str(found.path), f"a link to {shown(first.spellings[0])}, which is listed"))
                 first.spellings += found.spellings
             else:
                 by_real_path[real_path] = found
@@ -301,7 +340,7 @@ def _inspect(path: Path, old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> S
     try:
         status = os.stat(path)
     except OSError as error:
-        return Seen(0, gguf.os_reason(error))
+        return Seen(0, LINK_TO_NOTHING if os.path.islink(path) and not os.path.exists(path) else gguf.os_reason(error))
     except ValueError:  # a NUL in the path
         return Seen(0, "not a file name")
     if not stat.S_ISREG(status.st_mode):
@@ -480,8 +519,10 @@ class _Definitions:
 
     def __init__(self, folders: Sequence[Path]):
         self._folders = tuple(folders)
-        self._read: dict[Stamp, Definition | None] = {}
+        self._read: dict[Stamp, Definition | str] = {}  # a text: why it is ignored
         self._can_read: bool | None = None  # None: there was no file yet that would have to be
+        self.unread: list[Path] = []  # for want of a parser
+        self.notes: list[str] = []
 
     def read(self, walk: Walk) -> list[Definition]:
         """Those that `walk` has passed, and those of the own folders."""
@@ -490,24 +531,39 @@ class _Definitions:
         if walk.definitions and self._can_read is None:
             self._can_read = model_yaml.can_read()
             if not self._can_read:
-                log.warning("model.yaml files are ignored: PyYAML is not installed")
+                log.warning("model.yaml files are ignored: %s", NO_PARSER)
         if not self._can_read:
+            self.unread = walk.definitions
+            self.notes = [f"{shown(path)} is ignored: {NO_PARSER}" for path in walk.definitions]
             return []
         stamps = {stamp: path for path in walk.definitions if (stamp := stamp_of(path)) is not None}
         self._read = {stamp: self._of(stamp, path) for stamp, path in stamps.items()}
-        return [definition for definition in self._read.values() if definition is not None]
+        ignored = [(stamps[stamp], why) for stamp, why in self._read.items() if isinstance(why, str)]
+        self.notes = [f"{shown(path)} is ignored: {why}" for path, why in ignored]
+        return [definition for definition in self._read.values() if isinstance(definition, Definition)]
 
-    def _of(self, stamp: Stamp, path: Path) -> Definition | None:
+    def _of(self, stamp: Stamp, path: Path) -> Definition | str:
         if stamp in self._read:
             return self._read[stamp]
         try:
             definition = model_yaml.parse(small_text(path))
         except YamlError as error:
             log.warning("%s is ignored: %s", ascii(str(path)), error.reason)
-            return None
+            return error.reason
         for why in definition.ignored:
             log.info("%s: %s", ascii(str(path)), ascii(why))
         return definition
+
+
+NO_PARSER: Final = "PyYAML is not installed (pip install 'lmlite[yaml]')"
+
+
+def _note_unread(models: _Models, unread: list[Path], claims: Mapping[str, list[_Entry]]) -> None:
+    """Tells it of the models that such a file seems to be about: those it names, and those beside it."""
+    for path in unread:
+        names = {"/".join(path.parent.parts[-2:]), *model_yaml.mentions(small_text(path))}
+        for entry in (entry for name in names for entry in claims.get(key_of(name), ())):
+            models.cards[entry.id] = replace(models.cards[entry.id], note=f"its {DEFINITION} is ignored: {NO_PARSER}")
 
 
 def _define(models: _Models, definitions: list[Definition], claims: Mapping[str, list[_Entry]]) -> None:
@@ -590,6 +646,7 @@ class _Settings:
         self._stamp: Stamp | None = None
         self.is_at_hand = path is None or at_hand([path])
         self.entries: Mapping[str, Entry] = {}
+        self.notes: tuple[str, ...] = ()
 
     def changed(self) -> bool:
         return self._path is not None and stamp_of(self._path) != self._stamp
@@ -599,6 +656,7 @@ class _Settings:
         if self._path is None or not self.changed():
             return False
         self._stamp = stamp_of(self._path)
+        self.notes = ()
         if self._stamp is None:
             self.entries = {}
             return True
@@ -606,6 +664,7 @@ class _Settings:
             self.entries = model_settings.parse(small_text(self._path))
         except ConfigError as error:
             log.error("the settings of models stay as they were: %s", error)
+            self.notes = (f"{error}: its settings do not count",)
             return True
         for name, entry in self.entries.items():
             if entry.problem is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ..card import ModelCard
+from ..errors import InvalidRequest, LmError, SettingRefused
 from ..settings import ModelSettings
 from .gguf import GgufError, facts, read_header
 from .payloads import LoadSettings, Lora
@@ -27,6 +28,15 @@ def effective(server: LoadSettings, model: ModelSettings) -> LoadSettings:
     if model.flash_attention == "auto":  # said, against a server that says otherwise
         said["flash_attention"] = None
     return replace(server, **said)
+
+
+def refused(card: ModelCard, error: InvalidRequest) -> LmError:
+    """`error`, with which an engine refuses to load the model, in the words of whoever chose the setting."""
+    if error.param is None:
+        return error
+    ours = {theirs: ours for ours, theirs in _NAMES.items()}
+    ours |= {"k_cache_type": "kv_type", "v_cache_type": "kv_type"}
+    return SettingRefused(card.id, ours.get(error.param, error.param), error.message)
 
 
 def cache_types(kv_type: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ than `MAX_DEPTH` and follows no link out of its folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,6 +26,8 @@ MAX_PARTS: Final = 999
 MAX_SETTINGS: Final = 1 << 20
 """Bytes of another program's settings file that are read at most."""
 
+LINK_OUT: Final = "a link out of the models folder"
+LINK_TO_NOTHING: Final = "a link to what is not there"
 DEFINITION: Final = "model.yaml"
 LOCAL: Final = "local"
 """The publisher of files that do not say whose they are."""
@@ -154,6 +157,12 @@ def printable(name: str) -> str:
     return shown.strip() or "_"
 
 
+def shown(path: str | Path) -> str:
+    """A path for people, on one line and with nothing in it that a terminal would obey."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def key_of(name: str) -> str:
     """What two spellings of one name have in common."""
     return unicodedata.normalize("NFC", name).casefold()
@@ -202,6 +211,7 @@ class Walk:
 
     def __init__(self, follow_links_out: bool = False, approvals: Path | None = None):
         self.definitions: list[Path] = []  # the model.yaml files that were passed
+        self.left_out: list[tuple[str, str]] = []  # what a person might look for in the list, and why it is not there
         self._follow_links_out = follow_links_out
         self._approvals = approvals
         self._entries_left = 0
@@ -252,13 +262,17 @@ class Walk:
                 if _is_folder(entry):
                     if len(dirs) < MAX_DEPTH and (inside or self._follow_links_out):
                         below.append((*dirs, entry.name))
+                    elif not inside:
+                        self.left_out.append((entry.path, f"{LINK_OUT}; --models-dir can name the folder that it leads to"))
                 elif is_gguf(entry.name):
                     real_path = real(entry.path) if entry.is_symlink() else f"{real_where}{os.sep}{entry.name}"
                     found = _placed(Path(where) / entry.name, boundary, dirs)
                     if not inside and not self._follow_links_out and not self._is_approved(real_where, entry):
                         # Its target is never opened, so it must not pass for that target found elsewhere either.
-                        found.refused, real_path = "a link out of the models folder", entry.path
+                        found.refused, real_path = LINK_OUT, entry.path
                     yield real_path, found
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    self.left_out.append((entry.path, LINK_TO_NOTHING))
                 elif entry.name == DEFINITION and len(dirs) == 2:
                     self._pass(entry.path, boundary)
             pending.extend(reversed(below))
@@ -285,8 +299,19 @@ class Walk:
         return max(folders, key=lambda entry: (entry.stat().st_mtime_ns, entry.name)).path if folders else None
 
     def _listed(self, where: str) -> list[os.DirEntry[str]]:
-        entries = listed(where, self._entries_left, self._visited)
+        try:
+            entries = listed(where, self._entries_left, self._visited)
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            self.left_out.append((where, (getattr(error, "strerror", None) or "not a file name").lower()))
+            return []
+        if entries is None:
+            self.left_out.append((where, "a link to a folder whose models are listed already"))
+            return []
         self._entries_left -= len(entries)
+        if self._entries_left <= 0:
+            self.left_out.append((where, f"more than {MAX_ENTRIES} files and folders: the rest is not looked at"))
         return entries
 
 
@@ -298,17 +323,15 @@ def approval(approvals: Path, link: str, target: str) -> Path:
     return approvals / sha256(os.fsencode(link) + b"\0" + os.fsencode(target)).hexdigest()
 
 
-def listed(where: str, limit: int, visited: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
-    """A folder's visible entries by name; none of a folder that was visited before (links make loops)."""
-    try:
-        status = os.stat(where)
-        if (status.st_dev, status.st_ino) in visited:
-            return []
-        visited.add((status.st_dev, status.st_ino))
-        with os.scandir(where) as entries:
-            found = [entry for entry, _ in zip(entries, range(limit), strict=False)]
-    except (OSError, ValueError):
-        return []
+def listed(where: str, limit: int, visited: set[tuple[int, int]]) -> list[os.DirEntry[str]] | None:
+    """A folder's visible entries by name; None for a folder that was visited before (links make loops). Raises OSError, and
+    ValueError for what can be no path."""
+    status = os.stat(where)
+    if (status.st_dev, status.st_ino) in visited:
+        return None
+    visited.add((status.st_dev, status.st_ino))
+    with os.scandir(where) as entries:
+        found = [entry for entry, _ in zip(entries, range(limit), strict=False)]
     # Links last: what is there twice goes by its own place.
     visible = (entry for entry in found if not entry.name.startswith("."))
     return sorted(visible, key=lambda entry: (entry.is_symlink(), entry.name))
@@ -343,7 +366,9 @@ def named_files(path: Path) -> Iterator[tuple[str, Found]]:
     path = Path(os.path.abspath(path))
     name = file_name(path.name) if is_gguf(path.name) else FileName(path.name, None, path.name)
     folder = path.parent
-    beside = [entry.name for entry in listed(str(folder), MAX_ENTRIES, set()) if is_gguf(entry.name)]
+    beside: list[str] = []
+    with contextlib.suppress(OSError, ValueError):
+        beside = [entry.name for entry in listed(str(folder), MAX_ENTRIES, set()) or () if is_gguf(entry.name)]
     models = [file_name(other) for other in beside if not names_projector(other)]
     repo = GGUF_ENDING.sub("", folder.name)
     in_layout = bool(repo) and plain(name.base).startswith(plain(repo)) and bool(folder.parent.name)

@@ -7,6 +7,7 @@ that lmlite cannot use is told in `ignored` and left out; the rest counts. PyYAM
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
@@ -59,6 +60,20 @@ def can_read() -> bool:
     except ImportError:
         return False
     return True
+
+
+_MENTIONED: Final = re.compile(r"\b(base|key|user|repo)\s*:\s*[\"']?([\w./@-]{1,255})")
+
+
+def mentions(text: str) -> set[str]:
+    """Names of the models that the document may be made of, as far as that can be seen without a parser."""
+    found, user = set(), ""
+    for key, value in _MENTIONED.findall(text[:MAX_BYTES]):
+        if key == "user":
+            user = value
+        else:
+            found.add(f"{user}/{value}" if key == "repo" else value)
+    return found
 
 
 def parse(text: str) -> Definition:

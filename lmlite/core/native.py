@@ -48,7 +48,7 @@ def abi_version() -> int:
 
 
 def build_info() -> dict[str, Any]:
-    """`{"llama_cpp": commit, "version": llama.cpp's version, "backend": "cpu", ...}` of the library."""
+    """`{"llama_cpp": commit, "version": llama.cpp's version, "backend": "cpu", "runtime": "llama.cpp-linux-x86_64-cpu"}`."""
     library = _open()
     text: bytes = library.ffi.string(library.functions.lm_build_info())
     info: dict[str, Any] = json.loads(text)

@@ -6,6 +6,7 @@ Each reader raises one of `MALFORMED` for what the protocol does not allow.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -264,15 +265,24 @@ def part_size(part: Part) -> int:
 
 def load_object(spec: LoadSpec) -> dict[str, Any]:
     settings = {field.name: getattr(spec.settings, field.name) for field in fields(LoadSettings)}
-    loras = [{"path": str(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
+    loras = [{"path": path_value(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
     machine = {"host_memory": spec.host_memory, "cores": spec.cores}
     return {**paths_object(spec.paths), **settings, **machine, "loras": loras, "vocab_only": spec.vocab_only}
 
 
 def paths_object(paths: Sequence[Path]) -> dict[str, Any]:
     """A model's file, or all its split parts in order."""
-    parts = {"splits": [str(path) for path in paths]} if len(paths) > 1 else {}
-    return {"path": str(paths[0]), **parts}
+    parts = {"splits": [path_value(path) for path in paths]} if len(paths) > 1 else {}
+    return {"path": path_value(paths[0]), **parts}
+
+
+def path_value(path: Path) -> str | dict[str, str]:
+    """A path is bytes, and JSON's strings are none: what is not UTF-8 travels as their digits."""
+    name = os.fsencode(path)
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return {"hex": name.hex()}
 
 
 def chat_object(chat: Chat) -> dict[str, Any]:

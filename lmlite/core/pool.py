@@ -44,7 +44,7 @@ from ..metrics import Loads
 from ..settings import ModelSettings
 from .cores import Cores, cores
 from .crashes import Crashes
-from .effective import effective, fitting
+from .effective import effective, fitting, refused
 from .engine import Engine
 from .line import Clock, Timer
 from .payloads import LoadSettings, LoadSpec
@@ -458,6 +458,8 @@ class Pool:
             self._load_failed(slot, LoadFailed(card.id, f"the engine ended: {gone.reason}"))
         except OSError as error:
             self._load_failed(slot, LoadFailed(card.id, f"no engine can be started: {error.strerror}"))
+        except InvalidRequest as error:
+            self._load_failed(slot, refused(card, error))
         except LmError as error:
             self._load_failed(slot, error)
         except BaseException:

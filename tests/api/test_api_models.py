@@ -73,6 +73,7 @@ def test_v1_lists_instances_under_their_model() -> None:
         "parallel": 4,
         "flash_attention": True,
         "offload_kv_cache_to_gpu": False,
+        "num_experts": 0,
     }
     assert falcon == {
         "type": "llm",

@@ -138,6 +138,16 @@ def test_what_the_server_refuses_is_told(ask: Callable[..., Any], peer: Peer) ->
     assert (code, out) == (1, "") and "the available context size" in err
 
 
+def test_the_reason_of_the_end_is_that_of_the_log(ask: Callable[..., Any], peer: Peer) -> None:
+    events = answer("Hi").events
+    events[-1] = (None, {"choices": [], "usage": USAGE, "stats": {"stop_reason": "eosFound"}})
+    peer.answers["POST", "/v1/chat/completions"] = Events(events)
+    assert "Stop Reason: eosFound\n" in ask("-p", "hi", "--stats")[2]
+    assert question(peer)["stream_options"]["include_stats"] is True
+    peer.answers["POST", "/v1/chat/completions"] = answer("Hi")  # of a server that does not tell
+    assert "Stop Reason: stop\n" in ask("-p", "hi", "--stats")[2]
+
+
 def test_an_answer_that_breaks_off_fails_but_what_came_is_shown(ask: Callable[..., Any], peer: Peer) -> None:
     peer.answers["POST", "/v1/chat/completions"] = Events([chunk({"content": "Hel"})], broken=True)
     code, out, err = ask("-p", "hi")

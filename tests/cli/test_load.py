@@ -44,7 +44,7 @@ def test_loaded_model_is_told_in_lm_studios_words(command: Command, peer: Peer) 
     assert (done.code, done.out) == (0, "")
     assert done.err == (
         "Model loaded successfully in 3.12s.\n"
-        "(4.07 GiB)\n"
+        "(4.07 GiB, 4.37 GB on disk)\n"
         'To use the model in the API/SDK, use the identifier "bird/falcon-7b".\n'
     )
     assert sent(peer, LOAD[1]) == [{"model": "bird/falcon-7b", "stream": True}]
@@ -101,13 +101,13 @@ def test_load_that_ends_without_a_word_failed(command: Command, peer: Peer, brok
 
 def test_estimate_is_told_and_nothing_is_loaded(command: Command, peer: Peer) -> None:
     serve(peer)
-    estimate = {"total": 4_400_000_000, "gpu_total": 0, "available": 3_000_000_000, "fits": False, "threads": 6}
+    estimate: dict[str, Any] = {"total": 4_400_000_000, "gpu_total": 0, "available": 3_000_000_000, "gpu_available": 0}
+    estimate |= {"fits": False, "threads": 6}
     peer.answers["POST", "/lmlite/estimate"] = estimate
     done = command("load", "bird/falcon-7b", "--estimate-only", "-c", "512", "--ttl", "9")
     assert done.code == 0
     assert done.out == (
         "Model: bird/falcon-7b\n"
-        "Estimated GPU Memory:   0 B\n"
         "Estimated Total Memory: 4.10 GiB\n"
         "Compute Threads:        6\n"
         "\n"
@@ -116,6 +116,16 @@ def test_estimate_is_told_and_nothing_is_loaded(command: Command, peer: Peer) ->
     assert sent(peer, "/lmlite/estimate") == [{"model": "bird/falcon-7b", "context_length": 512}]
     assert sent(peer, LOAD[1]) == []
     assert command("load", "bird/falcon-7b", "--estimate-only", "--json").json == estimate
+
+
+@pytest.mark.parametrize(("needed", "free", "told"), [(2 << 30, 3 << 30, "2.00 GiB"), (0, 1, "0 B"), (1 << 30, 0, "1.00 GiB")])
+def test_memory_of_a_gpu_is_told_where_there_is_one(
+    command: Command, peer: Peer, needed: int, free: int, told: str
+) -> None:
+    serve(peer)
+    estimate = {"total": 4 << 30, "gpu_total": needed, "available": 9 << 30, "gpu_available": free}
+    peer.answers["POST", "/lmlite/estimate"] = {**estimate, "fits": True, "threads": 1}
+    assert f"Estimated GPU Memory:   {told}\n" in command("load", "bird/falcon-7b", "--estimate-only").out
 
 
 # ---- which model -----------------------------------------------------------------------------------------------------
@@ -206,6 +216,41 @@ def test_named_instance_is_unloaded(command: Command, peer: Peer) -> None:
     done = command("unload", "owl:2")
     assert (done.code, done.out, done.err) == (0, "", 'Model "owl:2" unloaded.\n')
     assert sent(peer, UNLOAD[1]) == [{"instance_id": "owl:2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "unloaded"),
+    [("falcon", "bird/falcon-7b"), ("OWL", "owl"), ("owl@q8", "owl@q8_0"), ("mine", "mine"), ("7b bird", "bird/falcon-7b")],
+)
+def test_part_of_a_name_unloads_what_it_means(command: Command, peer: Peer, name: str, unloaded: str) -> None:
+    serve(peer, "owl", "owl@q8_0", "bird/falcon-7b", "mine")
+    done = command("unload", name)
+    assert (done.code, done.err) == (0, f'Model "{unloaded}" unloaded.\n')
+
+
+def test_name_of_the_model_unloads_its_instance_under_another_name(command: Command, peer: Peer) -> None:
+    serve(peer)
+    peer.answers["GET", "/lmlite/instances"] = {"instances": [instance("mine", model="owl@q8_0"), instance("other")]}
+    peer.answers["GET", "/api/v0/models/alias"] = {"id": "owl@q8_0"}
+    for name in ("owl@q8_0", "alias", "q8"):
+        assert command("unload", name).err == 'Model "mine" unloaded.\n'
+
+
+def test_part_of_several_names_or_of_none_unloads_nothing(command: Command, peer: Peer) -> None:
+    serve(peer, "bird/falcon-7b", "acme/falcon-7b-chat")
+    done = command("unload", "falcon")
+    assert (done.code, "matches several loaded models: bird/falcon-7b, acme/falcon-7b-chat" in done.err) == (1, True)
+    done = command("unload", "wren")
+    assert (done.code, 'No loaded model matches "wren"; loaded: bird/falcon-7b' in done.err) == (1, True)
+    serve(peer)
+    assert "none is loaded" in command("unload", "falcon").err
+    assert sent(peer, UNLOAD[1]) == []
+
+
+def test_user_at_a_terminal_chooses_what_to_unload(command: Command, peer: Peer) -> None:
+    serve(peer, "bird/falcon-7b", "acme/falcon-7b-chat")
+    assert command("unload", "falcon", typed="2\n").code == 0
+    assert sent(peer, UNLOAD[1]) == [{"instance_id": "acme/falcon-7b-chat"}]
 
 
 def test_sole_instance_needs_no_name(command: Command, peer: Peer) -> None:

@@ -108,6 +108,25 @@ def test_starting_with_other_settings_fails_and_names_them(running: Owner, comma
     assert f"already running on port {running.port}, with another --allow-origin, another --parallel;" in err
 
 
+def test_levels_choose_the_messages_and_are_no_other_server(running: Owner, command: Command) -> None:
+    said = (0, "", f"The server is already running on port {running.port}.\n")
+    assert command("server", "start", "--log-level", "debug") == command("server", "start", "--verbose") == said
+    for flags in (["--log-level", "warn"], ["--log-level", "error"], ["--log-level", "none"], ["--quiet"]):
+        assert command("server", "start", *flags) == (0, "", ""), flags
+    assert command("server", "start", "--log-level", "loud")[0] == 2
+    for flags in (["--log-level", "warn"], ["--verbose"], ["--quiet"]):
+        assert command("server", "status", *flags) == (0, f"The server is running on port {running.port}.\n", "")
+        assert command("daemon", "up", *flags)[0] == 0
+    assert command("server", "stop", "--quiet") == (0, "", "")
+    assert command("server", "stop", "--log-level", "warn")[0] == 1
+
+
+def test_level_reaches_the_server(home: Home, start: Command) -> None:
+    assert start("--log-level", "warn", "--verbose")[0] == 0
+    assert owner_of(home).options["log_level"] == "warning"
+    assert " INFO " not in home.log_file.read_text()
+
+
 def test_port_is_the_last_one_where_none_is_named(home: Home) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

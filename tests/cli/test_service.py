@@ -177,6 +177,22 @@ def test_property_list_runs_this_lmlite_with_what_was_said_here(service: Service
     assert (job["RunAtLoad"], job["KeepAlive"], job["ExitTimeOut"]) == (True, {"SuccessfulExit": False}, 15)
 
 
+@pytest.mark.parametrize(
+    ("flags", "log"),
+    [
+        ([], "{user}/.lmlite/logs/server.log"),
+        (["--home", "elsewhere"], "{user}/elsewhere/logs/server.log"),
+        (["--system", "--run-as", "me", "--home", "/srv/lmlite"], "/srv/lmlite/logs/server.log"),
+        (["--system", "--run-as", "nobody-here"], "/Library/Logs/lmlite.log"),
+    ],
+)
+def test_last_words_of_a_job_go_to_the_servers_log(service: Service, tmp_path: Path, flags: list[str], log: str) -> None:
+    job = job_of(service("launchd", *flags))
+    assert {job["StandardOutPath"], job["StandardErrorPath"]} == {log.format(user=tmp_path)}
+    if "--system" not in flags:  # launchd makes the file, but no folder
+        assert Path(job["StandardOutPath"]).parent.is_dir()
+
+
 def test_property_list_of_the_machine_names_its_user(service: Service) -> None:
     job = job_of(service("launchd", "--system", "--run-as", "me"))
     assert job["UserName"] == "me"

@@ -106,6 +106,8 @@ def test_what_the_encoding_cannot_tell_is_escaped(monkeypatch: pytest.MonkeyPatc
         ({"verbose": True}, ["debug", "info", "warn"]),
         ({"log_level": "warn"}, ["warn"]),
         ({"log_level": "none"}, []),
+        ({"log_level": "warning"}, ["warn"]),
+        ({"log_level": None, "quiet": None}, ["info", "warn"]),
     ],
 )
 def test_flags_choose_which_messages_are_said(

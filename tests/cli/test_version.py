@@ -18,6 +18,7 @@ def test_version_names_lmlite_and_llama_cpp(capsys: pytest.CaptureFixture[str]) 
     assert main(["version", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["version"] == lmlite.__version__
+    assert found["runtime"].startswith("llama.cpp-") and found["runtime"].endswith(found["backend"])
     assert text == f"lmlite {found['version']}\nllama.cpp {found['llama.cpp']} ({found['backend']})\n"
 
 

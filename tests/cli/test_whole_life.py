@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lmlite.core import native
 from tests.cli.conftest import Command, Done
 from tests.conftest import INSTALLED, Client
 
@@ -44,6 +45,10 @@ def test_model_is_loaded_used_listed_and_unloaded(command: Command, stopped: Non
     assert 3_590_000 < entry["remainingTtlMs"] <= 3_600_000
     assert command("ps").out.splitlines()[2].split()[:3] == ["mine", "lmlite-tiny", "IDLE"]
     assert "✓ LOADED" in command("ls").out
+    status = command("status").out.splitlines()
+    assert status[0].startswith("Server: ON (port ") and status[-1].startswith("  mine - ")
+    told = command("status", "--json").json
+    assert (told["running"], [model["identifier"] for model in told["models"]]) == (True, ["mine"])
 
     port = int(command("server", "status").out.rpartition(" ")[2].rstrip(".\n"))
     client = Client(port)
@@ -58,7 +63,7 @@ def test_model_is_loaded_used_listed_and_unloaded(command: Command, stopped: Non
     assert command("load", "lmlite-tiny").code == 0
     done = command("unload")
     assert (done.code, "Several models are loaded: " in done.err) == (1, True)
-    assert command("unload", "mine").err == 'Model "mine" unloaded.\n'
+    assert command("unload", "min").err == 'Model "mine" unloaded.\n'
     assert command("unload", "--all").err == 'Unloading "lmlite-tiny"...\nUnloaded 1 model.\n'
     assert command("ps", "--json").json == []
     done = command("unload", "mine")
@@ -68,6 +73,17 @@ def test_model_is_loaded_used_listed_and_unloaded(command: Command, stopped: Non
     assert (done.code, 'No model matches "no-such-model"' in done.err) == (1, True)
     assert command("server", "stop").code == 0
     assert command("ps").code == 1
+    done = command("status")
+    assert (done.code, done.out, "lmlite server start" in done.err) == (0, "Server: OFF\n", True)
+    assert command("status", "--json").json == {"running": False, "models": []}
+
+
+def test_runtime_is_the_one_that_answers_name(command: Command) -> None:
+    (runtime,) = command("runtime", "ls", "--json").json
+    built = native.build_info()
+    assert (runtime["name"], runtime["version"], runtime["selected"]) == (built["runtime"], built["llama_cpp"], True)
+    rows = command("runtime", "ls").out.splitlines()
+    assert rows[2].split() == [f"{built['runtime']}@{built['llama_cpp'][:12]}", "✓", "GGUF"]
 
 
 def test_setting_that_the_server_refuses_exits_1_in_its_words(home: Path, stopped: None) -> None:

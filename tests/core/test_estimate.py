@@ -12,6 +12,7 @@ from pathlib import Path
 import gguf
 import pytest
 
+from lmlite.core import native
 from lmlite.core.engine import Engine
 from lmlite.core.estimate import HOST, Estimate, estimate
 from lmlite.core.guard import MemoryGuard
@@ -23,7 +24,7 @@ from tests.core.gguf_files import gguf as gguf_bytes
 from tests.core.gguf_files import llama as llama_header
 from tests.fakes import FakeEngine, Script, error, fake_thread
 from tests.memory_models import MEMORIES, N_EMBD, Memory, byte_tokens, write_model
-from tests.random_models import Llama, RandomLora, copied, with_tensors, write_bert
+from tests.random_models import Llama, RandomLora, copied, with_quants, with_tensors, write_bert
 
 CELLS = 1 << 18  # enough to outweigh the process itself
 MIB = 1 << 20
@@ -47,6 +48,16 @@ def test_weights_and_cache_are_what_the_file_implies(tmp_path: Path) -> None:
     assert found.kv_cache == CELLS * 2 * 2 * N_EMBD * 2  # two layers, keys and values, 16 bits
     assert found.kv_cells == CELLS and found.gpu == found.projector == 0
     assert found.total == found.host == found.weights + found.kv_cache + found.compute
+
+
+@pytest.mark.skipif(native.build_info()["backend"] != "cpu", reason="there may be a GPU")
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "F16"])
+def test_without_a_gpu_all_memory_is_the_machines(tmp_path: Path, kind: str) -> None:
+    """Also what the CPU repacks for its own instructions, which has a kind of memory of its own."""
+    source = write_model(tmp_path / "model.gguf", "full")
+    found = told(with_quants(source, tmp_path / "quants.gguf", gguf.GGMLQuantizationType[kind]))
+    assert ([device.name for device in found.devices], found.gpu) == (["CPU"], 0)
+    assert found.host == found.total
 
 
 def test_a_quantised_cache_takes_less(tmp_path: Path) -> None:

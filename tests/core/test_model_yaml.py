@@ -292,6 +292,8 @@ def test_a_document_that_cannot_be_used_is_told_once(tmp_path: Path, caplog: pyt
     assert ids(catalog) == ["falcon-7b"]
     catalog.rescan()
     assert len(caplog.records) == 2
+    bad, latin = (f"{tmp_path / 'hub/me' / name / 'model.yaml'} is ignored: " for name in ("bad", "latin"))
+    assert catalog.notes() == (f"{bad}not valid YAML (line 2)", f"{latin}not a mapping")
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
@@ -322,5 +324,8 @@ def test_without_pyyaml_the_files_are_ignored_and_it_is_said_once(
     hub(tmp_path, "me/quick", "model: me/quick\nbase: falcon-7b")
     catalog.rescan()
     catalog.rescan()
-    assert ids(catalog) == ["falcon-7b"]
-    assert [record.message for record in caplog.records] == ["model.yaml files are ignored: PyYAML is not installed"]
+    (card,) = catalog.cards()
+    why = "PyYAML is not installed (pip install 'lmlite[yaml]')"
+    assert (card.id, card.note) == ("falcon-7b", f"its model.yaml is ignored: {why}")
+    assert [record.message for record in caplog.records] == [f"model.yaml files are ignored: {why}"]
+    assert catalog.notes() == (f"{tmp_path / 'hub/me/quick/model.yaml'} is ignored: {why}",)
