@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -216,6 +217,35 @@ def test_loads_that_are_refused(tiny: Client, body: dict[str, Any], status: int,
     error = answer.json["error"]
     assert (answer.status, error["code"], error["param"]) == (status, code, param)
     assert instances(tiny).keys() == before.keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not Unicode")
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_a_file_whose_name_is_not_unicode_is_served_and_told_of(serve: Serve, tmp_path: Path, isolation: str) -> None:
+    folder = tmp_path / "home/models/acme" / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(bundled_model(), folder / os.fsdecode(b"caf\xe9.gguf"))
+    client = serve(isolation=isolation)
+    assert "caf_" in listed(client)
+    assert client.post("/lmlite/estimate", {"model": "caf_"}).status == 200
+    assert complete(client, "caf_").status == 200
+    assert os.fsencode(instances(client)["caf_"]["path"]).endswith(b"acme/caf\xe9/caf\xe9.gguf")
+    for name in ("caf_", "caf_.gguf", "acme%2Fcaf_%2Fcaf_.gguf"):
+        assert client.get(f"/api/v0/models/{name}").json.get("state") == "loaded", name
+    assert complete(client, "caf_.gguf").json["model"] == "caf_"
+    assert unload(client, "caf_").status == 200
+
+
+def test_the_bundled_model_stays_listed_while_it_is_loaded(serve: Serve) -> None:
+    client = serve()
+    assert "lmlite-tiny" not in listed(client)
+    assert complete(client, "lmlite-tiny").status == 200
+    keys = {"/v1/models": "id", "/api/v0/models": "id", "/api/v1/models": "key", "/lmlite/models": "modelKey"}
+    for path, key in keys.items():
+        (entries,) = (value for value in client.get(path).json.values() if isinstance(value, list) and value)
+        assert "lmlite-tiny" in [entry[key] for entry in entries], path
+    assert unload(client, "lmlite-tiny").status == 200
+    assert "lmlite-tiny" not in listed(client)
 
 
 @pytest.mark.parametrize("model", ["alpha", "text-embedding-owl", "mixture"])

@@ -226,6 +226,21 @@ def test_alias_names_a_model(serve_fake: Serve) -> None:
     assert client.post("/v1/chat/completions", {**HELLO, "model": "gpt-4"}).json["model"] == "talker"
 
 
+def test_aliases_are_listed_where_clients_choose_names(serve_fake: Serve) -> None:
+    aliases = ["GPT-4o=talker", "gone=nothing"]
+    client = serve_fake(alias=aliases).client()
+    ids = ["talker", "GPT-4o", "text-embedding-embedder", "text-embedding-judge"]
+    assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == ids
+    assert len(client.get("/api/v0/models").json["data"]) == len(client.get("/api/v1/models").json["models"]) == 3
+    told = client.get("/lmlite/models").json
+    assert told["models"][0]["aliases"] == ["GPT-4o"]
+    assert told["notes"] == ["the alias gone stands for nothing, and there is no such model"]
+    explicit = serve_fake(alias=aliases, jit=False).client()
+    assert explicit.get("/v1/models").json["data"] == []
+    assert explicit.post("/api/v1/models/load", {"model": "talker", "identifier": "mine"}).status == 200
+    assert [entry["id"] for entry in explicit.get("/v1/models").json["data"]] == ["GPT-4o", "mine"]
+
+
 def test_model_that_came_to_the_disk_is_found(serve_fake: Serve, tmp_path: Path) -> None:
     server = serve_fake(models_dir=[tmp_path / "late"])
     server.service.app.models.max_age_s = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lmlite.core import model_yaml
 from tests.cli.conftest import Command
 from tests.cli.entries import instance, model
 from tests.cli.peer import Peer
@@ -115,6 +116,30 @@ def test_name_that_is_not_unicode_is_listed_with_and_without_a_server(
     server = serve_fake(models_dir=[home / "models"])
     assert command("ls", "--json", "--port", str(server.port)).json == [entry]
     assert command("ls", "--port", str(server.port)).code == 0
+
+
+def test_what_is_not_listed_is_told_beside_the_list(
+    command: Command, home: Path, serve_fake: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_models(home, {"acme/falcon/falcon.gguf": gguf(llama())})
+    (home / "models/birds").symlink_to("nowhere")
+    monkeypatch.setenv("LMLITE_ALIAS", "gpt-4o=falcon,gone=wren")
+    link = f"{home}/models/birds is left out: a link to what is not there\n"
+    alias = "the alias gone stands for wren, and there is no such model\n"
+    done = command("ls")
+    assert ("falcon (gpt-4o) " in done.out, done.err) == (True, link + alias)
+    assert command("ls", "--quiet").err == command("ls", "--json").err == command("ls", "falcon").err == ""
+    assert command("ls", "--json").json[0]["aliases"] == ["gpt-4o"]
+    server = serve_fake(models_dir=[home / "models"])
+    assert command("ls", "--port", str(server.port)).err == link
+
+
+def test_a_model_whose_yaml_is_not_read_says_so(command: Command, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_models(home, {"acme/falcon/falcon.gguf": gguf(llama()), "acme/falcon/model.yaml": b"model: a/b\nbase: acme/falcon"})
+    monkeypatch.setattr(model_yaml, "can_read", lambda: False)
+    (entry,) = command("ls", "--json").json
+    assert entry["note"] == "its model.yaml is ignored: PyYAML is not installed (pip install 'lmlite[yaml]')"
+    assert "model.yaml is ignored: PyYAML is not installed" in command("ls").err
 
 
 @pytest.mark.parametrize(("flag", "keys"), [("--llm", ["falcon"]), ("--embedding", ["text-embedding-owl"])])

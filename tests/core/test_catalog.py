@@ -586,6 +586,60 @@ def test_loops_and_links_out_do_not_break_a_scan(tmp_path: Path) -> None:
 
 
 @posix
+def test_what_is_left_out_is_told_with_its_reason(tmp_path: Path) -> None:
+    root, outside = tmp_path / "models", tmp_path / "outside"
+    put(root, "acme/Falcon-GGUF/Falcon.gguf")
+    put(outside, "Owl/Owl.gguf")
+    (root / "acme/Falcon-GGUF/Copy.gguf").symlink_to("Falcon.gguf")
+    (root / "birds").symlink_to("acme")
+    (root / "cats").symlink_to(outside)
+    (root / "dogs").symlink_to("nowhere")
+    (root / "acme/README").write_text("no model")
+    (root / "gone.gguf").symlink_to("nowhere.gguf")
+    (root / "empty.gguf").write_bytes(b"")
+    catalog = Catalog([root])
+    assert {card.id: card.problem for card in catalog.cards()} == {
+        "falcon": None,
+        "gone": "a link to what is not there",
+        "empty": "an empty file",
+    }
+    assert sorted(catalog.notes()) == [
+        f"{root}/acme/Falcon-GGUF/Copy.gguf is left out: a link to acme/Falcon-GGUF/Falcon.gguf, which is listed",
+        f"{root}/birds is left out: a link to a folder whose models are listed already",
+        f"{root}/cats is left out: a link out of the models folder; --models-dir can name the folder that it leads to",
+        f"{root}/dogs is left out: a link to what is not there",
+    ]
+    for name in ("Copy", "copy.gguf", "acme/Falcon-GGUF/Copy.gguf"):
+        assert found(catalog, name).id == "falcon"
+    (root / "cats").unlink()
+    catalog.rescan()
+    assert len(catalog.notes()) == 3
+
+
+def test_a_note_is_one_line_and_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/a\x1b[31m\n").symlink_to("nowhere")
+    (note,) = Catalog([tmp_path / "models"], aliases={"b": "c\n"}).notes()[:1]
+    assert note.isprintable() and "a\\x1b[31m\\n is left out" in note
+
+
+def test_aliases_are_told_and_those_of_nothing_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "acme/Falcon-GGUF/Falcon.gguf")
+    catalog = Catalog([tmp_path], aliases={"GPT-4o": "falcon", "quick": "acme/falcon", "gone": "wren"})
+    (card,) = catalog.cards()
+    told = "the alias gone stands for wren, and there is no such model"
+    assert (card.aliases, catalog.notes()) == (("GPT-4o", "quick"), (told,))
+    put(tmp_path, "acme/Owl-GGUF/Owl.gguf")
+    catalog.rescan()
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [told]
+    put(tmp_path, "acme/Wren-GGUF/Wren.gguf")
+    catalog.rescan()
+    assert (catalog.notes(), found(catalog, "wren").aliases) == ((), ("gone",))
+
+
+@posix
 def test_links_out_are_followed_where_that_is_asked_for(tmp_path: Path) -> None:
     put(tmp_path / "outside", "Falcon-GGUF/Falcon.gguf")
     put(tmp_path / "outside", "owl.gguf")

@@ -137,6 +137,18 @@ def test_a_wrong_value_is_the_models_problem_and_of_no_other(tmp_path: Path, cap
     assert len(caplog.records) == 1
 
 
+def test_what_of_the_file_does_not_count_is_noted(tmp_path: Path) -> None:
+    put(tmp_path, "falcon.gguf")
+    catalog = Catalog([tmp_path], settings=write(tmp_path, {"owl": {"ttl": 5}}))
+    assert catalog.notes() == ("model-settings.json: there is no model owl",)
+    write(tmp_path, '{"owl"')
+    catalog.rescan()
+    assert "model-settings.json: Expecting ':'" in catalog.notes()[-1]
+    write(tmp_path, {"falcon": {"ttl": 5}})
+    catalog.rescan()
+    assert catalog.notes() == ()
+
+
 def test_the_file_is_read_again_when_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, "falcon.gguf")
     path = tmp_path / "model-settings.json"
