@@ -21,6 +21,7 @@ from .api.fields import Fields
 from .api.messages import parse_messages
 from .api.tools import parse_offer
 from .app import open_pool
+from .app.looks import Looks
 from .card import ModelCard
 from .config import Config
 from .core.catalog import Catalog
@@ -54,13 +55,29 @@ class OneModel:
     for the options that were `given`."""
 
     def __init__(self, config: Config, given: Collection[str]):
-        cards = Catalog((), config.models, settings=config.home / FILE_NAME).named()
-        if len(cards) != 1:
-            raise LoadFailed(str(config.models[0]), "it is not one GGUF model")
-        own = {item.name: getattr(ModelSettings(), item.name) for item in fields(ModelSettings) if item.name in given}
+        self._catalog = Catalog((), config.models, settings=config.home / FILE_NAME)
+        self._own: dict[str, Any] = {
+            item.name: getattr(ModelSettings(), item.name) for item in fields(ModelSettings) if item.name in given
+        }
         if "ttl" in given:
-            own["ttl_s"] = None
-        self.card = replace(cards[0], settings=replace(cards[0].settings, **own))
+            self._own["ttl_s"] = None
+        found = self._found()
+        if found is None:
+            raise LoadFailed(str(config.models[0]), "it is not one GGUF model")
+        self.card = found
+
+    def _found(self) -> ModelCard | None:
+        cards = self._catalog.named()
+        if len(cards) != 1:
+            return None
+        return replace(cards[0], settings=replace(cards[0].settings, **self._own))
+
+    def look(self) -> None:
+        """Takes what is there now for the model. Runs in a thread."""
+        self._catalog.rescan()
+        found = self._found()
+        if found is not None:
+            self.card = replace(found, id=self.card.id)
 
     def cards(self) -> tuple[ModelCard, ...]:
         return (self.card,)
@@ -71,6 +88,9 @@ class OneModel:
     def default(self) -> ModelCard | None:
         return self.card
 
+    def latest(self, card: ModelCard) -> ModelCard | None:
+        return self.card
+
 
 class Model:
     """A loaded model. Close it, or use it as a context manager. `given` are the options that were not left to lmlite."""
@@ -78,11 +98,10 @@ class Model:
     def __init__(self, config: Config, given: Collection[str] = ()):
         catalog = OneModel(config, given)
         card = catalog.card
-        self._name, self._purpose, self._settings = card.id, purpose(card), card.settings
-        self._effort_off = card.reasoning.effort_off if card.reasoning else None
+        self._name, self._purpose = card.id, purpose(card)
         self._thread = LoopThread("lmlite-model")
         try:
-            self._pool = open_pool(config, catalog)
+            self._pool = open_pool(config, catalog, look=Looks(catalog.look).fresh)
             self._thread.call(self._load())
         except BaseException:
             self.close()
@@ -164,19 +183,20 @@ class Model:
         finally:
             future.cancel()
 
-    def _completed(self, asked: Asked) -> Generate:
-        return with_defaults(asked.work, asked.given, self._settings, self._effort_off)
+    def _completed(self, asked: Asked, card: ModelCard) -> Generate:
+        effort_off = card.reasoning.effort_off if card.reasoning else None
+        return with_defaults(asked.work, asked.given, card.settings, effort_off)
 
     async def _answer(self, asked: Asked) -> Answer:
         async with self._pool.lease(self._name, "chat") as lease:
-            return fold([event async for event in lease.engine.run(self._completed(asked))])
+            return fold([event async for event in lease.engine.run(self._completed(asked, lease.instance.card))])
 
     async def _pump(self, asked: Asked, pieces: queue.SimpleQueue[Piece]) -> None:
         """Runs in the loop; the last piece is None or the error."""
         needs: Needs = "chat" if isinstance(asked.work.prompt, Chat) else "text"
         try:
             async with self._pool.lease(self._name, needs) as lease:
-                async for event in lease.engine.run(self._completed(asked)):
+                async for event in lease.engine.run(self._completed(asked, lease.instance.card)):
                     if isinstance(event, TextDelta) and event.text:
                         pieces.put(event.text)
         except asyncio.CancelledError:

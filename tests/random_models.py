@@ -268,11 +268,12 @@ def with_quants(source: Path, path: Path, kind: gguf.GGMLQuantizationType) -> Pa
     return path
 
 
-def with_swapped_words(source: Path, path: Path) -> Path:
-    """A copy of the model `source` in whose vocabulary the last two tokens have changed places."""
+def with_swapped_words(source: Path, path: Path, first: int = -2, second: int = -1) -> Path:
+    """A copy of the model `source` in whose vocabulary two tokens (the last) have changed places."""
     reader, writer = copied(source, path, "tokenizer.ggml.tokens")
-    *tokens, last, next_to_last = reader.fields["tokenizer.ggml.tokens"].contents()
-    writer.add_token_list([*tokens, next_to_last, last])
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    tokens[first], tokens[second] = tokens[second], tokens[first]
+    writer.add_token_list(tokens)
     return with_tensors(reader, writer, path)
 
 

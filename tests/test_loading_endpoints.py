@@ -19,7 +19,7 @@ from lmlite.core.catalog import bundled_model
 from lmlite.core.cores import cores
 from lmlite.server import Server
 from tests.conftest import Answer, Client
-from tests.random_models import Llama, write_bert
+from tests.random_models import Llama, with_swapped_words, write_bert
 
 Serve = Callable[..., Client]
 
@@ -311,8 +311,16 @@ class Streaming:
         """The last event, and how many tokens came before it."""
         self._heard += self._response.readlines()
         self._client.close()
-        data = [line[6:].strip().decode() for line in self._heard if line.startswith(b"data: ")]
+        data = self._data()
         return data[-1], sum('"text":"' in event and '"text":""' not in event for event in data)
+
+
+    def text(self) -> str:
+        """What was said, when the end has come."""
+        return "".join(json.loads(event)["choices"][0]["text"] for event in self._data()[:-1])
+
+    def _data(self) -> list[str]:
+        return [line[6:].strip().decode() for line in self._heard if line.startswith(b"data: ")]
 
 
 def loads(client: Client) -> int:
@@ -381,8 +389,8 @@ def test_unload_ends_streams_with_a_word(serve: Serve) -> None:
 
 def test_a_killed_engine_is_told_as_what_it_was_and_one_that_keeps_dying_is_refused(serve: Serve) -> None:
     client = serve()
-    for _ in range(4):
-        stream = Streaming(client, "alpha", max_tokens=4000)
+    for n in range(4):
+        stream = Streaming(client, "alpha", max_tokens=4000, prompt=f"{n} times")  # the same one would be refused itself
         os.kill(instances(client)["alpha"]["pid"], signal.SIGSEGV)
         assert "SIGSEGV" in json.loads(stream.end()[0])["error"]["message"]
     refused = complete(client, "alpha")
@@ -392,27 +400,116 @@ def test_a_killed_engine_is_told_as_what_it_was_and_one_that_keeps_dying_is_refu
     assert complete(client, "alpha").status == 200
 
 
-@pytest.mark.parametrize("rename", [True, False])
-def test_a_changed_file_is_noticed(serve: Serve, tmp_path: Path, rename: bool) -> None:
+def file_of(home: Path, name: str) -> Path:
+    return home / "home" / "models" / "acme" / name / f"{name}.gguf"
+
+
+def write_other(path: Path) -> Path:
+    """The bundled model, which goes on after an "a" with the alphabet, in another order."""
+    return with_swapped_words(bundled_model(), path, 297, 274)  # " b" and " c"
+
+
+def said(client: Client, model: str) -> str:
+    """What it always says."""
+    answer = complete(client, model, **{**LONG, "max_tokens": 12})
+    assert answer.status == 200, answer.body
+    text = answer.json["choices"][0]["text"]
+    assert isinstance(text, str)
+    return text
+
+
+@pytest.mark.parametrize("loaded", ["asked", "told"])
+def test_a_file_that_is_replaced_is_loaded_by_the_next_request_while_streams_go_on(
+    serve: Serve, tmp_path: Path, loaded: str
+) -> None:
     client = serve()
-    file = tmp_path / "home" / "models" / "acme" / "alpha" / "alpha.gguf"
-    stream = Streaming(client, "alpha", max_tokens=1000)
-    if rename:
-        shutil.copy(file, file.with_suffix(".new"))
-        os.replace(file.with_suffix(".new"), file)
-    else:
-        os.utime(file)
-    changed = complete(client, "alpha")
-    assert (changed.status, changed.json["error"]["code"]) == (503, "model_file_changed")
+    file, other = file_of(tmp_path, "alpha"), write_other(tmp_path / "other.gguf")
+    if loaded == "told":
+        assert load(client, "alpha", context_length=1000).status == 200
+    old, whole = said(client, "alpha"), complete(client, "alpha", **LONG).json["choices"][0]["text"]
+    stream = Streaming(client, "alpha")
+    os.replace(other, file)
+    new = said(client, "alpha")  # beside the stream
+    assert new != old and list(instances(client)) == ["alpha"]
     last, _ = stream.end()
-    if rename:
-        assert last == "[DONE]"
-    else:
-        assert json.loads(last)["error"]["code"] == "model_file_changed"
-    assert complete(client, "alpha").status == 200
+    assert (last, stream.text()) == ("[DONE]", whole)
+    assert said(client, "alpha") == new
+    (instance,) = listed(client)["alpha"]
+    assert (instance["config"]["context_length"] == 1000) == (loaded == "told")
+    assert ("remaining_ttl_seconds" in instance) == (loaded == "asked")
     file.unlink()
-    assert complete(client, "alpha").json["error"]["code"] == "model_file_changed"
-    assert complete(client, "alpha").status == 404
+    gone = complete(client, "alpha")
+    assert (gone.status, gone.json["error"]["code"]) == (404, "model_not_found")
+    assert instances(client) == {}
+
+
+def test_a_touch_costs_nothing(serve: Serve, tmp_path: Path) -> None:
+    client = serve()
+    file = file_of(tmp_path, "alpha")
+    stream = Streaming(client, "alpha")
+    pid = instances(client)["alpha"]["pid"]
+    os.utime(file)
+    file.chmod(0o600)
+    assert complete(client, "alpha").status == 200
+    assert stream.end()[0] == "[DONE]"
+    assert instances(client)["alpha"]["pid"] == pid and loads(client) == 1
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_only_streams_hear_of_a_file_that_is_written_to(serve: Serve, tmp_path: Path, whole: bool) -> None:
+    client = serve()
+    file, other = file_of(tmp_path, "alpha"), write_other(tmp_path / "other.gguf")
+    old = said(client, "alpha")
+    stream = Streaming(client, "alpha", max_tokens=4000)
+    content = other.read_bytes()
+    file.write_bytes(content if whole else content[:-100_000])  # the same file, first cut to nothing
+    if whole:
+        assert said(client, "alpha") != old
+    else:
+        assert complete(client, "alpha").json["error"]["code"] == "model_load_failed"
+    assert json.loads(stream.end()[0])["error"]["code"] == "model_file_changed"
+    file.write_bytes(content)
+    assert said(client, "alpha") != old
+
+
+def test_draft_models_come_and_go_on_disk(serve: Serve, tmp_path: Path) -> None:
+    client = serve()
+    file = file_of(tmp_path, "beta")
+    expected = said(client, "alpha")
+
+    def drafted() -> Answer:
+        return complete(client, "alpha", draft_model="beta", **{**LONG, "max_tokens": 12})
+
+    assert drafted().json["choices"][0]["text"] == expected
+    os.utime(file)
+    shutil.copy(file, file.with_suffix(".new"))
+    os.replace(file.with_suffix(".new"), file)
+    assert drafted().json["choices"][0]["text"] == expected
+    file.unlink()
+    gone = drafted()
+    assert (gone.status, gone.json["error"]["param"]) == (404, "draft_model")
+    assert said(client, "alpha") == expected
+
+
+@pytest.mark.parametrize("newcomer", ["Q8_0", "Q4_K_M"])
+def test_a_second_quantization_beside_a_loaded_model_takes_nothing_of_its_name(
+    serve: Serve, tmp_path: Path, newcomer: str
+) -> None:
+    client = serve()
+    folder = tmp_path / "home" / "models" / "acme" / "Falcon-7B-GGUF"
+    folder.mkdir()
+    shutil.copy(bundled_model(), folder / "Falcon-7B-Q5_K_M.gguf")
+    expected = said(client, "falcon-7b")
+    pid = instances(client)["falcon-7b"]["pid"]
+    write_other(folder / f"Falcon-7B-{newcomer}.gguf")
+    ids = [entry["id"] for entry in client.get("/v1/models").json["data"]]
+    assert [id for id in ids if "falcon" in id] == ["falcon-7b", f"falcon-7b@{newcomer.lower()}"]
+    assert [len(loaded) for id, loaded in listed(client).items() if "falcon" in id] == [1, 0]
+    for name in ("falcon-7b", "falcon-7b@q5_k_m"):
+        assert said(client, name) == expected
+    assert instances(client)["falcon-7b"]["pid"] == pid
+    assert said(client, f"falcon-7b@{newcomer.lower()}") != expected
+    assert said(client, "falcon-7b") == expected
 
 
 def test_a_load_that_its_client_leaves_is_given_up(serve: Serve) -> None:

@@ -104,10 +104,6 @@ def write_settings(server: FakeServer, said: Any) -> None:
     (server.config.home / "model-settings.json").write_text(json.dumps(said))
 
 
-def look_at_once(server: FakeServer) -> None:
-    server.service.app.models.max_age_s = 0
-
-
 def last_generation(server: FakeServer) -> dict[str, Any]:
     command = next(command for kind, _, command in reversed(server.engine.commands) if kind == Kind.GENERATE)
     assert isinstance(command, dict)
@@ -141,7 +137,6 @@ def test_a_models_own_settings_are_what_it_is_loaded_with(serve_fake: Serve) -> 
 
 def test_settings_that_change_hold_for_a_loaded_model_from_the_next_request(serve_fake: Serve) -> None:
     server = serve_fake()
-    look_at_once(server)
     client = server.client()
     body = {"model": "talker", "messages": MESSAGES}
     for temperature in (0.5, 0.25):
@@ -165,7 +160,6 @@ def test_a_wrong_setting_refuses_its_model_and_says_why(serve_fake: Serve) -> No
 
 def test_models_that_come_and_go_are_seen_without_a_restart(serve_fake: Serve, tmp_path: Path) -> None:
     server = serve_fake(models_dir=[tmp_path / "disk"])
-    look_at_once(server)
     client = server.client()
     body = {"model": "falcon", "messages": MESSAGES}
 

@@ -243,7 +243,6 @@ def test_aliases_are_listed_where_clients_choose_names(serve_fake: Serve) -> Non
 
 def test_model_that_came_to_the_disk_is_found(serve_fake: Serve, tmp_path: Path) -> None:
     server = serve_fake(models_dir=[tmp_path / "late"])
-    server.service.app.models.max_age_s = 0
     client = server.client()
     assert client.get("/v1/models").status == 200
     path = tmp_path / "late" / "acme" / "newcomer" / "newcomer-Q4_K_M.gguf"

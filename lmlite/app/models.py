@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ..card import Instance, ModelCard, Presence
 from ..config import Config
-from ..errors import EngineGone, InvalidRequest, LoadFailed, ModelFileChanged, ModelNotFound
+from ..errors import EngineGone, InvalidRequest, LoadFailed, ModelNotFound
 from ..metrics import Family
 from ..settings import ModelSettings
 from .disk import open_catalog
+from .looks import Looks
 
 if TYPE_CHECKING:
     from ..core.catalog import Catalog
@@ -28,18 +28,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RESCAN_S: Final = 1.0
-"""A list of models is at most this old: a client that polls must not keep the disk busy."""
-
 
 def open_pool(
     config: Config,
     catalog: Choice,
     place: Callable[[], Placement] | None = None,
     on_line: Callable[[int, str], None] | None = None,
+    look: Callable[[], Awaitable[None]] | None = None,
 ) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there. `on_line` is told, in threads, what
-    engines say on stderr, and by which process."""
+    engines say on stderr, and by which process. `look` brings `catalog` up to date with the disk."""
     from ..core.effective import cache_types
     from ..core.guard import MemoryGuard
     from ..core.payloads import LoadSettings, Lora
@@ -74,7 +72,8 @@ def open_pool(
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error, on_line=on_line)
     max_jit = config.max_loaded or (1 if config.auto_evict else None)
     guard = MemoryGuard(estimates, strict=config.memory_guard)
-    return Pool(catalog, place, settings, config.ttl or None, jit=config.jit, max_jit=max_jit, room=guard.room)
+    ttl_s = config.ttl or None
+    return Pool(catalog, place, settings, ttl_s, jit=config.jit, max_jit=max_jit, room=guard.room, look=look)
 
 
 async def with_share(card: ModelCard, settings: ModelSettings, gpu: float | None) -> ModelSettings:
@@ -89,8 +88,8 @@ async def with_share(card: ModelCard, settings: ModelSettings, gpu: float | None
 class Models:
     """What is on disk and what is loaded, for one event loop.
 
-    The disk is looked at in a thread, by one at a time and not too often. The first look brings the code for all of
-    this too: a server is ready before that.
+    Nobody is told of the disk what was so before the question (`looks`). The first look brings the code for all of this
+    too: a server is ready before that.
     """
 
     def __init__(
@@ -98,20 +97,17 @@ class Models:
         config: Config,
         place: Callable[[], Placement] | None = None,
         on_line: Callable[[int, str], None] | None = None,
-        max_age_s: float = RESCAN_S,
     ):
-        self.max_age_s = max_age_s
         self._config, self._place, self._on_line = config, place, on_line
         self._opened: tuple[Catalog, Pool] | None = None
-        self._look: asyncio.Future[None] | None = None
-        self._looked_at = -math.inf
+        self._looks = Looks(self._scan)
 
     # ---- on disk
 
     async def cards(self) -> tuple[ModelCard, ...]:
-        """All models, as the disk was at most `max_age_s` ago."""
-        now = asyncio.get_running_loop().time()
-        catalog, _ = await self._current(again=now - self._looked_at >= self.max_age_s)
+        """All models that are on disk now."""
+        await self._looks.fresh()
+        catalog, _ = await self._current()
         return catalog.cards()
 
     async def resolve(self, name: str, param: str = "model") -> ModelCard:
@@ -119,16 +115,24 @@ class Models:
         unknown, or that may have gone since, and for settings that have changed. Raises `ModelNotFound`."""
         catalog, pool = await self._current()
         card = pool.card(name) or catalog.resolve(name)
-        if card is None or pool.state(card.id) == "not-loaded" or await catalog.settings_changed():
+        if card is None or not pool.uses(card) or await catalog.settings_changed():
             known = await self.cards()
             card = pool.card(name) or catalog.resolve(name)
             if card is None:
                 raise ModelNotFound(name, tuple(card.id for card in known), param)
         return card
 
+    async def _know(self, name: str | None) -> None:
+        """Before the pool is asked for `name`, or for whatever there is: looks at the disk if that may make a difference."""
+        catalog, pool = await self._current()
+        if name is not None:
+            await self.resolve(name)
+        elif not pool.instances() or await catalog.settings_changed():
+            await self._looks.fresh()
+
     def latest(self, card: ModelCard) -> ModelCard:
-        """See `Catalog.latest`."""
-        return self._opened[0].latest(card) if self._opened else card
+        """See `Catalog.latest`; `card` itself if the model is gone."""
+        return (self._opened[0].latest(card) if self._opened else None) or card
 
     def settings_of(self, instance: Instance) -> ModelSettings:
         """The settings of its model as they are now: they may have changed since it was loaded."""
@@ -138,12 +142,9 @@ class Models:
         """See `Catalog.notes`."""
         return self._opened[0].notes() if self._opened else ()
 
-    async def _current(self, again: bool = False) -> tuple[Catalog, Pool]:
-        if self._opened is None or again:
-            if self._look is None:
-                self._look = asyncio.get_running_loop().run_in_executor(None, self._scan)
-                self._look.add_done_callback(self._note)
-            await asyncio.shield(self._look)  # others wait for the same one
+    async def _current(self) -> tuple[Catalog, Pool]:
+        if self._opened is None:
+            await self._looks.any()
         assert self._opened is not None
         return self._opened
 
@@ -154,11 +155,7 @@ class Models:
             return
         catalog = open_catalog(self._config)
         catalog.rescan()
-        self._opened = catalog, open_pool(self._config, catalog, self._place, self._on_line)
-
-    def _note(self, look: asyncio.Future[None]) -> None:
-        self._look = None
-        self._looked_at = asyncio.get_running_loop().time()
+        self._opened = catalog, open_pool(self._config, catalog, self._place, self._on_line, self._looks.fresh)
 
     # ---- loaded
 
@@ -168,18 +165,11 @@ class Models:
     ) -> AsyncIterator[Lease]:
         """See `Pool.lease`."""
         _, pool = await self._current()
-        if name is not None:
-            await self.resolve(name)
-        elif not pool.instances():
-            await self.cards()
+        await self._know(name)
         if draft is not None:
             await self.resolve(draft, "draft_model")
-        try:
-            async with pool.lease(name, needs, ttl_s, draft=draft) as lease:
-                yield lease
-        except ModelFileChanged:
-            self._looked_at = -math.inf  # what is known of the file is as old as what was loaded
-            raise
+        async with pool.lease(name, needs, ttl_s, draft=draft) as lease:
+            yield lease
 
     async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:
         """A lease for what every type of model can do."""
@@ -260,5 +250,6 @@ class Models:
         return self._opened[1].presences() if self._opened else ()
 
     async def close(self) -> None:
+        await self._looks.close()
         if self._opened is not None:
             await self._opened[1].close()

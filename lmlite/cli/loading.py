@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     load.add_argument("--gpu", type=share, metavar="off|max|0..1", help="the share of its layers to keep on the GPU")
     load.add_argument("-c", "--context-length", type=at_least(1), metavar="N", help="tokens that one request may use")
     load.add_argument("--parallel", type=at_least(1), metavar="N", help="requests that are worked on at once")
-    load.add_argument("--ttl", type=at_least(1), metavar="S", help="idle seconds after which it is unloaded (default: never)")
+    load.add_argument("--ttl", type=at_least(1), metavar="S", help="idle seconds until it leaves (default: its own, or never)")
     load.add_argument("--identifier", metavar="NAME", help="the name for requests to use (default: the model's key)")
     load.add_argument("--estimate-only", action="store_true", help="tell the memory that it needs and load nothing")
     load.add_argument("--force", action="store_true", help="load it even if memory seems not to suffice")

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,6 +50,9 @@ MAX_NAME: Final = 1024
 """Characters of a model's name in a request: publisher, repository and file of 255 bytes each, and their signs."""
 MAX_CHAIN: Final = 8
 """Models of model.yaml made of each other."""
+
+TICK_NS: Final = 2_000_000_000
+"""The coarsest step in which a file system notes when a file was written (FAT)."""
 
 BUNDLED_PUBLISHER: Final = "lmlite"
 
@@ -205,9 +209,9 @@ class Catalog:
         current = self._current()
         return current.known.get(current.index.get(self._unaliased(name), ""))
 
-    def latest(self, card: ModelCard) -> ModelCard:
-        """The card that the model of `card` has now; `card` itself if the model is gone."""
-        return self._current().known.get(card.id, card)
+    def latest(self, card: ModelCard) -> ModelCard | None:
+        """The card that the model of `card` has now; None if the model is gone."""
+        return self._current().known.get(card.id)
 
     async def settings_changed(self) -> bool:
         """Whether the settings file is another than at the last scan."""
@@ -644,24 +648,41 @@ class _Settings:
     def __init__(self, path: Path | None):
         self._path = path
         self._stamp: Stamp | None = None
+        self._content = ""
+        self._read_at_ns = 0
         self.is_at_hand = path is None or at_hand([path])
         self.entries: Mapping[str, Entry] = {}
         self.notes: tuple[str, ...] = ()
 
     def changed(self) -> bool:
-        return self._path is not None and stamp_of(self._path) != self._stamp
+        """Whether the file is another than when it was read. One that had just been written then may have been written to
+        once more without a sign of it but its content."""
+        if self._path is None:
+            return False
+        stamp = stamp_of(self._path)
+        if stamp is None or stamp != self._stamp:
+            return stamp != self._stamp
+        if self._read_at_ns - stamp[2] >= TICK_NS:
+            return False
+        now_ns = time.time_ns()
+        if small_text(self._path) != self._content:
+            return True
+        self._read_at_ns = now_ns
+        return False
 
     def read(self) -> bool:
         """Reads the file if it is another than before; whether it was."""
         if self._path is None or not self.changed():
             return False
+        self._read_at_ns = time.time_ns()
         self._stamp = stamp_of(self._path)
+        self._content = small_text(self._path)
         self.notes = ()
         if self._stamp is None:
             self.entries = {}
             return True
         try:
-            self.entries = model_settings.parse(small_text(self._path))
+            self.entries = model_settings.parse(self._content)
         except ConfigError as error:
             log.error("the settings of models stay as they were: %s", error)
             self.notes = (f"{error}: its settings do not count",)

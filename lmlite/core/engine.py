@@ -89,14 +89,16 @@ class Engine:
         clock: Clock | None = None,
         on_gone: Callable[[], None] | None = None,
         judge: Callable[[int], None] | None = None,
+        verdict: Callable[[], Awaitable[LmError | None]] | None = None,
     ) -> Engine:
         """Starts an engine for the model `name`. `on_gone` is called once if it ends before it is closed, at the
         first sign of that; `gone` tells the reason when it is known. `judge` gets a mark of each request of a client, which
-        equal ones share, before it is sent, and may raise. Raises OSError or `BuildError`."""
+        equal ones share, before it is sent, and may raise. `verdict` is what its requests are told instead of `EngineGone`, if
+        it knows better. Raises OSError or `BuildError`."""
         loop = asyncio.get_running_loop()
         sock = await placement.start()
         try:
-            line = Line(name, placement, clock or loop, on_gone, judge)
+            line = Line(name, placement, clock or loop, on_gone, judge, verdict)
             await loop.create_connection(lambda: line, sock=sock)
         except BaseException:
             sock.close()

@@ -7,7 +7,7 @@ No request hangs: each ends with its answer, with an `LmError`, or, if the engin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Protocol, TypeVar, cast
 
 from ..errors import EngineGone, LmError
@@ -97,12 +97,14 @@ class Line(asyncio.BufferedProtocol):
         clock: Clock,
         on_gone: Callable[[], None] | None,
         judge: Callable[[int], None] | None = None,
+        verdict: Callable[[], Awaitable[LmError | None]] | None = None,
     ):
         self.name = name
         self.loop = asyncio.get_running_loop()
         self.gone: str | None = None
         self._last_word: LmError | None = None  # for requests that come when `gone` is known
         self._placement, self._clock, self._on_gone, self._judge = placement, clock, on_gone, judge
+        self._verdict = verdict
         self._transport: asyncio.Transport | None = None
         # requests
         self._sinks: dict[int, Sink] = {}
@@ -312,8 +314,10 @@ class Line(asyncio.BufferedProtocol):
         """The far end has closed. Its requests learn why, which a process can tell a moment later."""
         if not await self._placement.wait(FATE_S):
             self._placement.kill()
-        self.gone = self._placement.fate() or "it closed its socket"
-        self._fail_all(EngineGone(self.name, self.gone))
+        fate = self._placement.fate() or "it closed its socket"
+        self._last_word = await self._verdict() if self._verdict is not None else None
+        self.gone = fate
+        self._fail_all(self._last_word or EngineGone(self.name, fate))
         await self._placement.close()
 
     def _fail_all(self, error: LmError) -> None:

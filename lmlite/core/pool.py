@@ -7,8 +7,8 @@ requests until it is done and has left. Requests for it join the line. So no run
 nobody waits for ever. Models that were told to load have no part in this.
 
 A dead engine is forgotten at once and the next lease loads again, unless the model keeps crashing; a request that keeps
-ending engines is refused before its model is (`crashes.py`). A model
-whose files have changed is unloaded by the request that notices.
+ending engines is refused before its model is (`crashes.py`). A model whose files have changed is loaded anew by the request
+that notices, and for it; those that run on the old files go on with them, as long as nobody has written to these.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from ..card import Instance, ModelCard, Presence
@@ -73,6 +74,8 @@ class Catalog(Protocol):
 
     def default(self) -> ModelCard | None: ...
 
+    def latest(self, card: ModelCard) -> ModelCard | None: ...
+
 
 @dataclass(slots=True, frozen=True)
 class Lease:
@@ -85,9 +88,9 @@ class Lease:
 
 class Pool:
     """For one event loop. `place` gives each new engine its placement; `room` lasts as long as a load, gives its spec the
-    memory that there is, and raises if that is too little and the load is to be checked. Without `jit` requests load nothing.
-    Of what they load, `max_jit` models stay at once (None: all), and as many embedding models, each for `ttl_s` after its last
-    request (None: for ever)."""
+    memory that there is, and raises if that is too little and the load is to be checked; `look` brings the catalogue up to
+    date with the disk. Without `jit` requests load nothing. Of what they load, `max_jit` models stay at once (None: all), and
+    as many embedding models, each for `ttl_s` after its last request (None: for ever)."""
 
     def __init__(
         self,
@@ -100,11 +103,12 @@ class Pool:
         max_jit: int | None = None,
         room: Room | None = None,
         cores: Callable[[], Cores] = cores,
+        look: Callable[[], Awaitable[None]] | None = None,
         clock: Clock | None = None,
     ):
         self._catalog, self._place, self._settings = catalog, place, settings
         self._ttl_s, self._jit, self._n_places = ttl_s, jit, math.inf if max_jit is None else max_jit
-        self._room, self._cores, self._own_clock = room or unbounded, cores, clock
+        self._room, self._look, self._cores, self._own_clock = room or unbounded, look or nothing, cores, clock
         self.counted = Loads()
         self._slots: dict[str, Slot] = {}  # by their ids
         self._outdated: set[Slot] = set()  # in use for the last time; nobody finds them any more
@@ -134,9 +138,9 @@ class Pool:
         request causes the load. The model `draft` is loaded beside it to draft for it, in the place of any other: a
         request that was drafted for by that one goes on with this one.
 
-        Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `LoadFailed`, `ModelFileChanged`, `ModelUnloaded`,
-        `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest` for a draft
-        model that does not fit the model.
+        Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `LoadFailed`, `ModelUnloaded`, `EngineGone`,
+        `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest` for a draft model that does
+        not fit the model. Who uses the engine hears `ModelFileChanged` if its files are written to meanwhile.
         """
         draft_card = None if draft is None else self._choose_draft(draft)
         card, slots = await self._choose(name, needs)
@@ -147,6 +151,8 @@ class Pool:
             loaded_now = not slot.loaded
             if loaded_now:
                 await slot.wait(on_progress)
+                if not serves(slot.card, needs):  # its file is another one since it was chosen
+                    raise WrongModelType(slot.card.id, _ABILITY[needs])
             assert slot.engine is not None and slot.instance is not None
             if draft_card is not None:
                 await self._attach(slot, slot.engine, draft_card)
@@ -164,7 +170,8 @@ class Pool:
             unseen = [slot for slot in self._instances_of(card) if slot.loaded and slot not in seen]
             if not unseen:
                 return card, slots
-            await self._refuse_changed(card, unseen)
+            for slot in unseen:
+                await self._renew_changed(slot)
             seen.update(unseen)
 
     def _meant(self, name: str | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
@@ -220,11 +227,11 @@ class Pool:
     def _unused(self, slot: Slot) -> None:
         """The last user has left."""
         if slot in self._outdated:
-            self._retire(slot, ModelFileChanged(slot.card.id))
-        elif self._slots.get(slot.id) is not slot:
-            return  # unloaded, or dead
+            self._retire(slot, ModelFileChanged(slot.card.id), "its last request on the old file is done")
+        elif self._slots.get(slot.id) is not slot or (slot.kept and not slot.loaded):
+            return  # unloaded, or dead; or it has to be there, whoever waits
         elif not slot.loaded:
-            self._retire(slot, ModelUnloaded(slot.card.id))
+            self._retire(slot, ModelUnloaded(slot.card.id), "nobody waits for it any more")
         else:
             slot.idle_since = self._clock.time()
             if slot.ttl_s is not None:
@@ -243,7 +250,9 @@ class Pool:
     # ---- draft models
 
     def _choose_draft(self, name: str) -> ModelCard:
-        card = self._catalog.resolve(name)
+        return self._drafter(self._catalog.resolve(name), name)
+
+    def _drafter(self, card: ModelCard | None, name: str) -> ModelCard:
         if card is None:
             raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()), "draft_model")
         if not serves(card, "text"):
@@ -255,10 +264,14 @@ class Pool:
     async def _attach(self, slot: Slot, engine: Engine, card: ModelCard) -> None:
         """One at a time; who waited for the same one finds it done."""
         async with slot.attaching:
-            if slot.draft is not None and slot.draft.paths == card.paths and not await slot.draft.change():
-                return
+            if slot.draft is not None and slot.draft.paths == card.paths:
+                if not await slot.draft.change():
+                    return
+                await self._look()
+                card = self._drafter(self._catalog.latest(card), card.id)
             slot.draft = None  # unknown, if this is cancelled
             files = await asyncio.to_thread(Stamps, card.paths)
+            files.remember()
             try:
                 async with self._room(draft_spec(card, slot.settings), slot.checked) as spec:
                     await engine.attach_draft(spec.paths, spec.host_memory)
@@ -296,9 +309,8 @@ class Pool:
         if not self._jit:
             raise ModelNotLoaded(card.id)
         self._refuse(card)
-        settings = asked.over(card.settings)
-        ttl_s = self._ttl_s if settings.ttl_s is None else settings.ttl_s
-        turn = Turn(card, effective(self._settings, settings), ttl_s, asyncio.get_running_loop().create_future())
+        settings = effective(self._settings, asked.over(card.settings))
+        turn = Turn(card, settings, asked, asyncio.get_running_loop().create_future())
         self._line.append(turn)
         return turn
 
@@ -316,7 +328,7 @@ class Pool:
                 break
             self._line.remove(turn)
             try:
-                slot = slot or self._begin(turn.card, self._free_id(turn.card), turn.settings, turn.ttl_s, jit=True)
+                slot = slot or self._begin(turn.card, self._free_id(turn.card), turn.asked, jit=True)
             except LmError as error:
                 turn.came.set_exception(error)
                 turn.came.exception()  # seen, even if nobody waits
@@ -325,17 +337,19 @@ class Pool:
                 turn.came.set_result(slot)
 
     def _n_taken(self, embeds: bool) -> int:
-        """Places whose memory is in use, that of engines on their way out included."""
-        all_there = {*self._slots.values(), *self._outdated, *self._closing.values()}
+        """Places whose memory is in use, that of engines on their way out included. What runs on files that are no longer
+        there has none: it would keep who comes waiting for as long as an answer can be."""
+        all_there = {*self._slots.values(), *self._closing.values()}
         return sum(slot.jit and is_embedding(slot.card) == embeds for slot in all_there)
 
     def _make_way(self, embeds: bool) -> None:
         """As many slots as are waited for leave, idle ones first; those in use take no more requests until then."""
         staying = [slot for slot in self._slots.values() if slot.jit and is_embedding(slot.card) == embeds]
         n_leaving = self._n_taken(embeds) - len(staying)
-        wanted = sum(is_embedding(turn.card) == embeds for turn in self._line) - n_leaving
+        waiting = [turn.card.id for turn in self._line if is_embedding(turn.card) == embeds]
+        wanted = len(waiting) - n_leaving
         for slot in sorted((slot for slot in staying if slot.idle), key=lambda slot: slot.idle_since)[: max(0, wanted)]:
-            self._retire(slot, ModelUnloaded(slot.card.id))
+            self._retire(slot, ModelUnloaded(slot.card.id), f"evicted, to make way for {', '.join(map(repr, waiting))}")
             staying.remove(slot)
             wanted -= 1
         staying.sort(key=lambda slot: (not slot.closed, slot.asked_at))
@@ -366,9 +380,8 @@ class Pool:
         if card is None:
             raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()))
         id = self._free_id(card) if identifier is None else self._chosen_id(card, identifier)
-        settings = (settings or ModelSettings()).over(card.settings)
         self._crashes.forgive(card.id)
-        slot = self._begin(card, id, effective(self._settings, settings), settings.ttl_s, checked=checked)
+        slot = self._begin(card, id, settings or ModelSettings(), checked=checked)
         self._admit(slot, 1)
         self._leases += 1
         try:
@@ -413,43 +426,66 @@ class Pool:
             raise LoadFailed(card.id, card.problem)
         self._crashes.refuse(card)
 
-    def _begin(
-        self,
-        card: ModelCard,
-        id: str,
-        settings: LoadSettings,
-        ttl_s: float | None,
-        *,
-        jit: bool = False,
-        checked: bool = True,
-    ) -> Slot:
+    def _begin(self, card: ModelCard, id: str, asked: ModelSettings, *, jit: bool = False, checked: bool = True) -> Slot:
         self._refuse(card)
-        loop = asyncio.get_running_loop()
-        slot = Slot(id, card, settings, jit, ttl_s or None, checked, loop.create_future())
-        self._slots[id] = slot
-        slot.load = loop.create_task(self._load(slot))
+        slot = self._slot_of(card, id, asked, jit, checked)
+        slot.load = asyncio.get_running_loop().create_task(self._load(slot))
         return slot
 
-    async def _load(self, slot: Slot) -> None:
+    def _begin_again(self, old: Slot) -> None:
+        """In the place of `old`, under its id and as it was asked for, with what there is on disk now."""
+        slot = self._slot_of(old.card, old.id, old.asked, old.jit, old.checked)
+        slot.kept = not slot.jit
+        slot.load = asyncio.get_running_loop().create_task(self._load(slot, anew=True))
+
+    def _slot_of(self, card: ModelCard, id: str, asked: ModelSettings, jit: bool, checked: bool) -> Slot:
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        settings, ttl_s = self._settled(card, asked, jit)
+        slot = self._slots[id] = Slot(id, card, settings, jit, ttl_s, checked, asked, ready)
+        return slot
+
+    def _settled(self, card: ModelCard, asked: ModelSettings, jit: bool) -> tuple[LoadSettings, float | None]:
+        """What the model is loaded with, and how long it stays idle."""
+        settings = asked.over(card.settings)
+        ttl_s = self._ttl_s if jit and settings.ttl_s is None else settings.ttl_s
+        return effective(self._settings, settings), ttl_s or None
+
+    async def _look_again(self, slot: Slot) -> None:
+        """The slot's model is what the disk has of it now; raises if that cannot be loaded."""
+        await self._look()
+        card = self._catalog.latest(slot.card)
+        if card is None:
+            raise ModelNotFound(slot.id, tuple(known.id for known in self._catalog.cards()))
+        self._crashes.forgive(card.id)
+        self._refuse(card)
+        slot.card = card
+        slot.settings, slot.ttl_s = self._settled(card, slot.asked, slot.jit)
+
+    async def _load(self, slot: Slot, anew: bool = False) -> None:
         """Ends with `ready` settled, but for a load that was given up: who gives it up settles it."""
         card = slot.card
         try:
-            await self._all_gone(card.id)  # the memory of the last engine has to be free for the next
-            paths = [*card.paths, *(lora.path for lora in slot.settings.loras)]
-            slot.files = await asyncio.to_thread(Stamps, paths)
+            if anew:
+                await self._look_again(slot)
+                card = slot.card
+            slot.files = await asyncio.to_thread(Stamps, files_of(slot))
+            slot.files.remember()
             spec = await self._spec_of(card, slot.settings)
-            async with self._room(spec, slot.checked) as spec:
+            async with self._room_beside_outdated(card.id, spec, slot.checked) as spec:
                 slot.engine = await Engine.open(
                     self._place(),
                     card.id,
                     clock=self._own_clock,
                     on_gone=lambda: self._lost(slot),
                     judge=lambda mark: self._crashes.refuse_request(card, mark, self._clock.time()),
+                    verdict=lambda: self._judge_end(slot),
                 )
                 slot.instance = instance_of(slot.id, card, await slot.engine.load(spec, slot.progress))
             self.counted.loaded(card.id, slot.instance.load_ms / 1000)
             log.info("%r is loaded, after %.2f s", slot.id, slot.instance.load_ms / 1000)
             slot.ready.set_result(None)
+            if not slot.users:
+                self._unused(slot)
         except asyncio.CancelledError:
             if slot.engine is not None:
                 await slot.engine.close()
@@ -466,20 +502,40 @@ class Pool:
             self._load_failed(slot, InternalError())
             raise
 
+    @contextlib.asynccontextmanager
+    async def _room_beside_outdated(self, card_id: str, spec: LoadSpec, checked: bool) -> AsyncIterator[LoadSpec]:
+        """Room for the model, whose last engine is gone. Where the memory that is missing is in use by requests on files that
+        are outdated, these are waited for."""
+        while True:
+            await self._all_gone(card_id)  # the memory of the last engine has to be free for the next
+            async with contextlib.AsyncExitStack() as held:
+                try:
+                    spec = await held.enter_async_context(self._room(spec, checked))
+                except MemoryRefused:
+                    if not self._outdated:
+                        raise
+                else:
+                    yield spec
+                    return
+            ends = [asyncio.ensure_future(slot.left.wait()) for slot in self._outdated]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
+
     def _load_failed(self, slot: Slot, error: LmError) -> None:
         self.counted.failed(slot.card.id)
         log.warning("%r is not loaded: %s", slot.id, error)
         if self._slots.get(slot.id) is slot:
-            self._retire(slot, error)
+            self._retire(slot, error, "it is not loaded")
             self._advance()
 
     # ---- leaving
 
-    def _retire(self, slot: Slot, error: LmError) -> None:
+    def _retire(self, slot: Slot, error: LmError, why: str) -> None:
         """Forgets the slot, sees its engine off in the background; whoever waits or runs gets `error`."""
         self._forget(slot)
         if slot.loaded:
-            log.info("%r leaves: %s", slot.id, error)
+            log.info("%r is unloaded: %s", slot.id, why)
         if not slot.ready.done():
             slot.ready.set_exception(error)
             slot.ready.exception()  # seen, even if nobody waits
@@ -499,24 +555,37 @@ class Pool:
     def _see_off(self, slot: Slot, task: asyncio.Task[None]) -> None:
         def gone(task: asyncio.Task[None]) -> None:
             del self._closing[task]
+            slot.left.set()
             self._advance()
 
         self._closing[task] = slot
         task.add_done_callback(gone)
 
-    async def _refuse_changed(self, card: ModelCard, slots: Sequence[Slot]) -> None:
-        """Raises `ModelFileChanged` if some of the slots are of what the files no longer say, and has them leave: at once if
-        what they run on was written to, else when their requests are done."""
-        changes = [(slot, await slot.files.change()) for slot in slots if slot.files is not None]
-        changed = [(slot, change) for slot, change in changes if change and self._slots.get(slot.id) is slot]
-        for slot, change in changed:
-            if change == "rewritten" or not slot.users:
-                self._retire(slot, ModelFileChanged(card.id))
-            else:
-                self._forget(slot)
-                self._outdated.add(slot)
-        if changed:
-            raise ModelFileChanged(card.id)
+    async def _renew_changed(self, slot: Slot) -> None:
+        """Has the slot leave if it is of what its files no longer say: at once if what it runs on was written to, else when
+        its requests are done. Another one takes its place."""
+        change = None if slot.files is None else await slot.files.change()
+        if change is None or self._slots.get(slot.id) is not slot:
+            return
+        if change == "rewritten" or not slot.users:
+            self._retire(slot, ModelFileChanged(slot.card.id), f"a file of it was {change}")
+        else:
+            log.info("%r is to be unloaded after its %d running requests: a file of it was %s", slot.id, slot.users, change)
+            self._forget(slot)
+            self._outdated.add(slot)
+        if slot.closed:
+            self._advance()  # others were before who finds it changed
+        else:
+            self._begin_again(slot)
+
+    async def _judge_end(self, slot: Slot) -> LmError | None:
+        """What those are told who used an engine that has ended by itself, if that was not its fault: files that get shorter
+        end whoever has them in memory."""
+        for files in (slot.files, slot.draft):
+            if files is not None and await files.change() == "rewritten":
+                self._crashes.forgive(slot.card.id)
+                return ModelFileChanged(slot.card.id)
+        return None
 
     def _lost(self, slot: Slot) -> None:
         """The engine has ended by itself. Why is known once it is closed; its requests hear it from the engine."""
@@ -557,7 +626,7 @@ class Pool:
                 continue
             due = slot.idle_since + slot.ttl_s
             if due <= now:
-                self._retire(slot, ModelUnloaded(slot.card.id))
+                self._retire(slot, ModelUnloaded(slot.card.id), f"its TTL is over, {slot.ttl_s:g} s without a request")
             else:
                 self._arm(due)
 
@@ -594,6 +663,11 @@ class Pool:
             return "loaded"
         return "loading" if slots else "not-loaded"
 
+    def uses(self, card: ModelCard) -> bool:
+        """Whether the model is loaded or being loaded, as one to be asked or as one that drafts."""
+        slots = self._slots.values()
+        return any(slot.card.id == card.id or (slot.draft and slot.draft.paths == card.paths) for slot in slots)
+
     def card(self, name: str) -> ModelCard | None:
         """The model that `name` names if it is loaded or loading, or an instance of it."""
         with contextlib.suppress(ModelNotFound):
@@ -608,7 +682,7 @@ class Pool:
         if slot is None:
             return self._crashes.forgive(instance_id)
         self._crashes.forgive(slot.card.id)
-        self._retire(slot, ModelUnloaded(slot.card.id))
+        self._retire(slot, ModelUnloaded(slot.card.id), "a request unloaded it")
         while leaving := [task for task, leaver in self._closing.items() if leaver is slot]:
             await asyncio.wait(leaving)
         return True
@@ -628,7 +702,7 @@ class Pool:
             turn.came.set_exception(ShuttingDown())
             turn.came.exception()
         for slot in (*self._slots.values(), *self._outdated):
-            self._retire(slot, ShuttingDown())
+            self._retire(slot, ShuttingDown(), "the server stops")
         await self._all_gone()
 
     async def _all_gone(self, card_id: str | None = None) -> None:
@@ -641,6 +715,16 @@ class Pool:
 async def unbounded(spec: LoadSpec, checked: bool) -> AsyncIterator[LoadSpec]:
     """Room for all."""
     yield spec
+
+
+async def nothing() -> None:
+    """There is no disk to look at."""
+
+
+def files_of(slot: Slot) -> list[Path]:
+    """All that is read when it is loaded."""
+    projector = [] if slot.card.mmproj is None else [slot.card.mmproj]
+    return [*slot.card.paths, *projector, *(lora.path for lora in slot.settings.loras)]
 
 
 def draft_spec(card: ModelCard, target: LoadSettings) -> LoadSpec:

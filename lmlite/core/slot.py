@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ..card import Instance, ModelCard, Presence, Runtime, Status
+from ..settings import ModelSettings
 from .engine import Engine
 from .payloads import Loaded, LoadSettings
 from .stamps import Stamps
@@ -26,6 +27,7 @@ class Slot:
     jit: bool
     ttl_s: float | None
     checked: bool  # whether the machine must be known to have the memory
+    asked: ModelSettings  # of the request that caused the load; its files may change, and then it is loaded once more
     ready: asyncio.Future[None]
     files: Stamps | None = None  # as they were before the engine read them
     load: asyncio.Task[None] | None = None
@@ -35,6 +37,8 @@ class Slot:
     # use
     users: int = 0
     closed: bool = False
+    kept: bool = False  # it goes on being loaded when nobody waits for it
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # its engine is gone
     asked_at: float = 0.0  # on the pool's clock
     idle_since: float = 0.0
     used_at: float | None = None  # Unix seconds
@@ -104,7 +108,7 @@ class Turn:
 
     card: ModelCard
     settings: LoadSettings
-    ttl_s: float | None
+    asked: ModelSettings
     came: asyncio.Future[Slot]
     waiting: int = 0
 

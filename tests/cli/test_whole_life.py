@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmlite.core import native
+from lmlite.core.catalog import bundled_model
 from tests.cli.conftest import Command, Done
 from tests.conftest import INSTALLED, Client
 
@@ -84,6 +86,17 @@ def test_runtime_is_the_one_that_answers_name(command: Command) -> None:
     assert (runtime["name"], runtime["version"], runtime["selected"]) == (built["runtime"], built["llama_cpp"], True)
     rows = command("runtime", "ls").out.splitlines()
     assert rows[2].split() == [f"{built['runtime']}@{built['llama_cpp'][:12]}", "✓", "GGUF"]
+
+
+def test_model_that_was_imported_is_there_at_once(command: Command, stopped: None, home: Path, tmp_path: Path) -> None:
+    assert process(home, "server", "start").code == 0
+    for name in ("falcon", "owl"):  # the second comes right after a look at the disk
+        file = tmp_path / f"{name}.gguf"
+        shutil.copy(bundled_model(), file)
+        assert command("load", name, "-y").code == 1
+        assert command("import", str(file), "--user-repo", f"acme/{name}", "-y").code == 0
+        assert command("load", name).code == 0
+    assert [entry["modelKey"] for entry in command("ps", "--json").json] == ["falcon", "owl"]
 
 
 def test_setting_that_the_server_refuses_exits_1_in_its_words(home: Path, stopped: None) -> None:

@@ -59,6 +59,9 @@ class Shelf:
     def default(self) -> ModelCard | None:
         return self.listed[0] if self.listed else None
 
+    def latest(self, card: ModelCard) -> ModelCard | None:
+        return self.resolve(card.id)
+
 
 @dataclass
 class Stage:

@@ -515,6 +515,53 @@ def test_idle_time_does_not_pass_while_a_request_waits_in_line() -> None:
     one_place(scene, ttl_s=60)
 
 
+@pytest.mark.parametrize(
+    ("asked", "own", "stays_s"), [(None, None, None), (None, 7, 7), (3, 7, 3), (None, 0, None), (3, None, 3)]
+)
+def test_what_was_told_to_load_stays_unless_the_load_or_the_models_settings_name_a_time(
+    asked: float | None, own: float | None, stays_s: float | None
+) -> None:
+    shelf = Shelf([card("a", settings=ModelSettings(ttl_s=own))])
+
+    async def scene(stage: Stage) -> None:
+        await stage.pool.load("a", ModelSettings(ttl_s=asked))
+        await stage.ask("a", ttl_s=1)  # a request that loads nothing sets no time
+        (there,) = stage.pool.presences()
+        assert there.ttl_s == stays_s
+        stage.clock.advance((stays_s or 1e6) - 0.5)
+        assert loaded(stage) == ["a"]
+        stage.clock.advance(1)
+        assert loaded(stage) == ([] if stays_s else ["a"])
+
+    play(scene, FakeEngine, shelf, ttl_s=2)
+
+
+def test_the_log_tells_why_a_model_was_unloaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shelf, path, _ = files_of(tmp_path)
+    shelf.listed = [*shelf.listed, card("b")]
+    caplog.set_level("INFO", "lmlite.core.pool")
+
+    async def scene(stage: Stage) -> None:
+        await stage.ask("a")
+        await stage.ask("b")
+        stage.clock.advance(60)
+        await stage.ask("a")
+        replace(path)
+        await stage.ask("a")
+        await stage.pool.unload("a")
+        await stage.ask("b")
+
+    one_place(scene, shelf=shelf, ttl_s=60)
+    told = [record.getMessage() for record in caplog.records if "is unloaded" in record.getMessage()]
+    assert told == [
+        "'a' is unloaded: evicted, to make way for 'b'",
+        "'b' is unloaded: its TTL is over, 60 s without a request",
+        "'a' is unloaded: a file of it was replaced",
+        "'a' is unloaded: a request unloaded it",
+        "'b' is unloaded: the server stops",
+    ]
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -540,43 +587,143 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(1, 1))
 
 
-@pytest.mark.parametrize("change", [rewrite, replace, touch, Path.unlink])
+def link(path: Path) -> None:
+    os.link(path, path.with_suffix(".link"))
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def edit(path: Path) -> None:
+    """In place, as long as before, with the time from before."""
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"W")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def swap(path: Path) -> None:
+    """Another file that says the same."""
+    copy = path.with_suffix(".new")
+    copy.write_bytes(path.read_bytes())
+    os.replace(copy, path)
+
+
+@pytest.mark.parametrize("change", [rewrite, replace, append, edit, swap])
 @pytest.mark.parametrize("part", [0, 1])
-def test_a_changed_file_is_noticed_by_the_next_request(
+def test_a_changed_file_is_loaded_anew_by_and_for_the_next_request(
     tmp_path: Path, change: Callable[[Path], None], part: int
 ) -> None:
     shelf, *paths = files_of(tmp_path)
 
     async def scene(stage: Stage) -> None:
-        await stage.ask("a")
-        await stage.ask("a")
+        old = await stage.ask("a")
+        assert not (await stage.ask("a")).loaded_now
         change(paths[part])
-        assert (await failure(stage.ask("a"), errors.ModelFileChanged)).status == 503
-        assert loaded(stage) == []
-        assert (await stage.ask("a")).loaded_now
+        answers = await asyncio.gather(*[stage.ask("a") for _ in range(5)])
+        assert len(stage.peers) == 2 and all(lease.engine is not old.engine for lease in answers)
+        assert answers[0].loaded_now and loaded(stage) == ["a"]
         assert not (await stage.ask("a")).loaded_now
 
     play(scene, FakeEngine, shelf)
 
 
-@pytest.mark.parametrize("change", [replace, Path.unlink])
-def test_running_requests_go_on_with_the_file_that_they_have_open(
+@pytest.mark.parametrize("change", [touch, link])
+def test_a_file_of_which_only_the_times_have_changed_is_what_was_loaded(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
+    shelf, *paths = files_of(tmp_path)
+
+    async def scene(stage: Stage) -> None:
+        lease, done = await stage.hold("a")
+        for path in paths:
+            change(path)
+        assert not any(lease.loaded_now for lease in await asyncio.gather(*[stage.ask("a") for _ in range(5)]))
+        assert len(stage.peers) == 1 and lease.engine.gone is None
+        done.set()
+        edit(paths[1])  # what is remembered of it has not been forgotten
+        assert (await stage.ask("a")).loaded_now
+
+    play(scene, FakeEngine, shelf)
+
+
+def test_a_projector_is_a_file_of_its_model(tmp_path: Path) -> None:
+    shelf, path, projector = files_of(tmp_path)
+    shelf.listed = [card("a", paths=(path,), mmproj=projector)]
+
+    async def scene(stage: Stage) -> None:
+        await stage.ask("a")
+        replace(projector)
+        assert (await stage.ask("a")).loaded_now
+
+    play(scene, FakeEngine, shelf)
+
+
+@pytest.mark.parametrize("max_jit", [None, 1])
+def test_running_requests_go_on_with_the_file_that_they_have_open(tmp_path: Path, max_jit: int | None) -> None:
     shelf, path, _ = files_of(tmp_path)
 
     async def scene(stage: Stage) -> None:
         lease, done = await stage.hold("a")
-        change(path)
-        await failure(stage.ask("a"), errors.ModelFileChanged)
-        new = await stage.ask("a")
+        replace(path)
+        new = await stage.ask("a")  # while the old one is in use
         assert new.engine is not lease.engine and new.instance.id == "a"
         assert [event async for event in lease.engine.run(Generate(Text("x")))]
         done.set()
         await until(lambda: lease.engine.gone is not None)
         assert new.engine.gone is None and loaded(stage) == ["a"]
 
-    play(scene, FakeEngine, shelf)
+    play(scene, FakeEngine, shelf, max_jit=max_jit)
+
+
+def test_what_has_changed_is_looked_at_before_it_is_loaded(tmp_path: Path) -> None:
+    shelf, path, _ = files_of(tmp_path)
+    (old,) = shelf.listed
+    other = tmp_path / "a-3.gguf"
+
+    async def look() -> None:
+        if path.exists():
+            shelf.listed = [replaced(old, paths=(path, other), settings=ModelSettings(parallel=7))]
+        else:
+            shelf.listed = []
+
+    async def scene(stage: Stage) -> None:
+        await stage.pool.load("a", ModelSettings(context_length=512), identifier="mine")
+        replace(path)
+        other.write_bytes(b"weights")
+        again = await stage.ask("mine")
+        assert (again.loaded_now, again.instance.context_length, again.instance.parallel) == (True, 512, 7)
+        assert again.instance.card.paths == (path, other)
+        lease, done = await stage.hold("mine")
+        path.unlink()
+        for name in ("mine", "a", "mine"):
+            assert (await failure(stage.ask(name), errors.ModelNotFound)).status == 404
+        assert [event async for event in lease.engine.run(Generate(Text("x")))]
+        done.set()
+
+    play(scene, FakeEngine, shelf, look=look)
+
+
+def test_what_was_told_to_load_is_there_though_who_found_it_changed_has_left(tmp_path: Path) -> None:
+    shelf, path, _ = files_of(tmp_path)
+
+    async def scene(stage: Stage) -> None:
+        loading = asyncio.ensure_future(stage.pool.load("a", ModelSettings(ttl_s=5)))
+        await answer_load(await stage.peer(0))
+        await loading
+        replace(path)
+        leaving = stage.ask("a")
+        peer = await stage.peer(1)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await answer_load(peer)
+        await until(lambda: loaded(stage) == ["a"])
+        stage.clock.advance(5)  # and it stays as long as it was told to
+        assert loaded(stage) == []
+
+    play(scene, shelf=shelf, ttl_s=60)
 
 
 def test_requests_on_a_file_that_was_written_to_are_ended(tmp_path: Path) -> None:
@@ -590,22 +737,74 @@ def test_requests_on_a_file_that_was_written_to_are_ended(tmp_path: Path) -> Non
         running = asyncio.ensure_future(lease.engine.stats())
         await peer.next()
         rewrite(path)
-        await failure(stage.ask("a"), errors.ModelFileChanged)
+        again = stage.ask("a")
         await failure(running, errors.ModelFileChanged)
+        await answer_load(await stage.peer(1))
+        assert (await again).loaded_now
 
     play(scene, shelf=shelf)
 
 
-def test_the_place_of_a_changed_model_is_free_when_its_requests_are_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rewritten", [True, False])
+def test_an_engine_that_ends_of_a_file_that_was_written_to_is_no_crash(tmp_path: Path, rewritten: bool) -> None:
+    """It has the file in memory: where that gets shorter, there is none any more."""
     shelf, path, _ = files_of(tmp_path)
+
+    async def scene(stage: Stage) -> None:
+        for n in range(MAX_CRASHES + 2):
+            asked = stage.ask("a")
+            peer = await stage.peer(n)
+            await answer_load(peer)
+            lease = await asked
+            running = asyncio.ensure_future(lease.engine.tokenize(str(n)))
+            await peer.next()
+            if rewritten:
+                path.write_bytes(b"x" * n)
+            peer.end("crashed (SIGBUS)")
+            await failure(running, errors.ModelFileChanged if rewritten else errors.EngineGone)
+            if n == MAX_CRASHES and not rewritten:
+                await failure(stage.ask("a"), errors.EngineGone)
+                return
+
+    play(scene, shelf=shelf)
+
+
+def test_the_memory_that_requests_on_the_old_file_have_is_waited_for(tmp_path: Path) -> None:
+    shelf, path, _ = files_of(tmp_path)
+    n_asked = 0
+
+    @contextlib.asynccontextmanager
+    async def room(spec: LoadSpec, checked: bool) -> AsyncIterator[LoadSpec]:
+        nonlocal n_asked
+        n_asked += 1
+        if n_asked == 2:
+            raise errors.MemoryRefused(2, 1)
+        yield spec
 
     async def scene(stage: Stage) -> None:
         _, done = await stage.hold("a")
         replace(path)
-        await failure(stage.ask("a"), errors.ModelFileChanged)
         again = stage.ask("a")
+        await until(lambda: n_asked == 2)
         await settled()
         assert not again.done()
+        done.set()
+        assert (await again).loaded_now and n_asked == 3
+
+    play(scene, FakeEngine, shelf, room=room)
+
+
+def test_who_waits_for_the_place_of_a_model_gets_it_when_its_file_changes(tmp_path: Path) -> None:
+    shelf, path, _ = files_of(tmp_path)
+    shelf.listed = [*shelf.listed, card("b")]
+
+    async def scene(stage: Stage) -> None:
+        _, done = await stage.hold("a")
+        other = stage.ask("b")
+        await settled()
+        replace(path)
+        again = stage.ask("a")
+        assert (await other).loaded_now
         done.set()
         assert (await again).loaded_now
 
@@ -647,7 +846,7 @@ def test_a_disk_that_does_not_answer_keeps_only_its_own_requests(tmp_path: Path,
             await turns()
             assert [event async for event in lease.engine.run(Generate(Text("x")))]
             assert not again.done()
-        await failure(again, errors.ModelFileChanged)
+        assert (await again).loaded_now
         done.set()
 
     play(scene, FakeEngine, shelf)
