@@ -1,4 +1,4 @@
-"""lmlite: LM Studio's, OpenAI's and Anthropic's APIs in front of local GGUF models.
+"""lmlite: LM Studio's and OpenAI's APIs in front of local GGUF models.
 
     with lmlite.Server(port=0) as server: ...      # the HTTP server, inside this program
     with lmlite.load("model.gguf") as model: ...   # one model, no HTTP
