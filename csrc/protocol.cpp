@@ -28,6 +28,7 @@ static constexpr int32_t MAX_DRAFT = 64;
 static constexpr int MAX_PAYLOAD_DEPTH = 1024;
 static constexpr size_t MAX_TOOLS_BYTES = 1 << 20;
 static constexpr size_t MAX_TOOL_NAME = 256;
+static constexpr size_t MAX_FILES = 1024;
 
 static common_json parse_object(const std::string & payload) {
     check_nesting(payload, "payload", MAX_PAYLOAD_DEPTH);
@@ -451,12 +452,37 @@ static chat_prompt parse_chat(const common_json & object) {
     return prompt;
 }
 
+static infill_prompt parse_infill(const common_json & object) {
+    if (!object.is_object()) {
+        throw invalid_request("infill", "infill must be an object");
+    }
+    infill_prompt infill;
+    infill.prefix = read_string(object, "prefix");
+    infill.suffix = read_string(object, "suffix");
+    infill.begun = has(object, "begun") ? read_string(object, "begun") : "";
+    if (!has(object, "files")) {
+        return infill;
+    }
+    infill.fits = true;
+    infill.files.emplace();
+    for (const common_json & file : read_array(object, "files", MAX_FILES)) {
+        if (!file.is_object()) {
+            throw invalid_request("files", "files must hold objects");
+        }
+        infill.files->push_back({read_string(file, "name"), read_string(file, "text")});
+    }
+    return infill;
+}
+
 static prompt_spec parse_prompt(const common_json & object) {
     if (has(object, "messages")) {
         return parse_chat(object);
     }
     if (has(object, "tokens")) {
         return read_tokens(object.at("tokens"), "prompt");
+    }
+    if (has(object, "infill")) {
+        return parse_infill(object.at("infill"));
     }
     return read_string(object, "text");
 }

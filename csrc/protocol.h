@@ -68,7 +68,21 @@ struct chat_prompt {
     bool may_call_tools() const { return !tools.empty() && choice != tool_choice::none; }
 };
 
-using prompt_spec = std::variant<chat_prompt, std::string, std::vector<llama_token>>;
+// A text with a gap to be filled.
+struct infill_prompt {
+    struct file {
+        std::string name;
+        std::string text;
+    };
+
+    std::string prefix;
+    std::string suffix;
+    std::string begun;       // what the gap begins with; special tokens written in it are parsed
+    std::optional<std::vector<file>> files; // others that may be of use, ahead of this one; none: no files are spoken of
+    bool fits = false; // what is far from the gap goes if there is no room
+};
+
+using prompt_spec = std::variant<chat_prompt, std::string, std::vector<llama_token>, infill_prompt>;
 
 // What happens to what does not fit the context.
 enum class overflow_policy { error, stop, drop_middle };

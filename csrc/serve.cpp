@@ -8,6 +8,7 @@
 #include "engine.h"
 #include "error.h"
 #include "estimate.h"
+#include "infill.h"
 #include "lmlite.h"
 #include "model.h"
 #include "payload.h"
@@ -333,6 +334,9 @@ chat_turn server::whole_prompt(const generate_spec & spec) const {
     if (const auto * text = std::get_if<std::string>(&spec.prompt)) {
         return {m.vocab().tokenize_within(*text, limit, 1)};
     }
+    if (const auto * infill = std::get_if<infill_prompt>(&spec.prompt)) {
+        return {write_infill(*infill, m.vocab(), limit, spec.max_tokens)};
+    }
     const auto & tokens = std::get<std::vector<llama_token>>(spec.prompt);
     check_tokens(tokens, "prompt");
     if (tokens.size() >= limit && spec.overflow != overflow_policy::drop_middle) {
@@ -348,6 +352,11 @@ chat_turn server::fitting_prompt(const generate_spec & spec) const {
     }
     if (std::holds_alternative<chat_prompt>(spec.prompt)) {
         return recent_turns(spec);
+    }
+    if (const auto * infill = std::get_if<infill_prompt>(&spec.prompt)) { // which knows better what to drop
+        infill_prompt cut = *infill;
+        cut.fits = true;
+        return {write_infill(cut, loaded().vocab(), size_t(loaded().context_length()), spec.max_tokens)};
     }
     const size_t limit = size_t(loaded().context_length());
     const auto * text = std::get_if<std::string>(&spec.prompt);
@@ -451,7 +460,10 @@ void server::generate(const work & item) {
     if (spec.echo) {
         const auto * text = std::get_if<std::string>(&spec.prompt);
         const bool may_be_cut = spec.overflow == overflow_policy::drop_middle && spec.top_logprobs;
-        std::string bytes = text != nullptr && !may_be_cut ? *text : vocab.detokenize(s->tokens);
+        const auto * infill = std::get_if<infill_prompt>(&spec.prompt);
+        std::string bytes = text != nullptr && !may_be_cut          ? *text
+                            : infill != nullptr && !spec.top_logprobs ? infill->prefix + infill->begun
+                                                                      : vocab.detokenize(s->tokens);
         decode_utf8(bytes, s->echo);
     }
     if (spec.echo && spec.top_logprobs) {

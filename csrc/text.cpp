@@ -80,19 +80,20 @@ void vocabulary::refuse_overlong(std::string_view text, size_t limit, size_t spa
     }
 }
 
-std::vector<llama_token> vocabulary::tokenize_within(std::string_view text, size_t limit, size_t spare) const {
+std::vector<llama_token> vocabulary::tokenize_within(std::string_view text, size_t limit, size_t spare, bool add_special,
+                                                     bool parse_special) const {
     refuse_overlong(text, limit, spare);
-    std::vector<llama_token> tokens = tokenize(text, true, true);
+    std::vector<llama_token> tokens = tokenize(text, add_special, parse_special);
     if (tokens.size() + spare > limit) {
         throw context_overflow(tokens.size() + spare, limit);
     }
     return tokens;
 }
 
-std::vector<llama_token> vocabulary::tokenize_ends(std::string_view text, size_t limit) const {
+std::vector<llama_token> vocabulary::tokenize_ends(std::string_view text, size_t limit, bool add_special, bool parse_special) const {
     const size_t most = limit * BYTES_PER_TOKEN;
     if (text.size() <= 2 * most) {
-        return tokenize(text, true, true);
+        return tokenize(text, add_special, parse_special);
     }
     const auto inside_a_character = [&](size_t at) { return (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80; };
     size_t head = most;
@@ -103,8 +104,8 @@ std::vector<llama_token> vocabulary::tokenize_ends(std::string_view text, size_t
     while (tail < text.size() && inside_a_character(tail)) {
         tail++;
     }
-    std::vector<llama_token> tokens = tokenize(text.substr(0, head), true, true);
-    const std::vector<llama_token> end = tokenize(text.substr(tail), false, true);
+    std::vector<llama_token> tokens = tokenize(text.substr(0, head), add_special, parse_special);
+    const std::vector<llama_token> end = tokenize(text.substr(tail), false, parse_special);
     tokens.insert(tokens.end(), end.begin(), end.end());
     return tokens;
 }

@@ -62,9 +62,10 @@ class vocabulary {
     std::vector<llama_token> tokenize(std::string_view text, bool add_special, bool parse_special) const;
     // The same for a text that must leave `spare` of `limit` tokens: throws context_overflow, for a text far beyond that
     // after a part of the work and with a lower bound of what it needs.
-    std::vector<llama_token> tokenize_within(std::string_view text, size_t limit, size_t spare) const;
+    std::vector<llama_token> tokenize_within(std::string_view text, size_t limit, size_t spare, bool add_special = true,
+                                             bool parse_special = true) const;
     // The tokens of a text, or of its beginning and its end alone if it has many times `limit`.
-    std::vector<llama_token> tokenize_ends(std::string_view text, size_t limit) const;
+    std::vector<llama_token> tokenize_ends(std::string_view text, size_t limit, bool add_special = true, bool parse_special = true) const;
     // Only the refusal of a text far beyond that.
     void refuse_overlong(std::string_view text, size_t limit, size_t spare) const;
     std::string detokenize(const std::vector<llama_token> & tokens) const;

@@ -117,7 +117,21 @@ class Tokens:
     ids: tuple[int, ...]
 
 
-Prompt = Chat | Text | Tokens
+@dataclass(slots=True, frozen=True)
+class Infill:
+    """A text with a gap that the model fills, by the fill-in-the-middle tokens of its vocabulary.
+
+    `begun` is what the gap begins with. With `files` (name, text), even none, the model is told of other files first, and
+    what is farthest from the gap is left out if the context has no room for it.
+    """
+
+    prefix: str
+    suffix: str
+    begun: str = ""
+    files: tuple[tuple[str, str], ...] | None = None
+
+
+Prompt = Chat | Text | Tokens | Infill
 
 
 @dataclass(slots=True, frozen=True)

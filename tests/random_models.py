@@ -130,11 +130,12 @@ class Llama:
     n_ctx: int = 2048
     n_experts: int = 0
     n_used: int | Sequence[int] = 2  # experts per token; several numbers: one per layer
+    marks: Sequence[str] = ()  # fill-in-the-middle tokens that its vocabulary has: "pre", "suf", "mid", "rep", "sep"
 
     def weights(self) -> dict[str, npt.NDArray[np.float32]]:
         rng = np.random.default_rng(self.seed)
         width = self.n_head * self.head_size
-        n_vocab = 3 + len(BYTES) + len(LETTERS)
+        n_vocab = 3 + len(BYTES) + len(LETTERS) + len(self.marks)
         found: dict[str, npt.NDArray[np.float32]] = {}
 
         def draw(name: str, *shape: int) -> None:
@@ -182,11 +183,15 @@ class Llama:
                 writer.add_array("llama.expert_used_count", list(self.n_used))
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_token_list(["<unk>", "<s>", "</s>", *BYTES, *LETTERS])
-        writer.add_token_scores([0.0] * (3 + len(BYTES) + len(LETTERS)))
+        tokens = ["<unk>", "<s>", "</s>", *BYTES, *LETTERS, *(f"<|fim_{mark}|>" for mark in self.marks)]
+        writer.add_token_list(tokens)
+        writer.add_token_scores([0.0] * len(tokens))
         kinds = gguf.TokenType
         types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL]
-        writer.add_token_types(types + [kinds.BYTE] * len(BYTES) + [kinds.NORMAL] * len(LETTERS))
+        types += [kinds.BYTE] * len(BYTES) + [kinds.NORMAL] * len(LETTERS)
+        writer.add_token_types(types + [kinds.CONTROL] * len(self.marks))
+        for mark in self.marks:
+            writer.add_uint32(f"tokenizer.ggml.fim_{mark}_token_id", tokens.index(f"<|fim_{mark}|>"))
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
         for name, weight in {**self.weights(), **(changed or {})}.items():

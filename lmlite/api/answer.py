@@ -123,5 +123,30 @@ def count_drafts(finished: Sequence[Finished], draft_model: str | None) -> dict[
     }
 
 
+def spell_timings(finished: Sequence[Finished], n: int) -> dict[str, Any]:
+    """llama.cpp's object. Several prompts and choices are worked on side by side: their tokens over the longest time."""
+    prompts = [choice.stats for choice in finished[::n]]
+    prompt_n = sum(stats.prompt_tokens - stats.cached_tokens for stats in prompts)
+    prompt_ms = max(max(stats.first_token_ms - stats.queue_ms, 0.0) for stats in prompts)
+    predicted_n = sum(choice.stats.generated_tokens for choice in finished)
+    predicted_ms = max(choice.stats.generation_ms for choice in finished)
+    drafts = [draft for choice in finished if (draft := choice.stats.draft) is not None and draft.total > 0]
+    return {
+        "cache_n": sum(stats.cached_tokens for stats in prompts),
+        **_spell_pace("prompt", prompt_n, prompt_ms),
+        **_spell_pace("predicted", predicted_n, predicted_ms),
+        **({"draft_n": sum(d.total for d in drafts), "draft_n_accepted": sum(d.accepted for d in drafts)} if drafts else {}),
+    }
+
+
+def _spell_pace(what: str, n_tokens: int, ms: float) -> dict[str, Any]:
+    return {
+        f"{what}_n": n_tokens,
+        f"{what}_ms": round(ms, 3),
+        f"{what}_per_token_ms": round(ms / n_tokens, 6) if n_tokens else 0.0,
+        f"{what}_per_second": round(n_tokens * 1000 / ms, 6) if ms > 0 else 0.0,
+    }
+
+
 def clamp_logprob(logprob: float) -> float:
     return max(LOGPROB_MIN, logprob)  # in this order NaN loses, too

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InvalidRequest, InvalidType, UnsupportedField
 from ..events import Finished
-from ..request import Prompt, Text, Tokens
+from ..request import Infill, Prompt, Text, Tokens
 from . import unserved
 from .answer import count_drafts
 from .call import Call, Reply
@@ -26,6 +26,8 @@ def parse_completions(body: dict[str, Any]) -> Call:
 def parse_as(body: dict[str, Any], projection: Projection) -> Call:
     fields = Fields(body)
     prompts = parse_prompts(fields.require("prompt"))
+    if suffix := fields.string("suffix"):
+        prompts = tuple(_before(prompt, suffix) for prompt in prompts)
     echo = fields.boolean("echo")
     top_logprobs = fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)
     if (fields.integer("best_of", 1, RUNS_MAX) or 1) > 1:
@@ -43,6 +45,13 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         given=shared.given,
         draft_model=shared.draft_model,
     )
+
+
+def _before(prompt: Prompt, suffix: str) -> Prompt:
+    """What is wanted stands between the two."""
+    if not isinstance(prompt, Text):
+        raise InvalidType("prompt", "a string or an array of strings where there is a 'suffix'")
+    return Infill(prompt.text, suffix)
 
 
 def make_reply(projection: Projection, choices: Choices) -> Callable[[Served], Reply]:

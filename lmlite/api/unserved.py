@@ -99,7 +99,6 @@ CHAT: Final[Mapping[str, Harmless]] = {
 
 TEXT: Final[Mapping[str, Harmless]] = {
     "add_special_tokens": (True,),
-    "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
 }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..errors import LmError
 from ..events import Event, Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
-from ..request import Chat, Generate, Prompt, Text, Tokens
+from ..request import Chat, Generate, Infill, Prompt, Text, Tokens
 
 if TYPE_CHECKING:
     from ..card import Instance, Runtime
@@ -313,6 +313,8 @@ async def formatted(engine: Engine, prompt: Prompt) -> str:
             return await engine.detokenize(ids)
         case Text(text):
             return text
+        case Infill(prefix, suffix, begun):
+            return f"{prefix}{begun}[...]{suffix}"
 
 
 async def overhear(logs: Logs, engine: Engine, instance: Instance, runs: Sequence[Generate]) -> list[Prediction]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ..api import lmstudio_v0, lmstudio_v1, lmstudio_v1_load, openai_chat, openai_embeddings, openai_text
+from ..api import infill, lmstudio_v0, lmstudio_v1, lmstudio_v1_load, openai_chat, openai_embeddings, openai_text
 from ..errors import LmError
 from ..wire.router import Route
 from . import downloading, estimating, listing, loading, log_stream, questions, scrape
@@ -27,6 +27,7 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     # shapes of other servers, and of our own
     Route("POST", "/v1/rerank", questions.score),
     Route("POST", "/rerank", questions.score),
+    Route("POST", "/infill", generating(infill.parse_infill)),
     Route("POST", "/v1/tokenize", questions.tokenize),
     Route("POST", "/v1/detokenize", questions.detokenize),
     Route("GET", "/lmlite/models", listing.list_own),

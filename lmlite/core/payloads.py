@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..events import DraftCounts, Finished, Stats, StopReason, TokenLogprob, TopToken
 from ..messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
-from ..request import Chat, Draft, Embed, Generate, Prompt, Sampling, Score, Text, Tokens
+from ..request import Chat, Draft, Embed, Generate, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
 
 LOGPROB_FLOOR: Final = -9999.0
@@ -250,6 +250,8 @@ def size_of(prompt: Prompt) -> int:
             return len(text)
         case Tokens(ids):
             return 6 * len(ids)
+        case Infill(prefix, suffix, _, files):
+            return len(prefix) + len(suffix) + sum(len(text) for _, text in files or ())
     return sum(64 + sum(map(part_size, message.parts)) for message in prompt.messages)
 
 
@@ -348,6 +350,13 @@ def embed_object(embed: Embed) -> dict[str, Any]:
     return {"inputs": inputs, "as_json": embed.as_json, **dimensions}
 
 
+def infill_object(infill: Infill) -> dict[str, Any]:
+    spelled: dict[str, Any] = {"prefix": infill.prefix, "suffix": infill.suffix, "begun": infill.begun}
+    if infill.files is not None:
+        spelled["files"] = [{"name": name, "text": text} for name, text in infill.files]
+    return spelled
+
+
 def generate_object(generate: Generate) -> dict[str, Any]:
     match generate.prompt:
         case Chat() as chat:
@@ -356,6 +365,8 @@ def generate_object(generate: Generate) -> dict[str, Any]:
             prompt = {"text": text}
         case Tokens(ids):
             prompt = {"tokens": ids}
+        case Infill() as infill:
+            prompt = {"infill": infill_object(infill)}
     grammar, loras = generate.grammar, generate.loras
     return {
         **prompt,

@@ -282,7 +282,6 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"reasoning": {"max_tokens": 100}}, "reasoning.max_tokens"),
     ({"thinking": {"type": "enabled", "budget_tokens": 100}}, "thinking.budget_tokens"),
     ({"echo": True}, "echo"),
-    ({"suffix": "end"}, "suffix"),
     ({"best_of": 2}, "best_of"),
     ({"add_special_tokens": True}, "add_special_tokens"),
     (content({"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}), "messages[1].content[1].type"),
@@ -313,7 +312,6 @@ TEXT_ONLY: list[tuple[dict[str, Any], str]] = [
 ]
 
 UNSUPPORTED_TEXT: list[tuple[dict[str, Any], str]] = [
-    ({"suffix": "end"}, "suffix"),
     ({"best_of": 2}, "best_of"),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
