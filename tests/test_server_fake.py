@@ -252,6 +252,23 @@ def test_model_that_came_to_the_disk_is_found(serve_fake: Serve, tmp_path: Path)
     assert answer.status == 200, answer.body
 
 
+def test_a_second_quantization_beside_a_loaded_model_leaves_it_one_entry_that_answers(
+    serve_fake: Serve, tmp_path: Path
+) -> None:
+    folder = tmp_path / "late/acme/newcomer"
+    folder.mkdir(parents=True)
+    (folder / "newcomer-Q8_0.gguf").write_bytes(gguf(llama()))
+    server = serve_fake(models_dir=[tmp_path / "late"])
+    client = server.client()
+    assert client.post("/v1/chat/completions", {**HELLO, "model": "newcomer"}).status == 200
+    (folder / "newcomer-Q4_K_M.gguf").write_bytes(gguf(llama()))
+    states = {entry["id"]: entry["state"] for entry in client.get("/api/v0/models").json["data"]}
+    assert states == {"newcomer": "loaded", "newcomer@q4_k_m": "not-loaded"}
+    assert [entry["id"] for entry in client.get("/v1/models").json["data"]] == list(states)
+    assert client.post("/v1/chat/completions", {**HELLO, "model": "newcomer"}).json["model"] == "newcomer"
+    assert len(server.engines) == 1
+
+
 # ---- several runs in one request -------------------------------------------------------------------------------------
 
 
