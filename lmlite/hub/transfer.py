@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,8 @@ from .http import Client, Interrupt, Response, refusal
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+log = logging.getLogger(__name__)
+
 HIDDEN: Final = ".download"
 """The folder beside a repository's files that has what is not whole yet; hidden, so that no catalogue looks there."""
 CHUNK: Final = 256 << 10
@@ -29,6 +32,10 @@ ETAG_MAX: Final = 512
 _STRONG_ETAG: Final = re.compile(r'"[!#-~]{0,500}"')
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+class _AnotherPart(Exception):
+    """Of the file than the one asked for, or nobody knows which: a proxy or a cache is broken, the whole may still come."""
 
 
 class Place:
@@ -140,17 +147,27 @@ class Transfer:
 
     def _fetch(self, fd: int) -> bool:
         """Receives the rest; whether what was here could be used."""
-        headers = {"Accept": "application/octet-stream"}
         etag = self._read_etag() if self.have else None
-        if etag is not None:
-            headers |= {"Range": f"bytes={self.have}-", "If-Range": etag}
         self.on_wire = True
         try:
-            with self._client.get(self._url, headers, self.interrupt) as response:
-                resumed = self._accept(response, fd, etag)
-                self._receive(response, fd)
+            try:
+                return self._ask(fd, etag)
+            except _AnotherPart:
+                log.info("%s: the hub sends another part than the one asked for; it is fetched from the start", self.file.name)
+                self._start_over(fd)
+                self._place.etag.unlink(missing_ok=True)
+                return self._ask(fd, None)
         finally:
             self.on_wire = False
+
+    def _ask(self, fd: int, etag: str | None) -> bool:
+        """For the rest of the file with this `etag`; None: for all of it. Raises `_AnotherPart` before anything is received."""
+        headers = {"Accept": "application/octet-stream"}
+        if etag is not None:
+            headers |= {"Range": f"bytes={self.have}-", "If-Range": etag}
+        with self._client.get(self._url, headers, self.interrupt) as response:
+            resumed = self._accept(response, fd, etag)
+            self._receive(response, fd)
         return resumed
 
     def _accept(self, response: Response, fd: int, etag: str | None) -> bool:
@@ -175,7 +192,7 @@ class Transfer:
     def _check_range(self, response: Response, etag: str) -> None:
         found = _RANGE.fullmatch((response.header("content-range") or "").strip())
         if found is None or tuple(map(int, found.groups())) != (self.have, self.file.size - 1, self.file.size):
-            raise HubError(f"{response.host} sends another part of the file than the one asked for")
+            raise _AnotherPart
         if response.header("etag") not in (None, etag):
             self._place.etag.unlink(missing_ok=True)  # the next attempt begins anew
             raise HubError(f"{response.host} has another file than the one begun", retry=True)

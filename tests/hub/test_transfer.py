@@ -133,11 +133,28 @@ def test_a_rest_of_another_file_is_not_taken(hub: Hub, place: Place) -> None:
     "where",
     [None, "bytes 0-599999/600000", f"bytes {CUT}-599999/600001", f"bytes {CUT}-599998/600000", f"bytes {CUT}-599999/*", "x"],
 )
-def test_another_part_than_the_one_asked_for_is_not_taken(hub: Hub, place: Place, where: str | None) -> None:
+@pytest.mark.parametrize("always", [False, True])
+def test_another_part_than_the_one_asked_for_is_not_taken_and_all_is_fetched_from_the_start(
+    hub: Hub, place: Place, where: str | None, always: bool
+) -> None:
     begun(hub, place)
     headers = {} if where is None else {"Content_Range": where}
-    hub.on("/store/", answer(206, CONTENT[CUT:], **headers))
-    fails(hub, place, "another part", False)
+    wrong = answer(206, OTHER[CUT:], **headers)
+    hub.on("/store/", *[wrong, wrong][: 1 + always])
+    if always:  # to who asks for all, too
+        fails(hub, place, "status 206", False)
+    done = run(hub, place)
+    assert hub.files_asked()[-1].range is None
+    assert (done.have, done.received) == (len(CONTENT), len(CONTENT))
+    assert place.ready.read_bytes() == CONTENT
+
+
+def test_a_transfer_that_began_anew_and_was_cut_goes_on_from_there(hub: Hub, place: Place) -> None:
+    begun(hub, place)
+    hub.on("/store/", answer(206, OTHER[CUT:]), cut_after(100_000))
+    fails(hub, place, f"ended after 100000 of {len(CONTENT)}", True)
+    assert run(hub, place).received == len(CONTENT) - 100_000
+    assert place.ready.read_bytes() == CONTENT
 
 
 def test_a_rest_that_was_not_asked_for_is_not_taken(hub: Hub, place: Place) -> None:
