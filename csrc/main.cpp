@@ -19,6 +19,9 @@
 #include <system_error>
 #include <thread>
 #include <unistd.h>
+#if defined(__linux__)
+#include <sys/prctl.h>
+#endif
 
 static constexpr int EXIT_USAGE = 64; // EX_USAGE of sysexits.h
 static constexpr int EXIT_ABANDONED = 75; // EX_TEMPFAIL
@@ -80,6 +83,14 @@ static void end_soon_after_peer(int fd) {
     _exit(EXIT_ABANDONED);
 }
 
+// One that is stopped (SIGSTOP) notices nothing, and would keep its memory for good: when the server is gone, it continues,
+// and ends. The signal also comes when only the thread that started this process ends, and means nothing then.
+static void continue_after_parent() {
+#if defined(__linux__)
+    prctl(PR_SET_PDEATHSIG, SIGCONT);
+#endif
+}
+
 int main(int argc, char ** argv) {
     const int fd = argc == 2 ? parse_fd(argv[1]) : -1;
     if (fd < 0) {
@@ -89,6 +100,7 @@ int main(int argc, char ** argv) {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     leave_signals_to_parent();
     die_quietly();
+    continue_after_parent();
     try {
         std::thread(end_soon_after_peer, fd).detach();
     } catch (const std::system_error &) { // nor would there be a thread for the engine

@@ -161,7 +161,7 @@ class Transfer:
             self.on_wire = False
 
     def _ask(self, fd: int, etag: str | None) -> bool:
-        """For the rest of the file with this `etag`; None: for all of it. Raises `_AnotherPart` before anything is received."""
+        """For the rest of the file with this `etag`; None: for all of it. `_AnotherPart` comes before anything is received."""
         headers = {"Accept": "application/octet-stream"}
         if etag is not None:
             headers |= {"Range": f"bytes={self.have}-", "If-Range": etag}

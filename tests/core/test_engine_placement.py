@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from lmlite.core.payloads import LoadSpec, load_object
 from lmlite.core.worker import STDERR_TAIL, Process, Thread, environment
 from lmlite.events import TextDelta
 from lmlite.request import Generate, Text
+from tests.conftest import INSTALLED
 from tests.fakes import WORDS, FakeEngine, Script, fake_process, fake_thread, frame
 from tests.random_models import with_template
 
@@ -225,6 +228,46 @@ def test_an_engine_in_the_middle_of_endless_work_ends_soon_after_its_server(tmp_
         assert placement.fate() == "exit 75"
 
     run(scene())
+
+
+SERVER = """
+import asyncio
+from lmlite.core.catalog import bundled_model
+from lmlite.core.engine import Engine
+from lmlite.core.payloads import LoadSpec
+from lmlite.core.worker import Process
+
+async def serve():
+    engine = await Engine.open(Process(), "tiny")
+    await engine.load(LoadSpec((bundled_model(),)))
+    print(engine.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(serve())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a stopped process that its parent is gone")
+def test_a_stopped_engine_ends_when_its_server_is_killed() -> None:
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(INSTALLED)}) as server:
+        assert server.stdout is not None
+        engine = int(server.stdout.readline())
+        os.kill(engine, signal.SIGSTOP)
+        while state_of(engine) != "T":
+            pass
+        server.kill()
+    deadline = time.monotonic() + 30
+    while state_of(engine) not in (None, "Z"):
+        assert time.monotonic() < deadline
+
+
+def state_of(pid: int) -> str | None:
+    """A letter, as `ps` has it; None: there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def test_a_child_that_closes_its_socket_but_stays_is_killed() -> None:
