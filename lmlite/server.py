@@ -26,10 +26,12 @@ from .errors import ConfigError, PortInUse
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 512
-"""Connections that the kernel holds while the loop is busy; some systems cut it to 128."""
-ACCEPT_BURST = 64
-"""Connections taken per turn of the loop, so that a flood of them does not stop the streams."""
+BACKLOG = 4096
+"""Connections that the kernel holds while the loop is busy, as far as the system lets it: one more is not refused but has
+to ask again, after a second."""
+ACCEPT_BURST = 16
+"""Connections taken per turn of the loop, two milliseconds with all that follows, so that a flood of them does not stop the
+streams."""
 ACCEPT_PAUSE_S = 0.2
 """After the process ran out of descriptors: long enough for some to be closed, short enough to go unnoticed."""
 EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -139,7 +141,8 @@ class Acceptor:
                 return
             accepted.setblocking(False)
             if accepted.family != socket.AF_UNIX:  # asyncio sees to it only where a socket bears its protocol's number
-                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with contextlib.suppress(OSError):  # some systems refuse it to one that was reset meanwhile
+                    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._loop.create_task(self._open(accepted))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)

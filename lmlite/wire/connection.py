@@ -2,10 +2,10 @@
 
 Requests are answered one after the other, each by one task. Host, Origin and the app's `precheck` are judged before
 the body is read. EOF in the middle of a request means that the client has left. EOF behind a complete one may mean that
-only its sending half is closed: it is answered, while a probe finds out within moments whether the client is there at
-all; if not, the handler is cancelled. A client that does not read its stream is cut; one that sends slowly gets 408.
-Where the client may be sending still, the socket is half-closed and drained for a moment, or a reset could destroy an
-answer, or a request that came when its time was up.
+only its sending half is closed: it is answered, while the machine is asked whether the client is there at all, or a
+probe finds it out within moments; if not, the handler is cancelled. A client that does not read its stream is cut; one
+that sends slowly gets 408. Where the client may be sending still, the socket is half-closed and drained for a moment, or
+a reset could destroy an answer, or a request that came when its time was up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from math import inf
 from typing import Any, cast
 
 from ..errors import HttpError, InternalError, LmError, ShuttingDown, let_go
-from . import guard, http1
+from . import guard, http1, peer
 from .http1 import CONTINUE, LAST_CHUNK, Headers
 from .inflate import inflate
 
@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
         self._stopping = False
         self._lost = False
         self._half_closed = False  # the client sends no more, but may be reading
-        self._look: asyncio.TimerHandle | None = None  # at what came of a probe
+        self._next_look: asyncio.TimerHandle | None = None  # at whether it does
         self._reading = True
         self._writable: asyncio.Event | None = None  # there while the write buffer is above its high-water mark
         self._unsent = 0  # bytes in the write buffer when progress was last looked for
@@ -329,7 +329,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._phase = Phase.CLOSING
-        for timer in (self._timer, self._look):
+        for timer in (self._timer, self._next_look):
             if timer is not None:
                 timer.cancel()
         if self._task is None:
@@ -492,19 +492,28 @@ class Connection(asyncio.Protocol):
     # ---- a client that sends no more: is it there?
 
     def _probe(self) -> None:
-        """A client that has left resets the connection when it is sent something."""
-        if self._reply is not None:
+        """A client that has left resets the connection when it is sent something; whom this machine knows is sent nothing."""
+        held = self._held()
+        if held is None and self._reply is not None:
             self._reply.probe()
-        self._look = self._loop.call_later(self._limits.probe_s, self._look_for_reset)
+        self._look_again(held, self._limits.probe_s)
 
-    def _look_for_reset(self) -> None:
-        if self._phase is Phase.CLOSING:
-            return
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+    def _look(self) -> None:
+        if self._phase is not Phase.CLOSING:
+            self._look_again(self._held(), self._limits.probe_again_s)
+
+    def _look_again(self, held: bool | None, after_s: float) -> None:
+        if held is False:
             self._abort()
         else:
-            self._look = self._loop.call_later(self._limits.probe_again_s, self._look_for_reset)
+            self._next_look = self._loop.call_later(after_s, self._look)
+
+    def _held(self) -> bool | None:
+        """Whether the client is there; None while that is unknown."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is None:
+            return None
+        return False if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) else peer.is_held(sock)
 
     # ---- the end
 

@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from lmlite.errors import HttpError
-from lmlite.wire.inflate import STEP, inflate
+from lmlite.wire.inflate import MEMBERS_MAX, READ, STEP, inflate
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, STEP - 1, STEP, STEP + 1, 3 * STEP])
@@ -20,6 +20,21 @@ def test_the_content_comes_back(size: int) -> None:
 
 def test_members_are_joined() -> None:
     assert inflate(gzip.compress(b"one") + gzip.compress(b"two"), 6) == b"onetwo"
+
+
+def test_members_are_joined_wherever_one_ends() -> None:
+    noise = bytes(hash((7, place)) & 255 for place in range(READ))
+    for size in range(READ - 60, READ, 7):
+        whole = gzip.compress(noise[:size], 0) + gzip.compress(b"tail") + gzip.compress(b"")
+        assert inflate(whole, READ + 4) == noise[:size] + b"tail"
+
+
+def test_millions_of_empty_members_are_refused_before_they_are_read() -> None:
+    empty = gzip.compress(b"")
+    assert inflate(empty * MEMBERS_MAX, 0) == b""
+    with pytest.raises(HttpError) as refused:
+        inflate(empty * (1 << 20), 0)
+    assert refused.value.status == 400
 
 
 @pytest.mark.parametrize("over", [1, STEP, 100 * STEP])
