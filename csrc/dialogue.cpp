@@ -23,6 +23,8 @@ static const std::string LITERAL_END = "\xEF\xB7\x91";
 
 // Formats that requests share: what a template makes of the same tools and options. Far more than a few agents need.
 static constexpr size_t CACHED_BYTES = 8u << 20;
+static constexpr size_t COUNTED_MESSAGES = 8192; // counted even where the context is smaller; what has more takes seconds
+static constexpr size_t COUNTED_TOKENS = 1u << 18;
 static constexpr size_t KNOWN_TOOLS = 16; // sets of them
 static constexpr size_t PARSER_SIZE = 6; // a parser in memory, relative to its text
 
@@ -335,12 +337,28 @@ dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bo
     return {std::move(params), said_from};
 }
 
-std::string dialogue::render(const chat_prompt & chat) const {
+std::string dialogue::write_marked(const chat_prompt & chat) const {
     common_chat_templates_inputs inputs = read(chat);
     if (special_case_ && !inputs.tools.empty()) {
         inputs.tools = loosen_once(inputs).schemas.tools;
     }
-    return without_marks(write_prompt(std::move(inputs), !special_case_).params.prompt);
+    return write_prompt(std::move(inputs), !special_case_).params.prompt;
+}
+
+std::string dialogue::render(const chat_prompt & chat) const {
+    return without_marks(write_marked(chat));
+}
+
+counted_prompt dialogue::count(const chat_prompt & chat, size_t limit) const {
+    if (chat.messages.size() >= std::max(limit, COUNTED_MESSAGES)) {
+        throw context_overflow(chat.messages.size() + 1, limit);
+    }
+    const std::string prompt = write_marked(chat);
+    try {
+        return {without_marks(prompt), tokenize(prompt, std::max(limit, COUNTED_TOKENS)).size()};
+    } catch (const context_overflow & e) {
+        throw context_overflow(e.needed, limit);
+    }
 }
 
 std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t limit) const {

@@ -25,6 +25,11 @@ struct chat_turn {
     size_t n_preamble = 0; // tokens ahead of what the first user says, which other conversations may have, too; 0: not known
 };
 
+struct counted_prompt {
+    std::string text;
+    size_t n_tokens;
+};
+
 class dialogue {
   public:
     // Compiles the template of `model` and tries it out. A template that does not compile is kept as `problem()`.
@@ -39,6 +44,8 @@ class dialogue {
 
     // Both throw invalid_request with the template's word for what is wrong.
     std::string render(const chat_prompt & chat) const;
+    // The same with its number of tokens, which may be more than `limit`: throws context_overflow where it is many more.
+    counted_prompt count(const chat_prompt & chat, size_t limit) const;
     // Throws context_overflow unless the prompt has fewer than `limit` tokens. `grammar` (null: none) is the client's.
     // For one thread at a time.
     chat_turn prepare(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const;
@@ -70,6 +77,7 @@ class dialogue {
         size_t said_from; // where in its prompt the first user's text begins; npos: not known
     };
     written write_prompt(common_chat_templates_inputs inputs, bool pure) const;
+    std::string write_marked(const chat_prompt & chat) const;
     std::vector<llama_token> tokenize(const std::string & prompt, size_t limit) const;
     known_tools & loosen_once(const common_chat_templates_inputs & inputs) const;
     chat_turn answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,

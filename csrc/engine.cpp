@@ -218,6 +218,10 @@ void engine::admit() {
             if (drafter_) {
                 drafter_->welcome(s);
             }
+            if (s.tells_progress) {
+                tell_progress(s);
+                send(); // the step that follows may be long
+            }
         }
         s.turn = turn_ - 1; // as if it had missed only this one: those that wait longer come first
         running_.push_back(std::move(*it));
@@ -398,9 +402,8 @@ void engine::advance(sequence & s) {
         pulse_.prompt_tokens += s.n_step;
         const bool ends = s.output >= 0;
         const bool is_one_chunk = s.n_step >= s.n_prompt - s.n_reused; // then the text says it
-        if (s.whole ? ends : !is_one_chunk) {
-            events_.add(frame_kind::PROMPT_PROGRESS, s.request->id,
-                        json_object().add("done", uint64_t(s.n_cached)).add("total", uint64_t(s.n_prompt)).text());
+        if (s.whole ? ends : s.tells_progress || !is_one_chunk) {
+            tell_progress(s);
         }
     }
     if (s.output >= 0 && s.max_tokens == 0) {
@@ -410,6 +413,16 @@ void engine::advance(sequence & s) {
         sample(s);
         follow_draft(s);
     }
+}
+
+void engine::tell_progress(const sequence & s) {
+    events_.add(frame_kind::PROMPT_PROGRESS, s.request->id,
+                json_object()
+                    .add("done", uint64_t(s.n_cached))
+                    .add("total", uint64_t(s.n_prompt))
+                    .add("cached", uint64_t(s.n_reused))
+                    .add("ms", ms_between(s.admitted_at, steady::now()))
+                    .text());
 }
 
 // What the rows of this step, of the tokens from `begin` on, say of the prompt's tokens that follow them.

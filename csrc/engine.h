@@ -53,6 +53,7 @@ class engine {
     bool make_room();
     void preempt(sequence & s);
     void advance(sequence & s);
+    void tell_progress(const sequence & s);
     void follow_draft(sequence & s);
     void retract_draft(sequence & s);
     void score(sequence & s, size_t begin);

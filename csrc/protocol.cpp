@@ -508,6 +508,7 @@ generate_spec parse_generate(const std::string & payload) {
     spec.stops = read_strings(object, "stop", MAX_STOPS, MAX_STOP_LENGTH);
     spec.echo = read_bool(object, "echo", false);
     spec.whole = read_bool(object, "whole", false);
+    spec.progress = read_bool(object, "progress", false);
     spec.ignore_eos = read_bool(object, "ignore_eos", false);
     if (has(object, "top_logprobs")) {
         spec.top_logprobs = int32_t(integer(object.at("top_logprobs"), "top_logprobs", 0, MAX_TOP_LOGPROBS));
@@ -587,12 +588,12 @@ std::vector<llama_token> parse_detokenize(const std::string & payload) {
     return read_tokens(object.at("tokens"), "tokens");
 }
 
-chat_prompt parse_render(const std::string & payload) {
+render_spec parse_render(const std::string & payload) {
     const common_json object = parse_object(payload);
     if (!has(object, "messages")) {
         throw invalid_request("messages", "messages must be an array that is not empty");
     }
-    return parse_chat(object);
+    return {parse_chat(object), read_bool(object, "count", false)};
 }
 
 tokenize_spec parse_tokenize(const std::string & payload) {

@@ -92,6 +92,7 @@ struct generate_spec {
     int32_t max_tokens = -1;
     std::vector<std::string> stops;
     bool echo = false;
+    bool progress = false; // is told of from the beginning, however short the prompt
     bool whole = false;
     bool ignore_eos = false;
     std::optional<int32_t> top_logprobs;
@@ -124,7 +125,12 @@ struct rerank_spec {
 rerank_spec parse_rerank(const std::string & payload);
 
 std::vector<llama_token> parse_detokenize(const std::string & payload);
-chat_prompt parse_render(const std::string & payload);
+
+struct render_spec {
+    chat_prompt chat;
+    bool count; // the prompt's tokens are to be counted
+};
+render_spec parse_render(const std::string & payload);
 
 struct tokenize_spec {
     std::string text;

@@ -47,6 +47,7 @@ struct sequence {
     std::string echo; // text shown ahead of the answer
     bool scores_prompt = false;   // log probabilities of the prompt's tokens are wanted
     std::vector<uint32_t> shown;  // then: how many bytes at the end of each token's text stand in the echo
+    bool tells_progress = false; // from admission on, and of a prompt that takes one step, too
     bool whole = false; // nobody listens before the end: a frame per token would only wake the server
     std::optional<int32_t> top_logprobs;
     std::unique_ptr<sampler> choose;

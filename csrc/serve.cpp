@@ -261,8 +261,13 @@ void server::prepare(const work & item) {
             return answer(item.request, frame_kind::RESULT, text);
         }
         case frame_kind::RENDER: {
-            const chat_prompt prompt = parse_render(payload);
-            return answer(item.request, frame_kind::RESULT, loaded().chat().render(prompt));
+            const render_spec spec = parse_render(payload);
+            const dialogue & chat = loaded().chat();
+            if (!spec.count) {
+                return answer(item.request, frame_kind::RESULT, chat.render(spec.chat));
+            }
+            const counted_prompt counted = chat.count(spec.chat, size_t(loaded().context_length()));
+            return answer(item.request, frame_kind::RESULT, std::to_string(counted.n_tokens) + "\n" + counted.text);
         }
         default: return answer(item.request, frame_kind::REPORT, report());
     }
@@ -453,6 +458,7 @@ void server::generate(const work & item) {
     }
     s->max_tokens = spec.max_tokens;
     s->whole = spec.whole;
+    s->tells_progress = spec.progress;
     s->loras = m.loras().scales_for(spec.loras);
     s->cache_key = to_key(s->loras) + '\n' + spec.scope;
     s->draft = draft(spec.draft);

@@ -30,10 +30,12 @@ class LoadProgress:
 
 @dataclass(slots=True, frozen=True)
 class PromptProgress:
-    """Prompt tokens processed so far, those taken from the cache included."""
+    """Prompt tokens processed so far, those `cached` included, and the milliseconds that this has taken."""
 
     done: int
     total: int
+    cached: int = 0
+    elapsed_ms: float = 0.0
 
 
 @dataclass(slots=True, frozen=True)

@@ -165,6 +165,7 @@ class Generate:
     echo: bool = False  # the prompt's text is the first text delta
     ignore_eos: bool = False
     whole: bool = False  # the text is wanted at the end, in one piece
+    progress: bool = False  # of the prompt is wanted from the beginning, however short it is
     overflow: Literal["error", "stop", "drop_middle"] = "error"  # what happens to what does not fit the context
     draft: Draft | None = None
     scope: str = ""  # only requests of one scope share cached prefixes, whose timing could tell one caller of another

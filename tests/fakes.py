@@ -187,7 +187,9 @@ class FakeEngine:
         if kind == Kind.ATTACH_DRAFT:
             return frame(Kind.RESULT, request_id, b"")
         if kind == Kind.RENDER:
-            return frame(Kind.RESULT, request_id, rendered(command).encode())
+            prompt = rendered(command).encode()
+            counted = b"%d\n" % len(prompt) if command.get("count") else b""
+            return frame(Kind.RESULT, request_id, counted + prompt)
         counters = ("running", "queued", "cells", "cells_used", "decode_steps", "decoded_tokens")
         return frame(Kind.REPORT, request_id, dict.fromkeys((*counters, "prompt_tokens", "cached_tokens"), 0))
 
@@ -203,7 +205,10 @@ class FakeEngine:
         else:
             texts += [pack(Kind.TEXT, request_id, word.encode()) for word in script.words]
         n_tokens = len(texts) if limit < 0 else limit
-        yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": len(prompt), "total": len(prompt)})
+        progress = {"total": len(prompt), "cached": 0}
+        if command.get("progress"):
+            yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": 0, "ms": 0.0, **progress})
+        yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": len(prompt), "ms": 1.5, **progress})
         for place in range(n_tokens):
             if place == script.die_after:
                 self._die()

@@ -37,6 +37,22 @@ def test_their_words_get_the_answer_of_ours(tiny: Client, theirs: dict[str, Any]
     assert answer(tiny, **theirs) == answer(tiny, **ours)
 
 
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens", "n_predict"])
+@pytest.mark.parametrize("api", ["/v1", "/api/v0"])
+def test_no_token_is_an_answer_too(tiny: Client, api: str, limit: str) -> None:
+    chat = {**HELLO, "max_tokens": None, limit: 0}
+    whole = tiny.post(f"{api}/chat/completions", chat).json
+    assert (whole["choices"][0]["message"]["content"], whole["choices"][0]["finish_reason"]) == ("", "length")
+    assert whole["usage"]["completion_tokens"] == 0 < whole["usage"]["prompt_tokens"]
+    for echo, text in ((False, ""), (True, "Hello there")):
+        asked = {"prompt": "Hello there", limit: 0, "echo": echo}
+        (choice,) = tiny.post(f"{api}/completions", asked).json["choices"]
+        assert (choice["text"], choice["finish_reason"]) == (text, "length")
+    events = tiny.post(f"{api}/chat/completions", {**chat, "stream": True}).events
+    assert events[-1] == (None, "[DONE]")
+    assert json.loads(events[-2][1])["choices"][0]["finish_reason"] == "length"
+
+
 def test_a_schema_beside_the_messages_constrains_the_answer(tiny: Client) -> None:
     text, _ = answer(tiny, json_schema={"enum": ["yes", "no"]}, max_tokens=20)
     assert json.loads(text) in ("yes", "no")

@@ -13,8 +13,8 @@ from json.encoder import encode_basestring as quote
 from typing import Any, ClassVar
 
 from ..errors import InternalError, LmError
-from ..events import Event, Finished, ReasoningDelta, TextDelta, TokenLogprob, ToolCallArguments, ToolCallStart
-from .answer import FINISH_REASON, Answer, call_id, clamp_logprob, fold
+from ..events import Event, Finished, PromptProgress, ReasoningDelta, TextDelta, TokenLogprob, ToolCallArguments, ToolCallStart
+from .answer import FINISH_REASON, Answer, call_id, clamp_logprob, fold, spell_timings
 from .call import DONE, Frame
 from .openai_error import error_object
 from .served import Served
@@ -28,7 +28,8 @@ def dumps(value: Any) -> str:
 @dataclass(slots=True, frozen=True)
 class Choices:
     """How many choices a request has, `n` for each prompt, `total` in all; whether its stream ends in usage; whether
-    tokens are guessed for it, and by which model if by one; whether the usage goes with why it ended, in LM Studio's word."""
+    tokens are guessed for it, and by which model if by one; whether the usage goes with why it ended, in LM Studio's word;
+    whether log probabilities are wanted, and, as llama.cpp's server has them, timings and the progress of prompts."""
 
     total: int
     n: int
@@ -36,6 +37,9 @@ class Choices:
     drafted: bool = False
     draft_model: str | None = None
     include_stats: bool = False
+    logprobs: bool = False
+    timings: bool = False
+    progress: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -58,6 +62,8 @@ class Completion:
     """What stands between a chunk's choice index and its text."""
     delta_tail: ClassVar[str]
     """What stands between the text and `"logprobs"`."""
+    no_text: ClassVar[str]
+    """What stands for the text where there is none yet."""
 
     def __init__(self, served: Served, projection: Projection, choices: Choices):
         self._served = served
@@ -89,6 +95,10 @@ class Completion:
         """The choice of a chunk that ends its stream."""
         raise NotImplementedError
 
+    def _logprobs_of(self, index: int, answer: Answer) -> dict[str, Any] | None:
+        """Where they were asked for, even those of no token are an object."""
+        return self.spell_logprobs(index, answer.logprobs) if answer.logprobs or self._choices.logprobs else None
+
     def begin(self) -> Iterable[Frame]:
         return ()
 
@@ -102,6 +112,8 @@ class Completion:
             return ((None, self._heads[index] + quote(event.text) + self._tail),)
         if type(event) is Finished:
             return self._finish(index, event)
+        if type(event) is PromptProgress:
+            return (self._progress(index, event),) if self._choices.progress else ()
         return self.spell_other(index, event)
 
     def spell_other(self, index: int, event: Event) -> Iterable[Frame]:
@@ -114,20 +126,42 @@ class Completion:
         tail = f'{self.delta_tail}"logprobs":{logprobs},"finish_reason":null}}]}}'
         return None, self._heads[index] + quote(event.text) + tail
 
+    def _progress(self, index: int, event: PromptProgress) -> Frame:
+        progress = {
+            "total": event.total,
+            "cache": event.cached,
+            "processed": event.done,
+            "time_ms": round(event.elapsed_ms),
+        }
+        return None, f'{self._heads[index]}{self.no_text}{self._tail[:-1]},"prompt_progress":{dumps(progress)}}}'
+
     def _finish(self, index: int, event: Finished) -> Iterator[Frame]:
         self._finished[index] = event
         if not self._started[index]:  # an empty answer has a text too, and its role
-            yield None, f'{self._heads[index]}""{self._tail}'
-        yield None, f"{self._chunk}{dumps(self.spell_last(index, FINISH_REASON[event.reason]))}]}}"
+            if self._choices.logprobs:
+                yield self._text_with_logprobs(index, TextDelta(""))
+            else:
+                yield None, f'{self._heads[index]}""{self._tail}'
+        is_last = not self._choices.include_usage and None not in self._finished
+        timings = self._timings() if is_last else ""
+        yield None, f"{self._chunk}{dumps(self.spell_last(index, FINISH_REASON[event.reason]))}]{timings}}}"
+
+    def _timings(self) -> str:
+        """The member of the last chunk."""
+        return f',"timings":{dumps(spell_timings(self._all(), self._choices.n))}' if self._choices.timings else ""
+
+    def _all(self) -> list[Finished]:
+        finished = [choice for choice in self._finished if choice is not None]
+        if len(finished) < self._choices.total:
+            raise InternalError
+        return finished
 
     def end(self) -> Iterable[Frame]:
         if self._choices.include_usage:
-            finished = [choice for choice in self._finished if choice is not None]
-            if len(finished) < self._choices.total:
-                raise InternalError
+            finished = self._all()
             usage = dumps(self._projection.usage(finished, self._choices.n))
             stats = f',"stats":{dumps({"stop_reason": finished[0].reason})}' if self._choices.include_stats else ""
-            return (None, f'{self._chunk}],"usage":{usage}{stats}}}'), DONE
+            return (None, f'{self._chunk}],"usage":{usage}{stats}{self._timings()}}}'), DONE
         return (DONE,)
 
     def failed(self, exc: LmError) -> Iterable[Frame]:
@@ -145,6 +179,7 @@ class Completion:
                 "choices": [self.spell_choice(i, answer) for i, answer in enumerate(answers)],
                 "usage": self._projection.usage(finished, self._choices.n),
                 **self._projection.closing(self._served, finished, self._choices),
+                **({"timings": spell_timings(finished, self._choices.n)} if self._choices.timings else {}),
             }
         )
 
@@ -155,6 +190,7 @@ class ChatCompletion(Completion):
     chunk_object = "chat.completion.chunk"
     delta_head = '"delta":{"role":"assistant","content":'
     delta_tail = "},"
+    no_text = "null"
     reasoning_head = '"delta":{"role":"assistant","reasoning_content":'
 
     def __init__(self, served: Served, projection: Projection, choices: Choices):
@@ -188,7 +224,7 @@ class ChatCompletion(Completion):
                 "content": answer.text,
                 **(more(self._served, index, answer) if more else {}),
             },
-            "logprobs": self.spell_logprobs(index, answer.logprobs) if answer.logprobs else None,
+            "logprobs": self._logprobs_of(index, answer),
             "finish_reason": FINISH_REASON[answer.finished.reason],
         }
 
@@ -216,6 +252,7 @@ class TextCompletion(Completion):
     object = chunk_object = "text_completion"
     delta_head = '"text":'
     delta_tail = ","
+    no_text = '""'
 
     def __init__(self, served: Served, projection: Projection, choices: Choices):
         super().__init__(served, projection, choices)
@@ -226,7 +263,7 @@ class TextCompletion(Completion):
         return {
             "index": index,
             "text": answer.text,
-            "logprobs": self.spell_logprobs(index, answer.logprobs) if answer.logprobs else None,
+            "logprobs": self._logprobs_of(index, answer),
             "finish_reason": FINISH_REASON[answer.finished.reason],
         }
 

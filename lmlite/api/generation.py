@@ -81,12 +81,22 @@ class Shared:
     include_stats: bool  # of ours: LM Studio's streams do not tell them
     n: int
     draft_model: str | None
+    timings: bool
     generate: Generate
     given: frozenset[str]
 
-    def choices(self, total: int) -> Choices:
-        drafted = self.generate.draft is not None
-        return Choices(total, self.n, self.include_usage, drafted, self.draft_model, self.include_stats)
+    def choices(self, total: int, logprobs: bool) -> Choices:
+        return Choices(
+            total,
+            self.n,
+            self.include_usage,
+            drafted=self.generate.draft is not None,
+            draft_model=self.draft_model,
+            include_stats=self.include_stats,
+            logprobs=logprobs,
+            timings=self.timings,
+            progress=self.generate.progress,
+        )
 
     def runs(
         self, prompts: Sequence[Prompt], top_logprobs: int | None = None, echo: bool = False
@@ -111,14 +121,16 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
     refuse(stream_options, unserved.STREAM)
     sampling = _parse_sampling(fields)
     max_tokens = _parse_max_tokens(fields)
+    stream = fields.boolean("stream")
     return Shared(
         model=fields.name("model"),
         ttl_s=parse_ttl(fields),
-        stream=fields.boolean("stream"),
+        stream=stream,
         include_usage=stream_options.boolean("include_usage"),
         include_stats=stream_options.boolean("include_stats"),
         n=_first(fields.integer(name, 1, RUNS_MAX) for name in ("n", "n_cmpl")) or 1,
         draft_model=draft_model if draft and draft.kind == "model" else None,
+        timings=fields.boolean("timings_per_token"),
         generate=Generate(
             prompt=prompt,
             max_tokens=UNLIMITED if max_tokens is None else max_tokens,
@@ -126,6 +138,7 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
             sampling=Sampling(**sampling),
             grammar=parse_constraint(fields),
             ignore_eos=fields.boolean("ignore_eos"),
+            progress=fields.boolean("return_progress") and stream,
             overflow=OVERFLOW[fields.choice("context_overflow_policy", tuple(OVERFLOW)) or "error"],
             draft=draft,
             loras=_parse_loras(fields),

@@ -53,7 +53,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         runs=shared.runs((prompt,), top_logprobs=top_logprobs),
         stream=shared.stream,
         ttl_s=shared.ttl_s,
-        reply=make_reply(projection, shared.choices(shared.n)),
+        reply=make_reply(projection, shared.choices(shared.n, top_logprobs is not None)),
         needs="chat",
         given=shared.given,
         draft_model=shared.draft_model,

@@ -40,7 +40,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         runs=runs,
         stream=shared.stream,
         ttl_s=shared.ttl_s,
-        reply=make_reply(projection, shared.choices(len(runs))),
+        reply=make_reply(projection, shared.choices(len(runs), top_logprobs is not None)),
         needs="text",
         given=shared.given,
         draft_model=shared.draft_model,

@@ -1,4 +1,5 @@
-"""`POST /v1/tokenize` and `/v1/detokenize`, endpoints of ours in the shape that llama.cpp's own server has for them.
+"""What texts and conversations are as tokens: `POST /v1/tokenize` and `/v1/detokenize`, `/apply-template` and
+`/v1/chat/completions/input_tokens`, in the shapes that llama.cpp's own server has for them.
 
 Unlike there, control tokens in the text count as plain text unless `parse_special` asks otherwise: what a user's
 words cost is the usual question.
@@ -73,6 +74,15 @@ def _spell_piece(piece: bytes) -> str | list[int]:
         return piece.decode("utf-8")
     except UnicodeDecodeError:
         return list(piece)
+
+
+def spell_count(n_tokens: int) -> str:
+    """OpenAI's shape of counting, of a chat request that is not answered."""
+    return dumps({"object": "response.input_tokens", "input_tokens": n_tokens})
+
+
+def spell_prompt(prompt: str, n_tokens: int) -> str:
+    return dumps({"prompt": prompt, "input_tokens": n_tokens})
 
 
 def _spell_text(text: str) -> str:

@@ -17,6 +17,7 @@ from ..api.call import Call, Frame
 from ..api.call import Reply as Spelled
 from ..api.json_body import INLINE_BYTES_MAX, parse_body
 from ..api.served import Served
+from ..card import Instance
 from ..errors import LmError, ShuttingDown, let_go
 from ..events import Event
 from ..wire import sse
@@ -36,8 +37,7 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
     async def endpoint(app: State, request: Request, reply: Reply, _: str) -> None:
         call = await parsed(parse, request.body)
         async with app.models.lease(call.model, call.needs, call.ttl_s, call.draft_model) as lease:
-            reasoning = lease.instance.card.reasoning
-            call = call.with_defaults(app.models.settings_of(lease.instance), reasoning.effort_off if reasoning else None)
+            call = completed(app, call, lease.instance)
             if call.stream:
                 await stream(app, call, app.served(lease), lease.engine, reply)
             else:
@@ -51,6 +51,12 @@ async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes | bytearray) 
     if len(body) <= INLINE_BYTES_MAX:
         return parse(parse_body(body))
     return await asyncio.to_thread(lambda: parse(parse_body(body)))
+
+
+def completed(app: State, call: Call, instance: Instance) -> Call:
+    """With what the model's settings say where the request says nothing."""
+    reasoning = instance.card.reasoning
+    return call.with_defaults(app.models.settings_of(instance), reasoning.effort_off if reasoning else None)
 
 
 async def begin(app: State, call: Call, served: Served, engine: Engine) -> list[Work]:

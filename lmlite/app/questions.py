@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from ..api import rerank, tokens
 from ..api.call import EmbedCall
+from ..api.openai_chat import parse_chat
+from ..request import Chat
 from ..wire.connection import Reply, Request
-from .generation import parsed
+from .generation import completed, parsed
 from .state import Endpoint, State
 
 TURN_S: Final = 0.005
@@ -46,6 +48,25 @@ async def score(app: State, request: Request, reply: Reply, _: str) -> None:
         served = app.served(lease)
     app.metrics.read(served.instance.card.id, sum(score.n_tokens for score in scores))
     reply.whole(200, call.reply(served, scores).encode())
+
+
+async def count_chat(app: State, request: Request, reply: Reply, _: str) -> None:
+    _, n_tokens = await read_chat(app, request)
+    reply.whole(200, tokens.spell_count(n_tokens).encode())
+
+
+async def apply_template(app: State, request: Request, reply: Reply, _: str) -> None:
+    prompt, n_tokens = await read_chat(app, request)
+    reply.whole(200, tokens.spell_prompt(prompt, n_tokens).encode())
+
+
+async def read_chat(app: State, request: Request) -> tuple[str, int]:
+    """What the model would see of a chat request, and how many tokens that is."""
+    call = await parsed(parse_chat, request.body)
+    async with app.models.lease(call.model, "chat", call.ttl_s) as lease:
+        prompt = completed(app, call, lease.instance).runs[0].prompt
+        assert isinstance(prompt, Chat)
+        return await lease.engine.count(prompt)
 
 
 async def tokenize(app: State, request: Request, reply: Reply, _: str) -> None:

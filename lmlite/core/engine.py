@@ -16,7 +16,6 @@ from ..errors import LmError
 from ..events import (
     Event,
     Finished,
-    PromptProgress,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
@@ -32,16 +31,19 @@ from .payloads import (
     Measured,
     Report,
     chat_object,
+    choice_object,
     embed_object,
     encode,
     generate_object,
     load_object,
     paths_object,
+    read_counted,
     read_estimated,
     read_finished,
     read_loaded,
     read_logprobs,
     read_object,
+    read_progress,
     read_report,
     read_score,
     read_text,
@@ -175,7 +177,13 @@ class Engine:
 
     async def render(self, chat: Chat) -> str:
         """The prompt that the model's template makes of `chat`."""
-        return await self._line.ask(Kind.RENDER, encode(chat_object(chat)), _Answer(Kind.RESULT, read_text))
+        payload = await written(size_of(chat), lambda: {**chat_object(chat), **choice_object(chat)})
+        return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read_text))
+
+    async def count(self, chat: Chat) -> tuple[str, int]:
+        """The same, and how many tokens it is, even if they are too many. Raises `ContextOverflow` for far too many."""
+        payload = await written(size_of(chat), lambda: {**chat_object(chat), **choice_object(chat), "count": True})
+        return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read_counted))
 
     async def stats(self) -> Report:
         return await self._line.ask(Kind.STATS, b"", _Answer(Kind.REPORT, read_report))
@@ -397,13 +405,12 @@ class _Stream:
             self._ahead += read_logprobs(payload)
             return  # nothing to see before its text
         elif kind == Kind.PROMPT_PROGRESS:
-            progress = read_object(payload)
-            done, total = int(progress["done"]), int(progress["total"])
-            self._prompted = done >= total
+            progress = read_progress(payload)
+            self._prompted = progress.done >= progress.total
             if self._whole:
                 return  # for `speaks` alone
             self._close_delta()
-            self._events.append(PromptProgress(done, total))
+            self._events.append(progress)
         elif kind == Kind.FINISHED:
             finished = read_finished(payload)
             tell_loosened(self._line.name, finished)

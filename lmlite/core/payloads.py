@@ -22,7 +22,7 @@ from ..errors import (
     QueueFull,
     WrongModelType,
 )
-from ..events import DraftCounts, Finished, Stats, StopReason, TokenLogprob, TopToken
+from ..events import DraftCounts, Finished, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
 from ..messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from ..request import Chat, Draft, Embed, Generate, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
@@ -388,6 +388,8 @@ def options_object(generate: Generate) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if generate.overflow != "error":
         options["overflow"] = generate.overflow
+    if generate.progress:
+        options["progress"] = True
     if generate.scope:
         options["scope"] = generate.scope
     if generate.draft is not None:
@@ -407,6 +409,17 @@ def read_object(payload: bytes) -> dict[str, Any]:
 
 def read_text(payload: bytes) -> str:
     return payload.decode("utf-8", "replace")
+
+
+def read_progress(payload: bytes) -> PromptProgress:
+    value = read_object(payload)
+    return PromptProgress(int(value["done"]), int(value["total"]), int(value["cached"]), float(value["ms"]))
+
+
+def read_counted(payload: bytes) -> tuple[str, int]:
+    """A prompt, and its number of tokens, which stands in the first line."""
+    count, _, prompt = payload.partition(b"\n")
+    return read_text(prompt), int(count)
 
 
 def read_score(payload: bytes, n_tokens: int) -> Score:

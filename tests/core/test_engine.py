@@ -88,11 +88,11 @@ def test_events_of_a_generation_in_order() -> None:
         answer = asyncio.ensure_future(collect(engine.run(HELLO).__aiter__()))
         kind, request_id, command = await peer.next()
         assert kind == Kind.GENERATE and command["text"] == "hello"
-        peer.send(frame(Kind.PROMPT_PROGRESS, request_id, {"done": 2, "total": 3}))
+        peer.send(frame(Kind.PROMPT_PROGRESS, request_id, {"done": 2, "total": 3, "cached": 1, "ms": 2.5}))
         peer.send(frame(Kind.TEXT, request_id, "grüß".encode()))
         peer.send(frame(Kind.FINISHED, request_id, finished("stopStringFound", 2, stop_string="x")))
         assert await answer == [
-            PromptProgress(2, 3),
+            PromptProgress(2, 3, 1, 2.5),
             TextDelta("grüß"),
             Finished("stopStringFound", Stats(3, 1, 2, 0.5, 2.0, 10.0), "x"),
         ]
@@ -117,11 +117,11 @@ def test_progress_between_texts_keeps_their_order() -> None:
         _, request_id, _ = await peer.next()
         peer.send(
             frame(Kind.TEXT, request_id, b"a"),
-            frame(Kind.PROMPT_PROGRESS, request_id, {"done": 1, "total": 1}),
+            frame(Kind.PROMPT_PROGRESS, request_id, {"done": 1, "total": 1, "cached": 1, "ms": 2.5}),
             frame(Kind.TEXT, request_id, b"b"),
             frame(Kind.FINISHED, request_id, finished()),
         )
-        assert (await answer)[:3] == [TextDelta("a"), PromptProgress(1, 1), TextDelta("b")]
+        assert (await answer)[:3] == [TextDelta("a"), PromptProgress(1, 1, 1, 2.5), TextDelta("b")]
 
     play(scene)
 
@@ -1003,7 +1003,7 @@ def test_silence_with_work_pending_is_a_hang() -> None:
 
 
 @pytest.mark.parametrize(
-    "sign", [BEAT, frame(Kind.TEXT, 1, b"a"), frame(Kind.PROMPT_PROGRESS, 1, {"done": 1, "total": 2})]
+    "sign", [BEAT, frame(Kind.TEXT, 1, b"a"), frame(Kind.PROMPT_PROGRESS, 1, {"done": 1, "total": 2, "cached": 1, "ms": 2.5})]
 )
 def test_any_sign_of_life_keeps_the_engine(sign: bytes) -> None:
     clock = FakeClock()

@@ -976,7 +976,7 @@ def test_a_presence_tells_what_an_instance_is_doing() -> None:
         whole = hear(lease.engine, [], whole=True)
         id = (await peer.next())[1]
         assert status() == ("processingPrompt", 0)
-        peer.send(frame(Kind.PROMPT_PROGRESS, id, {"done": 3, "total": 3}))
+        peer.send(frame(Kind.PROMPT_PROGRESS, id, {"done": 3, "total": 3, "cached": 1, "ms": 2.5}))
         await until(lambda: status() == ("generating", 0))
         peer.send(frame(Kind.FINISHED, id, finished()))
         await whole

@@ -247,7 +247,9 @@ def test_a_whole_answer_is_announced_once_when_its_prompt_is_done(prompt: str, m
         events = await events_of(engine, prompt, max_tokens=2, ignore_eos=True, whole=True)
         n_tokens = end_of(events).stats.prompt_tokens
         assert [kind for kind, _ in came] == [Kind.PROMPT_PROGRESS, Kind.TEXT, Kind.FINISHED]
-        assert json.loads(came[0][1]) == {"done": n_tokens, "total": n_tokens}
+        told = json.loads(came[0][1])
+        assert told.pop("ms") > 0
+        assert told == {"done": n_tokens, "total": n_tokens, "cached": 0}
 
     with_engine(test, eval_batch_size=64)
 
