@@ -9,7 +9,8 @@ namespace lm {
 // without flash attention and other backends are not concerned.
 //
 // One sequence alone gets llama.cpp's own numbers: a single query that sees most of the cells is left to it, short runs of
-// queries are computed in its very steps, and in long ones sums of 32-bit floats differ in their order only.
+// queries that see few are computed in its very steps, and in long ones sums of 32-bit floats differ in their order only. Short
+// runs that see many are computed in 32-bit floats, where llama.cpp adds 16-bit ones.
 void install_attention();
 
 }  // namespace lm
