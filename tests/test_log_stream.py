@@ -168,6 +168,8 @@ def test_requests_are_told_without_their_query_or_body(fake_server: FakeServer) 
     client.get("/health")
     client.get("/v1/models/caf%C3%A9%20%22x?token=secret")
     told = ear.next()
+    while told is not None and "/lmlite/log" in told["content"]:  # of another server in this process: they share its log
+        told = ear.next()
     assert told is not None and told["type"] == "server.log" and told["level"] == "info"
     head, _, tail = told["content"].partition(": ")
     assert head == 'GET /v1/models/caf\\xe9 "x' and tail.startswith("404 after ")

@@ -638,6 +638,9 @@ def test_a_file_of_which_only_the_times_have_changed_is_what_was_loaded(
 
     async def scene(stage: Stage) -> None:
         lease, done = await stage.hold("a")
+        (slot,) = stage.pool._slots.values()
+        assert slot.files is not None and slot.files._said is not None
+        await slot.files._said  # what is not known yet is a change
         for path in paths:
             change(path)
         assert not any(lease.loaded_now for lease in await asyncio.gather(*[stage.ask("a") for _ in range(5)]))
