@@ -21,8 +21,13 @@ come several times over in one small answer."""
 COLLECT: Final = 50_000
 """Objects more than at the last collection until the next. Python's own 700 make a large request cost dozens of them while
 it is read, the longest of 80 ms; and little here is ever part of a circle."""
-M_ARENA_MAX: Final = -8  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 ARENAS: Final = 2
+LARGE_BYTES: Final = 1 << 20
+"""What is mapped for itself, and so is given back when it is let go, and grows without a copy. glibc's own bound moves up to
+32 MB with the first large requests: then what they took stays, in part where `malloc_trim` gives nothing back."""
+LOOSE_BYTES: Final = 4 << 20
+"""Free bytes at the end of an arena from which on they are given back."""
 LOOK_S: Final = 5.0
 SPARE_BYTES: Final = 16 << 20
 """More than after the last look is worth giving back."""
@@ -37,6 +42,8 @@ def tune() -> None:
     gc.set_threshold(COLLECT, 10, 10)
     if (libc := glibc()) is not None:
         libc("mallopt", M_ARENA_MAX, ARENAS)
+        libc("mallopt", M_MMAP_THRESHOLD, LARGE_BYTES)
+        libc("mallopt", M_TRIM_THRESHOLD, LOOSE_BYTES)
 
 
 def settle() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lmlite.app.scrape import resident_bytes
 from lmlite.cli import tuning
+from tests.conftest import INSTALLED
 
 MB = 1 << 20
 
@@ -61,3 +64,40 @@ def test_a_process_knows_what_it_has_in_memory() -> None:
     block = bytearray(64 * MB)
     assert (resident_bytes() or 0) - before > 60 * MB
     del block
+
+
+REFUSED = """
+import http.client, json, sys
+from lmlite.app.scrape import resident_bytes
+from lmlite.cli import tuning
+from lmlite.server import Server
+
+def refuse(port, prompt):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for _ in range(3):
+        connection.request("POST", "/v1/completions", json.dumps({"prompt": prompt, "temperature": "warm"}))
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (400, True)
+    connection.close()
+
+tuning.tune()
+with Server(port=0, home=sys.argv[1]) as server:
+    refuse(server.port, "word")
+    before = resident_bytes()
+    for size in (300_000, 1_000_000, 2_000_000, 4_000_000, 6_000_000):
+        refuse(server.port, "word " * size)
+    refuse(server.port, "word")  # when these are answered, the last of those is over
+    tuning.glibc()("malloc_trim", 0)
+    print((resident_bytes() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(tuning.glibc() is None, reason="another C library")
+def test_nothing_of_what_large_requests_took_is_kept_where_trimming_does_not_reach(tmp_path: Path) -> None:
+    """glibc trims holes in the arenas of threads, and never what is free at their ends."""
+    environ = {"PYTHONPATH": str(INSTALLED), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, str(tmp_path)], env=environ, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 12, "MB; it was 28 to 54"
