@@ -99,7 +99,7 @@ class Model:
         catalog = OneModel(config, given)
         card = catalog.card
         self._name, self._purpose = card.id, purpose(card)
-        self._thread = LoopThread("lmlite-model")
+        self._thread = LoopThread("lmlite-model", "model")
         try:
             self._pool = open_pool(config, catalog, look=Looks(catalog.look).fresh)
             self._thread.call(self._load())
@@ -180,8 +180,10 @@ class Model:
                 if isinstance(piece, BaseException):
                     raise piece
                 yield piece
+                self._thread.origin.check()  # there, nothing more would come
         finally:
-            future.cancel()
+            if self._thread.origin.is_here:
+                future.cancel()
 
     def _completed(self, asked: Asked, card: ModelCard) -> Generate:
         effort_off = card.reasoning.effort_off if card.reasoning else None
@@ -213,6 +215,7 @@ class Model:
         """Ends the engine and frees its memory; may be called twice."""
         if self._thread.closed:
             return
+        self._thread.origin.check()
         try:
             if hasattr(self, "_pool"):
                 self._thread.call(self._pool.close())
@@ -225,7 +228,8 @@ class Model:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if exc is None or self._thread.origin.is_here:  # what ends a child is not to be hidden
+            self.close()
 
 
 def spell_message(answer: Answer) -> dict[str, Any]:

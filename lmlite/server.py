@@ -23,6 +23,7 @@ from .app.logs import keep
 from .card import ModelCard
 from .config import Config
 from .errors import ConfigError, PortInUse
+from .forks import KEPT_FROM_CHILDREN, Origin
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def covers(bound: set[tuple[int, str]], family: int, address: str) -> bool:
 
 
 def listen(family: int, address: str, port: int) -> socket.socket:
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = KEPT_FROM_CHILDREN.include(socket.socket(family, socket.SOCK_STREAM))
     try:
         if sys.platform != "win32":  # there it would let two programs share the port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,7 +140,7 @@ class Acceptor:
                 self._loop.remove_reader(self._socket.fileno())
                 self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
                 return
-            accepted.setblocking(False)
+            KEPT_FROM_CHILDREN.include(accepted).setblocking(False)
             if accepted.family != socket.AF_UNIX:  # asyncio sees to it only where a socket bears its protocol's number
                 with contextlib.suppress(OSError):  # some systems refuse it to one that was reset meanwhile
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -170,6 +171,7 @@ class Service:
     def __init__(self, config: Config, app: App | None = None):
         self.config = config
         self.app = app or App(config)
+        self.origin = Origin("server")
         self.port = 0
         self._acceptors: list[Acceptor] = []
         self._expired: asyncio.Event | None = None
@@ -183,6 +185,7 @@ class Service:
     async def open(self) -> None:
         if self._expired is not None:
             raise RuntimeError("a server runs once; make another one")
+        self.origin = Origin("server")
         for path in self.config.models:
             if not path.exists():
                 raise ConfigError(f"models: there is no file {str(path)!r}")
@@ -202,6 +205,7 @@ class Service:
             self._expired.set()
 
     async def close(self) -> None:
+        self.origin.check()
         for acceptor in self._acceptors:
             acceptor.close()
         self._acceptors = []
@@ -230,7 +234,8 @@ class Service:
 class LoopThread:
     """An event loop in a thread of its own, to be called from threads that have none."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, serves: str = "server"):
+        self.origin = Origin(serves)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -244,8 +249,10 @@ class LoopThread:
         return self.loop.is_closed()
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        if self.closed:
+        """Raises `RuntimeError` if it was closed, and in a forked child."""
+        if self.closed or not self.origin.is_here:
             coroutine.close()
+            self.origin.check()
             raise RuntimeError("it was closed")
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
@@ -261,6 +268,7 @@ class LoopThread:
     def close(self) -> None:
         if self.closed:
             return
+        self.origin.check()
         self.call(self._settle())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
@@ -306,6 +314,7 @@ class Server:
         """Stops in order, see above; may be called twice."""
         if self._thread is None:
             return
+        self._thread.origin.check()
         thread, self._thread = self._thread, None
         try:
             thread.call(self._service.close())
@@ -319,7 +328,8 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if exc is None or self._service.origin.is_here:  # what ends a child is not to be hidden
+            self.close()
 
     async def __aenter__(self) -> Server:
         await self._service.open()
@@ -328,4 +338,5 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._service.close()
+        if exc is None or self._service.origin.is_here:
+            await self._service.close()

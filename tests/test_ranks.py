@@ -14,7 +14,7 @@ GENERATED = PACKAGE / "core" / "_lib.py"
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != GENERATED)
 
 RANKS = {
-    **dict.fromkeys(("errors", "messages", "settings"), 0),
+    **dict.fromkeys(("errors", "forks", "messages", "settings"), 0),
     **dict.fromkeys(("config", "request", "events", "card", "metrics", "download"), 1),
     **dict.fromkeys(("wire", "api", "core", "hub", "mcp", "store"), 2),
     **{"app": 3},

@@ -22,6 +22,7 @@ from ..events import (
     ToolCallArguments,
     ToolCallStart,
 )
+from ..forks import KEPT_FROM_CHILDREN
 from ..request import Chat, Embed, Embedding, Generate, Rerank, Score
 from .frames import Kind
 from .line import Abandoned, Clock, Line
@@ -98,7 +99,7 @@ class Engine:
         equal ones share, before it is sent, and may raise. `verdict` is what its requests are told instead of `EngineGone`, if
         it knows better. Raises OSError or `BuildError`."""
         loop = asyncio.get_running_loop()
-        sock = await placement.start()
+        sock = KEPT_FROM_CHILDREN.include(await placement.start())
         try:
             line = Line(name, placement, clock or loop, on_gone, judge, verdict)
             await loop.create_connection(lambda: line, sock=sock)
