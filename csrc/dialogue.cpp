@@ -85,6 +85,10 @@ static common_chat_templates_inputs greeting() {
 void dialogue::try_out() {
     common_chat_templates_inputs inputs = greeting();
     const common_chat_params params = common_chat_templates_apply(templates_.get(), inputs);
+    if (params.supports_thinking && !params.thinking_end_tags.empty()) {
+        thinking_start_ = params.thinking_start_tag;
+        thinking_end_ = params.thinking_end_tags.front();
+    }
     const std::string text = "Text of <any> [kind] {at} all.\n";
     parsed_answer parsed;
     plain_ = !params.supports_thinking && parse_answer(*make_format({params}, inputs), text, true, parsed) &&
@@ -326,7 +330,7 @@ static size_t find_first_user(const std::string & prompt, const std::vector<comm
 }
 
 // The prompt with its literals marked.
-dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bool pure) const {
+dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bool pure, const common_chat_msg * last) const {
     mark_all(inputs);
     const std::vector<common_chat_msg> messages = inputs.messages;
     if (!native_tools_) {
@@ -334,7 +338,47 @@ dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bo
     }
     common_chat_params params = apply(std::move(inputs), pure);
     const size_t said_from = find_first_user(params.prompt, messages);
-    return {std::move(params), said_from};
+    const std::string begun = last != nullptr ? begin_answer(*last, params.generation_prompt) : "";
+    params.prompt += begun;
+    return {std::move(params), said_from, without_marks(begun)};
+}
+
+// What comes behind `opening`, which is all that the template writes of an answer, so that the answer goes on with `last`.
+// Literals are marked.
+std::string dialogue::begin_answer(common_chat_msg last, const std::string & opening) const {
+    mark(last.reasoning_content);
+    std::string content = last.content_parts.empty() ? last.content : last.render_content("\n");
+    mark(content);
+    const size_t start = thinking_start_.empty() ? std::string::npos : opening.rfind(thinking_start_);
+    const bool open = start != std::string::npos && opening.find(thinking_end_, start + thinking_start_.size()) == std::string::npos;
+    std::string begun;
+    if (!last.reasoning_content.empty() && !thinking_start_.empty() && (open || start == std::string::npos)) {
+        begun = (open ? "" : thinking_start_ + "\n") + last.reasoning_content;
+    }
+    if (!content.empty() && (open || !begun.empty())) {
+        begun += (begun.empty() ? "" : "\n") + thinking_end_ + "\n\n";
+    }
+    return begun + content;
+}
+
+// Whether the conversation ends with an answer that is to be gone on with.
+static bool goes_on(const chat_prompt & chat, const common_chat_templates_inputs & inputs, bool is_ruled) {
+    const common_chat_msg & last = inputs.messages.back();
+    const bool is_answer = last.role == "assistant" && last.tool_calls.empty();
+    if (chat.continues && *chat.continues && !is_answer) {
+        throw invalid_request("continue_final_message", "the conversation does not end with an answer that could be gone on with");
+    }
+    return chat.continues.value_or(is_answer && !is_ruled && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_REQUIRED);
+}
+
+// The last message, taken out of `inputs`, if it is to be gone on with.
+static std::optional<common_chat_msg> take_last(const chat_prompt & chat, common_chat_templates_inputs & inputs, bool is_ruled) {
+    if (!goes_on(chat, inputs, is_ruled)) {
+        return std::nullopt;
+    }
+    common_chat_msg last = std::move(inputs.messages.back());
+    inputs.messages.pop_back();
+    return last;
 }
 
 std::string dialogue::write_marked(const chat_prompt & chat) const {
@@ -342,7 +386,8 @@ std::string dialogue::write_marked(const chat_prompt & chat) const {
     if (special_case_ && !inputs.tools.empty()) {
         inputs.tools = loosen_once(inputs).schemas.tools;
     }
-    return write_prompt(std::move(inputs), !special_case_).params.prompt;
+    const std::optional<common_chat_msg> last = take_last(chat, inputs, false);
+    return write_prompt(std::move(inputs), !special_case_, last ? &*last : nullptr).params.prompt;
 }
 
 std::string dialogue::render(const chat_prompt & chat) const {
@@ -396,7 +441,7 @@ size_t dialogue::tokens_before(const std::vector<llama_token> & tokens, size_t n
 chat_turn dialogue::turn_of(const written & rendered, size_t limit) const {
     const std::string & prompt = rendered.params.prompt;
     chat_turn turn = {tokenize(prompt, limit)};
-    turn.n_repeated = tokens_before(turn.tokens, rendered.params.generation_prompt.size());
+    turn.n_repeated = tokens_before(turn.tokens, rendered.params.generation_prompt.size() + rendered.begun.size());
     if (rendered.said_from < prompt.size()) {
         const size_t before = tokens_before(turn.tokens, without_marks(prompt.substr(rendered.said_from)).size());
         turn.n_preamble = before - std::min<size_t>(before, 1); // the last one may be another ahead of another text
@@ -534,16 +579,19 @@ chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * gramm
         throw context_overflow(chat.messages.size() + 1, limit);
     }
     common_chat_templates_inputs inputs = read(chat);
+    const std::optional<common_chat_msg> taken = take_last(chat, inputs, grammar != nullptr);
+    const common_chat_msg * last = taken ? &*taken : nullptr;
     const bool rules_all = grammar != nullptr && !grammar->is_schema;
-    if (rules_all || (plain_ && inputs.tools.empty())) {
-        return turn_of(write_prompt(std::move(inputs), true), limit);
+    const bool begins_in_a_schema = grammar != nullptr && last != nullptr; // which has to be told what there is
+    if (rules_all || (plain_ && inputs.tools.empty() && !begins_in_a_schema)) {
+        return turn_of(write_prompt(std::move(inputs), true, last), limit);
     }
     if (grammar != nullptr) {
         to_gbnf(*grammar); // for its guards
         inputs.json_schema = grammar->text;
     }
     if (inputs.tools.empty()) {
-        return answer_turn(inputs, inputs, limit);
+        return answer_turn(inputs, inputs, last, limit);
     }
     // What a tool's schema says is never why a conversation is not answered.
     known_tools & known = loosen_once(inputs);
@@ -552,7 +600,7 @@ chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * gramm
     std::optional<invalid_request> first;
     if (known.detail == schema_detail::nodes) {
         try {
-            chat_turn turn = answer_turn(inputs, loose, limit);
+            chat_turn turn = answer_turn(inputs, loose, last, limit);
             turn.loosened = std::exchange(known.schemas.loosened, {});
             return turn;
         } catch (const invalid_request & e) {
@@ -566,7 +614,7 @@ chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * gramm
         tool_schemas schemas = loosen_tools(inputs.tools, vocab_, detail);
         loose.tools = schemas.tools;
         try {
-            chat_turn turn = answer_turn(loose, loose, limit);
+            chat_turn turn = answer_turn(loose, loose, last, limit);
             const bool is_news = detail != known.detail || !known.schemas.loosened.empty();
             turn.loosened = is_news ? std::exchange(schemas.loosened, {}) : std::vector<std::string>();
             known.detail = detail;
@@ -595,18 +643,33 @@ dialogue::known_tools & dialogue::loosen_once(const common_chat_templates_inputs
     return tools_.front();
 }
 
+// The format of an answer that has begun.
+static std::shared_ptr<const answer_format> begun_format(const std::shared_ptr<const answer_format> & format,
+                                                         const std::string & begun, const common_chat_msg & last) {
+    auto own = std::make_shared<answer_format>(*format);
+    own->opening += begun;
+    own->begun_content = last.content_parts.empty() ? last.content : last.render_content("\n");
+    if (begun.size() > own->begun_content.size() && !last.reasoning_content.empty()) {
+        own->begun_reasoning = last.reasoning_content + (own->begun_content.empty() ? "" : "\n");
+    }
+    return own;
+}
+
 // The prompt says what `inputs` do; the format is of `loose`, which may differ in the schemas of the tools.
 chat_turn dialogue::answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
-                                size_t limit) const {
-    if (special_case_) { // prompt and format come of one reading
-        chat_turn turn = turn_of(write_prompt(loose, false), limit);
+                                const common_chat_msg * last, size_t limit) const {
+    const written rendered = special_case_ ? write_prompt(loose, false, last) // prompt and format come of one reading
+                                           : write_prompt(inputs, true, last);
+    chat_turn turn = turn_of(rendered, limit); // first: it may be too long
+    if (special_case_) {
         const std::vector<common_chat_params> variants = describe(loose);
         turn.format = recall_or_make(key_of(variants, loose.parallel_tool_calls), [&] { return variants; }, loose);
-        return turn;
+    } else {
+        turn.format = recall_or_make(key_of(loose, rendered.params.generation_prompt), [&] { return describe(loose); }, loose);
     }
-    const written rendered = write_prompt(inputs, true);
-    chat_turn turn = turn_of(rendered, limit); // first: it may be too long
-    turn.format = recall_or_make(key_of(loose, rendered.params.generation_prompt), [&] { return describe(loose); }, loose);
+    if (last != nullptr) {
+        turn.format = begun_format(turn.format, rendered.begun, *last);
+    }
     return turn;
 }
 

@@ -75,13 +75,16 @@ class dialogue {
     struct written {
         common_chat_params params;
         size_t said_from; // where in its prompt the first user's text begins; npos: not known
+        std::string begun; // of the answer, behind what the template writes of it
     };
-    written write_prompt(common_chat_templates_inputs inputs, bool pure) const;
+    // `last` (null: none) is an answer that is gone on with.
+    written write_prompt(common_chat_templates_inputs inputs, bool pure, const common_chat_msg * last) const;
+    std::string begin_answer(common_chat_msg last, const std::string & opening) const;
     std::string write_marked(const chat_prompt & chat) const;
     std::vector<llama_token> tokenize(const std::string & prompt, size_t limit) const;
     known_tools & loosen_once(const common_chat_templates_inputs & inputs) const;
     chat_turn answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
-                          size_t limit) const;
+                          const common_chat_msg * last, size_t limit) const;
     chat_turn turn_of(const written & rendered, size_t limit) const;
     size_t tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const;
 
@@ -104,6 +107,7 @@ class dialogue {
     bool plain_ = true;         // an answer without tools is its text, as it stands
     bool native_tools_ = false; // the template lists tools and their calls can be read
     bool parallel_calls_ = true; // a message with two calls can be rendered
+    std::string thinking_start_, thinking_end_; // empty: answers have no reasoning
     bool special_case_ = false; // llama.cpp has a reader for this very template, which renders it in a way of its own
     std::string problem_;
     bool control_starts_[256] = {};

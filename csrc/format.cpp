@@ -44,6 +44,13 @@ static void locate(const common_peg_ast_arena & tree, const common_peg_parse_res
     }
 }
 
+// What was there before the answer goes on is not said again. The parsers trim white space.
+static void remove_beginning(std::string & text, const std::string & beginning) {
+    const size_t blanks = std::min(beginning.find_first_not_of(" \t\r\n"), beginning.size());
+    const bool trimmed = blanks > 0 && text.compare(0, beginning.size(), beginning) != 0;
+    text.erase(0, std::min(text.size(), beginning.size() - (trimmed ? blanks : 0)));
+}
+
 bool parse_answer(const answer_format & format, const std::string & text, bool whole, parsed_answer & into) {
     for (const common_peg_arena & parser : format.parsers) {
         common_peg_parse_context context(format.opening + text,
@@ -57,6 +64,8 @@ bool parse_answer(const answer_format & format, const std::string & text, bool w
         into = {};
         into.reasoning = std::move(message.reasoning_content);
         into.content = std::move(message.content);
+        remove_beginning(into.reasoning, format.begun_reasoning);
+        remove_beginning(into.content, format.begun_content);
         for (common_chat_tool_call & call : message.tool_calls) {
             into.calls.push_back({std::move(call.name), std::move(call.arguments)});
         }

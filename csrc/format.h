@@ -19,7 +19,9 @@ namespace lm {
 struct answer_format {
     common_chat_format syntax = COMMON_CHAT_FORMAT_PEG_NATIVE; // chooses the reader of the parsed tree
     std::vector<common_peg_arena> parsers; // tried in this order
-    std::string opening;                   // what the template has written of the answer; the parsers begin there
+    std::string opening;                   // what is written of the answer already; the parsers begin there
+    std::string begun_reasoning;           // of that, what is reasoning and content: an answer that is gone on with
+    std::string begun_content;
     std::vector<std::string> tools;        // the names a call may have
     bool content_is_json = false;          // a schema rules the content
     bool one_call = false;                 // the answer is over with its first call

@@ -446,6 +446,9 @@ static chat_prompt parse_chat(const common_json & object) {
     if (has(object, "parallel_tool_calls")) {
         prompt.parallel_tool_calls = read_bool(object, "parallel_tool_calls", true);
     }
+    if (has(object, "continue_final")) {
+        prompt.continues = read_bool(object, "continue_final", true);
+    }
     if (prompt.choice == tool_choice::required && prompt.tools.empty()) {
         throw invalid_request("tool_choice", "a tool is required, but there are none");
     }

@@ -64,6 +64,8 @@ struct chat_prompt {
     common_json tools; // an array
     tool_choice choice = tool_choice::automatic;
     std::optional<bool> parallel_tool_calls; // none: if the template can write several calls of one message
+    // Whether the last message, an answer without calls, is gone on with; none: if nothing rules what answers look like.
+    std::optional<bool> continues;
 
     bool may_call_tools() const { return !tools.empty() && choice != tool_choice::none; }
 };

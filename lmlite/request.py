@@ -101,6 +101,9 @@ class Chat:
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool | None = None  # None: if the template can write several calls of one message
+    continues: bool | None = None
+    """Whether the last message, an answer without calls, is gone on with; None: if nothing rules what the answer looks like
+    (a grammar, a schema, a call that has to be)."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -109,6 +109,10 @@ class Fields:
             raise InvalidType(self.where(name), "true or false")
         return value
 
+    def optional_boolean(self, name: str) -> bool | None:
+        """None where nothing is said."""
+        return None if self.values.get(name) is None else self.boolean(name)
+
     def string(self, name: str) -> str | None:
         value = self.values.get(name)
         return None if value is None else as_string(value, self.where(name))

@@ -6,10 +6,12 @@ Parts of messages other than text are refused by name until they are served.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import InvalidRequest, InvalidType
 from ..events import Finished
+from ..messages import ToolCallPart
 from ..request import TEMPLATE_RESERVED, Chat
 from . import openai_error, unserved
 from .answer import Answer, count_drafts, count_usage, spell_calls
@@ -42,6 +44,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         tool_choice=offer.choice,
         parallel_tool_calls=offer.parallel,
     )
+    prompt = replace(prompt, continues=_parse_continues(fields, prompt))
     refuse(fields, unserved.CHAT)
     shared = parse_shared(fields, prompt)
     grammar = shared.generate.grammar
@@ -65,6 +68,22 @@ def make_reply(projection: Projection, choices: Choices) -> Callable[[Served], R
         return ChatCompletion(served, projection, choices)
 
     return reply
+
+
+def _parse_continues(fields: Fields, prompt: Chat) -> bool | None:
+    """Other servers' two words for whether an answer at the end of the conversation is gone on with."""
+    name, other = "continue_final_message", "add_generation_prompt"
+    goes_on, begins = fields.optional_boolean(name), fields.optional_boolean(other)
+    if goes_on is None and begins is None:
+        return None
+    if goes_on == begins:
+        raise InvalidRequest(f"'{name}' and '{other}' exclude each other: an answer goes on or begins", name)
+    continues = not begins if goes_on is None else goes_on
+    last = prompt.messages[-1]
+    if continues and (last.role != "assistant" or any(isinstance(part, ToolCallPart) for part in last.parts)):
+        asked = name if goes_on else other
+        raise InvalidRequest(f"'{asked}' of {str(bool(goes_on)).lower()} needs an answer without calls at the end", asked)
+    return continues
 
 
 def _parse_template_kwargs(fields: Fields) -> Mapping[str, Any]:

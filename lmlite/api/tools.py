@@ -43,7 +43,7 @@ class Offer:
 
 def parse_offer(fields: Fields) -> Offer:
     """A choice that names a function leaves only that one, and asks for one call of it."""
-    parallel = None if fields.get("parallel_tool_calls") is None else fields.boolean("parallel_tool_calls")
+    parallel = fields.optional_boolean("parallel_tool_calls")
     tools = parse_tools(fields.array("tools") or (), "tools")
     choice = fields.get("tool_choice")
     if isinstance(choice, Mapping):

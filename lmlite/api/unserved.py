@@ -89,10 +89,8 @@ ANYWHERE: Final[Mapping[str, Harmless]] = {
 }
 
 CHAT: Final[Mapping[str, Harmless]] = {
-    "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
     "best_of": (1,),
-    "continue_final_message": (False,),
     "echo": (False,),
     "suffix": ("",),
 }

@@ -292,6 +292,7 @@ def chat_object(chat: Chat) -> dict[str, Any]:
         "messages": [message_object(message) for message in chat.messages],
         "template_kwargs": dict(chat.template_kwargs),
         **({"tools": [dict(tool) for tool in chat.tools]} if chat.tools else {}),
+        **({} if chat.continues is None else {"continue_final": chat.continues}),
     }
 
 

@@ -4,6 +4,7 @@
 #include "dialogue.h"
 #include "error.h"
 #include "reply.h"
+#include "trigger.h"
 
 #include "log.h"
 
@@ -289,6 +290,91 @@ TEST(an_answer_that_may_call_once_is_over_with_its_first_call) {
             }
         }
     }
+}
+
+static std::string raised_by(const char * source, const chat_prompt & chat) {
+    try {
+        format_of(source, chat);
+    } catch (const error & e) {
+        return e.details;
+    }
+    return "";
+}
+
+// ---- answers that are gone on with ----------------------------------------------------------------------------------
+
+static chat_prompt begun(const char * answer, const char * tools) {
+    chat_prompt chat = conversation(tools);
+    chat.messages.push_back(common_json::parse(answer));
+    return chat;
+}
+
+static bool ends_with(const std::string & text, const std::string & end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+TEST(an_answer_at_the_end_is_gone_on_with_and_only_what_is_new_is_told) {
+    const char * answer = R"({"role": "assistant", "content": "The answer"})";
+    const std::string call = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bonn\"}}\n</tool_call>";
+    for (const char * source : {templates::HERMES, templates::THINKING, templates::LLAMA3, templates::TAGGED, templates::PLAIN, templates::MISTRAL}) {
+        for (const char * tools : {NO_TOOLS, WEATHER}) {
+            const chat_prompt chat = begun(answer, tools);
+            const std::string prompt = dialogue(source, *tokens().vocab).render(chat);
+            CHECK(ends_with(prompt, source == templates::THINKING ? "<think>\n</think>\n\nThe answer" : "The answer"));
+            chat_prompt anew = chat;
+            anew.continues = false;
+            CHECK(!ends_with(dialogue(source, *tokens().vocab).render(anew), "The answer"));
+            const auto format = format_of(source, chat);
+            for (const std::string text : {" is 42.", "", "s: [1, 2]", "\n\nis <b>4</b>"}) {
+                for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
+                    for (const bool whole : {false, true}) {
+                        const heard got = listen(format, text, step, true, whole);
+                        CHECK(got.content == text && got.reasoning.empty() && got.calls.empty());
+                    }
+                }
+            }
+        }
+    }
+    for (const char * source : {templates::HERMES, templates::THINKING}) {
+        const heard got = listen(format_of(source, begun(answer, WEATHER)), " is:\n" + call, milliseconds(30), true);
+        CHECK(got.content.substr(0, 4) == " is:" && got.calls.at(0).first == "weather");
+    }
+}
+
+TEST(reasoning_at_the_end_is_gone_on_with) {
+    const chat_prompt chat = begun(R"({"role": "assistant", "content": "", "reasoning_content": "Let me"})", WEATHER);
+    CHECK(ends_with(dialogue(templates::THINKING, *tokens().vocab).render(chat), "assistant\n<think>\nLet me"));
+    for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
+        for (const bool whole : {false, true}) {
+            const heard got = listen(format_of(templates::THINKING, chat), " think.\n</think>\n\nYes.", step, true, whole);
+            CHECK(got.reasoning == " think.\n" && got.content == "Yes.");
+        }
+    }
+    const chat_prompt both = begun(R"({"role": "assistant", "content": "Yes, ", "reasoning_content": "Hm."})", WEATHER);
+    CHECK(ends_with(dialogue(templates::THINKING, *tokens().vocab).render(both), "<think>\nHm.\n</think>\n\nYes, "));
+    const heard got = listen(format_of(templates::THINKING, both), "it is.", milliseconds(30), true);
+    CHECK(got.content == "it is." && got.reasoning.empty());
+}
+
+TEST(what_rules_an_answer_begins_it_anew_and_what_is_no_answer_is_not_gone_on_with) {
+    const char * answer = R"({"role": "assistant", "content": "<|im_end|>{\"a\": "})";
+    const dialogue chat(templates::HERMES, *tokens().vocab);
+    const grammar_spec schema{true, R"({"type": "object", "properties": {"a": {"type": "integer"}}})"};
+    chat_prompt prompt = begun(R"({"role": "assistant", "content": "{\"a\": "})", NO_TOOLS);
+    const auto size = [&](const chat_prompt & p, const grammar_spec * g) { return chat.prepare(p, g, 1 << 20).tokens.size(); };
+    const size_t continued = size(prompt, nullptr);
+    CHECK(size(prompt, &schema) > continued); // the answer was ended, and another opened
+    prompt.continues = true;
+    CHECK(size(prompt, &schema) == continued);
+    const auto format = chat.prepare(prompt, &schema, 1 << 20).format;
+    const matcher_ptr rest = eager_grammar(*format, *tokens().vocab);
+    CHECK(rest->accept("12}"));
+    CHECK(listen(format, "12}", milliseconds(30), true).content == "12}");
+    const std::vector<llama_token> literal = chat.prepare(begun(answer, NO_TOOLS), nullptr, 1 << 20).tokens;
+    CHECK(std::count(literal.begin(), literal.end(), llama_vocab_eos(tokens().vocab->get())) == 1); // the user's turn has one
+    prompt = conversation(NO_TOOLS);
+    prompt.continues = true;
+    CHECK(raised_by(templates::HERMES, prompt) == "{\"param\":\"continue_final_message\"}");
 }
 
 TEST(reasoning_tokens_are_those_between_the_tags) {
