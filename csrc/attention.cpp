@@ -16,14 +16,14 @@ namespace {
 
 constexpr int64_t TILE = 64; // cells that are computed with at a time, and the most rows (query x head)
 
-// A run of queries at least this long is worth a matrix product: what is read and turned for one serves the others.
-constexpr int64_t LONG_RUN = 2;
+// A run of queries at least this long is worth a matrix product.
+constexpr int64_t LONG_RUN = 16;
 
 // llama.cpp itself multiplies matrices from this many queries on: who sees fewer cells had no matrices alone.
 constexpr int64_t LONG_BATCH = 64;
 
-// A short run alone that sees fewer cells is computed in llama.cpp's steps: it takes a few milliseconds either way. One that
-// sees more, a chat's next message or guesses that are verified, would take ten times as long as in tiles.
+// A short run of one sequence alone that sees fewer cells is computed in llama.cpp's steps: it takes a few milliseconds either
+// way. One that sees more, a chat's next message or guesses that are verified, would take ten times as long as in tiles.
 constexpr int64_t FEW_CELLS = 128;
 
 // From this many cells on, those of others cost a single query more than a look at the mask.
@@ -283,6 +283,7 @@ int64_t worker::find_blocks(block * into) {
         std::fill(seen_, seen_ + p_.n_words, 0);
         int64_t most = merge(seen_, bits(first), p_.n_words);
         int64_t end = first + 1;
+        bool is_one_text = true; // each query sees what the one before saw
         for (; end < p_.n_queries; end++) {
             int64_t own = 0;
             int64_t both = 0;
@@ -293,10 +294,12 @@ int64_t worker::find_blocks(block * into) {
             if (both > std::max(own, most) + STRANGERS) {
                 break;
             }
+            is_one_text = is_one_text && both == own;
             most = merge(seen_, bits(end), p_.n_words);
         }
-        const bool alone = first == 0 && end == p_.n_queries && p_.n_queries < LONG_BATCH && most < FEW_CELLS;
-        const bool in_tiles = end - first >= LONG_RUN && most >= LONG_BATCH && !alone;
+        const bool alone = first == 0 && end == p_.n_queries && p_.n_queries < LONG_BATCH;
+        const bool in_tiles = alone ? p_.n_queries > 1 && is_one_text && most >= FEW_CELLS
+                                    : end - first >= LONG_RUN && most >= LONG_BATCH;
         const int64_t most_queries = in_tiles ? std::max<int64_t>(1, TILE / p_.heads_at_once) : 1;
         const int64_t n_parts = (end - first + most_queries - 1) / most_queries;
         for (int64_t part = 0; part < n_parts; part++) {
