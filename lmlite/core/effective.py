@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from ..card import ModelCard
@@ -45,8 +46,13 @@ def cache_types(kv_type: str) -> tuple[str, str]:
     return k_type, v_type or k_type
 
 
+TAIL_MAX: Final = 16 << 20
+"""Bytes behind a file's last tensor that may be mapped with it; more is no padding, and mapping reads it all ahead."""
+
+
 async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:
-    """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse."""
+    """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse. Files with
+    much behind their tensors are read instead of mapped: what lies there, be it a hole of a terabyte, is nobody's."""
 
     def fits(lora: Lora) -> bool:
         try:
@@ -54,9 +60,20 @@ async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:
         except GgufError:
             return True
 
-    if not settings.loras:
-        return settings
-    return await asyncio.to_thread(lambda: replace(settings, loras=tuple(filter(fits, settings.loras))))
+    def fit() -> LoadSettings:
+        mmap = settings.mmap and not any(map(has_tail, card.paths))
+        return replace(settings, loras=tuple(filter(fits, settings.loras)), mmap=mmap)
+
+    return await asyncio.to_thread(fit) if settings.loras or settings.mmap else settings
+
+
+def has_tail(path: Path) -> bool:
+    """More than padding lies behind the file's last tensor."""
+    try:
+        header = read_header(path)
+    except GgufError:
+        return False  # the load will say what is wrong
+    return header.file_bytes - header.tensors.end > TAIL_MAX
 
 
 def gpu_layers(card: ModelCard, share: float) -> int:

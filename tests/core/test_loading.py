@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import resource
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import fields
 from pathlib import Path
@@ -470,3 +472,16 @@ def test_threads_are_what_is_said_and_one_for_a_model_that_gains_nothing_from_mo
             assert (await engine.load(spec)).threads == (threads or 1)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_what_lies_behind_the_tensors_is_never_read(tmp_path: Path, isolation: str) -> None:
+    """A hole of a terabyte was mapped and read ahead: a minute, and all of the machine's memory."""
+    file = tmp_path / "holed.gguf"
+    shutil.copy(bundled_model(), file)
+    try:
+        os.truncate(file, 1 << 40)
+    except OSError:
+        pytest.skip("this file system has no files of a terabyte")
+    with lmlite.load(file, isolation=isolation) as model, lmlite.load(bundled_model(), isolation=isolation) as whole:
+        assert model.complete("Hello", max_tokens=8, temperature=0.0) == whole.complete("Hello", max_tokens=8, temperature=0.0)
