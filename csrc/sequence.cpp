@@ -2,6 +2,7 @@
 
 #include "payload.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <optional>
 
@@ -21,7 +22,7 @@ const char * to_string(stop_reason reason) {
 
 size_t drop_middle(std::vector<llama_token> & tokens, size_t limit) {
     const size_t head = limit / 4;
-    const size_t tail = limit / 2;
+    const size_t tail = std::max<size_t>(limit / 2, 1); // something must be left to go on from
     if (tokens.size() > head + tail) {
         tokens.erase(tokens.begin() + long(head), tokens.end() - long(tail));
     }

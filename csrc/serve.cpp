@@ -77,6 +77,7 @@ class server {
     chat_turn whole_prompt(const generate_spec & spec) const;
     chat_turn fitting_prompt(const generate_spec & spec) const;
     chat_turn recent_turns(generate_spec spec) const;
+    void make_answerable(std::vector<llama_token> & tokens, const char * param) const;
 
     // attacher
     void attach_all();
@@ -413,6 +414,22 @@ chat_turn server::recent_turns(generate_spec spec) const {
     return fits_from(first) ? fitting : whole_prompt(spec);
 }
 
+// Whatever became of it on the way, a prompt has a token to compute and leaves room for one to answer with.
+void server::make_answerable(std::vector<llama_token> & tokens, const char * param) const {
+    const vocabulary & vocab = loaded().vocab();
+    const size_t limit = size_t(loaded().context_length());
+    if (tokens.empty()) {
+        const llama_token bos = llama_vocab_bos(vocab.get());
+        if (!vocab.contains(bos)) {
+            throw invalid_request(param, "the prompt is empty");
+        }
+        tokens.push_back(bos);
+    }
+    if (tokens.size() >= limit) {
+        throw context_overflow(tokens.size() + 1, limit);
+    }
+}
+
 void server::generate(const work & item) {
     generate_spec spec = parse_generate(item.command.payload);
     const model & m = loaded();
@@ -431,19 +448,13 @@ void server::generate(const work & item) {
         s->n_preamble = turn.n_preamble;
         s->loosened = std::move(turn.loosened);
         format = std::move(turn.format);
+        make_answerable(s->tokens, std::holds_alternative<chat_prompt>(spec.prompt) ? "messages" : "prompt");
     } catch (const context_overflow & e) {
         if (spec.overflow != overflow_policy::stop) {
             throw;
         }
         s->n_prompt = e.needed - 1;
         return answer(item.request, frame_kind::FINISHED, finished_payload(*s, stop_reason::context_length));
-    }
-    if (s->tokens.empty()) {
-        const llama_token bos = llama_vocab_bos(vocab.get());
-        if (!vocab.contains(bos)) {
-            throw invalid_request("prompt", "the prompt is empty");
-        }
-        s->tokens.push_back(bos);
     }
     s->n_prompt = s->tokens.size();
     for (const auto & [id, bias] : spec.sampling.logit_bias) {

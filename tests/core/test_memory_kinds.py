@@ -6,6 +6,7 @@ The oracle is the same request under a scope of its own, which shares nothing an
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import random
 from collections.abc import Callable, Coroutine
@@ -17,11 +18,11 @@ import pytest
 
 from lmlite.core.engine import Engine
 from lmlite.core.payloads import LoadSettings, LoadSpec
-from lmlite.core.worker import Process
+from lmlite.core.worker import Process, Thread
 from lmlite.errors import ContextOverflow, LoadFailed
 from lmlite.events import Finished, TextDelta, TokenLogprob
 from lmlite.messages import text_message
-from lmlite.request import Chat, Generate, Prompt, Sampling, Text, Tokens
+from lmlite.request import Chat, Draft, Generate, Prompt, Sampling, Text, Tokens
 from tests.architectures import write_cogvlm, write_plamo2
 from tests.memory_models import FIRST_BYTE, MEMORIES, Memory, byte_tokens, write_model
 
@@ -37,8 +38,10 @@ def texts(seed: int) -> Callable[[int], bytes]:
 
 
 def with_memory(folder: Path, memory: Memory, test: Callable[[Engine], Coroutine[Any, Any, None]], **more: Any) -> None:
+    placement = more.pop("placement", Process)
+
     async def run() -> None:
-        engine = await Engine.open(Process(), memory)
+        engine = await Engine.open(placement(), memory)
         settings = LoadSettings(**{"context_length": CONTEXT, "eval_batch_size": 64, "flash_attention": False, **more})
         try:
             await engine.load(LoadSpec((write_model(folder / "model.gguf", memory),), settings))
@@ -302,6 +305,36 @@ def test_a_prompt_that_does_not_fit_gets_what_its_policy_says(tmp_path: Path, pr
         assert len(tokens) == 3 and end.stats.prompt_tokens == CONTEXT * 3 // 4
 
     with_memory(tmp_path, "full", test)
+
+
+@pytest.mark.parametrize("placement", [Process, Thread])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_context_of_a_few_tokens_answers_or_refuses(
+    tmp_path: Path, memory: Memory, placement: type[Process] | type[Thread]
+) -> None:
+    """With a context of 1 the middle that goes is the whole prompt."""
+    chat = Chat((text_message("user", "a"),))
+    prompts: list[Prompt | bytes] = [b"", b"a", b"ab", b"abcdefgh", Text(""), Text("abc"), chat]
+    ways: list[dict[str, Any]] = [{}, {"overflow": "stop"}, {"overflow": "drop_middle"}]
+    ways += [{**ways[-1], "echo": True}, {**ways[-1], "draft": Draft("ngram", min=1, max=4)}]
+
+    async def test(engine: Engine, context_length: int) -> None:
+        for prompt in prompts:
+            for way in ways:
+                try:
+                    tokens, end = await say(engine, prompt, 9, **way)
+                except ContextOverflow as overflow:
+                    assert context_length == 1 or way.get("overflow") != "stop"
+                    assert overflow.limit == context_length < overflow.needed
+                else:
+                    room = 9 if way.get("overflow") == "drop_middle" else context_length - end.stats.prompt_tokens
+                    assert end.stats.prompt_tokens > 0
+                    assert end.stats.generated_tokens == max(0, min(9, room)), (prompt, way)
+                    assert len(tokens) == end.stats.generated_tokens
+
+    for context_length in range(1, 6):
+        how = {"context_length": context_length, "placement": placement}
+        with_memory(tmp_path, memory, functools.partial(test, context_length=context_length), **how)
 
 
 def test_a_chat_that_does_not_fit_loses_its_oldest_turns(tmp_path: Path) -> None:

@@ -361,6 +361,18 @@ def test_a_grammar_that_cannot_be_is_refused_and_the_engine_goes_on(grammar: Gra
     with_engine(test)
 
 
+@pytest.mark.parametrize("template", ["{# nothing #}", "{{ '' }}", "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_a_template_that_says_nothing_is_told_and_the_engine_goes_on(tmp_path: Path, template: str) -> None:
+    async def test(engine: Engine) -> None:
+        for more in ({}, {"overflow": "drop_middle"}, {"grammar": Grammar("json_schema", "{}")}):
+            with pytest.raises(InvalidRequest, match="the prompt is empty") as refused:
+                await complete(engine, user(""), max_tokens=2, **more)
+            assert refused.value.param == "messages"
+        assert (await complete(engine, "one", max_tokens=2))[1].stats.generated_tokens == 2
+
+    with_engine(test, path=with_template(bundled_model(), tmp_path / "mute.gguf", template))
+
+
 def test_a_grammar_with_all_its_tokens_banned_is_an_error() -> None:
     async def test(engine: Engine) -> None:
         everything = tuple((id, -math.inf) for id in range(512))
