@@ -1,11 +1,13 @@
 #include "dialogue.h"
 
+#include "budget.h"
 #include "arguments.h"
 #include "error.h"
 
 #include "tool_requests.h"
 
 #include "chat-auto-parser.h"
+#include "chat-peg-parser.h"
 #include "chat.h"
 #include "json.h"
 
@@ -28,6 +30,43 @@ static constexpr size_t COUNTED_TOKENS = 1u << 18;
 static constexpr size_t KNOWN_TOOLS = 16; // sets of them
 static constexpr size_t PARSER_SIZE = 6; // a parser in memory, relative to its text
 
+// What a template may take at a time: no real one takes a hundredth of it. On top of that comes what the conversation takes,
+// which is in memory several times over while its prompt is written.
+static constexpr budget_limits TEMPLATE_LIMITS = {256u << 20, 16u << 20, 3000};
+static constexpr size_t BYTES_PER_TEXT_BYTE = 16;
+static constexpr size_t BYTES_PER_JSON_BYTE = 128; // each value of it is an object of half a kilobyte
+static constexpr size_t BYTES_PER_MESSAGE = 32u << 10;
+
+// The parser goes down twelve functions, or two kilobytes of stack, for each bracket, and allocates on the way back: half of
+// the preparer's. Real ones have a tenth.
+static constexpr size_t MAX_TEMPLATE_BYTES = 128u << 10;
+
+static constexpr size_t MAX_PROBLEM_BYTES = 300;
+
+static constexpr char CHATML[] = "chatml";
+
+static std::string told(const over_budget & over) {
+    const std::string what = over.what;
+    return what == "memory"  ? "it takes more than " + std::to_string(TEMPLATE_LIMITS.bytes >> 20) + " MB of memory"
+           : what == "stack" ? "it nests without end"
+                             : "it takes more than " + std::to_string(int(TEMPLATE_LIMITS.cpu_ms / 1000)) + " s";
+}
+
+// As one line of no great length.
+static std::string told(const std::string & message) {
+    std::string line;
+    for (const char c : message) {
+        const bool blank = c == '\n' || c == ' ';
+        if (!blank || (!line.empty() && line.back() != ' ')) {
+            line += blank ? ' ' : c;
+        }
+    }
+    line.resize(std::min(line.size(), MAX_PROBLEM_BYTES));
+    std::string whole;
+    decode_utf8(line, whole);
+    return whole;
+}
+
 // Both marks have the same length and differ in their last byte alone. One pass: a hostile message is a million marks.
 static std::string without_marks(const std::string & text) {
     const std::string common = LITERAL_BEGIN.substr(0, LITERAL_BEGIN.size() - 1);
@@ -44,30 +83,95 @@ static std::string without_marks(const std::string & text) {
     return kept.append(text, copied, std::string::npos);
 }
 
-dialogue::dialogue(const llama_model * model, const vocabulary & vocab) : vocab_(vocab) {
-    compile(model, "");
+dialogue::dialogue(const llama_model * model, const vocabulary & vocab, const std::string & chosen) : vocab_(vocab) {
+    compile(model, chosen);
 }
 
 dialogue::dialogue(const std::string & source, const vocabulary & vocab) : vocab_(vocab) {
     compile(nullptr, source);
 }
 
-void dialogue::compile(const llama_model * model, const std::string & source) {
+void dialogue::compile(const llama_model * model, const std::string & chosen) {
     for (const std::string & text : vocab_.control_texts()) {
         control_starts_[static_cast<unsigned char>(text[0])] = true;
     }
     try {
-        templates_ = common_chat_templates_init(model, source);
-        explicit_ = common_chat_templates_was_explicit(templates_.get());
+        const budget cost(TEMPLATE_LIMITS);
+        parse(model, chosen);
+    } catch (const over_budget & over) {
+        give_memory_back();
+        problem_ = told(over);
+    } catch (const error &) {
+        throw;
     } catch (const std::exception & e) {
-        problem_ = e.what();
-        return;
+        problem_ = told(std::string(e.what()));
     }
-    special_case_ = is_special_case();
+    if (!problem_.empty()) {
+        templates_.reset();
+    }
+}
+
+static void check_size(const std::string & source) {
+    if (source.size() > MAX_TEMPLATE_BYTES) {
+        throw std::runtime_error("it is longer than " + std::to_string(MAX_TEMPLATE_BYTES) + " bytes");
+    }
+}
+
+// llama.cpp logs what is wrong with a template and throws something that does not say it.
+static void check_syntax(const std::string & source) {
+    check_size(source);
+    jinja::lexer lexer;
+    jinja::parse_from_tokens(lexer.tokenize(source));
+}
+
+static std::vector<const char *> built_in_templates() {
+    std::vector<const char *> names(size_t(llama_chat_builtin_templates(nullptr, 0)));
+    llama_chat_builtin_templates(names.data(), names.size());
+    return names;
+}
+
+// One that is chosen by a name of llama.cpp's is written by a function there, but for ChatML, which is known as a template, too.
+void dialogue::read_choice(const std::string & chosen) {
+    if (chosen.find('{') != std::string::npos || chosen.empty()) {
+        return check_syntax(chosen);
+    }
+    std::string known;
+    for (const std::string name : built_in_templates()) {
+        if (name == chosen) {
+            built_in_ = name != CHATML;
+            return;
+        }
+        known += (known.empty() ? "" : ", ") + name;
+    }
+    throw invalid_request("chat_template", "'" + told(chosen) + "' is no chat template, nor the name of a built-in one: " + known);
+}
+
+void dialogue::parse(const llama_model * model, const std::string & chosen) {
+    read_choice(chosen);
+    if (chosen.empty() && model != nullptr) {
+        const char * own = llama_model_chat_template(model, nullptr);
+        const char * for_tools = llama_model_chat_template(model, "tool_use");
+        check_size(for_tools != nullptr ? for_tools : "");
+        check_syntax(own != nullptr ? own : for_tools != nullptr ? for_tools : "");
+    }
+    templates_ = common_chat_templates_init(model, chosen);
+    explicit_ = common_chat_templates_was_explicit(templates_.get());
+    special_case_ = !built_in_ && is_special_case();
     try {
+        end_mark_ = special_case_ ? std::string() : find_end_mark(); // what those readers know can go on behind such a mark
         try_out();
     } catch (const std::exception &) { // what it refuses it will refuse again, when a request can be told
     }
+}
+
+std::vector<std::string> dialogue::warnings() const {
+    if (!problem_.empty()) {
+        return {"the chat template is at fault, so there is no chat with this model: " + problem_};
+    }
+    if (!explicit_) {
+        return {"the file has no chat template: conversations are written as ChatML, which the model may not know"};
+    }
+    return {};
 }
 
 // ---- what the template is like --------------------------------------------------------------------------------------
@@ -84,22 +188,43 @@ static common_chat_templates_inputs greeting() {
 
 void dialogue::try_out() {
     common_chat_templates_inputs inputs = greeting();
-    const common_chat_params params = common_chat_templates_apply(templates_.get(), inputs);
+    const common_chat_params params = run(inputs);
     if (params.supports_thinking && !params.thinking_end_tags.empty()) {
         thinking_start_ = params.thinking_start_tag;
         thinking_end_ = params.thinking_end_tags.front();
     }
     const std::string text = "Text of <any> [kind] {at} all.\n";
     parsed_answer parsed;
-    plain_ = !params.supports_thinking && parse_answer(*make_format({params}, inputs), text, true, parsed) &&
+    plain_ = end_mark_.empty() && !params.supports_thinking && parse_answer(*make_format({params}, inputs), text, true, parsed) &&
              parsed.content == text;
     const std::map<std::string, bool> caps = common_chat_templates_get_caps(templates_.get());
-    if (caps.at("supports_tools") && caps.at("supports_tool_calls")) {
+    if (!built_in_ && caps.at("supports_tools") && caps.at("supports_tool_calls")) {
         inputs.tools = {{"tool", "", "{}"}};
         inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
-        native_tools_ = !common_chat_templates_apply(templates_.get(), inputs).grammar.empty();
+        native_tools_ = !run(inputs).grammar.empty();
     }
     parallel_calls_ = !native_tools_ || renders_two_calls();
+}
+
+// What the template writes behind an answer, if that is no token that ends one: then the model will write it as text, too.
+std::string dialogue::find_end_mark() const {
+    static constexpr char ANSWER[] = "Nevertheless";
+    common_chat_templates_inputs inputs = greeting();
+    common_chat_msg answer;
+    answer.role = "assistant";
+    answer.content = ANSWER;
+    inputs.messages.push_back(answer);
+    inputs.add_generation_prompt = false;
+    inputs.force_pure_content = true;
+    const std::string prompt = run(inputs).prompt;
+    const size_t at = prompt.rfind(ANSWER);
+    const size_t begin = at == std::string::npos ? at : prompt.find_first_not_of(" \t\r\n", at + sizeof ANSWER - 1);
+    if (begin == std::string::npos || (prompt[begin] != '<' && prompt[begin] != '[')) {
+        return {}; // nothing, or words that an answer could have, too
+    }
+    const std::string mark = prompt.substr(begin, prompt.find_first_of(" \t\r\n", begin) - begin);
+    const std::vector<llama_token> tokens = vocab_.tokenize(mark, false, true);
+    return tokens.empty() || llama_vocab_is_control(vocab_.get(), tokens.front()) ? std::string() : mark;
 }
 
 // Two calls of one message that cannot be written down, or are lost in writing, could be made only once: the next request
@@ -248,7 +373,7 @@ void dialogue::mark_all(common_chat_templates_inputs & inputs) const {
 
 common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
     if (!templates_) {
-        throw invalid_request("messages", "the model's chat template was rejected: " + problem_);
+        throw invalid_request("messages", "the model's chat template is at fault, so it cannot chat: " + problem_);
     }
     common_chat_templates_inputs inputs;
     try {
@@ -281,11 +406,62 @@ static std::string refusal(const std::exception & e) {
     return std::string("the chat template refuses this conversation: ") + e.what();
 }
 
+// The template's own work. Throws what it throws.
+common_chat_params dialogue::run(const common_chat_templates_inputs & inputs) const {
+    if (!built_in_) {
+        return common_chat_templates_apply(templates_.get(), inputs);
+    }
+    common_chat_templates_inputs written = inputs;
+    written.use_jinja = false;
+    written.json_schema.clear(); // its grammar is made elsewhere
+    const std::string all = common_chat_templates_apply(templates_.get(), written).prompt;
+    written.add_generation_prompt = false;
+    const std::string before = common_chat_templates_apply(templates_.get(), written).prompt;
+    common_chat_params params;
+    params.prompt = inputs.add_generation_prompt ? all : before;
+    params.format = COMMON_CHAT_FORMAT_PEG_NATIVE;
+    if (inputs.add_generation_prompt && all.compare(0, before.size(), before) == 0) {
+        params.generation_prompt = all.substr(before.size());
+    }
+    const common_peg_arena parser = build_chat_peg_parser(
+        [&](common_chat_peg_builder & p) { return p.prefix(params.generation_prompt) + p.content(p.rest()); });
+    params.parser = parser.save();
+    return params;
+}
+
+static budget_limits limits_for(const common_chat_templates_inputs & inputs) {
+    size_t n_text = 0;
+    size_t n_json = inputs.json_schema.size();
+    for (const common_chat_msg & message : inputs.messages) {
+        n_text += message.content.size() + message.reasoning_content.size();
+        for (const common_chat_msg_content_part & part : message.content_parts) {
+            n_text += part.text.size();
+        }
+        for (const common_chat_tool_call & call : message.tool_calls) {
+            n_json += call.arguments.size();
+        }
+    }
+    for (const common_chat_tool & tool : inputs.tools) {
+        n_text += tool.description.size();
+        n_json += tool.parameters.size();
+    }
+    for (const auto & [name, value] : inputs.chat_template_kwargs) {
+        n_json += value.size();
+    }
+    budget_limits limits = TEMPLATE_LIMITS;
+    limits.bytes += n_text * BYTES_PER_TEXT_BYTE + n_json * BYTES_PER_JSON_BYTE + inputs.messages.size() * BYTES_PER_MESSAGE;
+    return limits;
+}
+
 // `pure`: the prompt alone, no analysis of how the answer will be written.
 common_chat_params dialogue::apply(common_chat_templates_inputs inputs, bool pure) const {
     inputs.force_pure_content = pure;
     try {
-        return common_chat_templates_apply(templates_.get(), inputs);
+        const budget cost(limits_for(inputs));
+        return run(inputs);
+    } catch (const over_budget & over) {
+        give_memory_back();
+        throw invalid_request("messages", "the model's chat template is at fault: for this conversation " + told(over));
     } catch (const std::exception & e) {
         if (pure || (inputs.tools.empty() && inputs.json_schema.empty())) {
             throw invalid_request("messages", refusal(e));
@@ -526,6 +702,9 @@ std::shared_ptr<const answer_format> dialogue::make_format(const std::vector<com
     format->thinking_start = first.thinking_start_tag;
     format->thinking_ends = first.thinking_end_tags;
     format->stops = first.additional_stops;
+    if (!end_mark_.empty()) {
+        format->stops.push_back(end_mark_);
+    }
     derive(*format, vocab_);
     return format;
 }

@@ -32,15 +32,20 @@ struct counted_prompt {
 
 class dialogue {
   public:
-    // Compiles the template of `model` and tries it out. A template that does not compile is kept as `problem()`.
-    dialogue(const llama_model * model, const vocabulary & vocab);
-    // The same with a template given as text.
+    // Compiles the template of `model` and tries it out. What is wrong with one that does not compile, or takes more than any
+    // template should, is kept as `problem()`: then there is no chat.
+    // `chosen` stands in for the file's own one: a template, or the name of one that llama.cpp knows. Throws invalid_request
+    // for one that is neither.
+    dialogue(const llama_model * model, const vocabulary & vocab, const std::string & chosen);
+    // Of a template without a model.
     dialogue(const std::string & source, const vocabulary & vocab);
     ~dialogue();
 
     bool has_template() const { return explicit_; } // false: the model brings none, ChatML stands in
     bool knows_tools() const { return native_tools_; }
     const std::string & problem() const { return problem_; }
+    // What whoever loads the model should know.
+    std::vector<std::string> warnings() const;
 
     // Both throw invalid_request with the template's word for what is wrong.
     std::string render(const chat_prompt & chat) const;
@@ -65,12 +70,16 @@ class dialogue {
         tool_schemas schemas; // those loosened only until they have been told of
     };
 
-    void compile(const llama_model * model, const std::string & source);
+    void compile(const llama_model * model, const std::string & chosen);
+    void read_choice(const std::string & chosen);
+    void parse(const llama_model * model, const std::string & chosen);
+    std::string find_end_mark() const;
     void try_out();
     bool is_special_case() const;
     bool renders_two_calls() const;
 
     common_chat_templates_inputs read(const chat_prompt & chat) const;
+    common_chat_params run(const common_chat_templates_inputs & inputs) const;
     common_chat_params apply(common_chat_templates_inputs inputs, bool pure) const;
     struct written {
         common_chat_params params;
@@ -109,6 +118,8 @@ class dialogue {
     bool parallel_calls_ = true; // a message with two calls can be rendered
     std::string thinking_start_, thinking_end_; // empty: answers have no reasoning
     bool special_case_ = false; // llama.cpp has a reader for this very template, which renders it in a way of its own
+    bool built_in_ = false;     // a function of llama.cpp's writes the prompts
+    std::string end_mark_;      // a text that ends the answer; empty: a token does
     std::string problem_;
     bool control_starts_[256] = {};
     mutable std::list<cached_format> formats_; // the last used first

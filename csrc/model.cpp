@@ -448,7 +448,7 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
         return;
     }
     before_template();
-    chat_ = std::make_unique<dialogue>(model_.get(), *vocab_);
+    chat_ = std::make_unique<dialogue>(model_.get(), *vocab_, embedding_ ? std::string() : spec.chat_template);
 }
 
 static llama_load_mode load_mode(const load_spec & spec) {
@@ -763,6 +763,15 @@ void model::warm_up() {
     }
 }
 
+std::string model::warnings() const {
+    std::string all;
+    for (const std::string & warning : chat_ && !embedding_ ? chat_->warnings() : std::vector<std::string>()) {
+        all += all.empty() ? "" : ",";
+        append_json_string(all, warning);
+    }
+    return "[" + all + "]";
+}
+
 std::string model::describe(double load_ms) const {
     llama_model * m = model_.get();
     const std::string runtime = json_object()
@@ -789,6 +798,7 @@ std::string model::describe(double load_ms) const {
         .add("load_ms", load_ms)
         .add("has_chat_template", chat_ != nullptr && chat_->has_template())
         .add("tool_use", chat_ != nullptr && chat_->has_template() && chat_->knows_tools())
+        .add_raw("warnings", warnings())
         .add_raw("runtime", runtime)
         .text();
 }

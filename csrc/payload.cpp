@@ -89,7 +89,7 @@ json_object & json_object::add_raw(std::string_view key, std::string_view json) 
 
 // What of a message may be shown: a parser's or a template's word can quote bytes that are not UTF-8, or go on for pages.
 static std::string showable(std::string text) {
-    constexpr size_t most = 500;
+    constexpr size_t most = 1000;
     std::string shown;
     text.resize(std::min(text.size(), most));
     decode_utf8(text, shown);

@@ -296,6 +296,9 @@ load_spec parse_load(const std::string & payload) {
     }
     spec.host_memory = read_host_memory(object);
     spec.loras = parse_lora_files(object);
+    if (has(object, "chat_template")) {
+        spec.chat_template = read_string(object, "chat_template");
+    }
     return spec;
 }
 

@@ -87,6 +87,7 @@ class Instance:
     load_ms: float
     offload_kv_cache: bool = False  # the KV cache of layers on the GPU is there too
     n_experts: int = 0  # per token; 0: the model has none
+    warnings: tuple[str, ...] = ()  # what is wrong with its chat template; that it has none
     remaining_ttl_s: float | None = None  # of a model loaded by a request, when it was asked; None: it stays
 
 
@@ -105,3 +106,5 @@ class Presence:
     remaining_ttl_s: float | None  # `ttl_s` while it is in use
     used_at: float | None  # Unix seconds of the last request's beginning or end
     pid: int | None  # None: it runs in a thread
+    chat_template: str = ""  # the one in place of its own: a name or a path
+    warnings: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "f
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 LORA_SCALE_MAX = 100.0
+TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
 
 T = TypeVar("T")
 
@@ -72,6 +73,8 @@ class Option:
         """The default as a user would write it."""
         if isinstance(self.default, tuple):
             return ", ".join(map(str, self.default)) or "none"
+        if self.default == "":
+            return "none"
         words = self.kind.words
         return next((word for word, number in words if number == self.default), f"{self.default}".removesuffix(".0"))
 
@@ -206,6 +209,19 @@ def cache_types() -> Kind:
     return Kind(f"one of {', '.join(CACHE_TYPES)}, or two of them joined by ','", convert, "TYPE[,TYPE]")
 
 
+def chat_template() -> Kind:
+    """Nothing: the model's own. A path stays one wherever it is read; whether there is such a file or name the load says."""
+
+    def convert(value: object) -> str:
+        if not isinstance(value, (str, Path)) or not (value == "" or str(value).isprintable()):
+            raise Refused
+        file = Path(value).expanduser()
+        is_file = len(file.parts) > 1 or file.suffix in TEMPLATE_SUFFIXES or (value != "" and file.is_file())
+        return os.path.abspath(file) if is_file else str(value)
+
+    return Kind("the name of a template that llama.cpp has, or a Jinja file", convert, "TEMPLATE")
+
+
 def shares() -> Kind:
     def convert(value: object) -> tuple[float, ...]:
         return tuple(to_number(item, 0, 1e6) for item in to_items(value, ","))
@@ -304,6 +320,7 @@ class Config:
     mmap: bool = option(True, switch(), "map model files into memory, not read them")
     mlock: bool = option(False, switch(), "keep models in memory, never swapped out")
     experts: int = option(0, whole(0, 1024), "experts per token of a mixture model; 0: as it was trained")
+    chat_template: str = option("", chat_template(), "a chat template, not the models' own: a name of llama.cpp's, or a file")
     lora: tuple[tuple[Path, float], ...] = option((), loras(), "a LoRA adapter for the models of its architecture")
 
     # ---- which models are loaded

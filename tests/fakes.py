@@ -61,6 +61,7 @@ def loaded(command: dict[str, Any], embedding: bool = False) -> dict[str, Any]:
         "load_ms": 1.5,
         "has_chat_template": not embedding,
         "tool_use": not embedding,
+        "warnings": [],
         "runtime": {"name": "llama.cpp-linux-x86_64-cpu", "version": "fake"},
     }
 

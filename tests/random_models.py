@@ -251,6 +251,25 @@ def with_template(source: Path, path: Path, template: str) -> Path:
     return with_tensors(reader, writer, path)
 
 
+def without_template(source: Path, path: Path) -> Path:
+    """A copy of the model `source` without a chat template."""
+    return with_tensors(*copied(source, path, "tokenizer.chat_template"), path)
+
+
+def with_mark_as_text(source: Path, path: Path, token: str, text: str) -> Path:
+    """A copy of the model `source`, whose token of that name has another one and is no control token any more, nor its end."""
+    reader, writer = copied(source, path, "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.eos_token_id",
+                            "tokenizer.ggml.eot_token_id", "tokenizer.chat_template")  # fmt: skip
+    tokens, types = (reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    changed = tokens.index(token)
+    tokens[changed], types[changed] = text, gguf.TokenType.USER_DEFINED
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_eos_token_id(reader.fields["tokenizer.ggml.bos_token_id"].contents())
+    writer.add_chat_template(reader.fields["tokenizer.chat_template"].contents().replace(token, text))
+    return with_tensors(reader, writer, path)
+
+
 def with_floats(source: Path, path: Path) -> Path:
     """A copy of the model `source` with weights of 32 bits: what it says hardly depends on how a batch is cut."""
     reader, writer = copied(source, path, "general.file_type")
@@ -282,13 +301,13 @@ def with_swapped_words(source: Path, path: Path, first: int = -2, second: int = 
     return with_tensors(reader, writer, path)
 
 
-def copied(source: Path, path: Path, but: str) -> tuple[gguf.GGUFReader, gguf.GGUFWriter]:
+def copied(source: Path, path: Path, *but: str) -> tuple[gguf.GGUFReader, gguf.GGUFWriter]:
     """A model that is to be written to `path`, with the metadata of `source` except `but`."""
     reader = gguf.GGUFReader(str(source))
     arch = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(str(path), arch)
     for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", but):
+        if name.startswith("GGUF.") or name in ("general.architecture", *but):
             continue
         kind = field.types[0]
         writer.add_key_value(name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)

@@ -22,6 +22,7 @@ from tests.conftest import Answer, Client
 from tests.random_models import Llama, with_swapped_words, write_bert
 
 Serve = Callable[..., Client]
+HI = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture
@@ -126,6 +127,36 @@ def test_a_model_is_loaded_used_and_unloaded_by_name(serve: Serve) -> None:
     error = refused.json["error"]
     assert (refused.status, error["type"], error["code"]) == (404, "model_not_found", "model_not_found")
     assert error["param"] == "instance_id"
+
+
+def test_a_chat_template_is_chosen_for_all_models_and_for_one(serve: Serve, tmp_path: Path) -> None:
+    """By a name that llama.cpp knows, and by a file, which is read when the model is loaded."""
+    file = tmp_path / "mine.jinja"
+    (tmp_path / "home" / "model-settings.json").write_text(json.dumps({"beta": {"chat_template": str(file)}}))
+    client = serve(chat_template="vicuna")
+    refused = load(client, "beta")
+    assert refused.status == 422 and "mine.jinja cannot be read: No such file" in refused.json["error"]["message"]
+    file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    for model, prompt in (("alpha", "USER: Hi\nASSISTANT:"), ("beta", "Hi")):
+        assert "warnings" not in load(client, model).json
+        answer = client.post("/v1/chat/completions", {"model": model, "messages": HI, "max_tokens": 1})
+        alone = client.post("/v1/completions", {"model": model, "prompt": prompt, "max_tokens": 1})
+        assert answer.json["usage"]["prompt_tokens"] == alone.json["usage"]["prompt_tokens"]
+    shown = instances(client)
+    assert (shown["alpha"]["chatTemplate"], shown["beta"]["chatTemplate"]) == ("vicuna", str(file))
+
+
+def test_what_is_wrong_with_a_template_is_told_by_the_load_and_by_the_list(serve: Serve, tmp_path: Path) -> None:
+    file = tmp_path / "broken.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}")
+    client = serve(chat_template=file)
+    (warning,) = load(client, "alpha").json["warnings"]
+    assert "the chat template is at fault" in warning
+    assert instances(client)["alpha"]["warnings"] == [warning]
+    answer = client.post("/v1/chat/completions", {"model": "alpha", "messages": HI})
+    assert answer.status == 400 and "template is at fault" in answer.json["error"]["message"]
+    assert complete(client, "alpha").status == 200
+    assert client.post("/v1/embeddings", {"model": "text-embedding-owl", "input": "a"}).status == 200
 
 
 def test_several_instances_of_a_model(serve: Serve) -> None:

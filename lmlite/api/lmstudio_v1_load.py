@@ -1,6 +1,7 @@
 """`/api/v1/models/load` and `/unload`: strict bodies, what they answer, and the events of a load that is streamed.
 
-Beyond LM Studio's fields a load takes `parallel`, `ttl`, `identifier`, `gpu`, `kv_type`, `force` and `stream`.
+Beyond LM Studio's fields a load takes `parallel`, `ttl`, `identifier`, `gpu`, `kv_type`, `force` and `stream`; where there
+is something to know about the model's chat template, its answer has `warnings`.
 """
 
 from __future__ import annotations
@@ -138,6 +139,8 @@ def loaded(instance: Instance, load_s: float, echo: bool) -> str:
     }
     if echo:
         answer["load_config"] = instance_config(instance, echoed=True)
+    if instance.warnings:
+        answer["warnings"] = list(instance.warnings)
     return dumps(answer)
 
 
@@ -181,7 +184,7 @@ def instances(presences: Iterable[Presence]) -> str:
 def _spell_presence(presence: Presence) -> dict[str, Any]:
     """In the words of LM Studio's own command line."""
     card = presence.card
-    return {
+    spelled: dict[str, Any] = {
         "identifier": presence.id,
         "model": card.id,
         "type": "embedding" if card.type == "embedding" else "llm",
@@ -197,6 +200,11 @@ def _spell_presence(presence: Presence) -> dict[str, Any]:
         "lastUsedTime": _ms(presence.used_at),
         "pid": presence.pid,
     }
+    if presence.chat_template:
+        spelled["chatTemplate"] = presence.chat_template
+    if presence.warnings:
+        spelled["warnings"] = list(presence.warnings)
+    return spelled
 
 
 def _ms(seconds: float | None) -> int | None:

@@ -66,6 +66,7 @@ def open_pool(
         idle_cells=config.idle_cells,
         spill_bytes=config.spill if config.spill < 0 else config.spill << 20,
         loras=tuple(Lora(path, scale) for path, scale in config.lora),
+        chat_template=config.chat_template,
     )
     estimates = place or Process  # whose failures the load itself will tell
     if place is None:

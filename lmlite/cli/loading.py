@@ -89,6 +89,8 @@ def load_model(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int
     say(arguments, style(done, "green", stream=sys.stderr))
     if size is not None:  # as LM Studio has it, and as `ls` does
         say(arguments, f"({binary_size(size)}, {decimal_size(size)} on disk)")
+    for warning in loaded.get("warnings", ()):
+        say(arguments, style(f"Warning: {escaped(warning)}", "yellow", stream=sys.stderr))
     say(arguments, f'To use the model in the API/SDK, use the identifier "{escaped(loaded["instance_id"])}".')
     return 0
 

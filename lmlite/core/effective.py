@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from ..card import ModelCard
-from ..errors import InvalidRequest, LmError, SettingRefused
+from ..errors import InvalidRequest, LmError, LoadFailed, SettingRefused
 from ..settings import ModelSettings
 from .gguf import GgufError, facts, read_header
 from .payloads import LoadSettings, Lora
@@ -16,7 +17,9 @@ from .payloads import LoadSettings, Lora
 _NAMES: Final = {"kv_offload": "offload_kv_cache", "experts": "n_experts"}
 """How the engine calls what is called otherwise in `ModelSettings`."""
 _SAME: Final = ("context_length", "parallel", "kv_cells", "eval_batch_size", "threads", "gpu_layers", "flash_attention",
-                "mmap", "mlock")  # fmt: skip
+                "mmap", "mlock", "chat_template")  # fmt: skip
+TEMPLATE_BYTES_MAX: Final = 128 * 1024
+"""The engine takes no longer ones; some other file must not be read whole."""
 
 
 def effective(server: LoadSettings, model: ModelSettings) -> LoadSettings:
@@ -51,8 +54,9 @@ TAIL_MAX: Final = 16 << 20
 
 
 async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:
-    """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse. Files with
-    much behind their tensors are read instead of mapped: what lies there, be it a hole of a terabyte, is nobody's."""
+    """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse, and with
+    the text of the chat template that they name the file of. Files with much behind their tensors are read instead of
+    mapped: what lies there, be it a hole of a terabyte, is nobody's. Raises `LoadFailed`."""
 
     def fits(lora: Lora) -> bool:
         try:
@@ -61,10 +65,15 @@ async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:
             return True
 
     def fit() -> LoadSettings:
-        mmap = settings.mmap and not any(map(has_tail, card.paths))
-        return replace(settings, loras=tuple(filter(fits, settings.loras)), mmap=mmap)
+        return replace(
+            settings,
+            loras=tuple(filter(fits, settings.loras)),
+            chat_template=read_template(card, settings.chat_template),
+            mmap=settings.mmap and not any(map(has_tail, card.paths)),
+        )
 
-    return await asyncio.to_thread(fit) if settings.loras or settings.mmap else settings
+    needed = settings.loras or settings.chat_template or settings.mmap
+    return await asyncio.to_thread(fit) if needed else settings
 
 
 def has_tail(path: Path) -> bool:
@@ -74,6 +83,23 @@ def has_tail(path: Path) -> bool:
     except GgufError:
         return False  # the load will say what is wrong
     return header.file_bytes - header.tensors.end > TAIL_MAX
+
+
+def read_template(card: ModelCard, chosen: str) -> str:
+    """The text of a file; a name stays what it is."""
+    if not os.path.isabs(chosen):
+        return chosen
+    if os.path.exists(chosen) and not os.path.isfile(chosen):
+        raise LoadFailed(card.id, f"the chat template {chosen} is not a file")
+    try:
+        with open(chosen, encoding="utf-8") as file:
+            text = file.read(TEMPLATE_BYTES_MAX + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+        raise LoadFailed(card.id, f"the chat template {chosen} cannot be read: {reason}") from None
+    if "{" not in text:
+        raise LoadFailed(card.id, f"{chosen} is no chat template: it has no Jinja in it")
+    return text
 
 
 def gpu_layers(card: ModelCard, share: float) -> int:

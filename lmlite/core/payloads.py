@@ -70,6 +70,7 @@ class LoadSettings:
     idle_cells: int = -1
     spill_bytes: int = -1
     loras: tuple[Lora, ...] = ()
+    chat_template: str = ""  # a template, the name of one, or (before `effective.fitting`) the absolute path of one
 
 
 @dataclass(slots=True, frozen=True)
@@ -105,6 +106,7 @@ class Loaded:
     size_bytes: int
     load_ms: float
     has_chat_template: bool
+    warnings: tuple[str, ...]  # what whoever loads it should know
     runtime_name: str
     runtime_version: str
 
@@ -454,6 +456,7 @@ def read_loaded(payload: bytes) -> Loaded:
         size_bytes=int(value["size_bytes"]),
         load_ms=float(value["load_ms"]),
         has_chat_template=bool(value["has_chat_template"]),
+        warnings=tuple(str(warning) for warning in value["warnings"]),
         runtime_name=str(value["runtime"]["name"]),
         runtime_version=str(value["runtime"]["version"]),
     )

@@ -483,6 +483,8 @@ class Pool:
                 slot.instance = instance_of(slot.id, card, await slot.engine.load(spec, slot.progress))
             self.counted.loaded(card.id, slot.instance.load_ms / 1000)
             log.info("%r is loaded, after %.2f s", slot.id, slot.instance.load_ms / 1000)
+            for warning in slot.instance.warnings:
+                log.warning("%r: %s", slot.id, warning)
             slot.ready.set_result(None)
             if not slot.users:
                 self._unused(slot)

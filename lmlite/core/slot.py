@@ -98,6 +98,8 @@ class Slot:
             remaining_ttl_s=self.remaining_ttl_s(now),
             used_at=self.used_at,
             pid=self.engine.pid if self.engine else None,
+            chat_template=self.settings.chat_template,
+            warnings=self.instance.warnings if self.instance else (),
         )
 
 
@@ -131,4 +133,5 @@ def instance_of(id: str, card: ModelCard, loaded: Loaded) -> Instance:
         load_ms=loaded.load_ms,
         offload_kv_cache=loaded.offload_kv_cache,
         n_experts=loaded.n_experts,
+        warnings=loaded.warnings,
     )

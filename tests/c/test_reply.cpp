@@ -3,6 +3,7 @@
 
 #include "dialogue.h"
 #include "error.h"
+#include "fixture.h"
 #include "reply.h"
 #include "trigger.h"
 
@@ -392,6 +393,61 @@ TEST(a_plain_template_needs_no_format) {
     CHECK(!format_of(templates::PLAIN, conversation(NO_TOOLS)));
     CHECK(!format_of(templates::HERMES, conversation(NO_TOOLS)));
     CHECK(format_of(templates::THINKING, conversation(NO_TOOLS)));
+}
+
+TEST(a_mark_that_is_no_token_ends_the_answer_as_text) {
+    common_log_set_verbosity_thold(-1);
+    const vocabulary & other = made_up_vocab(700); // which has no ChatML
+    const auto stops = [](const dialogue & chat) {
+        const auto format = chat.prepare(conversation(NO_TOOLS), nullptr, 1 << 20).format;
+        return format ? format->stops : std::vector<std::string>();
+    };
+    for (const char * source : {"chatml", templates::HERMES, templates::THINKING}) {
+        CHECK(stops(dialogue(source, other)) == std::vector<std::string>{"<|im_end|>"});
+        CHECK(stops(dialogue(source, *tokens().vocab)).empty());
+    }
+    CHECK(stops(dialogue("{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}", other)).empty());
+    CHECK(stops(dialogue("llama3", other)) == std::vector<std::string>{"<|eot_id|>"});
+    const dialogue chat("chatml", other);
+    reply r(chat.prepare(conversation(NO_TOOLS), nullptr, 1 << 20).format);
+    const reply::clock::time_point now{std::chrono::hours(1)};
+    std::string text = "Well <|im_ no.<|im_end|>";
+    heard all;
+    bool ended = false;
+    for (const char c : text) {
+        CHECK(!ended);
+        ended = r.push(other, 4 + static_cast<unsigned char>(c), now); // as llama.cpp's tokens of a byte are numbered there
+        all.hear(r);
+    }
+    CHECK(ended);
+    r.finish(other, true);
+    all.hear(r);
+    CHECK(all.content == "Well <|im_ no.");
+}
+
+TEST(templates_of_llama_cpp_are_chosen_by_name) {
+    common_log_set_verbosity_thold(-1);
+    const auto render = [](const char * name) { return dialogue(name, *tokens().vocab).render(conversation(NO_TOOLS)); };
+    CHECK(render("chatml") == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    CHECK(render("zephyr") == "<|user|>\nHi<|endoftext|>\n<|assistant|>\n");
+    CHECK(render("vicuna") == "USER: Hi\nASSISTANT:");
+    CHECK(render("phi3") == "<|user|>\nHi<|end|>\n<|assistant|>\n");
+    const dialogue chat("llama2", *tokens().vocab);
+    CHECK(!chat.knows_tools() && chat.warnings().empty());
+    CHECK(chat.render(conversation(NO_TOOLS)).find("[INST] Hi [/INST]") != std::string::npos);
+    CHECK(chat.render(conversation(WEATHER)).find("weather_map") != std::string::npos); // which are told as text
+    const chat_turn turn = chat.prepare(conversation(WEATHER, tool_choice::required), nullptr, 1 << 20);
+    CHECK(turn.format && turn.format->compiled);
+    const grammar_spec schema = {true, R"({"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]})"};
+    const chat_turn structured = chat.prepare(conversation(NO_TOOLS), &schema, 1 << 20);
+    CHECK(structured.format && structured.format->compiled && structured.format->content_is_json);
+    try {
+        dialogue("no such name", *tokens().vocab);
+        CHECK(!"refused");
+    } catch (const error & e) {
+        CHECK(e.code == "invalid_request" && e.details.find("chat_template") != std::string::npos);
+        CHECK(std::string(e.what()).find("zephyr") != std::string::npos);
+    }
 }
 
 TEST(templates_know_tools_or_do_not) {

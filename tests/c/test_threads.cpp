@@ -1,5 +1,5 @@
 // How threads wait for each other, and what becomes of an engine that cannot have one, or no memory: never the end of the
-// process that it is in. This program's own pthread_create and operator new fail where a test says so.
+// process that it is in. This program's own pthread_create and malloc fail where a test says so.
 #include "check.h"
 #include "frames.h"
 #include "lmlite.h"
@@ -16,7 +16,6 @@
 #include <ctime>
 #include <dirent.h>
 #include <dlfcn.h>
-#include <new>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -32,15 +31,12 @@ extern "C" int pthread_create(pthread_t * handle, const pthread_attr_t * attribu
 }
 #endif
 
-void * operator new(size_t size) {
-    void * block = size > largest_block ? nullptr : malloc(size == 0 ? 1 : size);
-    if (block == nullptr) {
-        throw std::bad_alloc();
-    }
-    return block;
+#if defined(__GLIBC__)
+extern "C" void * __libc_malloc(size_t size);
+extern "C" void * malloc(size_t size) noexcept {
+    return size > largest_block ? nullptr : __libc_malloc(size);
 }
-void operator delete(void * block) noexcept { free(block); }
-void operator delete(void * block, size_t) noexcept { free(block); }
+#endif
 
 // ---- waiting ------------------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ def start_of(unit: str) -> str:
         ["--cors", "--allow-origin", "https://a.example", "--host", "localhost", "-p", "7"],
         ["/models/-a.gguf", "/b c.gguf"],
         ["--main-gpu", "1", "--", "/-x"],
+        ["--chat-template", "granite-4.0"],
+        ["--chat-template", "mine.jinja"],
         [],
     ],
 )

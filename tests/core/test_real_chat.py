@@ -13,13 +13,13 @@ import pytest
 
 from lmlite.core.catalog import bundled_model
 from lmlite.core.engine import Engine
-from lmlite.core.payloads import LoadSpec
-from lmlite.core.worker import Process
+from lmlite.core.payloads import Loaded, LoadSettings, LoadSpec
+from lmlite.core.worker import Process, Thread
 from lmlite.errors import InvalidRequest
 from lmlite.events import Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
 from lmlite.messages import Message, TextPart, ToolCallPart, ToolResultPart, text_message
-from lmlite.request import Chat, Generate, Grammar, Sampling
-from tests.random_models import with_template
+from lmlite.request import Chat, Generate, Grammar, Sampling, Text
+from tests.random_models import with_mark_as_text, with_template, without_template
 
 
 @dataclass
@@ -264,3 +264,107 @@ def test_a_tool_that_cannot_be_is_refused(tools: tuple[dict[str, Any], ...]) -> 
         assert (await ask(engine, chat("Hello"))).content
 
     with_engine(test)
+
+
+# ---- templates -------------------------------------------------------------------------------------------------------
+
+
+def with_model(
+    test: Callable[[Engine, Loaded], Coroutine[Any, Any, None]],
+    path: Path,
+    placement: type[Process] | type[Thread] = Process,
+    **settings: Any,
+) -> None:
+    async def run() -> None:
+        engine = await Engine.open(placement(), "model")
+        try:
+            await test(engine, await engine.load(LoadSpec((path,), LoadSettings(**settings))))
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+
+
+HOSTILE = {
+    "is not one": ("{% for m in messages %}{{ m.content }", "Expected }}"),
+    "takes all memory": ("{% set n = namespace(x='a') %}{% for i in range(9) %}{% set n.x = n.x * 99 %}{% endfor %}", "MB"),
+    "calls itself": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "nests without end"),
+    "holds itself": ("{% set ns = namespace(x=1) %}{% set ns.x = ns %}{{ ns|tojson }}", "nests without end"),
+    "nests in its text": ("{{ " + "(" * 60_000 + "1" + ")" * 60_000 + " }}", "nests without end"),
+    "is longer than any": ("{{ " + "(" * 200_000 + "1" + ")" * 200_000 + " }}", "longer than"),
+}
+
+
+@pytest.mark.parametrize("placement", [Process, Thread])
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_model_with_a_template_that_is_at_fault_says_so_and_serves_completions(
+    tmp_path: Path, how: str, placement: type[Process] | type[Thread]
+) -> None:
+    template, why = HOSTILE[how]
+
+    async def test(engine: Engine, loaded: Loaded) -> None:
+        (warning,) = loaded.warnings
+        assert "the chat template is at fault" in warning and why in warning
+        for _ in range(2):
+            with pytest.raises(InvalidRequest, match="template is at fault") as refused:
+                await ask(engine, chat("Hello"))
+            assert why in refused.value.message
+        finished = [event async for event in engine.run(Generate(Text("one two"), max_tokens=4))][-1]
+        assert isinstance(finished, Finished) and finished.stats.generated_tokens > 0
+
+    with_model(test, with_template(bundled_model(), tmp_path / "model.gguf", template), placement)
+
+
+def test_a_model_without_a_template_chats_in_chatml_and_says_so(tmp_path: Path) -> None:
+    async def test(engine: Engine, loaded: Loaded) -> None:
+        (warning,) = loaded.warnings
+        assert "no chat template" in warning and not loaded.has_chat_template
+        assert await engine.render(chat("Hi")) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        answer = await ask(engine, chat("Hello"))
+        assert answer.content and reason(answer) == "eosFound"
+
+    with_model(test, without_template(bundled_model(), tmp_path / "model.gguf"))
+
+
+def test_an_end_mark_that_is_no_token_ends_the_answer_and_is_not_shown(tmp_path: Path) -> None:
+    async def ordinary(engine: Engine, loaded: Loaded) -> None:
+        answers.append((await ask(engine, chat(SUM))).content)
+
+    async def test(engine: Engine, loaded: Loaded) -> None:
+        answer = await ask(engine, chat(SUM))
+        assert reason(answer) in ("eosFound", "stopStringFound")
+        answers.append(answer.content)
+
+    answers: list[str] = []
+    with_model(ordinary, bundled_model())
+    with_model(test, with_mark_as_text(bundled_model(), tmp_path / "model.gguf", "<|im_end|>", "<|fin|>"))
+    assert answers[0] == answers[1] != ""
+
+
+@pytest.mark.parametrize(
+    ("chosen", "prompt"),
+    [
+        ("vicuna", "USER: Hi\nASSISTANT:"),
+        ("chatml", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>", "<user>Hi<assistant>"),
+    ],
+)
+def test_another_template_can_be_chosen(tmp_path: Path, chosen: str, prompt: str) -> None:
+    async def test(engine: Engine, loaded: Loaded) -> None:
+        assert await engine.render(chat("Hi")) == prompt
+        assert not loaded.warnings and loaded.has_chat_template
+        assert (await ask(engine, chat("Hi"))).end is not None
+        structured = await ask(engine, chat("Hi"), grammar=SCHEMA)
+        assert reason(structured) != "eosFound" or set(json.loads(structured.content)) == {"answer"}
+
+    broken = with_template(bundled_model(), tmp_path / "model.gguf", "{% if %}")
+    with_model(test, broken, chat_template=chosen)
+
+
+def test_a_template_that_nobody_knows_is_refused_with_those_there_are() -> None:
+    async def test(engine: Engine, loaded: Loaded) -> None:
+        raise AssertionError("it was loaded")
+
+    with pytest.raises(InvalidRequest, match="built-in one: .*zephyr") as refused:
+        with_model(test, bundled_model(), chat_template="zefyr")
+    assert refused.value.param == "chat_template"
