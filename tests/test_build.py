@@ -390,11 +390,16 @@ def test_our_changes_fit_the_pinned_tree_and_leave_it_as_it_is(tmp_path: Path) -
     tree = ROOT / "vendor" / "llama.cpp"
     if not tree.exists():
         pytest.skip("built from a tree of one's own")
-    names = ("ggml/src/ggml-cpu/amx/mmq.cpp", "ggml/src/ggml-cpu/ggml-cpu.c")
+    words = {
+        "ggml/src/ggml-cpu/amx/mmq.cpp": "lm_parallel_for",
+        "ggml/src/ggml-cpu/ggml-cpu.c": "lm_wait_a_moment",
+        "common/jinja/value.cpp": "lm::count_step",
+    }
+    names = list(words)
     originals = [(tree / name).read_text(encoding="utf-8") for name in names]
     copies = load_module(ROOT / "vendor" / "patch.py").apply_all(tree, tmp_path)
     assert copies == [tmp_path / name for name in names]
-    for copy, original, word in zip(copies, originals, ("lm_parallel_for", "lm_wait_a_moment"), strict=True):
+    for copy, original, word in zip(copies, originals, words.values(), strict=True):
         assert word in copy.read_text(encoding="utf-8") and word not in original
     assert [(tree / name).read_text(encoding="utf-8") for name in names] == originals
 
@@ -402,8 +407,9 @@ def test_our_changes_fit_the_pinned_tree_and_leave_it_as_it_is(tmp_path: Path) -
 def test_the_build_compiles_each_file_that_is_changed() -> None:
     cmake = (ROOT / "csrc" / "CMakeLists.txt").read_text(encoding="utf-8")
     for diff in (ROOT / "vendor" / "patches").glob("*.patch"):
-        (name,) = re.findall(r"^\+\+\+ b/ggml/src/(\S+)$", diff.read_text(encoding="utf-8"), re.MULTILINE)
-        assert re.search(rf"foreach\(file [^)]*\b{re.escape(name)}\b", cmake)
+        (name,) = re.findall(r"^\+\+\+ b/(\S+)$", diff.read_text(encoding="utf-8"), re.MULTILINE)
+        in_ggml = rf"foreach\(file [^)]*\b{re.escape(name.removeprefix('ggml/src/'))}\b"
+        assert re.search(rf"{in_ggml}|use_patched\([^)]* {re.escape(name)}\)", cmake)
 
 
 def test_the_source_archive_carries_our_changes() -> None:
