@@ -491,7 +491,10 @@ void engine::sample(sequence & s) {
     const vocabulary & vocab = model_.vocab();
     std::optional<llama_token> id;
     try {
-        if (s.top_logprobs) {
+        const std::optional<llama_token> must = s.budget ? s.budget->next() : std::nullopt;
+        if (must && s.choose->force(*must)) {
+            id = must;
+        } else if (s.top_logprobs) {
             row_.assign(logits, logits + vocab.size());
             id = s.choose->sample(row_.data());
         } else {
@@ -501,6 +504,9 @@ void engine::sample(sequence & s) {
         return fail(s, e);
     } catch (const std::exception & e) {
         return fail(s, error("internal", e.what()));
+    }
+    if (!id && s.n_generated < s.min_tokens) { // the grammar is at its end, and that was put off
+        return finish(s, stop_reason::eos);
     }
     if (!id) {
         return fail(s, invalid_request("grammar", "no token satisfies the grammar at this point"));
@@ -513,7 +519,7 @@ void engine::sample(sequence & s) {
     pulse_.decoded_tokens++;
     s.tokens.push_back(*id);
     s.draft.meet(*id);
-    if (vocab.is_eog(*id)) {
+    if (vocab.is_eog(*id) || std::find(s.stop_tokens.begin(), s.stop_tokens.end(), *id) != s.stop_tokens.end()) {
         if (s.scores_prompt) { // who counts the tokens of the prompt from the end finds one for each that was made
             const uint32_t shown = 0;
             tell_logprobs(s, s.logprobs.size());
@@ -521,6 +527,9 @@ void engine::sample(sequence & s) {
                         prompt_logprobs_payload({read_logprob(logits, vocab.size(), *id, *s.top_logprobs)}, &shown, false, vocab));
         }
         return finish(s, stop_reason::eos);
+    }
+    if (s.budget) {
+        s.budget->push(*id);
     }
     if (s.sleeping) {
         if (matcher_ptr awake = s.sleeping->push(*id)) {
@@ -532,6 +541,13 @@ void engine::sample(sequence & s) {
     }
     if (s.answer.push(vocab, *id, now_)) {
         return finish(s, s.answer.stop() != nullptr ? stop_reason::stop_string : stop_reason::eos);
+    }
+    if (s.n_generated == s.min_tokens) {
+        s.answer.set_stops(std::move(s.late_stops));
+    }
+    s.has_line = s.has_line || (s.line_ms > 0 && vocab.piece(*id).find('\n') != std::string_view::npos);
+    if (s.has_line && s.line_ms > 0 && ms_between(s.first_token_at, now_) > s.line_ms) {
+        return finish(s, stop_reason::max_tokens);
     }
     if (s.max_tokens > 0 && s.n_generated >= size_t(s.max_tokens)) {
         return finish(s, stop_reason::max_tokens);

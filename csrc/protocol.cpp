@@ -29,6 +29,8 @@ static constexpr int MAX_PAYLOAD_DEPTH = 1024;
 static constexpr size_t MAX_TOOLS_BYTES = 1 << 20;
 static constexpr size_t MAX_TOOL_NAME = 256;
 static constexpr size_t MAX_FILES = 1024;
+static constexpr size_t MAX_STEPS = 32;
+static constexpr size_t MAX_STOP_TOKENS = 1024;
 
 static common_json parse_object(const std::string & payload) {
     check_nesting(payload, "payload", MAX_PAYLOAD_DEPTH);
@@ -353,6 +355,19 @@ static sampling_params parse_sampling(const common_json & object) {
     }
     read(object, "xtc_probability", p.xtc_probability, 0, 1);
     read(object, "xtc_threshold", p.xtc_threshold, 0, 1);
+    read(object, "top_n_sigma", p.top_n_sigma, -1, 1e3);
+    read(object, "dynatemp_range", p.dynatemp_range, 0, 100);
+    read(object, "dynatemp_exponent", p.dynatemp_exponent, 0, 100);
+    if (has(object, "samplers")) {
+        p.steps.emplace();
+        for (const std::string & name : read_strings(object, "samplers", MAX_STEPS, 64)) {
+            const std::optional<sampling_step> step = parse_sampling_step(name);
+            if (!step) {
+                throw invalid_request("samplers", "there is no sampler " + name);
+            }
+            p.steps->push_back(*step);
+        }
+    }
     if (has(object, "seed")) {
         p.seed = uint32_t(integer(object.at("seed"), "seed", 0, std::numeric_limits<uint32_t>::max()));
     }
@@ -512,6 +527,15 @@ generate_spec parse_generate(const std::string & payload) {
     spec.prompt = parse_prompt(object);
     read(object, "max_tokens", spec.max_tokens, -1, std::numeric_limits<int32_t>::max());
     spec.stops = read_strings(object, "stop", MAX_STOPS, MAX_STOP_LENGTH);
+    if (has(object, "stop_tokens")) {
+        spec.stop_tokens = read_tokens(object.at("stop_tokens"), "stop_token_ids");
+        if (spec.stop_tokens.size() > MAX_STOP_TOKENS) {
+            throw invalid_request("stop_token_ids", "stop_token_ids are too many");
+        }
+    }
+    read(object, "min_tokens", spec.min_tokens, 0, std::numeric_limits<int32_t>::max());
+    read(object, "line_ms", spec.line_ms, 0, std::numeric_limits<int32_t>::max());
+    read(object, "reasoning_budget", spec.reasoning_budget, -1, std::numeric_limits<int32_t>::max());
     spec.echo = read_bool(object, "echo", false);
     spec.whole = read_bool(object, "whole", false);
     spec.progress = read_bool(object, "progress", false);

@@ -102,6 +102,10 @@ struct generate_spec {
     std::optional<grammar_spec> grammar;
     draft_params draft;
     sampling_params sampling;
+    std::vector<llama_token> stop_tokens;
+    int32_t min_tokens = 0;         // neither a token nor a string ends the answer before
+    int32_t line_ms = 0;            // once a line is complete, the answer ends after so long; 0: it does not
+    int32_t reasoning_budget = -1;  // tokens; -1: no limit
     std::optional<std::vector<lora_choice>> loras; // none: the scales of the load
     overflow_policy overflow = overflow_policy::error;
     std::string scope;

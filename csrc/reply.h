@@ -36,6 +36,9 @@ class reply {
     reply(reply &&) noexcept;
     reply & operator=(reply &&) noexcept;
 
+    // From here on these end the content.
+    void set_stops(std::vector<std::string> stops) { content_.set_stops(std::move(stops)); }
+
     // Appends a token; true if the answer is over: with a stop string if `stop()` says so, else as if by itself.
     bool push(const vocabulary & vocab, llama_token id, clock::time_point now);
     // No more tokens come. `by_itself`: the model ended the answer; `last` is the token it did that with.

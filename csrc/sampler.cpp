@@ -36,8 +36,85 @@ token_logprob read_logprob(const float * logits, int32_t n, llama_token id, int3
 
 // ---- llama.cpp's samplers -------------------------------------------------------------------------------------------
 
+static constexpr std::pair<const char *, sampling_step> STEPS[] = {
+    {"penalties", sampling_step::penalties}, {"dry", sampling_step::dry},     {"top_n_sigma", sampling_step::top_n_sigma},
+    {"top_k", sampling_step::top_k},         {"typ_p", sampling_step::typ_p}, {"top_p", sampling_step::top_p},
+    {"min_p", sampling_step::min_p},         {"xtc", sampling_step::xtc},     {"temperature", sampling_step::temperature},
+    {"infill", sampling_step::infill}};
+
+std::optional<sampling_step> parse_sampling_step(const std::string & name) {
+    for (const auto & [known, step] : STEPS) {
+        if (name == known) {
+            return step;
+        }
+    }
+    return std::nullopt;
+}
+
+// Steps in the default order are that order with those switched off that are not named: the fast paths serve it.
+static sampling_params without_default_order(sampling_params p) {
+    if (!p.steps || p.mirostat != 0) {
+        p.steps.reset(); // mirostat takes no other steps
+        return p;
+    }
+    const std::vector<sampling_step> & steps = *p.steps;
+    const bool in_order = std::adjacent_find(steps.begin(), steps.end(), [](auto a, auto b) { return a >= b; }) == steps.end();
+    const auto has = [&](sampling_step step) { return std::find(steps.begin(), steps.end(), step) != steps.end(); };
+    if (!in_order || has(sampling_step::infill)) {
+        return p;
+    }
+    p.repeat_last_n = has(sampling_step::penalties) ? p.repeat_last_n : 0;
+    p.dry_multiplier = has(sampling_step::dry) ? p.dry_multiplier : 0;
+    p.top_n_sigma = has(sampling_step::top_n_sigma) ? p.top_n_sigma : -1;
+    p.top_k = has(sampling_step::top_k) ? p.top_k : 0;
+    p.typical_p = has(sampling_step::typ_p) ? p.typical_p : 1;
+    p.top_p = has(sampling_step::top_p) ? p.top_p : 1;
+    p.min_p = has(sampling_step::min_p) ? p.min_p : 0;
+    p.xtc_probability = has(sampling_step::xtc) ? p.xtc_probability : 0;
+    if (!has(sampling_step::temperature)) {
+        p.temperature = 1;
+        p.dynatemp_range = 0;
+    }
+    p.steps.reset();
+    return p;
+}
+
 static bool needs_chain(const sampling_params & p) {
-    return p.mirostat != 0 || p.dry_multiplier > 0 || p.typical_p < 1.0f || p.xtc_probability > 0;
+    return p.mirostat != 0 || p.dry_multiplier > 0 || p.typical_p < 1.0f || p.xtc_probability > 0 || p.top_n_sigma > 0 ||
+           p.dynatemp_range > 0 || p.steps;
+}
+
+static int32_t window_of(int32_t asked, int32_t n_context) {
+    return asked < 0 ? n_context : std::min(asked, n_context);
+}
+
+static llama_sampler * make_dry(const sampling_params & p, const vocabulary & vocab, int32_t n_context) {
+    std::vector<const char *> breakers;
+    for (const std::string & breaker : p.dry_sequence_breakers) {
+        breakers.push_back(breaker.c_str());
+    }
+    return llama_sampler_init_dry(vocab.get(), p.dry_multiplier, p.dry_base, p.dry_allowed_length,
+                                  window_of(p.dry_penalty_last_n, n_context), breakers.data(), breakers.size());
+}
+
+// Ownership passes to the caller.
+static llama_sampler * make_step(sampling_step step, const sampling_params & p, const vocabulary & vocab, uint32_t seed,
+                                 int32_t n_context) {
+    switch (step) {
+        case sampling_step::penalties:
+            return llama_sampler_init_penalties(vocab.size(), window_of(p.repeat_last_n, n_context), p.repeat_penalty,
+                                                p.frequency_penalty, p.presence_penalty);
+        case sampling_step::dry: return make_dry(p, vocab, n_context);
+        case sampling_step::top_n_sigma: return llama_sampler_init_top_n_sigma(p.top_n_sigma);
+        case sampling_step::top_k: return llama_sampler_init_top_k(p.top_k);
+        case sampling_step::typ_p: return llama_sampler_init_typical(p.typical_p, 0);
+        case sampling_step::top_p: return llama_sampler_init_top_p(p.top_p, 0);
+        case sampling_step::min_p: return llama_sampler_init_min_p(p.min_p, 0);
+        case sampling_step::xtc: return llama_sampler_init_xtc(p.xtc_probability, p.xtc_threshold, 0, seed);
+        case sampling_step::infill: return llama_sampler_init_infill(vocab.get());
+        case sampling_step::temperature: break;
+    }
+    return llama_sampler_init_temp_ext(p.temperature, p.dynatemp_range, p.dynatemp_exponent);
 }
 
 static sampler_ptr make_chain(const sampling_params & p, const vocabulary & vocab, uint32_t seed, int32_t n_context) {
@@ -51,43 +128,35 @@ static sampler_ptr make_chain(const sampling_params & p, const vocabulary & voca
                             : llama_sampler_init_mirostat_v2(seed, p.mirostat_tau, p.mirostat_eta));
         return chain;
     }
+    std::vector<sampling_step> steps = {sampling_step::top_n_sigma, sampling_step::top_k, sampling_step::typ_p, sampling_step::top_p,
+                                        sampling_step::min_p,       sampling_step::xtc,   sampling_step::temperature};
     if (p.dry_multiplier > 0) {
-        std::vector<const char *> breakers;
-        for (const std::string & breaker : p.dry_sequence_breakers) {
-            breakers.push_back(breaker.c_str());
-        }
-        const int32_t window = p.dry_penalty_last_n < 0 ? n_context : std::min(p.dry_penalty_last_n, n_context);
-        add(llama_sampler_init_dry(vocab.get(), p.dry_multiplier, p.dry_base, p.dry_allowed_length, window,
-                                   breakers.data(), breakers.size()));
+        steps.insert(steps.begin(), sampling_step::dry);
     }
-    add(llama_sampler_init_top_k(p.top_k));
-    add(llama_sampler_init_typical(p.typical_p, 0));
-    add(llama_sampler_init_top_p(p.top_p, 0));
-    add(llama_sampler_init_min_p(p.min_p, 0));
-    add(llama_sampler_init_xtc(p.xtc_probability, p.xtc_threshold, 0, seed));
-    add(llama_sampler_init_temp(p.temperature));
+    for (const sampling_step step : p.steps ? *p.steps : steps) { // the penalties of the default order are ours
+        add(make_step(step, p, vocab, seed, n_context));
+    }
     add(llama_sampler_init_dist(seed));
     return chain;
 }
 
 // Mirostat controls the surprise of the whole distribution; llama.cpp gives it no penalties either.
 static bool penalizes(const sampling_params & p) {
-    return p.mirostat == 0 && p.repeat_last_n != 0 &&
+    return p.mirostat == 0 && !p.steps && p.repeat_last_n != 0 &&
            (p.repeat_penalty != 1.0f || p.presence_penalty != 0 || p.frequency_penalty != 0);
 }
 
 // ---- before the choice ----------------------------------------------------------------------------------------------
 
 sampler::sampler(const sampling_params & params, const vocabulary & vocab, matcher_ptr grammar, int32_t n_context)
-    : params_(params), vocab_(vocab), matcher_(std::move(grammar)) {
+    : params_(without_default_order(params)), vocab_(vocab), matcher_(std::move(grammar)) {
     const uint32_t seed = params_.seed ? *params_.seed : std::random_device{}();
     rng_.seed(seed);
     if (needs_chain(params_)) {
         chain_ = make_chain(params_, vocab, seed, n_context);
     }
     if (penalizes(params_)) {
-        const int32_t asked = params_.repeat_last_n < 0 ? n_context : params_.repeat_last_n;
-        window_size_ = size_t(std::min(asked, n_context));
+        window_size_ = size_t(window_of(params_.repeat_last_n, n_context));
     }
     int32_t n_suppressed = 0;
     const llama_token * suppressed = llama_vocab_get_suppress_tokens(vocab.get(), &n_suppressed);
@@ -124,7 +193,16 @@ void sampler::observe(llama_token id) {
     counts_[found->second].second++;
 }
 
+void sampler::put_off_the_end(float * logits) const {
+    if (n_chosen_ < params_.min_tokens) {
+        for (const llama_token id : params_.ends) {
+            logits[id] = NEVER;
+        }
+    }
+}
+
 void sampler::note(llama_token id) {
+    n_chosen_++;
     observe(id);
     if (matcher_) {
         matcher_->accept(id);
@@ -158,11 +236,20 @@ static double mass_of(const std::vector<candidate> & sorted) {
 std::optional<llama_token> sampler::sample(float * logits) {
     apply_bias(logits);
     apply_penalties(logits);
+    put_off_the_end(logits);
     const std::optional<llama_token> id = chain_ ? choose_by_chain(logits) : choose(logits);
     if (id) {
         note(*id);
     }
     return id;
+}
+
+bool sampler::force(llama_token id) {
+    if (matcher_ && !matcher_->allows(id)) {
+        return false;
+    }
+    note(id);
+    return true;
 }
 
 std::optional<llama_token> sampler::choose(float * logits) {

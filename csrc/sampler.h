@@ -18,6 +18,10 @@
 
 namespace lm {
 
+// The steps that a choice can take, in llama.cpp's words and default order; `infill` is no part of that.
+enum class sampling_step { penalties, dry, top_n_sigma, top_k, typ_p, top_p, min_p, xtc, temperature, infill };
+std::optional<sampling_step> parse_sampling_step(const std::string & name);
+
 struct sampling_params {
     float temperature = 0.8f;
     int32_t top_k = 40;
@@ -39,6 +43,12 @@ struct sampling_params {
     std::vector<std::string> dry_sequence_breakers = {"\n", ":", "\"", "*"};
     float xtc_probability = 0.0f;
     float xtc_threshold = 0.1f;
+    float top_n_sigma = -1.0f;        // of standard deviations below the best; not above 0: off
+    float dynatemp_range = 0.0f;      // the temperature lies so far around `temperature`, by the entropy; 0: off
+    float dynatemp_exponent = 1.0f;
+    std::optional<std::vector<sampling_step>> steps; // in this order, and no others; none: the default
+    size_t min_tokens = 0;            // so many are chosen before one of `ends` can be
+    std::vector<llama_token> ends;
     std::optional<uint32_t> seed;
 };
 
@@ -72,8 +82,12 @@ class sampler {
     // satisfies the grammar. Throws error("invalid_request") if the grammar is too costly to follow.
     std::optional<llama_token> sample(float * logits);
 
+    // Takes note of `id` as if it had been chosen; false (and nothing is noted) if the grammar forbids it.
+    bool force(llama_token id);
+
   private:
     void apply_bias(float * logits) const;
+    void put_off_the_end(float * logits) const;
     void apply_penalties(float * logits) const;
     void note(llama_token id);
 
@@ -97,6 +111,7 @@ class sampler {
     matcher_ptr matcher_;      // null: unconstrained
     sampler_ptr chain_;        // null: the fast paths serve
     std::mt19937 rng_;
+    size_t n_chosen_ = 0;
 
     // the window of the penalties, and how often each of its tokens stands in it
     std::vector<llama_token> window_;

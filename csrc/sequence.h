@@ -3,6 +3,7 @@
 
 #include "draft.h"
 #include "lora.h"
+#include "reasoning.h"
 #include "reply.h"
 #include "sampler.h"
 #include "state.h"
@@ -52,6 +53,12 @@ struct sequence {
     std::optional<int32_t> top_logprobs;
     std::unique_ptr<sampler> choose;
     std::unique_ptr<lazy_grammar> sleeping; // null: no grammar waits for a trigger
+    std::unique_ptr<reasoning_budget> budget; // null: reasoning has no limit
+    std::vector<llama_token> stop_tokens;
+    std::vector<std::string> late_stops; // strings that end the answer from the token `min_tokens` on
+    size_t min_tokens = 0;
+    double line_ms = 0; // 0: no limit
+    bool has_line = false;
     reply answer;
     struct draft draft;
     lora_scales loras;

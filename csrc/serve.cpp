@@ -467,6 +467,24 @@ void server::generate(const work & item) {
             }
         }
     }
+    check_tokens(spec.stop_tokens, "stop_token_ids");
+    if (spec.min_tokens > 0) {
+        spec.sampling.min_tokens = size_t(spec.min_tokens);
+        spec.sampling.ends = spec.stop_tokens;
+        for (llama_token id = 0; id < vocab.size(); id++) {
+            if (vocab.is_eog(id)) {
+                spec.sampling.ends.push_back(id);
+            }
+        }
+        s->late_stops = std::move(spec.stops);
+        spec.stops.clear();
+    }
+    s->stop_tokens = std::move(spec.stop_tokens);
+    s->min_tokens = size_t(spec.min_tokens);
+    s->line_ms = spec.line_ms;
+    if (format && spec.reasoning_budget >= 0) {
+        s->budget = reasoning_budget::of(*format, vocab, size_t(spec.reasoning_budget));
+    }
     s->max_tokens = spec.max_tokens;
     s->whole = spec.whole;
     s->tells_progress = spec.progress;

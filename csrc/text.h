@@ -97,6 +97,9 @@ class answer_text {
   public:
     explicit answer_text(std::vector<std::string> stops) : stops_(std::move(stops)) {}
 
+    // From here on these end the text.
+    void set_stops(std::vector<std::string> stops) { stops_ = std::move(stops); }
+
     // Appends a token's bytes; true once a stop string has been found (nothing after it is kept).
     bool push(std::string_view bytes);
     // What can be shown now, each byte once. After push() returned true or after finish(), all of it.

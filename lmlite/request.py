@@ -39,8 +39,15 @@ class Sampling:
     dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
     xtc_probability: float = 0.0  # 0: off
     xtc_threshold: float = 0.1
+    top_n_sigma: float = -1.0  # standard deviations below the best; not above 0: off
+    dynatemp_range: float = 0.0  # the temperature lies so far around `temperature`, by the entropy; 0: off
+    dynatemp_exponent: float = 1.0
+    samplers: tuple[str, ...] | None = None  # of `SAMPLERS`, in this order and no others; None: in that order
     seed: int | None = None  # 0 .. 2**32-2; None: drawn by the engine
 
+
+SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature", "infill")
+"""The steps of a choice in llama.cpp's words and order; `infill`, for text in a gap, is taken only where it is asked for."""
 
 SAMPLING_NUMBERS: Mapping[str, tuple[float, float]] = {
     "temperature": (0.0, 5.0),
@@ -56,6 +63,9 @@ SAMPLING_NUMBERS: Mapping[str, tuple[float, float]] = {
     "dry_base": (1.0, 10.0),
     "xtc_probability": (0.0, 1.0),
     "xtc_threshold": (0.0, 1.0),
+    "top_n_sigma": (-1.0, 100.0),
+    "dynatemp_range": (0.0, 5.0),
+    "dynatemp_exponent": (0.0, 100.0),
 }
 """Fields of `Sampling` and what they may be, whoever sets them: least and most, both included."""
 
@@ -167,6 +177,10 @@ class Generate:
     top_logprobs: int | None = None  # None: no logprobs; 0: only the sampled token's
     echo: bool = False  # the prompt's text is the first text delta
     ignore_eos: bool = False
+    stop_tokens: tuple[int, ...] = ()  # token ids that end the answer and do not belong to it
+    min_tokens: int = 0  # before, neither a token nor a string ends it
+    line_ms: int = 0  # once a line is complete, the answer ends after so long; 0: it does not
+    reasoning_budget: int = UNLIMITED  # tokens, of a chat
     whole: bool = False  # the text is wanted at the end, in one piece
     progress: bool = False  # of the prompt is wanted from the beginning, however short it is
     overflow: Literal["error", "stop", "drop_middle"] = "error"  # what happens to what does not fit the context

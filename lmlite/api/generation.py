@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from ..errors import InvalidRequest, InvalidType, OutOfRange
+from ..errors import InvalidRequest, InvalidType, OutOfRange, UnsupportedField
 from ..request import (
     INT32_MAX,
+    SAMPLERS,
     SAMPLING_INTEGERS,
     SAMPLING_NUMBERS,
     UNLIMITED,
@@ -62,6 +63,19 @@ OVERFLOW: Mapping[str, Literal["error", "stop", "drop_middle"]] = {
 
 ALIASES: Mapping[str, tuple[str, ...]] = {"repeat_penalty": ("repetition_penalty",)}
 """Other servers' names of fields of `Sampling`; ours count first."""
+
+SAMPLER_NAMES: Mapping[str, str] = {
+    **{name: name for name in SAMPLERS},
+    **{name.replace("_", ""): name for name in SAMPLERS},
+    "nucleus": "top_p",
+    "temp": "temperature",
+    "typ": "typ_p",
+    "typical_p": "typ_p",
+}
+SAMPLER_LETTERS: Mapping[str, str] = dict(zip("edskypmxti", SAMPLERS, strict=True))
+SAMPLERS_MAX = 32
+
+STOP_TOKENS_MAX = 1024
 
 LORAS_MAX = 64
 LORA_SCALE_MAX = 100.0
@@ -121,6 +135,9 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
     refuse(stream_options, unserved.STREAM)
     sampling = _parse_sampling(fields)
     max_tokens = _parse_max_tokens(fields)
+    min_tokens = fields.integer("min_tokens", 0, INT32_MAX) or 0
+    if max_tokens is not None and max_tokens >= 0 and min_tokens > max_tokens:
+        raise InvalidRequest(f"'min_tokens' must be at most the limit of tokens, {max_tokens}", "min_tokens")
     stream = fields.boolean("stream")
     return Shared(
         model=fields.name("model"),
@@ -138,6 +155,10 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
             sampling=Sampling(**sampling),
             grammar=parse_constraint(fields),
             ignore_eos=fields.boolean("ignore_eos"),
+            stop_tokens=_parse_stop_tokens(fields),
+            min_tokens=min_tokens,
+            line_ms=max(0, fields.integer("t_max_predict_ms", -1, INT32_MAX) or 0),
+            reasoning_budget=parse_reasoning_budget(fields),
             progress=fields.boolean("return_progress") and stream,
             overflow=OVERFLOW[fields.choice("context_overflow_policy", tuple(OVERFLOW)) or "error"],
             draft=draft,
@@ -208,6 +229,46 @@ def _check_stop(value: object, where: str) -> str:
     return stop
 
 
+def _parse_stop_tokens(fields: Fields) -> tuple[int, ...]:
+    given = fields.array("stop_token_ids")
+    if not given:
+        return ()
+    if len(given) > STOP_TOKENS_MAX:
+        raise OutOfRange("stop_token_ids", None, STOP_TOKENS_MAX)
+    return as_token_ids(given, "stop_token_ids")
+
+
+def parse_reasoning_budget(fields: Fields) -> int:
+    """Tokens; -1 is no limit. Each server has its own name for it."""
+    names = ("reasoning_budget", "reasoning_budget_tokens", "thinking_budget_tokens", "thinking_token_budget")
+    budgets = [fields.integer(name, UNLIMITED, INT32_MAX) for name in names]
+    for outer, name in (("reasoning", "max_tokens"), ("thinking", "budget_tokens")):
+        if isinstance(fields.get(outer), dict):
+            budgets.append((fields.object(outer) or fields).integer(name, UNLIMITED, INT32_MAX))
+    budget = _first(budgets)
+    return UNLIMITED if budget is None else budget
+
+
+def _parse_samplers(fields: Fields) -> tuple[str, ...] | None:
+    """Names, in llama.cpp's spellings, or one text of its letters."""
+    given = fields.get("samplers")
+    if given is None:
+        return None
+    if not isinstance(given, (str, list)):
+        raise InvalidType("samplers", "an array of strings")
+    if len(given) > SAMPLERS_MAX:
+        raise OutOfRange("samplers", None, SAMPLERS_MAX)
+    known = SAMPLER_LETTERS if isinstance(given, str) else SAMPLER_NAMES
+    steps = []
+    for i, value in enumerate(given):
+        name = as_string(value, f"samplers[{i}]")
+        step = known.get(name if isinstance(given, str) else name.lower().replace("-", "_"))
+        if step is None:
+            raise UnsupportedField(f"samplers[{i}]", f"of '{clip(name)}' is not one of {', '.join(SAMPLERS)}")
+        steps.append(step)
+    return tuple(steps)
+
+
 def _parse_sampling(fields: Fields) -> dict[str, Any]:
     """Those fields of `Sampling` that are given."""
     given: dict[str, Any] = {}
@@ -218,6 +279,7 @@ def _parse_sampling(fields: Fields) -> dict[str, Any]:
     given["seed"] = _parse_seed(fields)
     given["logit_bias"] = _parse_logit_bias(fields)
     given["dry_sequence_breakers"] = _parse_breakers(fields)
+    given["samplers"] = _parse_samplers(fields)
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from .answer import Answer, count_drafts, count_usage, spell_calls
 from .call import Call, Reply
 from .completion import ChatCompletion, Choices, Projection
 from .fields import Fields
-from .generation import TOP_LOGPROBS_MAX, parse_shared
+from .generation import TOP_LOGPROBS_MAX, parse_reasoning_budget, parse_shared
 from .messages import parse_messages
 from .served import Served
 from .tools import parse_offer
@@ -96,7 +96,8 @@ def _parse_template_kwargs(fields: Fields) -> Mapping[str, Any]:
         raise InvalidType(given.where("enable_thinking"), "true or false")
     verbosity = fields.choice("verbosity", VERBOSITIES)
     said = {} if verbosity is None else {"verbosity": verbosity}
-    return {**said, **_parse_effort(fields), **given.values}
+    no_reasoning = {"enable_thinking": False} if parse_reasoning_budget(fields) == 0 else {}
+    return {**said, **no_reasoning, **_parse_effort(fields), **given.values}
 
 
 def _parse_effort(fields: Fields) -> Mapping[str, Any]:
@@ -105,7 +106,6 @@ def _parse_effort(fields: Fields) -> Mapping[str, Any]:
     effort = fields.choice("reasoning_effort", EFFORTS)
     switch = fields.boolean("enable_thinking") if fields.get("enable_thinking") is not None else None
     if (thinking := fields.object("thinking")) is not None:
-        refuse(thinking, unserved.THINKING)
         kind = thinking.choice("type", ("enabled", "disabled", "adaptive"))
         switch = kind == "enabled" if kind in ("enabled", "disabled") else switch
     if isinstance(fields.get("reasoning"), dict):

@@ -29,27 +29,18 @@ ANYWHERE: Final[Mapping[str, Harmless]] = {
     "chat_format": (),
     "chat_parser": ("",),
     "chat_template": ("",),
-    "dynatemp_exponent": (1.0,),
-    "dynatemp_range": (0.0,),
     "grammar_lazy": (False,),
     "grammar_triggers": ([],),
     "min_keep": (0,),
-    "min_tokens": (0,),
     "n_indent": (0,),
     "n_probs": (0,),
     "parse_tool_calls": (True,),
     "post_sampling_probs": (False,),
     "preserved_tokens": ([],),
-    "reasoning_budget": (-1,),
     "reasoning_budget_message": ("",),
-    "reasoning_budget_tokens": (-1,),
     "reasoning_format": ("auto", "deepseek"),
     "response_fields": ([],),
     "return_tokens": (False,),
-    "samplers": (),
-    "t_max_predict_ms": (0, -1),
-    "thinking_budget_tokens": (-1,),
-    "top_n_sigma": (-1.0,),
     # vLLM, SGLang and their like
     "allowed_token_ids": ([],),
     "bad_words": ([],),
@@ -74,9 +65,7 @@ ANYWHERE: Final[Mapping[str, Harmless]] = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_regex": ("", []),
-    "stop_token_ids": ([],),
     "structured_outputs": ({},),
-    "thinking_token_budget": (-1,),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     # text-generation-webui and its like
@@ -111,12 +100,8 @@ EMBEDDINGS: Final[Mapping[str, Harmless]] = {
 STREAM: Final[Mapping[str, Harmless]] = {"continuous_usage_stats": (False,)}
 """Of `stream_options`."""
 
-REASONING: Final[Mapping[str, Harmless]] = {"exclude": (False,), "max_tokens": ()}
+REASONING: Final[Mapping[str, Harmless]] = {"exclude": (False,)}
 """Of `reasoning`."""
-
-
-THINKING: Final[Mapping[str, Harmless]] = {"budget_tokens": ()}
-"""Of `thinking`."""
 
 
 def refuse(fields: Fields, unserved: Mapping[str, Harmless]) -> None:

@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..events import DraftCounts, Finished, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
 from ..messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
-from ..request import Chat, Draft, Embed, Generate, Infill, Prompt, Sampling, Score, Text, Tokens
+from ..request import UNLIMITED, Chat, Draft, Embed, Generate, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
 
 LOGPROB_FLOOR: Final = -9999.0
@@ -395,6 +395,11 @@ def options_object(generate: Generate) -> dict[str, Any]:
         options["progress"] = True
     if generate.scope:
         options["scope"] = generate.scope
+    if generate.stop_tokens:
+        options["stop_tokens"] = generate.stop_tokens
+    for name, nothing in (("min_tokens", 0), ("line_ms", 0), ("reasoning_budget", UNLIMITED)):
+        if getattr(generate, name) != nothing:
+            options[name] = getattr(generate, name)
     if generate.draft is not None:
         options["draft"] = {field.name: getattr(generate.draft, field.name) for field in fields(Draft)}
     return options

@@ -279,8 +279,6 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"audio": {"voice": "v"}}, "audio"),
     ({"web_search_options": {}}, "web_search_options"),
     ({"reasoning": {"effort": "low", "exclude": True}}, "reasoning.exclude"),
-    ({"reasoning": {"max_tokens": 100}}, "reasoning.max_tokens"),
-    ({"thinking": {"type": "enabled", "budget_tokens": 100}}, "thinking.budget_tokens"),
     ({"echo": True}, "echo"),
     ({"best_of": 2}, "best_of"),
     ({"add_special_tokens": True}, "add_special_tokens"),
@@ -321,7 +319,7 @@ UNSERVED: list[tuple[dict[str, Any], str]] = [
     ({"chat_template": "{{ messages }}"}, "chat_template"),
     ({"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
     *[({name: value}, name) for name, value in {
-        "n_probs": 5, "t_max_predict_ms": 100, "n_indent": 4, "min_keep": 2, "post_sampling_probs": True,
+        "n_probs": 5, "n_indent": 4, "min_keep": 2, "post_sampling_probs": True,
         "return_tokens": True, "response_fields": ["content"], "grammar_lazy": True, "preserved_tokens": ["a"],
         "reasoning_format": "none", "parse_tool_calls": False, "adaptive_target": 0.5,
         "use_beam_search": True, "length_penalty": 0.5, "bad_words": ["a"], "allowed_token_ids": [1],

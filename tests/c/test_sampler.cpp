@@ -503,6 +503,146 @@ TEST(rare_samplers_choose_exactly_as_llama_cpp) {
     }
 }
 
+// llama.cpp's own objects in a given order, with the parameters of `p`.
+static sampler_ptr ordered_chain(const sampling_params & p, const std::vector<sampling_step> & steps, const vocabulary & vocab) {
+    sampler_ptr chain(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    for (const sampling_step step : steps) {
+        llama_sampler * one = nullptr;
+        switch (step) {
+            case sampling_step::penalties:
+                one = llama_sampler_init_penalties(vocab.size(), p.repeat_last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty);
+                break;
+            case sampling_step::dry: {
+                const char * breakers[] = {"\n", ":", "\"", "*"};
+                one = llama_sampler_init_dry(vocab.get(), p.dry_multiplier, p.dry_base, p.dry_allowed_length, CONTEXT, breakers, 4);
+                break;
+            }
+            case sampling_step::top_n_sigma: one = llama_sampler_init_top_n_sigma(p.top_n_sigma); break;
+            case sampling_step::top_k: one = llama_sampler_init_top_k(p.top_k); break;
+            case sampling_step::typ_p: one = llama_sampler_init_typical(p.typical_p, 0); break;
+            case sampling_step::top_p: one = llama_sampler_init_top_p(p.top_p, 0); break;
+            case sampling_step::min_p: one = llama_sampler_init_min_p(p.min_p, 0); break;
+            case sampling_step::xtc: one = llama_sampler_init_xtc(p.xtc_probability, p.xtc_threshold, 0, *p.seed); break;
+            case sampling_step::temperature: one = llama_sampler_init_temp_ext(p.temperature, p.dynatemp_range, p.dynatemp_exponent); break;
+            case sampling_step::infill: one = llama_sampler_init_infill(vocab.get()); break;
+        }
+        llama_sampler_chain_add(chain.get(), one);
+    }
+    llama_sampler_chain_add(chain.get(), llama_sampler_init_dist(*p.seed));
+    return chain;
+}
+
+static const std::vector<sampling_step> DEFAULT_STEPS = {
+    sampling_step::penalties, sampling_step::dry,   sampling_step::top_n_sigma, sampling_step::top_k,      sampling_step::typ_p,
+    sampling_step::top_p,     sampling_step::min_p, sampling_step::xtc,         sampling_step::temperature};
+
+static void check_steps(const sampling_params & p, const std::vector<sampling_step> & steps) {
+    const vocabulary & vocab = made_up_vocab(3000);
+    sampler ours(p, vocab, nullptr, CONTEXT);
+    const sampler_ptr theirs = ordered_chain(p, steps, vocab);
+    for (int i = 0; i < 30; i++) {
+        ours.observe(300 + i % 6);
+        llama_sampler_accept(theirs.get(), 300 + i % 6);
+    }
+    for (uint32_t round = 0; round < 40; round++) {
+        std::vector<float> logits = make_row(round % 2 == 0 ? shape::normal : shape::flat, round, size_t(vocab.size()));
+        std::vector<llama_token_data> data;
+        for (llama_token id = 0; id < vocab.size(); id++) {
+            data.push_back({id, logits[size_t(id)], 0.0f});
+        }
+        llama_token_data_array array = {data.data(), data.size(), -1, false};
+        llama_sampler_apply(theirs.get(), &array);
+        const llama_token expected = array.data[array.selected].id;
+        CHECK(*ours.sample(logits.data()) == expected);
+        llama_sampler_accept(theirs.get(), expected);
+    }
+}
+
+TEST(sigma_cuts_and_moving_temperatures_choose_exactly_as_llama_cpp) {
+    std::vector<sampling_params> all(4, plain());
+    all[0].top_n_sigma = 1.5f;
+    all[1].dynatemp_range = 0.6f;
+    all[2].dynatemp_range = 0.4f;
+    all[2].dynatemp_exponent = 2.0f;
+    all[2].temperature = 1.3f;
+    all[3].top_n_sigma = 2.0f;
+    all[3].top_k = 30;
+    all[3].top_p = 0.9f;
+    for (sampling_params & p : all) {
+        p.seed = 5;
+        check_steps(p, DEFAULT_STEPS);
+    }
+}
+
+TEST(steps_in_another_order_choose_exactly_as_llama_cpp) {
+    using step = sampling_step;
+    const std::vector<std::vector<sampling_step>> orders = {
+        {step::temperature, step::top_p, step::top_k},
+        {step::top_p, step::penalties, step::top_k, step::min_p, step::temperature},
+        {step::top_k, step::top_p, step::infill},
+        {step::xtc, step::temperature, step::typ_p, step::dry},
+        {step::top_k, step::top_k, step::top_n_sigma},
+    };
+    for (const auto & order : orders) {
+        sampling_params p = plain();
+        p.seed = 9;
+        p.temperature = 1.2f;
+        p.top_k = 50;
+        p.top_p = 0.9f;
+        p.min_p = 0.02f;
+        p.typical_p = 0.9f;
+        p.xtc_probability = 0.5f;
+        p.xtc_threshold = 0.05f;
+        p.dry_multiplier = 0.8f;
+        p.top_n_sigma = 1.8f;
+        p.repeat_penalty = 1.3f;
+        p.repeat_last_n = 20;
+        p.steps = order;
+        check_steps(p, order);
+    }
+}
+
+TEST(steps_that_are_not_named_are_off_in_the_default_order) {
+    sampling_params p = plain();
+    p.seed = 3;
+    p.temperature = 0; // without its step nothing is greedy
+    p.top_k = 1;
+    p.repeat_penalty = 5;
+    p.steps = std::vector<sampling_step>{sampling_step::top_p};
+    p.top_p = 0.99f;
+    const vocabulary & vocab = made_up_vocab(500);
+    const std::vector<float> flat(size_t(vocab.size()), 0.0f);
+    sampler s(p, vocab, nullptr, CONTEXT);
+    std::set<llama_token> drawn;
+    for (int i = 0; i < 50; i++) {
+        std::vector<float> logits = flat;
+        drawn.insert(*s.sample(logits.data()));
+    }
+    CHECK(drawn.size() > 20);
+    p.steps = std::vector<sampling_step>{sampling_step::top_k, sampling_step::temperature};
+    sampler greedy(p, vocab, nullptr, CONTEXT);
+    std::vector<float> logits = make_row(shape::normal, 1, size_t(vocab.size()));
+    const auto largest = llama_token(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    CHECK(*greedy.sample(logits.data()) == largest);
+}
+
+TEST(the_end_is_put_off_for_as_many_tokens_as_it_should) {
+    const vocabulary & vocab = made_up_vocab(500);
+    for (const float typical_p : {1.0f, 0.9f}) { // our own paths, and llama.cpp's objects
+        sampling_params p = plain();
+        p.typical_p = typical_p;
+        p.min_tokens = 3;
+        p.ends = {2, 400};
+        sampler s(p, vocab, nullptr, CONTEXT);
+        for (int i = 0; i < 5; i++) {
+            std::vector<float> logits(size_t(vocab.size()), 0.0f);
+            logits[2] = logits[400] = 50;
+            const llama_token id = *s.sample(logits.data());
+            CHECK((id == 2 || id == 400) == (i >= 3));
+        }
+    }
+}
+
 TEST(rare_samplers_obey_the_grammar) {
     const vocabulary & vocab = made_up_vocab(3000);
     std::vector<sampling_params> all(4, plain());
