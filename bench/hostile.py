@@ -35,6 +35,7 @@ FLAGS = ("--context-length", 2048, "--kv-cells", 8192, "--parallel", 4, "--spill
 GAP_MAX_S = 0.5
 GROWTH = 0.10
 SETTLED_SHARE = 0.1
+SETTLE_S = 8.0
 LARGE_EVERY = 60
 """Of so many requests one has a body of many megabytes: more would measure the machine's memory bus."""
 MEGABYTES = 31
@@ -239,6 +240,17 @@ def plan_of(seed: int, n: int) -> list[Kind]:
     return [draw.choice(large if i % LARGE_EVERY == LARGE_EVERY - 1 else ordinary) for i in range(n)]
 
 
+async def settled(server: client.Running) -> dict[int, float]:
+    """MB of each process, once they fall no more: connections that were left are closed, free memory is handed back."""
+    lowest: dict[int, float] = {}
+    end = time.perf_counter() + SETTLE_S
+    while time.perf_counter() < end:
+        await asyncio.sleep(1)
+        held = {pid: client.rss_mb(pid) for pid in (server.pid, *server.children)}
+        lowest = {pid: min(mb, lowest.get(pid, mb)) for pid, mb in held.items()}
+    return lowest
+
+
 async def run(server: client.Running, plan: list[Kind], n_clients: int) -> tuple[Findings, dict[int, float], dict[int, float]]:
     found = Findings()
     beside = asyncio.ensure_future(neighbour(server.port, found))
@@ -247,8 +259,7 @@ async def run(server: client.Running, plan: list[Kind], n_clients: int) -> tuple
     async def part(kinds: list[Kind]) -> dict[int, float]:
         shared = iter(kinds)
         await asyncio.gather(*(work(server.port, shared, found) for _ in range(n_clients)))
-        await asyncio.sleep(1)  # connections that were left are closed
-        return {pid: client.rss_mb(pid) for pid in (server.pid, *server.children)}
+        return await settled(server)
 
     try:
         before = await part(plan[:first])
