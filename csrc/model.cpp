@@ -74,9 +74,15 @@ void threadpool_deleter::operator()(ggml_threadpool * p) const {
 
 // ---- process-wide set-up ------------------------------------------------------------------------------------------
 
+// What llama.cpp says of a load that fails: it is logged by the thread that loads, and told nowhere else.
+static thread_local std::string * errors_of_load = nullptr;
+
 static void log_to_stderr(ggml_log_level level, const char * text, void *) {
     if (level == GGML_LOG_LEVEL_ERROR) { // warnings speak of what the engine handles: a full cache, a long context
         fputs(text, stderr);
+        if (errors_of_load != nullptr) {
+            *errors_of_load += text;
+        }
     }
 }
 
@@ -436,7 +442,9 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
     check_devices(spec);
     check_mlock(spec);
     load_weights(spec, progress);
+    check_vocabulary();
     vocab_ = std::make_unique<vocabulary>(llama_model_get_vocab(model_.get()));
+    try_vocabulary();
     if (spec.vocab_only) {
         return;
     }
@@ -480,6 +488,56 @@ bool model::is_mapped(ggml_backend_buffer_type_t type) const {
     return maps_file_ && props.caps.buffer_from_host_ptr && type == ggml_backend_dev_buffer_type(device);
 }
 
+// Why a load failed, of what was logged meanwhile.
+static std::string refusal(const std::string & logged) {
+    static const std::string MARK = "error loading model: ";
+    const size_t at = logged.find(MARK);
+    if (at == std::string::npos) {
+        return "llama.cpp refused the file";
+    }
+    const size_t begin = at + MARK.size();
+    std::string why = logged.substr(begin, logged.find('\n', begin) - begin);
+    if (why.find("unknown ") != std::string::npos) { // another build may know it
+        why += std::string("; this engine is llama.cpp ") + llama_version() + "+" + LMLITE_LLAMA_COMMIT;
+    }
+    return "llama.cpp refused the file: " + why;
+}
+
+// A vocabulary with which no text can be read, or none written, is told now and not by each request.
+void model::check_vocabulary() const {
+    const llama_vocab * v = llama_model_get_vocab(model_.get());
+    const int32_t n = llama_vocab_n_tokens(v);
+    if (llama_vocab_type(v) == LLAMA_VOCAB_TYPE_NONE || n <= 0) {
+        throw error("load_failed", "the file has no vocabulary");
+    }
+    for (const char * name : {"bos", "eos"}) { // which llama.cpp takes others for then, whatever those are
+        const int64_t id = metadata_number(model_.get(), std::string("tokenizer.ggml.") + name + "_token_id", 0);
+        if (id >= n && id != UINT32_MAX) { // there is none
+            throw error("load_failed", std::string("its ") + name + " token is " + std::to_string(id) + ", outside of the vocabulary of " +
+                                           std::to_string(n) + " tokens");
+        }
+    }
+}
+
+// The same, of what only shows when it is used: plain words, since a vocabulary may well lack what is rare.
+void model::try_vocabulary() const {
+    std::vector<llama_token> ids;
+    try {
+        ids = vocab_->tokenize("Hello world, how are you?\n", false, false);
+    } catch (const std::exception & e) {
+        throw error("load_failed", std::string("the tokenizer cannot read a text with this vocabulary: ") + e.what());
+    }
+    if (ids.empty()) {
+        throw error("load_failed", "the tokenizer makes no tokens of a text with this vocabulary");
+    }
+    for (const llama_token id : ids) {
+        if (!vocab_->contains(id)) {
+            throw error("load_failed", "the tokenizer makes token " + std::to_string(id) + " of a text, and the vocabulary has " +
+                                           std::to_string(vocab_->size()) + " tokens");
+        }
+    }
+}
+
 void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers = spec.gpu_layers;
@@ -506,10 +564,13 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     for (const std::string & split : spec.splits) {
         paths.push_back(split.c_str());
     }
+    std::string logged;
+    errors_of_load = &logged;
     model_.reset(paths.empty() ? llama_model_load_from_file(spec.path.c_str(), params)
                                : llama_model_load_from_splits(paths.data(), paths.size(), params));
+    errors_of_load = nullptr;
     if (!model_) {
-        throw error("load_failed", "llama.cpp refused the file");
+        throw error("load_failed", refusal(logged));
     }
     char arch[128] = "";
     llama_model_meta_val_str(model_.get(), "general.architecture", arch, sizeof arch);

@@ -100,6 +100,8 @@ class model {
     using device_bytes = std::map<ggml_backend_dev_t, uint64_t>; // the machine's own memory under null
 
     std::string warnings() const;
+    void check_vocabulary() const;
+    void try_vocabulary() const;
     void load_weights(const load_spec & spec, const progress_fn & progress);
     void make_context(const load_spec & spec);
     enum llama_pooling_type choose_pooling(const load_spec & spec) const;

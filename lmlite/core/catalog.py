@@ -766,11 +766,16 @@ def _context_length(known: Facts | None) -> int:
 
 def _problem(entry: _Entry) -> str | None:
     name, n = entry.first.name, len(entry.files)
+    numbers = [found.name.part for found in entry.files]
+    if twice := [number for number in numbers if numbers.count(number) > 1]:
+        return f"part {twice[0]} is there twice"
     if n < name.parts:
         return f"{name.parts - n} of {name.parts} parts are missing"
     for found, seen in zip(entry.files, entry.seen, strict=True):
         if seen.problem:
             return f"part {found.name.part}: {seen.problem}" if n > 1 else seen.problem
+        if n > 1 and seen.facts is not None and seen.facts.split_no not in (None, found.name.part - 1):
+            return f"part {found.name.part} says that it is part {seen.facts.split_no + 1}"
     assert entry.facts is not None  # a file without a problem has them
     parts = entry.facts.split_count or 1
     if parts != name.parts:

@@ -285,6 +285,21 @@ def test_a_missing_part_is_a_problem(tmp_path: Path, missing: int) -> None:
     assert (card.id, card.problem) == ("falcon", "1 of 3 parts are missing")
 
 
+def test_a_part_that_bears_the_number_of_another_is_named(tmp_path: Path) -> None:
+    paths = put_parts(tmp_path, "acme/Falcon-GGUF/Falcon-Q4_K_M", 3)
+    paths[2].write_bytes(paths[1].read_bytes())
+    (card,) = Catalog([tmp_path]).cards()
+    assert card.problem == "part 3 says that it is part 2"
+
+
+def test_a_number_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    paths = put_parts(tmp_path, "acme/Falcon-GGUF/Falcon-Q4_K_M", 2)
+    paths[1].unlink()
+    paths[0].with_suffix(".GGUF").write_bytes(paths[0].read_bytes())
+    (card,) = Catalog([tmp_path]).cards()
+    assert card.problem == "part 1 is there twice"
+
+
 def test_a_broken_part_is_named(tmp_path: Path) -> None:
     path = put_parts(tmp_path, "acme/Falcon-GGUF/Falcon-Q4_K_M", 3)[1]
     path.write_bytes(path.read_bytes()[:-1])
