@@ -45,7 +45,8 @@ with lmlite.load(Path(lmlite.__file__).parent / "models" / "lmlite-tiny.gguf", i
 def test_a_model_is_loaded_where_uvloop_is_installed(isolation: str) -> None:
     program = LOADING.replace("ISOLATION", isolation)
     command = [sys.executable, "-W", "ignore", "-c", program]
-    done = subprocess.run(command, env={"PYTHONPATH": str(INSTALLED)}, capture_output=True, text=True, timeout=60)
+    environ = {"PYTHONPATH": str(INSTALLED)}  # and there: what is run with -c takes its modules from where it is first
+    done = subprocess.run(command, env=environ, cwd=INSTALLED, capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n", done.stderr
 
 

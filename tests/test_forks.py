@@ -47,7 +47,7 @@ def run(program: str, isolation: str = "process") -> str:
     code = BEGIN.replace("ISOLATION", repr(isolation)) + program
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
     environ = {**os.environ, "PYTHONPATH": str(INSTALLED)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environ, cwd=INSTALLED, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

@@ -250,7 +250,8 @@ asyncio.run(serve())
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a stopped process that its parent is gone")
 def test_a_stopped_engine_ends_when_its_server_is_killed() -> None:
     command = [sys.executable, "-c", SERVER]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(INSTALLED)}) as server:
+    environ = {**os.environ, "PYTHONPATH": str(INSTALLED)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environ, cwd=INSTALLED) as server:
         assert server.stdout is not None
         engine = int(server.stdout.readline())
         os.kill(engine, signal.SIGSTOP)
