@@ -212,7 +212,7 @@ def write_bindings(target: Path) -> None:
 
 
 class BuildNative(Command):
-    """Puts lib/ and core/_lib.py into the package: the copy being built, or the source itself (in place, editable)."""
+    """Puts lib/ and core/engine/_lib.py into the package: the copy being built, or the source itself (in place, editable)."""
 
     description = "build the native library with CMake"
     user_options = [
@@ -245,14 +245,14 @@ class BuildNative(Command):
         compile_targets(folder, ["lmlite", "lmlite-engine", *programs], environ)
         install(folder, package / "lib", strip=not self.in_place, environ=environ)
         copy_licences(find_tree(environ), package / "lib")
-        write_bindings(package / "core" / "_lib.py")
+        write_bindings(package / "core" / "engine" / "_lib.py")
         for program in programs:
             shutil.copy2(folder / program, ROOT / "build" / f"{program}.new")
             (ROOT / "build" / f"{program}.new").replace(ROOT / "build" / program)  # it may be running
 
     def get_outputs(self) -> list[str]:
         package = self.package()
-        return [str(path) for path in [*(package / "lib").glob("*"), package / "core" / "_lib.py"]]
+        return [str(path) for path in [*(package / "lib").glob("*"), package / "core" / "engine" / "_lib.py"]]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

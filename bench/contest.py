@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import client, peers
 from bench.random_model import SHAPES, random_weights
-from lmlite.core.catalog import bundled_model
+from lmlite.package import bundled_model
 
 Figures = dict[str, float]
 Serve = Callable[[Path], AbstractContextManager[client.Running]]

@@ -25,10 +25,10 @@ sys.path.append(str(ROOT))
 
 from bench import peers  # noqa: E402
 from bench.random_model import CACHE, copy_vocabulary  # noqa: E402
-from lmlite.core.engine import Engine  # noqa: E402
-from lmlite.core.estimate import Estimate, estimate  # noqa: E402
-from lmlite.core.payloads import LoadSettings, LoadSpec  # noqa: E402
-from lmlite.core.worker import Process  # noqa: E402
+from lmlite.core.engine.client import Engine  # noqa: E402
+from lmlite.core.engine.payloads import LoadSettings, LoadSpec  # noqa: E402
+from lmlite.core.engine.worker import Process  # noqa: E402
+from lmlite.core.loading.estimate import Estimate, estimate  # noqa: E402
 from lmlite.request import Embed, Generate, Sampling, Tokens  # noqa: E402
 
 CONTEXTS = (2048, 8192, 32768)

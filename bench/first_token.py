@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # at the end: an installed lmlite is the one to measure
 
 from bench import client, contest, peers  # noqa: E402
-from lmlite.core.frames import Kind, pack  # noqa: E402
+from lmlite.core.engine.frames import Kind, pack  # noqa: E402
 from tests.core import gguf_files  # noqa: E402
 from tests.fakes import FakeEngine, finished, frame  # noqa: E402
 
@@ -111,7 +111,7 @@ def serve(model: Path) -> None:
     """A server in front of fakes, on both of this machine's own addresses."""
     from lmlite.app import App
     from lmlite.config import Config
-    from lmlite.core.worker import Process
+    from lmlite.core.engine.worker import Process
     from lmlite.server import Service
 
     async def run() -> None:

@@ -27,7 +27,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an installed lmlite is the one to stress
 
 from bench import client  # noqa: E402
-from lmlite.core.catalog import bundled_model  # noqa: E402
+from lmlite.package import bundled_model  # noqa: E402
 from tests.test_hostile_requests import HELLO, REFUSED, SERVED  # noqa: E402
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"

@@ -26,8 +26,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an installed lmlite is the one to measure
 
 from bench import client  # noqa: E402
-from lmlite.core.catalog import bundled_model  # noqa: E402
-from lmlite.store import state  # noqa: E402
+from lmlite.package import bundled_model  # noqa: E402
+from lmlite.store import database  # noqa: E402
 from lmlite.store.home import Home  # noqa: E402
 from tests.core.gguf_files import gguf, llama, projector  # noqa: E402
 from tests.hub import misbehaving  # noqa: E402
@@ -146,7 +146,7 @@ class Trial:
             ask(port, "/api/v1/models/download", {"model": repo})
 
     def check(self, children: list[int]) -> None:
-        if self.home.state.exists() and (verdict := state.check(self.home.state)) != "ok":
+        if self.home.state.exists() and (verdict := database.check(self.home.state)) != "ok":
             self.broken.append(f"the database: {verdict}")
         self.broken += [f"half of {name} is listed" for name in wrong_files(self.home.models, self.hub)]
         self.broken += [f"engine {pid} outlives its server" for pid in orphans(children)]

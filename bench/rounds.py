@@ -24,7 +24,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an installed lmlite is the one to measure
 
 from bench import client  # noqa: E402
-from lmlite.core.catalog import bundled_model  # noqa: E402
+from lmlite.package import bundled_model  # noqa: E402
 from tests.chats import holdings  # noqa: E402
 
 GROWTH_KB = 4096

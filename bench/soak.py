@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an installed lmlite is the one to measure
 
 from bench import client  # noqa: E402
-from lmlite.core.catalog import bundled_model  # noqa: E402
+from lmlite.package import bundled_model  # noqa: E402
 from tests import chats  # noqa: E402
 
 GROWTH_KB = 8192

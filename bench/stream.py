@@ -46,7 +46,7 @@ def serve(model: Path, pace_s: float) -> None:
     """The server under measurement, in front of fakes."""
     from lmlite.app import App
     from lmlite.config import Config
-    from lmlite.core.worker import Process
+    from lmlite.core.engine.worker import Process
     from lmlite.server import Service
 
     async def run() -> None:

@@ -17,16 +17,16 @@ from types import TracebackType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
 from .api.answer import Answer, fold, spell_calls
-from .api.fields import Fields
-from .api.messages import parse_messages
-from .api.tools import parse_offer
+from .api.read.fields import Fields
+from .api.read.messages import parse_messages
+from .api.read.tools import parse_offer
 from .app import open_pool
 from .app.looks import Looks
 from .card import ModelCard
 from .config import Config
-from .core.catalog import Catalog
-from .core.model_settings import FILE_NAME
-from .core.pool import Needs, purpose
+from .core.disk.catalog import Catalog
+from .core.disk.model_settings import FILE_NAME
+from .core.loading.pool import Needs, purpose
 from .errors import EngineGone, LoadFailed
 from .events import TextDelta
 from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text, with_defaults

@@ -1,6 +1,6 @@
 """A conversation in words of its own: who speaks, and the parts of what is said. No dialect's shape, no template's.
 
-Dialects read what clients send into these; they are spelled for the engine in one place (`core/payloads.py`).
+Dialects read what clients send into these; they are spelled for the engine in one place (`core/engine/payloads.py`).
 """
 
 from __future__ import annotations

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lmlite.api.openai_chat import parse_chat
-from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine
-from lmlite.core.payloads import LoadSettings, LoadSpec
-from lmlite.core.worker import Thread
+from lmlite.api.openai.chat import parse_chat
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import LoadSettings, LoadSpec
+from lmlite.core.engine.worker import Thread
 from lmlite.events import Event
+from lmlite.package import bundled_model
 from lmlite.request import Chat, Text
 from tests.api.golden_files import SERVED
 

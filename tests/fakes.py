@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
-from lmlite.core.worker import Process, Thread
+from lmlite.core.engine.frames import HEADER, MAX_PAYLOAD, Kind, pack
+from lmlite.core.engine.worker import Process, Thread
 
 WORDS = ("The ", "quick ", "brown ", "fox ", "jumps ", "over ", "the ", "lazy ", "dog. ")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.catalog import bundled_model
 from lmlite.hub import jobs
+from lmlite.package import bundled_model
 from lmlite.server import Server
 from tests.conftest import TIMEOUT_S, Client, FakeServer
 from tests.core.gguf_files import gguf, llama, projector

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no such call he
 BEGIN = """
 import multiprocessing, os, signal, socket, sys, urllib.request
 import lmlite
-from lmlite.core.catalog import bundled_model
+from lmlite.package import bundled_model
 
 def load(**options):
     return lmlite.load(bundled_model(), isolation=ISOLATION, threads=1, **options)

@@ -19,7 +19,7 @@ from typing import Any
 import gguf
 import pytest
 
-from lmlite.core.catalog import bundled_model
+from lmlite.package import bundled_model
 from lmlite.server import Server
 from tests.conftest import Client
 from tests.random_models import with_floats

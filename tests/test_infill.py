@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.engine import Engine
-from lmlite.core.payloads import LoadSettings, LoadSpec
-from lmlite.core.worker import Process
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import LoadSettings, LoadSpec
+from lmlite.core.engine.worker import Process
 from lmlite.errors import ContextOverflow, WrongModelType
 from lmlite.events import Finished, TextDelta
 from lmlite.request import Generate, Infill, Sampling

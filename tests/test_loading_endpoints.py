@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.catalog import bundled_model
-from lmlite.core.cores import cores
+from lmlite.core.engine.cores import cores
+from lmlite.package import bundled_model
 from lmlite.server import Server
 from tests.conftest import Answer, Client
 from tests.random_models import Llama, with_swapped_words, write_bert

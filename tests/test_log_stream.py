@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lmlite.app.logs import HELD_MAX, Listener, Logs, spell
-from lmlite.core.frames import Kind
+from lmlite.core.engine.frames import Kind
 from lmlite.server import Server
 from tests.conftest import Client, FakeServer
 from tests.fakes import Gate, Script, error
@@ -179,14 +179,14 @@ def test_requests_are_told_without_their_query_or_body(fake_server: FakeServer) 
 @pytest.mark.usefixtures("info")
 def test_a_flood_of_requests_is_not_a_flood_of_lines(fake_server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     from lmlite.app.request_log import LINES_MAX, RequestLog
-    from lmlite.wire.connection import Connection, Reply, Request
+    from lmlite.wire.connection import Connection, Request, Response
 
     del fake_server
     log, request = RequestLog(), Request("GET", "/x", "/x", "", {}, b"", None)
-    reply = Reply(Connection.__new__(Connection), None, 0.0)
+    response = Response(Connection.__new__(Connection), None, 0.0)
     for i in range(LINES_MAX + 50):
-        log.tell(request, reply, 404, 7 + i / 1000)
-    log.tell(request, reply, 404, 8.5)
+        log.tell(request, response, 404, 7 + i / 1000)
+    log.tell(request, response, 404, 8.5)
     lines = [record.getMessage() for record in caplog.records if record.name == "lmlite.app.request_log"]
     assert len(lines) == LINES_MAX + 2
     assert lines[-2] == "50 further requests within that second were not logged"
@@ -234,7 +234,7 @@ def test_what_an_engine_says_on_stderr_is_told_line_by_line() -> None:
     import asyncio
     import sys
 
-    from lmlite.core.worker import Process
+    from lmlite.core.engine.worker import Process
 
     say = "import sys; sys.stderr.write('first\\n\\n' + 'x' * 9000 + '\\nlast')"
 

@@ -17,7 +17,7 @@ import pytest
 from lmlite.app import App
 from lmlite.app.metrics import Metrics
 from lmlite.config import Config
-from lmlite.core.frames import Kind
+from lmlite.core.engine.frames import Kind
 from lmlite.events import Finished, Stats
 from lmlite.metrics import OTHER, SERIES_MAX, Counter, Gauge, Histogram, expose
 from lmlite.server import LoopThread, Service

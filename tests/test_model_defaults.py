@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import lmlite
-from lmlite.api.call import Call
-from lmlite.api.openai_chat import parse_chat
-from lmlite.api.openai_text import parse_completions
-from lmlite.core.catalog import bundled_model
-from lmlite.core.frames import Kind
+from lmlite.api.dialect import Call
+from lmlite.api.openai.chat import parse_chat
+from lmlite.api.openai.text import parse_completions
+from lmlite.core.engine.frames import Kind
+from lmlite.package import bundled_model
 from lmlite.request import Chat
 from lmlite.server import Server
 from lmlite.settings import ModelSettings

@@ -14,8 +14,8 @@ import numpy
 import pytest
 
 import lmlite
-from lmlite.core.catalog import bundled_model
 from lmlite.errors import ConfigError, ContextOverflow, InvalidRequest, LoadFailed, WrongModelType
+from lmlite.package import bundled_model
 from tests.conftest import INSTALLED
 from tests.random_models import write_bert
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lmlite"
-GENERATED = PACKAGE / "core" / "_lib.py"
+GENERATED = PACKAGE / "core" / "engine" / "_lib.py"
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != GENERATED)
 
 RANKS = {
     **dict.fromkeys(("errors", "forks", "messages", "settings"), 0),
-    **dict.fromkeys(("config", "request", "events", "card", "metrics", "download"), 1),
+    **dict.fromkeys(("config", "request", "events", "card", "metrics", "download", "package"), 1),
     **dict.fromkeys(("wire", "api", "core", "hub", "mcp", "store"), 2),
     **{"app": 3},
     **{"server": 4},

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.frames import Kind
+from lmlite.core.engine.frames import Kind
 from tests.conftest import Client, FakeServer
 from tests.fakes import Script
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.frames import Kind
+from lmlite.core.engine.frames import Kind
 from lmlite.errors import ConfigError
 from lmlite.server import ACCEPT_BURST, Server
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer

@@ -13,7 +13,7 @@ PROGRAM = """
 import json, sys, urllib.request
 from hostapp._vendor import lmlite as copy
 import lmlite as original
-from hostapp._vendor.lmlite.core.catalog import bundled_model
+from hostapp._vendor.lmlite.package import bundled_model
 
 def complete(url):
     body = json.dumps({"model": "lmlite-tiny", "prompt": "Hello", "max_tokens": 5, "temperature": 0}).encode()
@@ -27,7 +27,7 @@ with copy.load(bundled_model()) as model:
     texts.add(model.complete("Hello", max_tokens=5, temperature=0.0))
 assert len(texts) == 1 and texts != {""}, texts
 strays = [name for name in sys.modules if name.startswith("hostapp._vendor.lmlite")]
-assert "hostapp._vendor.lmlite.core.native" in strays
+assert "hostapp._vendor.lmlite.core.engine.native" in strays
 print("served", bundled_model())
 """
 

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ..api import openai_error
+from ..api.openai import error as openai_error
 from ..config import Config
 from ..errors import HttpError, LmError, QueueFull, UnexpectedEndpoint
 from ..metrics import OTHER
-from ..wire.connection import Connection, Hooks, Reply, Request, no_precheck
+from ..wire.connection import Connection, Hooks, Request, Response, no_precheck
 from ..wire.guard import Policy, preflight
 from ..wire.http1 import Headers
 from ..wire.router import Router
@@ -19,7 +19,7 @@ from .routes import FAMILIES, ROUTES, Spelling
 from .state import Endpoint, State, fact
 
 if TYPE_CHECKING:
-    from ..core.worker import Placement
+    from ..core.engine.worker import Placement
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_LEFT: Final = 499
@@ -87,13 +87,13 @@ class App(State):
 
     # ---- one request
 
-    async def handle(self, request: Request, reply: Reply) -> None:
+    async def handle(self, request: Request, response: Response) -> None:
         if request.method == "OPTIONS" and (allowed := preflight(self._policy, request.method, request.headers)):
-            reply.whole(204, b"", allowed)
+            response.whole(204, b"", allowed)
             return
         match = self._router.match(request.method, request.path, request.target)
-        reply.route = match.route.pattern
-        await match.route.endpoint(self, request, reply, "".join(match.parameters.values()))
+        response.route = match.route.pattern
+        await match.route.endpoint(self, request, response, "".join(match.parameters.values()))
 
     def spell_error(self, request: Request | None, exc: Exception) -> tuple[int, Headers, bytes]:
         """The whole answer to a request that failed before an answer to it had begun."""
@@ -101,14 +101,14 @@ class App(State):
         status, body = spelling(request.path if request else "")(error)
         return status, headers_of(error), body.encode()
 
-    def _answered(self, request: Request | None, reply: Reply) -> None:
+    def _answered(self, request: Request | None, response: Response) -> None:
         """Counts the request, and logs that it was."""
         now = asyncio.get_running_loop().time()
-        status = reply.status or CLIENT_LEFT
+        status = response.status or CLIENT_LEFT
         method = request.method if request is not None and request.method in METHODS else OTHER
-        self.metrics.answered(reply.route or OTHER, method, status, now - reply.began)
+        self.metrics.answered(response.route or OTHER, method, status, now - response.began)
         if request is not None:
-            self._request_log.tell(request, reply, status, now)
+            self._request_log.tell(request, response, status, now)
 
 
 def spelling(path: str) -> Spelling:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from ..config import Config
 
 if TYPE_CHECKING:
-    from ..core.catalog import Catalog
+    from ..core.disk.catalog import Catalog
 
 
 def open_catalog(config: Config) -> Catalog:
     """The models of `config`, or the bundled one where there are none."""
-    from ..core.catalog import Catalog
-    from ..core.model_files import definition_folders, hub_caches, model_folders
-    from ..core.model_settings import FILE_NAME
+    from ..core.disk.catalog import Catalog
+    from ..core.disk.model_files import definition_folders, hub_caches, model_folders
+    from ..core.disk.model_settings import FILE_NAME
     from ..store.home import Home
 
     return Catalog(

@@ -18,7 +18,7 @@ from ..store.home import Home
 if TYPE_CHECKING:
     from ..download import Record
     from ..hub.jobs import Downloads
-    from ..store.state import Database
+    from ..store.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class LazyStore:
 
     def _opened(self) -> Database:
         if self._database is None:
-            from ..store.state import Database
+            from ..store.database import Database
 
             self._database = Database(self._path)
         return self._database

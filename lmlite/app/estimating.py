@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..api.completion import dumps
-from ..api.lmstudio_v1_load import parse_load, spelled
+from ..api.lmstudio.load import parse_load, spelled
+from ..api.spell import dumps
 from ..errors import SettingRefused
-from ..wire.connection import Reply, Request
+from ..wire.connection import Request, Response
 from .generation import parsed
 from .state import State
 
 if TYPE_CHECKING:
-    from ..core.estimate import Estimate
+    from ..core.loading.estimate import Estimate
 
 
-async def estimate(app: State, request: Request, reply: Reply, _: str) -> None:
+async def estimate(app: State, request: Request, response: Response, _: str) -> None:
     """The body is that of a load; what is loaded just now is counted as the others' memory, even if the load would have it
     leave."""
     asked = await parsed(parse_load, request.body)
@@ -23,7 +23,7 @@ async def estimate(app: State, request: Request, reply: Reply, _: str) -> None:
         told, available = await app.models.estimate(asked.model, asked.settings, gpu=asked.gpu)
     except SettingRefused as error:
         raise spelled(asked, error) from None
-    reply.whole(200, spell(told, available).encode())
+    response.whole(200, spell(told, available).encode())
 
 
 def spell(told: Estimate, available: int) -> str:

@@ -13,20 +13,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..api.call import Call, Frame
-from ..api.call import Reply as Spelled
-from ..api.json_body import INLINE_BYTES_MAX, parse_body
+from ..api.dialect import Call, Frame, Reply
+from ..api.read.json_body import INLINE_BYTES_MAX, parse_body
 from ..api.served import Served
 from ..card import Instance
 from ..errors import LmError, ShuttingDown, let_go
 from ..events import Event
 from ..wire import sse
-from ..wire.connection import Reply, Request
+from ..wire.connection import Request, Response
 from .logs import Prediction, overhear
 from .state import Endpoint, State, fact
 
 if TYPE_CHECKING:
-    from ..core.engine import Engine, Run
+    from ..core.engine.client import Engine, Run
 
 T = TypeVar("T")
 
@@ -34,14 +33,14 @@ T = TypeVar("T")
 def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
     """The endpoint of a dialect that generates."""
 
-    async def endpoint(app: State, request: Request, reply: Reply, _: str) -> None:
+    async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
         call = await parsed(parse, request.body)
         async with app.models.lease(call.model, call.needs, call.ttl_s, call.draft_model) as lease:
             call = completed(app, call, lease.instance)
             if call.stream:
-                await stream(app, call, app.served(lease), lease.engine, reply)
+                await stream(app, call, app.served(lease), lease.engine, response)
             else:
-                await answer(app, call, app.served(lease), lease.engine, reply)
+                await answer(app, call, app.served(lease), lease.engine, response)
 
     return endpoint
 
@@ -118,37 +117,37 @@ async def never() -> None:
     """Waits for room where there always is."""
 
 
-async def answer(app: State, call: Call, served: Served, engine: Engine, reply: Reply) -> None:
+async def answer(app: State, call: Call, served: Served, engine: Engine, response: Response) -> None:
     events = await together([work.collect() for work in await begin(app, call, served, engine)])
-    reply.whole(200, call.reply(served).whole(events).encode())
+    response.whole(200, call.reply(served).whole(events).encode())
 
 
-async def stream(app: State, call: Call, served: Served, engine: Engine, reply: Reply) -> None:
+async def stream(app: State, call: Call, served: Served, engine: Engine, response: Response) -> None:
     """One write per batch of a run, however many events and frames that is."""
     spelled = call.reply(served)
 
     def take(index: int, events: list[Event]) -> bool:
         said = spell(spelled, index, events)
-        if not reply.started:  # until there is an event, a failure is an HTTP status
-            reply.start(200, sse.HEADERS, sse.KEEP_ALIVE)
+        if not response.started:  # until there is an event, a failure is an HTTP status
+            response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
             said = frames(spelled.begin()) + said
-        reply.write(said)
-        return not reply.paused
+        response.write(said)
+        return not response.paused
 
     try:
         works = await begin(app, call, served, engine)
-        await together([work.feed(partial(take, index), reply.drain) for index, work in enumerate(works)])
+        await together([work.feed(partial(take, index), response.drain) for index, work in enumerate(works)])
         last = spelled.end()
     except asyncio.CancelledError:
-        if not (app.expired and reply.started):
+        if not (app.expired and response.started):
             raise
         last = spelled.failed(ShuttingDown())
     except Exception as exc:  # noqa: BLE001 - a stream that has begun must not end without a word
-        if not reply.started:
+        if not response.started:
             raise
         last = spelled.failed(fact(exc))
         let_go(exc)
-    reply.finish(frames(last))
+    response.finish(frames(last))
 
 
 async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -164,7 +163,7 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def spell(spelled: Spelled, index: int, events: Iterable[Event]) -> bytes:
+def spell(spelled: Reply, index: int, events: Iterable[Event]) -> bytes:
     return b"".join([sse.frame(name, payload) for event in events for name, payload in spelled.stream(index, event)])
 
 

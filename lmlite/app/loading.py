@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
-from ..api import lmstudio_v1_load as spelling
+from ..api.lmstudio import load as spelling
 from ..errors import SettingRefused, ShuttingDown
 from ..wire import sse
-from ..wire.connection import Reply, Request
+from ..wire.connection import Request, Response
 from .generation import frames, parsed
 from .state import State, fact
 
 
-async def load(app: State, request: Request, reply: Reply, _: str) -> None:
+async def load(app: State, request: Request, response: Response, _: str) -> None:
     """Answers when the model is loaded; a stream tells how far it is. A client that leaves gives up the load."""
     asked = await parsed(spelling.parse_load, request.body)
     began = asyncio.get_running_loop().time()
-    progress = Progress(reply) if asked.stream else None
+    progress = Progress(response) if asked.stream else None
     try:
         instance = await app.models.load(
             asked.model,
@@ -28,46 +28,46 @@ async def load(app: State, request: Request, reply: Reply, _: str) -> None:
             on_progress=progress.tell if progress else None,
         )
     except asyncio.CancelledError:
-        if not (app.expired and reply.started):
+        if not (app.expired and response.started):
             raise
-        reply.finish(frames([spelling.failed(ShuttingDown())]))
+        response.finish(frames([spelling.failed(ShuttingDown())]))
         return
     except Exception as exc:  # noqa: BLE001 - a stream that has begun must not end without a word
         told = spelling.spelled(asked, exc) if isinstance(exc, SettingRefused) else exc
-        if not reply.started:
+        if not response.started:
             raise told from exc.__cause__
-        reply.finish(frames([spelling.failed(fact(told))]))
+        response.finish(frames([spelling.failed(fact(told))]))
         return
     answer = spelling.loaded(instance, asyncio.get_running_loop().time() - began, asked.echo)
-    if reply.started:
-        reply.finish(frames([spelling.ended(answer)]))
+    if response.started:
+        response.finish(frames([spelling.ended(answer)]))
     else:
-        reply.whole(200, answer.encode())
+        response.whole(200, answer.encode())
 
 
 class Progress:
     """The events of a load as they come. What fails before the load begins is an HTTP status."""
 
-    def __init__(self, reply: Reply):
-        self._reply = reply
+    def __init__(self, response: Response):
+        self._response = response
         self._id = ""
 
     def begin(self, instance_id: str) -> None:
         self._id = instance_id
-        self._reply.start(200, sse.HEADERS, sse.KEEP_ALIVE)
-        self._reply.write(frames([spelling.started(instance_id)]))
+        self._response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
+        self._response.write(frames([spelling.started(instance_id)]))
 
     def tell(self, fraction: float) -> None:
-        if not self._reply.paused:  # a slow reader misses what the next event says anyway
-            self._reply.write(frames([spelling.progressed(self._id, fraction)]))
+        if not self._response.paused:  # a slow reader misses what the next event says anyway
+            self._response.write(frames([spelling.progressed(self._id, fraction)]))
 
 
-async def unload(app: State, request: Request, reply: Reply, _: str) -> None:
+async def unload(app: State, request: Request, response: Response, _: str) -> None:
     """Answers when the memory is free. Requests that run end with LM Studio's words for it."""
     instance_id = await parsed(spelling.parse_unload, request.body)
     await app.models.unload(instance_id)
-    reply.whole(200, spelling.unloaded(instance_id).encode())
+    response.whole(200, spelling.unloaded(instance_id).encode())
 
 
-async def list_instances(app: State, request: Request, reply: Reply, _: str) -> None:
-    reply.whole(200, spelling.instances(app.models.presences()).encode())
+async def list_instances(app: State, request: Request, response: Response, _: str) -> None:
+    response.whole(200, spelling.instances(app.models.presences()).encode())

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from ..errors import InvalidRequest
 from ..wire import sse
-from ..wire.connection import Reply, Request
+from ..wire.connection import Request, Response
 from .logs import KEEP_ALIVE_S, PREDICTIONS, Source
 from .state import State
 
 
-async def stream(app: State, request: Request, reply: Reply, _: str) -> None:
+async def stream(app: State, request: Request, response: Response, _: str) -> None:
     """Server-sent events until the client leaves or the server stops; each is one line as JSON."""
     source, types, stats = parse_query(request.query)
     if request.method == "HEAD":
-        reply.whole(200, b"", content_type="text/event-stream")
+        response.whole(200, b"", content_type="text/event-stream")
         return
     with app.logs.listen(source, types, stats) as listener:
-        reply.start(200, sse.HEADERS, sse.KEEP_ALIVE)
-        reply.write(sse.KEEP_ALIVE)  # the listener is there: what is asked from now on is heard
+        response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
+        response.write(sse.KEEP_ALIVE)  # the listener is there: what is asked from now on is heard
         while not listener.closed:
             lines = await listener.take(KEEP_ALIVE_S)
-            reply.write(b"".join([sse.frame(None, line) for line in lines]) or sse.KEEP_ALIVE)
-            await reply.drain()
-    reply.finish()
+            response.write(b"".join([sse.frame(None, line) for line in lines]) or sse.KEEP_ALIVE)
+            await response.drain()
+    response.finish()
 
 
 def parse_query(query: str) -> tuple[Source, frozenset[str], bool]:

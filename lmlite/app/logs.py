@@ -22,7 +22,7 @@ from ..request import Chat, Generate, Infill, Prompt, Text, Tokens
 
 if TYPE_CHECKING:
     from ..card import Instance, Runtime
-    from ..core.engine import Engine
+    from ..core.engine.client import Engine
 
 log = logging.getLogger(__name__)
 

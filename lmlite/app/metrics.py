@@ -13,8 +13,8 @@ from ..metrics import Counter, Family, Histogram
 
 if TYPE_CHECKING:
     from ..card import Instance
-    from ..core.engine import Engine
-    from ..core.payloads import Report
+    from ..core.engine.client import Engine
+    from ..core.engine.payloads import Report
 
 REPORT_S: Final = 0.2
 """An engine answers within a millisecond, unless it is about to render or tokenize something large."""

@@ -19,12 +19,12 @@ from .disk import open_catalog
 from .looks import Looks
 
 if TYPE_CHECKING:
-    from ..core.catalog import Catalog
-    from ..core.engine import Engine
-    from ..core.estimate import Estimate
-    from ..core.pool import Catalog as Choice
-    from ..core.pool import Lease, Needs, Pool
-    from ..core.worker import Placement
+    from ..core.disk.catalog import Catalog
+    from ..core.engine.client import Engine
+    from ..core.engine.worker import Placement
+    from ..core.loading.estimate import Estimate
+    from ..core.loading.pool import Catalog as Choice
+    from ..core.loading.pool import Lease, Needs, Pool
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +38,11 @@ def open_pool(
 ) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there. `on_line` is told, in threads, what
     engines say on stderr, and by which process. `look` brings `catalog` up to date with the disk."""
-    from ..core.effective import cache_types
-    from ..core.guard import MemoryGuard
-    from ..core.payloads import LoadSettings, Lora
-    from ..core.pool import Pool
-    from ..core.worker import Process, Thread
+    from ..core.engine.payloads import LoadSettings, Lora
+    from ..core.engine.worker import Process, Thread
+    from ..core.loading.effective import cache_types
+    from ..core.loading.memory_guard import MemoryGuard
+    from ..core.loading.pool import Pool
 
     k_type, v_type = cache_types(config.kv_type)
     settings = LoadSettings(
@@ -79,7 +79,7 @@ def open_pool(
 
 async def with_share(card: ModelCard, settings: ModelSettings, gpu: float | None) -> ModelSettings:
     """`settings` with that share (0..1) of the model's layers on the GPU; None leaves them as they are."""
-    from ..core.effective import gpu_layers
+    from ..core.loading.effective import gpu_layers
 
     if gpu is None:
         return settings
@@ -174,7 +174,7 @@ class Models:
 
     async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:
         """A lease for what every type of model can do."""
-        from ..core.pool import purpose
+        from ..core.loading.pool import purpose
 
         return self.lease(name, "text" if name is None else purpose(await self.resolve(name)))
 
@@ -201,10 +201,10 @@ class Models:
         self, name: str, settings: ModelSettings, *, gpu: float | None = None
     ) -> tuple[Estimate, int]:
         """What such a load would take, and the bytes of the machine's own memory that are free. Raises as a load does."""
-        from ..core.effective import refused
-        from ..core.estimate import estimate
-        from ..core.memory import available
-        from ..core.worker import Process
+        from ..core.engine.worker import Process
+        from ..core.loading.effective import refused
+        from ..core.loading.estimate import estimate
+        from ..core.loading.memory import available
 
         card = await self.resolve(name)
         if card.problem is not None:

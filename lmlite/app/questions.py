@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
-from ..api import rerank, tokens
-from ..api.call import EmbedCall
-from ..api.openai_chat import parse_chat
+from ..api.dialect import EmbedCall
+from ..api.openai.chat import parse_chat
+from ..api.own import rerank, tokens
 from ..request import Chat
-from ..wire.connection import Reply, Request
+from ..wire.connection import Request, Response
 from .generation import completed, parsed
 from .state import Endpoint, State
 
@@ -19,13 +19,13 @@ TURN_S: Final = 0.005
 
 
 def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
-    async def endpoint(app: State, request: Request, reply: Reply, _: str) -> None:
+    async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
         call = await parsed(parse, request.body)
         async with app.models.lease(call.model, "embedding", call.ttl_s) as lease:
             vectors = await lease.engine.embed(call.embed)
             served = app.served(lease)
         app.metrics.read(served.instance.card.id, sum(vector.n_tokens for vector in vectors))
-        reply.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
+        response.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
 
     return endpoint
 
@@ -41,23 +41,23 @@ async def in_turns(pieces: Iterable[str]) -> AsyncIterator[str]:
             turn_began = clock()
 
 
-async def score(app: State, request: Request, reply: Reply, _: str) -> None:
+async def score(app: State, request: Request, response: Response, _: str) -> None:
     call = await parsed(rerank.parse_rerank, request.body)
     async with app.models.lease(call.model, "rerank", call.ttl_s) as lease:
         scores = await lease.engine.rerank(call.rerank)
         served = app.served(lease)
     app.metrics.read(served.instance.card.id, sum(score.n_tokens for score in scores))
-    reply.whole(200, call.reply(served, scores).encode())
+    response.whole(200, call.reply(served, scores).encode())
 
 
-async def count_chat(app: State, request: Request, reply: Reply, _: str) -> None:
+async def count_chat(app: State, request: Request, response: Response, _: str) -> None:
     _, n_tokens = await read_chat(app, request)
-    reply.whole(200, tokens.spell_count(n_tokens).encode())
+    response.whole(200, tokens.spell_count(n_tokens).encode())
 
 
-async def apply_template(app: State, request: Request, reply: Reply, _: str) -> None:
+async def apply_template(app: State, request: Request, response: Response, _: str) -> None:
     prompt, n_tokens = await read_chat(app, request)
-    reply.whole(200, tokens.spell_prompt(prompt, n_tokens).encode())
+    response.whole(200, tokens.spell_prompt(prompt, n_tokens).encode())
 
 
 async def read_chat(app: State, request: Request) -> tuple[str, int]:
@@ -69,17 +69,17 @@ async def read_chat(app: State, request: Request) -> tuple[str, int]:
         return await lease.engine.count(prompt)
 
 
-async def tokenize(app: State, request: Request, reply: Reply, _: str) -> None:
+async def tokenize(app: State, request: Request, response: Response, _: str) -> None:
     call = await parsed(tokens.parse_tokenize, request.body)
     async with await app.models.lease_any(call.model) as lease:
         ids, pieces = await lease.engine.tokenize(
             call.text, add_special=call.add_special, parse_special=call.parse_special
         )
-    reply.whole(200, call.reply(ids, pieces).encode())
+    response.whole(200, call.reply(ids, pieces).encode())
 
 
-async def detokenize(app: State, request: Request, reply: Reply, _: str) -> None:
+async def detokenize(app: State, request: Request, response: Response, _: str) -> None:
     call = await parsed(tokens.parse_detokenize, request.body)
     async with await app.models.lease_any(call.model) as lease:
         text = await lease.engine.detokenize(call.tokens)
-    reply.whole(200, call.reply(text).encode())
+    response.whole(200, call.reply(text).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from ..wire.connection import Reply, Request
+from ..wire.connection import Request, Response
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +23,14 @@ class RequestLog:
         self._told = 0
         self._untold = 0
 
-    def tell(self, request: Request, reply: Reply, status: int, now: float) -> None:
+    def tell(self, request: Request, response: Response, status: int, now: float) -> None:
         """`now` is the loop's time."""
-        level = logging.DEBUG if reply.route in POLLED else logging.INFO
+        level = logging.DEBUG if response.route in POLLED else logging.INFO
         if log.isEnabledFor(level) and self._has_room(int(now)):
             path = ascii(request.path)[1:-1]
-            cut = "" if reply.complete else " and cut"
-            log.log(level, "%.16s %.200s: %d%s after %.0f ms", request.method, path, status, cut, (now - reply.began) * 1000)
+            cut = "" if response.complete else " and cut"
+            took_ms = (now - response.began) * 1000
+            log.log(level, "%.16s %.200s: %d%s after %.0f ms", request.method, path, status, cut, took_ms)
 
     def _has_room(self, second: int) -> bool:
         if second != self._second:

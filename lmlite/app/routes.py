@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from ..api import infill, lmstudio_v0, lmstudio_v1, lmstudio_v1_load, openai_chat, openai_embeddings, openai_text
+from ..api.lmstudio import load as lmstudio_v1_load
+from ..api.lmstudio import models as lmstudio_v1
+from ..api.lmstudio import v0 as lmstudio_v0
+from ..api.openai import chat as openai_chat
+from ..api.openai import embeddings as openai_embeddings
+from ..api.openai import text as openai_text
+from ..api.own import infill
 from ..errors import LmError
 from ..wire.router import Route
 from . import downloading, estimating, listing, loading, log_stream, questions, scrape

@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..metrics import CONTENT_TYPE, Family, Gauge, expose
-from ..wire.connection import Reply, Request
+from ..wire.connection import Request, Response
 from .state import State
 
 if TYPE_CHECKING:
     from ..card import Instance
-    from ..core.payloads import Report
+    from ..core.engine.payloads import Report
 
 
-async def show(app: State, request: Request, reply: Reply, _: str) -> None:
+async def show(app: State, request: Request, response: Response, _: str) -> None:
     reports = await app.reports.fresh(app.models.engines())
     known = (loading_family(app), *instance_families(reports), *app.downloads.families(), *server_families(app))
     text = expose((*app.metrics.families(), *app.models.counted(), *known))
-    reply.whole(200, text.encode(), content_type=CONTENT_TYPE)
+    response.whole(200, text.encode(), content_type=CONTENT_TYPE)
 
 
 def loading_family(app: State) -> Gauge:

@@ -13,15 +13,15 @@ from ..api.served import Served
 from ..card import Runtime
 from ..config import Config
 from ..errors import InternalError, LmError
-from ..wire.connection import Reply, Request
+from ..wire.connection import Request, Response
 from .downloads import ModelDownloads
 from .logs import Logs
 from .metrics import Metrics, Reports
 from .models import Models
 
 if TYPE_CHECKING:
-    from ..core.pool import Lease
-    from ..core.worker import Placement
+    from ..core.engine.worker import Placement
+    from ..core.loading.pool import Lease
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class State:
         )
 
 
-Endpoint = Callable[[State, Request, Reply, str], Awaitable[None]]
+Endpoint = Callable[[State, Request, Response, str], Awaitable[None]]
 """Answers one request; the text is the parameter in its path, if the route has one."""
 
 

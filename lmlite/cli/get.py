@@ -222,7 +222,7 @@ class OfThisProcess:
         return card is not None and card.problem is None
 
     def start(self, name: str) -> Entry:
-        from ..api.lmstudio_v1_download import started
+        from ..api.lmstudio.download import started
         from ..hub import names
 
         progress = self._call(self._jobs.start(names.parse(name, endpoint=self._jobs.endpoint)))
@@ -230,7 +230,7 @@ class OfThisProcess:
         return job
 
     def progress(self, id: str) -> Entry:
-        from ..api.lmstudio_v1_download import ours
+        from ..api.lmstudio.download import ours
 
         progress: Progress = self._call(self._jobs.get(id))
         job: Entry = json.loads(ours(progress, time.time()))

@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..core.model_files import UNCATEGORIZED
+from ..core.disk.model_files import UNCATEGORIZED
 from ..errors import LmError
 from .terminal import Bar, choose, decimal_size, escaped, is_interactive, put, put_json
 
 if TYPE_CHECKING:
-    from ..core.gguf import Header
+    from ..core.disk.gguf import Header
     from ..store.home import Home
 
 PART: Final = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.gguf)", re.IGNORECASE | re.DOTALL)
@@ -126,7 +126,7 @@ def parts_of(file: Path) -> list[Path]:
 
 def checked(file: Path) -> Header:
     """The header of a file that an engine could use as far as that tells."""
-    from ..core import gguf
+    from ..core.disk import gguf
 
     if not file.name.lower().endswith(".gguf"):
         raise LmError(f"{escaped(str(file))} cannot be imported: its name does not end in .gguf")
@@ -177,7 +177,7 @@ def from_metadata(file: Path, header: Header) -> list[Repo]:
 
 def model_name(file: Path) -> str:
     """The file's name without part, quantization and ending."""
-    from ..core.model_files import file_name
+    from ..core.disk.model_files import file_name
 
     return as_name(file_name(file.name).base) or "model"
 
@@ -292,7 +292,7 @@ def hard_link(step: Step) -> None:
 
 def symbolic_link(step: Step, approvals: Path) -> None:
     """With the word that it may lead out of the models folder: the catalogue follows no others that do."""
-    from ..core.model_files import approval
+    from ..core.disk.model_files import approval
 
     target = os.path.realpath(step.source)
     os.symlink(target, step.target)

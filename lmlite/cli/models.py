@@ -83,7 +83,7 @@ def known_models(
 def models_on_disk(environ: Mapping[str, str]) -> tuple[list[Entry], set[str], Sequence[str]]:
     import logging
 
-    from ..api.lmlite_models import spell
+    from ..api.own.models import spell
     from ..app.disk import open_catalog
     from ..config import gather
 

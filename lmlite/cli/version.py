@@ -32,7 +32,7 @@ def as_text() -> str:
 def as_json() -> dict[str, str]:
     """`version` is lmlite's; `llama.cpp` (a commit), `backend` and `runtime` (a name that has both) are there if the native
     library is, else `problem`."""
-    from ..core import native
+    from ..core.engine import native
 
     try:
         built = native.build_info()

@@ -66,7 +66,7 @@ class Request:
     peer: Any
 
 
-class Reply:
+class Response:
     """The answer to one request: `whole`, or `start`, `write`..., `finish`. Writes for a client that left do nothing."""
 
     __slots__ = (
@@ -172,7 +172,7 @@ def ignore_write(data: bytes) -> None:
     pass
 
 
-Handler = Callable[[Request, Reply], Awaitable[None]]
+Handler = Callable[[Request, Response], Awaitable[None]]
 OnError = Callable[["Request | None", Exception], tuple[int, Headers, bytes]]
 
 
@@ -184,7 +184,7 @@ def no_bookkeeping(connection: Connection) -> None:
     pass
 
 
-def no_record(request: Request | None, reply: Reply) -> None:
+def no_record(request: Request | None, response: Response) -> None:
     pass
 
 
@@ -201,7 +201,7 @@ class Hooks:
     on_open: Callable[[Connection], None] = no_bookkeeping
     on_close: Callable[[Connection], None] = no_bookkeeping
     """Called once the connection is lost and its handler has ended."""
-    on_answer: Callable[[Request | None, Reply], None] = no_record
+    on_answer: Callable[[Request | None, Response], None] = no_record
     """Called once per request, when its answer has ended, was cut, or nobody is there to have it."""
 
 
@@ -260,7 +260,7 @@ class Connection(asyncio.Protocol):
         # for one request
         self._request: Request | None = None  # read up to its head at least; None while its handler runs
         self._body = bytearray()
-        self._reply: Reply | None = None
+        self._response: Response | None = None
         self._refusal: Exception | None = None
         self._task: asyncio.Future[None] | None = None
 
@@ -274,8 +274,8 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """No further requests: closes now, or after the answer that is under way."""
         self._stopping = True
-        if self._reply is not None:
-            self._reply.keep_alive = False
+        if self._response is not None:
+            self._response.keep_alive = False
         if self._task is None and self._phase not in NO_MORE_REQUESTS:
             self._close(unread=False)
 
@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
         """Ends the connection now, whatever it was about to send."""
         self._abort()
 
-    # ---- for the reply
+    # ---- for the response
 
     async def writable(self) -> None:
         if self._writable is not None:
@@ -339,8 +339,8 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable = asyncio.Event()
-        if self._reply is not None:
-            self._reply.paused = True
+        if self._response is not None:
+            self._response.paused = True
         if self._phase is Phase.BUSY:
             self._expect_within(self._limits.stall_s)
 
@@ -348,8 +348,8 @@ class Connection(asyncio.Protocol):
         if self._writable is not None:
             self._writable.set()
             self._writable = None
-        if self._reply is not None:
-            self._reply.paused = False
+        if self._response is not None:
+            self._response.paused = False
         if self._phase is Phase.BUSY:
             self._expect_within(inf)
         elif self._phase is Phase.FLUSHING:
@@ -382,16 +382,16 @@ class Connection(asyncio.Protocol):
     def _admit(self, head: http1.Head) -> None:
         """Judges a request by its head. Raises what refuses it, or keeps that for its end where it has no body."""
         self._request = request = self._bodyless(head)
-        self._reply = reply = Reply(self, head, self._loop.time())
+        self._response = response = Response(self, head, self._loop.time())
         try:
-            reply.extra_headers = guard.check(self._policy, head.headers, head.has_body)
+            response.extra_headers = guard.check(self._policy, head.headers, head.has_body)
             self._hooks.precheck(request)
         except Exception as error:
             if head.has_body:
                 raise
             self._refusal = error
             if isinstance(error, HttpError) and error.status == 400:
-                reply.keep_alive = False  # as after all that was not understood
+                response.keep_alive = False  # as after all that was not understood
         if head.expect_continue and head.has_body and not self._parser.buffered:
             self.send(CONTINUE)
 
@@ -400,72 +400,72 @@ class Connection(asyncio.Protocol):
 
     def _dispatch(self) -> bool:
         """Hands the complete request to the handler; True if it is answered already and the next one can be read."""
-        request, reply, refusal = self._request, self._reply, self._refusal
-        assert request is not None and reply is not None
+        request, response, refusal = self._request, self._response, self._refusal
+        assert request is not None and response is not None
         if self._body:
             request = replace(request, body=self._body)  # a copy of a large one would stop the loop for a while
             self._body = bytearray()
         self._request = self._refusal = None
         if self._stopping:
-            reply.keep_alive = False
+            response.keep_alive = False
         if refusal is not None:
-            self._spell_error(reply, request, refusal)
+            self._spell_error(response, request, refusal)
             let_go(refusal)
-            self._hooks.on_answer(request, reply)
-            return self._after_answer(reply)
+            self._hooks.on_answer(request, response)
+            return self._after_answer(response)
         self._enter(Phase.BUSY)
         plain = request.headers.get("content-encoding", "identity").lower() == "identity"
         handle = self._hooks.handler if plain else self._handle_compressed
-        self._task = asyncio.ensure_future(handle(request, reply), loop=self._loop)
-        self._task.add_done_callback(lambda task: self._answered(task, request, reply))
+        self._task = asyncio.ensure_future(handle(request, response), loop=self._loop)
+        self._task.add_done_callback(lambda task: self._answered(task, request, response))
         return False
 
-    async def _handle_compressed(self, request: Request, reply: Reply) -> None:
+    async def _handle_compressed(self, request: Request, response: Response) -> None:
         body = await asyncio.to_thread(inflate, request.body, self._limits.max_body)
-        await self._hooks.handler(replace(request, body=body), reply)
+        await self._hooks.handler(replace(request, body=body), response)
 
     def _refuse(self, error: Exception) -> None:
         """Answers a request that cannot or need not be read to its end, as the last one of this connection."""
         head = self._parser.head
         request = self._request or (None if head is None else self._bodyless(head))
-        reply = self._reply or Reply(self, head, self._loop.time())
-        reply.keep_alive = False
-        self._spell_error(reply, request, error)
+        response = self._response or Response(self, head, self._loop.time())
+        response.keep_alive = False
+        self._spell_error(response, request, error)
         let_go(error)
-        self._hooks.on_answer(request, reply)
+        self._hooks.on_answer(request, response)
         self._close(unread=True)
 
     # ---- answers
 
-    def _answered(self, task: asyncio.Future[None], request: Request, reply: Reply) -> None:
+    def _answered(self, task: asyncio.Future[None], request: Request, response: Response) -> None:
         self._task = None
         failure = ShuttingDown() if task.cancelled() else task.exception()
         if self._phase is Phase.CLOSING:
             self._report(None if task.cancelled() else failure)
             let_go(failure)
-            self._reply = None
-            self._hooks.on_answer(request, reply)
+            self._response = None
+            self._hooks.on_answer(request, response)
             if self._lost:
                 self._hooks.on_close(self)
             return
-        if failure is None and not reply.complete:
+        if failure is None and not response.complete:
             failure = RuntimeError(f"the handler of {request.method} {request.path} left its answer unfinished")
-        if failure is not None and not reply.started:
-            self._spell_error(reply, request, failure if isinstance(failure, Exception) else InternalError())
+        if failure is not None and not response.started:
+            self._spell_error(response, request, failure if isinstance(failure, Exception) else InternalError())
         else:
             self._report(failure)
         let_go(failure)
-        self._hooks.on_answer(request, reply)
-        if reply.complete:
-            if self._after_answer(reply):
+        self._hooks.on_answer(request, response)
+        if response.complete:
+            if self._after_answer(response):
                 self._read()
         else:
             self._abort()
 
-    def _after_answer(self, reply: Reply) -> bool:
+    def _after_answer(self, response: Response) -> bool:
         """Leaves the connection as the answer promised; True if the next request can be read."""
-        self._reply = None
-        if not reply.keep_alive or (self._half_closed and not self._parser.buffered):
+        self._response = None
+        if not response.keep_alive or (self._half_closed and not self._parser.buffered):
             self._close(unread=self._parser.buffered > 0 and not self._half_closed)
             return False
         if self._writable is not None:
@@ -475,10 +475,10 @@ class Connection(asyncio.Protocol):
         self._enter(Phase.IDLE)
         return True
 
-    def _spell_error(self, reply: Reply, request: Request | None, error: Exception) -> None:
+    def _spell_error(self, response: Response, request: Request | None, error: Exception) -> None:
         try:
             status, headers, body = self._hooks.on_error(request, error)
-            reply.whole(status, body, headers)
+            response.whole(status, body, headers)
         except Exception as bug:  # noqa: BLE001 - the last line of defence: nothing is left that could be said
             self._report(bug)
             self._abort()
@@ -494,8 +494,8 @@ class Connection(asyncio.Protocol):
     def _probe(self) -> None:
         """A client that has left resets the connection when it is sent something; whom this machine knows is sent nothing."""
         held = self._held()
-        if held is None and self._reply is not None:
-            self._reply.probe()
+        if held is None and self._response is not None:
+            self._response.probe()
         self._look_again(held, self._limits.probe_s)
 
     def _look(self) -> None:
@@ -536,8 +536,8 @@ class Connection(asyncio.Protocol):
 
     def _abandon(self) -> None:
         """The client has left: nobody waits for the answer."""
-        if self._reply is not None:
-            self._reply.detach()
+        if self._response is not None:
+            self._response.detach()
         if self._task is not None:
             self._task.cancel()
 

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmlite.api import lmstudio_v0, openai_chat, openai_text
-from lmlite.api.call import Call, Reply
+from lmlite.api.dialect import Call, Reply
+from lmlite.api.lmstudio import v0 as lmstudio_v0
+from lmlite.api.openai import chat as openai_chat
+from lmlite.api.openai import text as openai_text
 from lmlite.api.served import Served
 from lmlite.card import Instance, ModelCard, Runtime
 from lmlite.events import (

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlite.api import json_body
-from lmlite.api.json_body import CONTAINERS_MAX, DEPTH_MAX, MEMBERS_MAX, STEP, VALUES_MAX, parse_body
+from lmlite.api.read import json_body
+from lmlite.api.read.json_body import CONTAINERS_MAX, DEPTH_MAX, MEMBERS_MAX, STEP, VALUES_MAX, parse_body
 from lmlite.errors import InvalidJson
 
 

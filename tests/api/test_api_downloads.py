@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lmlite.api import lmstudio_v1_download as spelling
+from lmlite.api.lmstudio import download as spelling
 from lmlite.download import Progress, Record, RemoteFile
 
 FILE = RemoteFile("a.gguf", 1000, "sha256:ab")

@@ -10,7 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from lmlite.api import lmstudio_v0, openai_embeddings, tokens
+from lmlite.api.lmstudio import v0 as lmstudio_v0
+from lmlite.api.openai import embeddings as openai_embeddings
+from lmlite.api.own import tokens
 from lmlite.errors import InvalidRequest, MissingField
 from lmlite.request import Embedding
 from tests.api.golden_files import GOLDEN, SERVED

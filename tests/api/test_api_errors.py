@@ -8,7 +8,10 @@ import re
 import pytest
 
 from lmlite import errors
-from lmlite.api import lmstudio_v0, lmstudio_v1, openai_chat, openai_error
+from lmlite.api.lmstudio import models as lmstudio_v1
+from lmlite.api.lmstudio import v0 as lmstudio_v0
+from lmlite.api.openai import chat as openai_chat
+from lmlite.api.openai import error as openai_error
 
 A_CASES = [
     (

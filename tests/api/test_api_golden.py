@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmlite.api.answer import call_id
-from lmlite.api.json_body import parse_body
+from lmlite.api.read.json_body import parse_body
 from lmlite.errors import EngineGone, InternalError
 from lmlite.events import (
     Event,

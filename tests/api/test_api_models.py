@@ -9,7 +9,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from lmlite.api import lmstudio_v0, lmstudio_v1, openai_models
+from lmlite.api.lmstudio import models as lmstudio_v1
+from lmlite.api.lmstudio import v0 as lmstudio_v0
+from lmlite.api.openai import models as openai_models
 from lmlite.card import ModelCard, Reasoning
 from tests.api.golden_files import CARD, GOLDEN, INSTANCE
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlite.api import openai_embeddings
-from lmlite.api.json_body import parse_body
-from lmlite.api.messages import ROLES
+from lmlite.api.openai import embeddings as openai_embeddings
+from lmlite.api.read.json_body import parse_body
+from lmlite.api.read.messages import ROLES
 from lmlite.errors import InvalidRequest, MissingField, UnsupportedField
 from lmlite.messages import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart, text_message
 from lmlite.request import Chat, Grammar, Tokens

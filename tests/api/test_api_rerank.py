@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.api import rerank
+from lmlite.api.own import rerank
 from lmlite.errors import InvalidRequest
 from lmlite.request import Rerank, Score
 from tests.api.golden_files import SERVED

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.core.catalog import bundled_model
+from lmlite.package import bundled_model
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

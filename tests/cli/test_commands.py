@@ -15,7 +15,7 @@ from lmlite.cli import GROUPS, build_overview, build_parser
 from tests.cli.conftest import Command
 from tests.conftest import INSTALLED
 
-HEAVY = ("lmlite.server", "lmlite.app.routes", "lmlite.core.pool", "asyncio", "sqlite3", "cffi", "numpy")
+HEAVY = ("lmlite.server", "lmlite.app.routes", "lmlite.core.loading.pool", "asyncio", "sqlite3", "cffi", "numpy")
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.core import model_yaml
+from lmlite.core.disk import model_yaml
 from tests.cli.conftest import Command
 from tests.cli.entries import instance, model
 from tests.cli.peer import Peer

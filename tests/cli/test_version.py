@@ -8,7 +8,7 @@ import pytest
 
 import lmlite
 from lmlite.cli import main
-from lmlite.core import native
+from lmlite.core.engine import native
 from lmlite.errors import BuildError
 
 

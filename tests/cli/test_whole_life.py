@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.core import native
-from lmlite.core.catalog import bundled_model
+from lmlite.core.engine import native
+from lmlite.package import bundled_model
 from tests.cli.conftest import Command, Done
 from tests.conftest import INSTALLED, Client
 

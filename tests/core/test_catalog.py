@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlite.card import ModelCard
-from lmlite.core import catalog as module
-from lmlite.core import gguf as reader
-from lmlite.core import known_headers, model_files
-from lmlite.core.catalog import Catalog, bundled_model
-from lmlite.core.model_files import model_folders
+from lmlite.core.disk import catalog as module
+from lmlite.core.disk import gguf as reader
+from lmlite.core.disk import known_headers, model_files
+from lmlite.core.disk.catalog import Catalog
+from lmlite.core.disk.model_files import model_folders
+from lmlite.package import bundled_model
 from tests.core.gguf_files import F16, F32, Q4_K, Q8_0, Tensor, bert, gguf, llama, projector
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15, "q5_k_m": 17}
@@ -803,7 +804,7 @@ def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_bundled_model_lies_in_the_package() -> None:
-    assert bundled_model() == Path(module.__file__).parents[1] / "models" / "lmlite-tiny.gguf"
+    assert bundled_model() == Path(module.__file__).parents[2] / "models" / "lmlite-tiny.gguf"
 
 
 def test_the_bundled_model_stands_in_for_an_empty_list(tmp_path: Path, bundled: Path) -> None:

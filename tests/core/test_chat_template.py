@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lmlite.card import Reasoning
-from lmlite.core.chat_template import reasoning
+from lmlite.core.disk.chat_template import reasoning
 
 SWITCH = Reasoning(("off", "on"), "on")
 LEVELS = ("low", "medium", "high")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.core.cores import Cores, cores
+from lmlite.core.engine.cores import Cores, cores
 
 V2_MOUNT = "35 23 0:32 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n"
 V1_MOUNT = "36 31 0:33 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"

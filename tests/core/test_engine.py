@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from lmlite import errors
-from lmlite.core.engine import INLINE_BYTES_MAX, Engine
-from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
-from lmlite.core.line import HANG_S
-from lmlite.core.payloads import (
+from lmlite.core.engine.client import INLINE_BYTES_MAX, Engine
+from lmlite.core.engine.frames import HEADER, MAX_PAYLOAD, Kind, pack
+from lmlite.core.engine.line import HANG_S
+from lmlite.core.engine.payloads import (
     LOGPROB_FLOOR,
     STEP,
     LoadSettings,

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from lmlite import errors
-from lmlite.core import worker
-from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine
-from lmlite.core.frames import HEADER, Kind
-from lmlite.core.payloads import LoadSpec, load_object
-from lmlite.core.worker import STDERR_TAIL, Process, Thread, environment
+from lmlite.core.engine import worker
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.frames import HEADER, Kind
+from lmlite.core.engine.payloads import LoadSpec, load_object
+from lmlite.core.engine.worker import STDERR_TAIL, Process, Thread, environment
 from lmlite.events import TextDelta
+from lmlite.package import bundled_model
 from lmlite.request import Generate, Text
 from tests.conftest import INSTALLED
 from tests.fakes import WORDS, FakeEngine, Script, fake_process, fake_thread, frame
@@ -232,10 +232,10 @@ def test_an_engine_in_the_middle_of_endless_work_ends_soon_after_its_server(tmp_
 
 SERVER = """
 import asyncio
-from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine
-from lmlite.core.payloads import LoadSpec
-from lmlite.core.worker import Process
+from lmlite.package import bundled_model
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import LoadSpec
+from lmlite.core.engine.worker import Process
 
 async def serve():
     engine = await Engine.open(Process(), "tiny")

@@ -12,12 +12,12 @@ from pathlib import Path
 import gguf
 import pytest
 
-from lmlite.core import native
-from lmlite.core.engine import Engine
-from lmlite.core.estimate import HOST, Estimate, estimate
-from lmlite.core.guard import MemoryGuard
-from lmlite.core.payloads import DeviceMemory, LoadSettings, LoadSpec, Lora
-from lmlite.core.worker import Placement, Process
+from lmlite.core.engine import native
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import DeviceMemory, LoadSettings, LoadSpec, Lora
+from lmlite.core.engine.worker import Placement, Process
+from lmlite.core.loading.estimate import HOST, Estimate, estimate
+from lmlite.core.loading.memory_guard import MemoryGuard
 from lmlite.errors import InvalidRequest, LmError, LoadFailed, MemoryRefused
 from lmlite.request import Embed, Generate, Sampling, Tokens
 from tests.core.gguf_files import gguf as gguf_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lmlite.core.frames import HEADER, MAX_PAYLOAD, Kind, pack
+from lmlite.core.engine.frames import HEADER, MAX_PAYLOAD, Kind, pack
 
 CSRC = Path(__file__).parents[2] / "csrc"
 HEADER_TEXT = (CSRC / "frames.h").read_text(encoding="utf-8")

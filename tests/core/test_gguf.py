@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.chat_template import reads_tools
-from lmlite.core.gguf import Facts, Header, facts, nominal_bits, read_header
+from lmlite.core.disk.chat_template import reads_tools
+from lmlite.core.disk.gguf import Facts, Header, facts, nominal_bits, read_header
 from tests.core.gguf_files import (
     F16,
     F32,

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlite.core import gguf as reader
-from lmlite.core.chat_template import reads_tools
-from lmlite.core.gguf import GgufError, facts, read_header
+from lmlite.core.disk import gguf as reader
+from lmlite.core.disk.chat_template import reads_tools
+from lmlite.core.disk.gguf import GgufError, facts, read_header
 from tests.core.gguf_files import (
     ARRAY,
     F32,

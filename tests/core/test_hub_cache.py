@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.core.catalog import Catalog
-from lmlite.core.model_files import hub_caches
+from lmlite.core.disk.catalog import Catalog
+from lmlite.core.disk.model_files import hub_caches
 from tests.core.gguf_files import gguf, llama, projector
 from tests.core.test_catalog import found, ids
 

@@ -18,15 +18,16 @@ import pytest
 import lmlite
 from lmlite.app import open_pool
 from lmlite.config import CACHE_TYPES, Config, options
-from lmlite.core.catalog import Catalog, bundled_model
-from lmlite.core.effective import fitting
-from lmlite.core.engine import Engine
-from lmlite.core.frames import Kind
-from lmlite.core.native import build_info
-from lmlite.core.payloads import Loaded, LoadSettings, LoadSpec, Lora
-from lmlite.core.worker import Process
+from lmlite.core.disk.catalog import Catalog
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.frames import Kind
+from lmlite.core.engine.native import build_info
+from lmlite.core.engine.payloads import Loaded, LoadSettings, LoadSpec, Lora
+from lmlite.core.engine.worker import Process
+from lmlite.core.loading.effective import fitting
 from lmlite.errors import EngineError, InvalidRequest, LmError, LoadFailed
 from lmlite.events import Finished, TextDelta
+from lmlite.package import bundled_model
 from lmlite.request import Generate, Sampling, Tokens
 from tests.fakes import FakeEngine, fake_thread
 from tests.random_models import Llama, RandomLora, write_bert

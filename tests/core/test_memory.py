@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.core.memory import available, mac_pages, memory_groups
+from lmlite.core.loading.memory import available, mac_pages, memory_groups
 
 MIB = 1 << 20
 MEMINFO = "MemTotal: 16000000 kB\nMemAvailable: 8388608 kB\nMapped: 1048576 kB\nShmem: 524288 kB\n"

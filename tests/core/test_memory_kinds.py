@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.engine import Engine
-from lmlite.core.payloads import LoadSettings, LoadSpec
-from lmlite.core.worker import Process, Thread
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import LoadSettings, LoadSpec
+from lmlite.core.engine.worker import Process, Thread
 from lmlite.errors import ContextOverflow, LoadFailed
 from lmlite.events import Finished, TextDelta, TokenLogprob
 from lmlite.messages import text_message

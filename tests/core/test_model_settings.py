@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.catalog import Catalog
-from lmlite.core.model_settings import parse
+from lmlite.core.disk.catalog import Catalog
+from lmlite.core.disk.model_settings import parse
 from lmlite.errors import ConfigError
 from lmlite.settings import ModelSettings
 from tests.core.gguf_files import llama

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lmlite.core import model_yaml
-from lmlite.core.catalog import Catalog
-from lmlite.core.model_yaml import YamlError, parse
+from lmlite.core.disk import model_yaml
+from lmlite.core.disk.catalog import Catalog
+from lmlite.core.disk.model_yaml import YamlError, parse
 from lmlite.settings import ModelSettings
 from tests.core.gguf_files import llama, projector
 from tests.core.test_catalog import found, ids, put

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.core.mounts import Mount, at_hand, mounts
+from lmlite.core.disk.mounts import Mount, at_hand, mounts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no such table")
 

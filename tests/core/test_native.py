@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import lmlite
-from lmlite.core import native
-from lmlite.core.frames import HEADER, Kind, pack
+from lmlite import package
+from lmlite.core.engine import native
+from lmlite.core.engine.frames import HEADER, Kind, pack
 from lmlite.errors import BuildError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,8 +48,8 @@ def test_the_library_exports_only_its_own_functions() -> None:
 
 def test_importing_the_module_loads_nothing() -> None:
     code = (
-        "import sys; from lmlite.core import native; native.engine_path(); native.library_path();"
-        "print(sorted({'cffi', '_cffi_backend', 'lmlite.core._lib'} & set(sys.modules)))"
+        "import sys; from lmlite.core.engine import native; native.engine_path(); native.library_path();"
+        "print(sorted({'cffi', '_cffi_backend', 'lmlite.core.engine._lib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
@@ -87,7 +88,7 @@ def run_in(folder: Path, code: str) -> str:
 
 
 CATCH = """
-from hollow.core import native
+from hollow.core.engine import native
 from hollow.errors import BuildError
 for call in (native.engine_path, native.library_path, native.build_info):
     try:
@@ -117,11 +118,11 @@ def test_a_library_without_its_bindings_is_a_build_error(tmp_path: Path) -> None
 
 def test_a_library_of_another_version_is_refused_and_the_socket_closed(tmp_path: Path) -> None:
     copy_package(tmp_path / "hollow")
-    source = tmp_path / "hollow" / "core" / "native.py"
+    source = tmp_path / "hollow" / "core" / "engine" / "native.py"
     source.write_text(re.sub(r"(?m)^ABI_VERSION: Final = \d+$", "ABI_VERSION: Final = 77", source.read_text()))
     code = """
 import socket
-from hollow.core import native
+from hollow.core.engine import native
 from hollow.errors import BuildError
 near, far = socket.socketpair()
 try:
@@ -203,6 +204,6 @@ def test_the_process_refuses_what_is_no_socket(arguments: list[str]) -> None:
 
 
 def test_a_missing_program_is_a_build_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "core" / "native.py"))
+    monkeypatch.setattr(package, "ROOT", tmp_path)
     with pytest.raises(BuildError, match="lmlite-engine is missing"):
         native.engine_path()

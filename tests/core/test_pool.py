@@ -13,12 +13,12 @@ import pytest
 
 from lmlite import errors
 from lmlite.card import ModelCard, ModelType
-from lmlite.core.cores import Cores
-from lmlite.core.crashes import CRASH_WINDOW_S, MAX_CRASHES, REQUEST_WINDOW_S
-from lmlite.core.frames import Kind
-from lmlite.core.payloads import LoadSettings
-from lmlite.core.pool import Lease, Needs, Pool
-from lmlite.core.worker import Placement
+from lmlite.core.engine.cores import Cores
+from lmlite.core.engine.frames import Kind
+from lmlite.core.engine.payloads import LoadSettings
+from lmlite.core.engine.worker import Placement
+from lmlite.core.loading.crashes import CRASH_WINDOW_S, MAX_CRASHES, REQUEST_WINDOW_S
+from lmlite.core.loading.pool import Lease, Needs, Pool
 from lmlite.events import TextDelta
 from lmlite.request import Generate, Text
 from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, frame, loaded

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from lmlite import errors
-from lmlite.core import stamps
-from lmlite.core.crashes import MAX_CRASHES
-from lmlite.core.engine import Engine
-from lmlite.core.frames import Kind
-from lmlite.core.payloads import LoadSettings, LoadSpec
+from lmlite.core.disk import stamps
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.frames import Kind
+from lmlite.core.engine.payloads import LoadSettings, LoadSpec
+from lmlite.core.loading.crashes import MAX_CRASHES
 from lmlite.request import Generate, Text
 from lmlite.settings import ModelSettings
 from tests.core.test_pool import Shelf, Stage, answer_load, card, failure, load_and_crash, play, until
@@ -539,7 +539,7 @@ def test_what_was_told_to_load_stays_unless_the_load_or_the_models_settings_name
 def test_the_log_tells_why_a_model_was_unloaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shelf, path, _ = files_of(tmp_path)
     shelf.listed = [*shelf.listed, card("b")]
-    caplog.set_level("INFO", "lmlite.core.pool")
+    caplog.set_level("INFO", "lmlite.core.loading.pool")
 
     async def scene(stage: Stage) -> None:
         await stage.ask("a")

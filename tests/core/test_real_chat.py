@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine
-from lmlite.core.payloads import Loaded, LoadSettings, LoadSpec
-from lmlite.core.worker import Process, Thread
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import Loaded, LoadSettings, LoadSpec
+from lmlite.core.engine.worker import Process, Thread
 from lmlite.errors import InvalidRequest
 from lmlite.events import Finished, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
 from lmlite.messages import Message, TextPart, ToolCallPart, ToolResultPart, text_message
+from lmlite.package import bundled_model
 from lmlite.request import Chat, Generate, Grammar, Sampling, Text
 from tests.random_models import with_mark_as_text, with_template, without_template
 

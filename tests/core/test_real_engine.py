@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine, _Stream
-from lmlite.core.frames import Kind
-from lmlite.core.payloads import LoadSettings, LoadSpec
-from lmlite.core.worker import Placement, Process, Thread
+from lmlite.core.engine.client import Engine, _Stream
+from lmlite.core.engine.frames import Kind
+from lmlite.core.engine.payloads import LoadSettings, LoadSpec
+from lmlite.core.engine.worker import Placement, Process, Thread
 from lmlite.errors import (
     ContextOverflow,
     EngineError,
@@ -31,6 +30,7 @@ from lmlite.errors import (
 )
 from lmlite.events import Event, Finished, PromptProgress, TextDelta, TokenLogprob
 from lmlite.messages import text_message
+from lmlite.package import bundled_model
 from lmlite.request import Chat, Embed, Generate, Grammar, Prompt, Rerank, Sampling, Text, Tokens
 from tests.random_models import N_CTX, N_EMBD, bert_score, with_template, write_bert
 

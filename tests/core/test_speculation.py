@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import pytest
 
-from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine
+from lmlite.core.engine.client import Engine
 from lmlite.errors import InvalidRequest, LoadFailed
 from lmlite.events import DraftCounts, Event, Finished, TextDelta, TokenLogprob
+from lmlite.package import bundled_model
 from lmlite.request import Draft, Generate, Grammar, Sampling, Text
 from tests.conftest import Client
 from tests.core.test_memory_kinds import ROUNDING, difference, say, with_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmlite.core.titles import title_of
+from lmlite.core.disk.titles import title_of
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.core.engine import Engine
-from lmlite.core.payloads import LoadSpec
-from lmlite.core.worker import Process
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import LoadSpec
+from lmlite.core.engine.worker import Process
 
 ROOT = Path(__file__).parents[2]
 TREE = Path(os.environ.get("LMLITE_LLAMA_CPP") or ROOT / "vendor" / "llama.cpp")

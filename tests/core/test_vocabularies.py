@@ -10,12 +10,12 @@ from typing import Any
 import gguf
 import pytest
 
-from lmlite.core.catalog import bundled_model
-from lmlite.core.engine import Engine
-from lmlite.core.payloads import LoadSpec
-from lmlite.core.worker import Process
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import LoadSpec
+from lmlite.core.engine.worker import Process
 from lmlite.errors import LoadFailed
 from lmlite.events import Finished
+from lmlite.package import bundled_model
 from lmlite.request import Generate, Text
 from tests.memory_models import write_model
 from tests.random_models import copied, with_tensors

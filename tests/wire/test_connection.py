@@ -10,7 +10,7 @@ import pytest
 
 from lmlite.errors import HttpError, LmError, ShuttingDown
 from lmlite.wire import sse
-from lmlite.wire.connection import Limits, Reply, Request
+from lmlite.wire.connection import Limits, Request, Response
 from lmlite.wire.guard import Policy
 from lmlite.wire.http1 import CONTINUE
 from tests.wire.wire_fakes import PEER, Client, answers, get, post
@@ -33,23 +33,23 @@ def connect() -> Iterator[Connect]:
         client.end()
 
 
-async def never(request: Request, reply: Reply) -> None:
+async def never(request: Request, response: Response) -> None:
     await asyncio.Event().wait()
 
 
-async def never_ending_stream(request: Request, reply: Reply) -> None:
-    reply.start(200, sse.HEADERS)
-    reply.write(sse.frame(None, "1"))
+async def never_ending_stream(request: Request, response: Response) -> None:
+    response.start(200, sse.HEADERS)
+    response.write(sse.frame(None, "1"))
     await asyncio.Event().wait()
 
 
-async def short_stream(request: Request, reply: Reply) -> None:
-    reply.start(200, sse.HEADERS)
+async def short_stream(request: Request, response: Response) -> None:
+    response.start(200, sse.HEADERS)
     for piece in ("1", "2"):
-        reply.write(sse.frame(None, piece))
-        if reply.paused:
-            await reply.drain()
-    reply.finish(sse.DONE)
+        response.write(sse.frame(None, piece))
+        if response.paused:
+            await response.drain()
+    response.finish(sse.DONE)
 
 
 # ---- requests and answers --------------------------------------------------------------------------------------------
@@ -105,8 +105,8 @@ def test_head_of_a_stream_has_no_body(connect: Connect) -> None:
 
 
 def test_no_content_has_no_body(connect: Connect) -> None:
-    async def handler(request: Request, reply: Reply) -> None:
-        reply.whole(204, b"", (("X", "y"),))
+    async def handler(request: Request, response: Response) -> None:
+        response.whole(204, b"", (("X", "y"),))
 
     assert answers(connect(handler).send(get("/"))) == [
         (204, {"x": "y", "connection": "keep-alive", "keep-alive": "timeout=5"}, b"")
@@ -124,11 +124,11 @@ def test_stream_is_chunked_with_one_write_per_event(connect: Connect) -> None:
 
 
 def test_empty_write_does_not_end_a_stream(connect: Connect) -> None:
-    async def handler(request: Request, reply: Reply) -> None:
-        reply.start(200, ())
-        reply.write(b"")
-        reply.write(b"x")
-        reply.finish()
+    async def handler(request: Request, response: Response) -> None:
+        response.start(200, ())
+        response.write(b"")
+        response.write(b"x")
+        response.finish()
 
     assert answers(connect(handler).send(get("/")))[0][2] == b"x"
 
@@ -154,10 +154,10 @@ def test_connection_closes_where_the_client_asked(connect: Connect, request_head
 def test_pipelined_requests_are_answered_in_order(connect: Connect) -> None:
     turns: list[asyncio.Event] = []
 
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         turns.append(asyncio.Event())
         await turns[-1].wait()
-        reply.whole(200, request.target.encode())
+        response.whole(200, request.target.encode())
 
     client = connect(handler)
     client.send(get("/0") + get("/1") + get("/2"))
@@ -173,12 +173,12 @@ def test_pipelining_client_is_not_read_beyond_the_backlog(connect: Connect) -> N
     gate = asyncio.Event()
     served = 0
 
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         nonlocal served
         await gate.wait()
         served += 1
         assert not client.transport.reading or served == 100
-        reply.whole(200, b"")
+        response.whole(200, b"")
 
     client = connect(handler, Limits(backlog=1000))
     client.send(get("/"))
@@ -306,7 +306,7 @@ def test_error_answers_before_a_framing_error_are_delivered_first(connect: Conne
 
 
 def test_handler_error_is_spelt_and_the_connection_goes_on(connect: Connect) -> None:
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         raise LmError("no")
 
     client = connect(handler)
@@ -316,7 +316,7 @@ def test_handler_error_is_spelt_and_the_connection_goes_on(connect: Connect) -> 
 
 
 def test_unexpected_exception_is_handed_to_the_app(connect: Connect) -> None:
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         raise KeyError
 
     assert b'"KeyError"' in answers(connect(handler).send(get("/x")))[0][2]
@@ -324,9 +324,9 @@ def test_unexpected_exception_is_handed_to_the_app(connect: Connect) -> None:
 
 @pytest.mark.parametrize("started", [False, True])
 def test_handler_that_forgets_to_answer_is_a_bug(connect: Connect, started: bool) -> None:
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         if started:
-            reply.start(200, ())
+            response.start(200, ())
 
     client = connect(handler)
     client.send(get("/x"))
@@ -338,9 +338,9 @@ def test_handler_that_forgets_to_answer_is_a_bug(connect: Connect, started: bool
 
 @pytest.mark.parametrize(("error", "reported"), [(LmError("late"), 0), (ValueError("late"), 1)])
 def test_error_in_a_stream_that_has_begun_cuts_it(connect: Connect, error: Exception, reported: int) -> None:
-    async def handler(request: Request, reply: Reply) -> None:
-        reply.start(200, sse.HEADERS)
-        reply.write(b"x")
+    async def handler(request: Request, response: Response) -> None:
+        response.start(200, sse.HEADERS)
+        response.write(b"x")
         raise error
 
     client = connect(handler)
@@ -351,9 +351,9 @@ def test_error_in_a_stream_that_has_begun_cuts_it(connect: Connect, error: Excep
 
 
 def test_error_that_the_app_wrote_itself_ends_the_stream_in_order(connect: Connect) -> None:
-    async def handler(request: Request, reply: Reply) -> None:
-        reply.start(200, sse.HEADERS)
-        reply.finish(sse.frame("error", "{}"))
+    async def handler(request: Request, response: Response) -> None:
+        response.start(200, sse.HEADERS)
+        response.finish(sse.frame("error", "{}"))
         raise LmError("told already")
 
     client = connect(handler)
@@ -372,18 +372,18 @@ def test_error_that_cannot_be_spelt_closes_the_connection(connect: Connect) -> N
 
 
 def test_reply_refuses_what_would_break_the_framing(connect: Connect) -> None:
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         with pytest.raises(RuntimeError):
-            reply.write(b"x")
+            response.write(b"x")
         with pytest.raises(ValueError, match="not a header"):
-            reply.whole(200, b"", (("X", "a\r\nb"),))
-        reply.whole(200, b"")
+            response.whole(200, b"", (("X", "a\r\nb"),))
+        response.whole(200, b"")
         with pytest.raises(RuntimeError):
-            reply.whole(200, b"")
+            response.whole(200, b"")
         with pytest.raises(RuntimeError):
-            reply.start(200, ())
+            response.start(200, ())
         with pytest.raises(RuntimeError):
-            reply.finish()
+            response.finish()
 
     assert len(answers(connect(handler).send(get("/")))) == 1
 
@@ -487,9 +487,9 @@ def test_handler_is_cancelled_when_the_client_leaves(
 def test_client_that_closed_its_sending_half_is_answered(connect: Connect) -> None:
     gate = asyncio.Event()
 
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         await gate.wait()
-        reply.whole(200, b"{}")
+        response.whole(200, b"{}")
 
     client = connect(handler)
     client.send(get("/a") + get("/b"))
@@ -506,12 +506,12 @@ def test_client_that_closed_its_sending_half_is_answered(connect: Connect) -> No
 def test_stream_goes_on_for_a_client_that_closed_its_sending_half(connect: Connect) -> None:
     gate = asyncio.Event()
 
-    async def handler(request: Request, reply: Reply) -> None:
-        reply.start(200, sse.HEADERS)
-        reply.write(b"one")
+    async def handler(request: Request, response: Response) -> None:
+        response.start(200, sse.HEADERS)
+        response.write(b"one")
         await gate.wait()
-        reply.write(b"two")
-        reply.finish(sse.DONE)
+        response.write(b"two")
+        response.finish(sse.DONE)
 
     client = connect(handler)
     client.send(get("/"))
@@ -535,11 +535,11 @@ def test_a_client_of_http_1_0_hears_nothing_before_its_answer(connect: Connect) 
 def test_close_is_told_after_the_handler_has_ended(connect: Connect) -> None:
     release = asyncio.Event()
 
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            reply.write(b"nobody reads this")
+            response.write(b"nobody reads this")
             await release.wait()
 
     client = connect(handler)
@@ -560,12 +560,12 @@ def test_incomplete_request_then_gone_starts_nothing(connect: Connect, cut: int,
     assert client.handled == [] and client.transport.taken == b"" and client.closed == 1
 
 
-async def flood(request: Request, reply: Reply) -> None:
-    reply.start(200, sse.HEADERS)
+async def flood(request: Request, response: Response) -> None:
+    response.start(200, sse.HEADERS)
     while True:
-        reply.write(b"x" * 1000)
-        if reply.paused:
-            await reply.drain()
+        response.write(b"x" * 1000)
+        if response.paused:
+            await response.drain()
         await asyncio.sleep(0)
 
 
@@ -596,8 +596,8 @@ def test_reader_that_catches_up_in_time_goes_on(connect: Connect) -> None:
     assert not client.transport.closing and len(client.transport.taken) > 20_000
 
 
-async def big(request: Request, reply: Reply) -> None:
-    reply.whole(200, b"x" * 50_000)
+async def big(request: Request, response: Response) -> None:
+    response.whole(200, b"x" * 50_000)
 
 
 def test_no_request_is_started_while_the_last_answer_is_unread(connect: Connect) -> None:
@@ -648,9 +648,9 @@ def test_shutdown_closes_a_connection_without_running_request_at_once(connect: C
 def test_shutdown_lets_the_running_request_finish(connect: Connect) -> None:
     gate = asyncio.Event()
 
-    async def handler(request: Request, reply: Reply) -> None:
+    async def handler(request: Request, response: Response) -> None:
         await gate.wait()
-        reply.whole(200, b"")
+        response.whole(200, b"")
 
     client = connect(handler)
     client.send(get("/a") + get("/b"))
@@ -668,10 +668,10 @@ def test_shutdown_lets_the_running_request_finish(connect: Connect) -> None:
 def test_shutdown_ends_a_stream_that_promised_keep_alive(connect: Connect) -> None:
     gate = asyncio.Event()
 
-    async def handler(request: Request, reply: Reply) -> None:
-        reply.start(200, sse.HEADERS)
+    async def handler(request: Request, response: Response) -> None:
+        response.start(200, sse.HEADERS)
         await gate.wait()
-        reply.finish(sse.DONE)
+        response.finish(sse.DONE)
 
     client = connect(handler)
     client.send(get("/a"))

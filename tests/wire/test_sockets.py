@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from lmlite.wire import sse
-from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Reply, Request
+from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Request, Response
 from lmlite.wire.guard import Policy
 from tests.wire.wire_fakes import DEFAULT, answers, echo, get, post, spell_error
 
@@ -93,13 +93,13 @@ def test_stream_that_is_never_read_is_cut() -> None:
     async def scenario() -> None:
         cancelled = asyncio.Event()
 
-        async def flood(request: Request, reply: Reply) -> None:
-            reply.start(200, sse.HEADERS)
+        async def flood(request: Request, response: Response) -> None:
+            response.start(200, sse.HEADERS)
             try:
                 while True:
-                    reply.write(b"x" * 65536)
-                    if reply.paused:
-                        await reply.drain()
+                    response.write(b"x" * 65536)
+                    if response.paused:
+                        await response.drain()
             except asyncio.CancelledError:
                 cancelled.set()
                 raise
@@ -118,7 +118,7 @@ def test_handler_is_cancelled_when_the_client_closes() -> None:
     async def scenario() -> None:
         started, cancelled = asyncio.Event(), asyncio.Event()
 
-        async def wait(request: Request, reply: Reply) -> None:
+        async def wait(request: Request, response: Response) -> None:
             started.set()
             try:
                 await asyncio.Event().wait()

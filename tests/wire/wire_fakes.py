@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lmlite.errors import LmError
-from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Reply, Request
+from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Request, Response
 from lmlite.wire.guard import Policy
 
 POLICY = Policy.of(["127.0.0.1"])
@@ -129,8 +129,8 @@ def spell_error(request: Request | None, error: Exception) -> tuple[int, Iterabl
     return status, (), json.dumps({"error": type(error).__name__, "path": path}).encode()
 
 
-async def echo(request: Request, reply: Reply) -> None:
-    reply.whole(200, f"{request.method} {request.target} {request.body.decode()}".encode())
+async def echo(request: Request, response: Response) -> None:
+    response.whole(200, f"{request.method} {request.target} {request.body.decode()}".encode())
 
 
 class Client:
@@ -152,10 +152,10 @@ class Client:
         self.cancelled: list[str] = []
         self.opened = self.closed = 0
 
-        async def observed(request: Request, reply: Reply) -> None:
+        async def observed(request: Request, response: Response) -> None:
             self.handled.append(request)
             try:
-                await handler(request, reply)
+                await handler(request, response)
             except asyncio.CancelledError:
                 self.cancelled.append(request.target)
                 raise

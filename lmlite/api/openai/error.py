@@ -1,0 +1,66 @@
+"""Errors as `/v1` and `/api/v0` spell them: OpenAI's object, and LM Studio's plain texts where clients match on them.
+
+What a server's own failure says is fixed here: no path of this machine and no exception text of ours leaves it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ...errors import (
+    ConfigError,
+    ContextOverflow,
+    EngineError,
+    EngineGone,
+    HttpError,
+    HubError,
+    LmError,
+    LoadFailed,
+    MissingField,
+    ModelFileChanged,
+    QueueFull,
+    ShuttingDown,
+    UnexpectedEndpoint,
+)
+
+_DIRECTORY = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":]+[/\\])*(?=[^/\\\s])")
+"""The directory of an absolute path in an engine's message; the file's name stays, since it says which model it was."""
+
+_TELLING = (ConfigError, EngineGone, HttpError, HubError, ModelFileChanged, QueueFull, ShuttingDown)
+"""Errors whose text was written for clients, whatever their status."""
+
+
+def error(exc: LmError) -> tuple[int, str]:
+    """HTTP status and body. The body is ASCII: a request's target may hold what UTF-8 cannot carry."""
+    plain = isinstance(exc, UnexpectedEndpoint) or (isinstance(exc, MissingField) and exc.param == "messages")
+    return exc.status, json.dumps({"error": exc.message if plain else error_object(exc)}, separators=(",", ":"))
+
+
+def error_object(exc: LmError) -> dict[str, Any]:
+    """What stands under `error`; in a stream that has begun always in this shape."""
+    if isinstance(exc, ContextOverflow):
+        return {
+            "code": exc.code,
+            "message": exc.message,
+            "type": "exceed_context_size_error",
+            "n_prompt_tokens": exc.needed,
+            "n_ctx": exc.limit,
+        }
+    return {"message": tell(exc), "type": _classify(exc.status), "param": exc.param, "code": exc.code}
+
+
+def _classify(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return "rate_limit_error" if status == 429 else "invalid_request_error"
+
+
+def tell(exc: LmError) -> str:
+    """The message for a client."""
+    if isinstance(exc, (EngineError, LoadFailed)):
+        return _DIRECTORY.sub("", exc.message) if exc.status < 500 else f"the engine failed ({exc.code})"
+    if exc.status < 500 or isinstance(exc, _TELLING):
+        return exc.message
+    return "internal error"

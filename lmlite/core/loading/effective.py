@@ -1,0 +1,114 @@
+"""What one model is loaded with: the request's settings over the model's own over the server's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from ...card import ModelCard
+from ...errors import InvalidRequest, LmError, LoadFailed, SettingRefused
+from ...settings import ModelSettings
+from ..disk.gguf import GgufError, facts, read_header
+from ..engine.payloads import LoadSettings, Lora
+
+_NAMES: Final = {"kv_offload": "offload_kv_cache", "experts": "n_experts"}
+"""How the engine calls what is called otherwise in `ModelSettings`."""
+_SAME: Final = ("context_length", "parallel", "kv_cells", "eval_batch_size", "threads", "gpu_layers", "flash_attention",
+                "mmap", "mlock", "chat_template")  # fmt: skip
+TEMPLATE_BYTES_MAX: Final = 128 * 1024
+"""The engine takes no longer ones; some other file must not be read whole."""
+
+
+def effective(server: LoadSettings, model: ModelSettings) -> LoadSettings:
+    """`server`, and `model` where it says something."""
+    said: dict[str, Any] = {name: getattr(model, name) for name in _SAME}
+    said |= {theirs: getattr(model, ours) for ours, theirs in _NAMES.items()}
+    if model.kv_type is not None:
+        said["k_cache_type"], said["v_cache_type"] = cache_types(model.kv_type)
+    said = {name: value for name, value in said.items() if value is not None}
+    if model.flash_attention == "auto":  # said, against a server that says otherwise
+        said["flash_attention"] = None
+    return replace(server, **said)
+
+
+def refused(card: ModelCard, error: InvalidRequest) -> LmError:
+    """`error`, with which an engine refuses to load the model, in the words of whoever chose the setting."""
+    if error.param is None:
+        return error
+    ours = {theirs: ours for ours, theirs in _NAMES.items()}
+    ours |= {"k_cache_type": "kv_type", "v_cache_type": "kv_type"}
+    return SettingRefused(card.id, ours.get(error.param, error.param), error.message)
+
+
+def cache_types(kv_type: str) -> tuple[str, str]:
+    """Of K and of V; one that is named alone is both."""
+    k_type, _, v_type = kv_type.partition(",")
+    return k_type, v_type or k_type
+
+
+TAIL_MAX: Final = 16 << 20
+"""Bytes behind a file's last tensor that may be mapped with it; more is no padding, and mapping reads it all ahead."""
+
+
+async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:
+    """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse, and with
+    the text of the chat template that they name the file of. Files with much behind their tensors are read instead of
+    mapped: what lies there, be it a hole of a terabyte, is nobody's. Raises `LoadFailed`."""
+
+    def fits(lora: Lora) -> bool:
+        try:
+            return read_header(lora.path).text("general.architecture") in (card.arch, None)
+        except GgufError:
+            return True
+
+    def fit() -> LoadSettings:
+        return replace(
+            settings,
+            loras=tuple(filter(fits, settings.loras)),
+            chat_template=read_template(card, settings.chat_template),
+            mmap=settings.mmap and not any(map(has_tail, card.paths)),
+        )
+
+    needed = settings.loras or settings.chat_template or settings.mmap
+    return await asyncio.to_thread(fit) if needed else settings
+
+
+def has_tail(path: Path) -> bool:
+    """More than padding lies behind the file's last tensor."""
+    try:
+        header = read_header(path)
+    except GgufError:
+        return False  # the load will say what is wrong
+    return header.file_bytes - header.tensors.end > TAIL_MAX
+
+
+def read_template(card: ModelCard, chosen: str) -> str:
+    """The text of a file; a name stays what it is."""
+    if not os.path.isabs(chosen):
+        return chosen
+    if os.path.exists(chosen) and not os.path.isfile(chosen):
+        raise LoadFailed(card.id, f"the chat template {chosen} is not a file")
+    try:
+        with open(chosen, encoding="utf-8") as file:
+            text = file.read(TEMPLATE_BYTES_MAX + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+        raise LoadFailed(card.id, f"the chat template {chosen} cannot be read: {reason}") from None
+    if "{" not in text:
+        raise LoadFailed(card.id, f"{chosen} is no chat template: it has no Jinja in it")
+    return text
+
+
+def gpu_layers(card: ModelCard, share: float) -> int:
+    """As many layers as the `share` (0..1) of the model; -1, all and the output layer, for 1. Reads the file's header;
+    one that cannot be read, or says nothing of layers, has none to share."""
+    if share >= 1:
+        return -1
+    try:
+        n_layers = facts([read_header(card.paths[0])]).block_count or 0
+    except GgufError:
+        n_layers = 0
+    return round(share * n_layers)

@@ -1,0 +1,18 @@
+"""Where the package keeps what is no Python: the native library, the engine's program, the bundled model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parent
+
+
+def native_file(name: str) -> Path:
+    """The library or program `name`, which the build puts there."""
+    return ROOT / "lib" / name
+
+
+def bundled_model() -> Path:
+    """The model that the package brings along."""
+    return ROOT / "models" / "lmlite-tiny.gguf"
