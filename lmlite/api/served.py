@@ -15,4 +15,3 @@ class Served:
     created: int
     model: str
     instance: Instance
-    extras: bool = True  # of LM Studio's v0: see `lmstudio_v0`

@@ -61,7 +61,6 @@ class State:
             created=int(time.time()),
             model=lease.instance.id,
             instance=lease.instance,
-            extras=self.config.v0_extras,
         )
 
 

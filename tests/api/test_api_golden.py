@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -33,12 +32,11 @@ SCHEMAS = {"v0_chat": "v0_chat_completions", "v0_text": "v0_completions"}
 
 def published(text: str) -> str:
     """Without what a v0 answer has beyond the published schema: tool calls, draft counts and timings if a request asked for
-    them, reasoning if there was some."""
+    them."""
     answer = json.loads(text)
     answer.pop("timings", None)
     for choice in answer["choices"]:
-        for name in ("tool_calls", "reasoning_content"):
-            assert choice.get("message", {}).pop(name, True), "what is empty is not for v0"
+        assert choice.get("message", {}).pop("tool_calls", True), "what is empty is not for v0"
     answer["stats"] = {name: value for name, value in answer["stats"].items() if "draft" not in name}
     return json.dumps(answer)
 
@@ -160,12 +158,22 @@ def test_ids_of_tool_calls_are_nine_digits_and_no_two_are_the_same() -> None:
     assert call_id("a" * 22, 0, 0) != call_id("b" * 22, 0, 0)
 
 
-def test_whole_v0_message_has_reasoning_only_as_an_extra() -> None:
-    events: list[Event] = [ReasoningDelta("Hm."), TextDelta("Si"), Finished("eosFound", STATS)]
-    reply = PARSE["v0_chat"](CHAT).reply
-    plain, extra = (json.loads(reply(replace(SERVED, extras=extras)).whole([events])) for extras in (False, True))
-    assert plain["choices"][0]["message"] == {"role": "assistant", "content": "Si"}
-    assert extra["choices"][0]["message"] == {"role": "assistant", "content": "Si", "reasoning_content": "Hm."}
+def message_of(dialect: str, *events: Event) -> Any:
+    """Of the whole answer that has `events`."""
+    whole = PARSE[dialect](CHAT).reply(SERVED).whole([[*events, Finished("eosFound", STATS)]])
+    return json.loads(whole)["choices"][0]["message"]
+
+
+def test_whole_v0_message_has_the_published_keys() -> None:
+    assert message_of("v0_chat", ReasoningDelta("Hm."), TextDelta("Si")) == {"role": "assistant", "content": "Si"}
+
+
+def test_what_is_empty_is_left_out_of_a_whole_message() -> None:
+    plain = {"role": "assistant", "content": "Si"}
+    assert message_of("openai_chat", TextDelta("Si")) == plain
+    assert message_of("openai_chat", ReasoningDelta("Hm."), TextDelta("Si")) == {**plain, "reasoning_content": "Hm."}
+    calling = message_of("openai_chat", ToolCallStart(0, "look"), ToolCallArguments(0, "{}"))
+    assert set(calling) == {"role", "content", "tool_calls"} and calling["content"] == ""
 
 
 @pytest.mark.parametrize("dialect", sorted(BODIES))

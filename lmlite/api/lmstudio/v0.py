@@ -1,7 +1,7 @@
 """LM Studio's `/api/v0`: OpenAI's requests, answers that add true stats and model facts and have no key besides.
 
 The key sets are closed (`additionalProperties: false` in the published schemas) but for what newer builds add and clients
-rely on, the `extras`: a model's capabilities, the context that it was loaded with, and the reasoning of a whole message.
+rely on, the `extras`: a model's capabilities, and the context that it was loaded with.
 """
 
 from __future__ import annotations
@@ -45,13 +45,8 @@ def parse_embeddings(body: dict[str, Any]) -> EmbedCall:
 
 
 def _spell_message(served: Served, choice: int, answer: Answer) -> dict[str, Any]:
-    """Tool calls go beyond the published schema where there are any; the reasoning that newer builds add is an extra."""
-    message: dict[str, Any] = {}
-    if served.extras and answer.reasoning:
-        message["reasoning_content"] = answer.reasoning
-    if answer.tool_calls:
-        message["tool_calls"] = spell_calls(served.suffix, choice, answer.tool_calls)
-    return message
+    """Tool calls go beyond the published schema where there are any."""
+    return {"tool_calls": spell_calls(served.suffix, choice, answer.tool_calls)} if answer.tool_calls else {}
 
 
 def _close(served: Served, finished: Sequence[Finished], choices: Choices) -> dict[str, Any]:

@@ -151,11 +151,13 @@ def detail_usage(finished: Sequence[Finished], n: int) -> dict[str, Any]:
 
 
 def _spell_message(served: Served, choice: int, answer: Answer) -> dict[str, Any]:
-    """Always both, even empty."""
-    return {
-        "reasoning_content": answer.reasoning,
-        "tool_calls": spell_calls(served.suffix, choice, answer.tool_calls),
-    }
+    """What is empty is left out, as OpenAI does it: clients that keep a message would send it back, and others refuse it."""
+    message: dict[str, Any] = {}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = spell_calls(served.suffix, choice, answer.tool_calls)
+    return message
 
 
 def _close(served: Served, finished: Sequence[Finished], choices: Choices) -> dict[str, Any]:
