@@ -484,13 +484,15 @@ void transpose(const float * from, int64_t width, float * to) {
 
 float highest_of(const float * tile) {
     eight most;
+    float lanes[8];
     memcpy(&most, tile, sizeof most);
     for (int64_t i = 8; i < TILE; i += 8) {
         eight x;
         memcpy(&x, tile + i, sizeof x);
         most = x > most ? x : most;
     }
-    return *std::max_element(&most[0], &most[0] + 8);
+    memcpy(lanes, &most, sizeof lanes);
+    return *std::max_element(lanes, lanes + 8);
 }
 
 // As products of matrices, TILE cells at a time, in 32-bit floats. Row r is head r % n_heads of query r / n_heads.

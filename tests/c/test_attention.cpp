@@ -25,6 +25,7 @@ struct scene {
     bool sinks = false;
     int threads = 2;
     unsigned seed = 1;
+    bool steps = false; // llama.cpp's kernel is to go cell by cell, whatever it would do with so many queries
 };
 
 struct outcome {
@@ -93,7 +94,11 @@ outcome attend(const scene & s) {
     ggml_flash_attn_ext_add_sinks(out, sinks);
     ggml_cgraph * graph = ggml_new_graph(ctx.get());
     ggml_build_forward_expand(graph, out);
-    CHECK(ggml_graph_compute_with_ctx(ctx.get(), graph, s.threads) == GGML_STATUS_SUCCESS);
+    ggml_cplan plan = ggml_graph_plan(graph, s.threads, nullptr);
+    std::vector<uint8_t> work(plan.work_size);
+    plan.work_data = work.data();
+    plan.use_ref = s.steps;
+    CHECK(ggml_graph_compute(graph, &plan) == GGML_STATUS_SUCCESS);
 
     outcome both;
     both.kernel = floats_of(out);
@@ -291,4 +296,92 @@ TEST(attention_of_a_long_prompt_alone_is_llama_cpps_but_for_the_order_of_sums) {
     for (size_t i = 0; i < own.size(); i++) {
         CHECK(std::abs(own[i] - ours.kernel[i]) < 1e-5f);
     }
+}
+
+// What a batch may look like: sequences that share their first cells or none, windows that slide, gaps, queries that see nothing,
+// in any order of the sequences.
+static void add_any_queries(scene & s, std::mt19937 & random) {
+    const auto any = [&](int least, int most) { return std::uniform_int_distribution<int>(least, most)(random); };
+    const int n_sequences = any(0, 1) == 0 ? 1 : any(2, 6);
+    const int n_shared = any(0, 1) == 0 ? 0 : any(1, s.cells / 2);
+    const int window = any(0, 2) == 0 ? any(1, s.cells) : s.cells;
+    const double lost = any(0, 3) == 0 ? 0.3 : 0; // of the cells, those that nobody of a sequence sees
+    const bool is_text = any(0, 4) > 0;            // else a query sees any cells
+    for (int sequence = 0; sequence < n_sequences; sequence++) {
+        std::vector<int> cells(static_cast<size_t>(n_shared));
+        std::iota(cells.begin(), cells.end(), 0);
+        for (int cell = n_shared + sequence; cell < s.cells; cell += n_sequences) {
+            if (std::uniform_real_distribution<double>()(random) >= lost) {
+                cells.push_back(cell);
+            }
+        }
+        const int n = int(cells.size());
+        const int n_queries = any(0, 2) == 0 ? any(1, 3) : any(2, n_sequences == 1 && any(0, 2) > 0 ? 63 : 90);
+        const int before = std::max(0, n - n_queries - any(0, 20));
+        for (int q = 0; q < n_queries; q++) {
+            const int end = std::min(n, before + q + 1);
+            std::vector<int> seen(cells.begin() + std::max(0, end - window), cells.begin() + end);
+            if (!is_text) {
+                seen.erase(std::remove_if(seen.begin(), seen.end(), [&](int) { return any(0, 1) == 0; }), seen.end());
+            }
+            s.seen.push_back(seen);
+        }
+    }
+    if (any(0, 3) == 0) {
+        std::shuffle(s.seen.begin(), s.seen.end(), random);
+    }
+}
+
+TEST(attention_of_any_batch_is_llama_cpps_steps_or_exact) {
+    std::mt19937 random(5);
+    const auto any = [&](int least, int most) { return std::uniform_int_distribution<int>(least, most)(random); };
+    const ggml_type types[] = {GGML_TYPE_F16, GGML_TYPE_F32, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q4_0};
+    std::vector<scene> scenes;
+    std::vector<std::vector<float>> steps;
+    for (int round = 0; round < 120; round++) {
+        scene s;
+        s.seed = unsigned(round);
+        s.k = any(0, 1) == 0 ? GGML_TYPE_F16 : types[any(0, 5)];
+        s.v = any(0, 1) == 0 ? s.k : types[any(0, 5)];
+        const auto width = [&](ggml_type type) { return ggml_blck_size(type) > 1 || any(0, 1) == 0 ? any(1, 4) * 32 : any(1, 10) * 8; };
+        s.dk = width(s.k);
+        s.dv = width(s.v);
+        s.kv_heads = any(1, 3);
+        s.heads = s.kv_heads * (any(0, 9) == 0 ? 70 : any(1, 9));
+        s.cells = any(1, 8) * 64 + any(0, 1) * any(1, 63);
+        s.threads = any(1, 4);
+        s.sinks = any(0, 3) == 0;
+        s.softcap = any(0, 3) == 0 ? 30 : 0;
+        s.max_bias = any(0, 3) == 0 ? 8 : 0;
+        add_any_queries(s, random);
+        if (s.seen.size() == 1) {
+            s.seen.push_back(s.seen[0]);
+        }
+        s.steps = true;
+        steps.push_back(attend(s).kernel);
+        s.steps = false;
+        scenes.push_back(s);
+    }
+    lm::install_attention();
+    size_t n_exact = 0, n_steps = 0;
+    for (size_t round = 0; round < scenes.size(); round++) {
+        const scene & s = scenes[round];
+        const outcome ours = attend(s);
+        for (size_t at = 0; at < ours.kernel.size(); at += size_t(s.dv)) { // of a head of a query
+            double off = 0, apart = 0;
+            for (size_t d = at; d < at + size_t(s.dv); d++) {
+                CHECK(std::isfinite(ours.kernel[d]));
+                off = std::max(off, std::abs(double(ours.kernel[d]) - ours.exact[d]));
+                apart = std::max(apart, std::abs(double(ours.kernel[d] - steps[round][d])));
+            }
+            const bool as_steps = apart <= (s.v == GGML_TYPE_F16 ? 2e-3 : 2e-6); // a rounding or two: of 16 or 32 bits
+            n_steps += apart == 0;
+            n_exact += off < EXACT && apart > 0;
+            if (!as_steps && off >= EXACT) {
+                fprintf(stderr, "scene %zu: query %zu is off by %g, %g from steps\n", round, at / size_t(s.dv * s.heads), off, apart);
+                CHECK(false);
+            }
+        }
+    }
+    CHECK(n_steps > 10000 && n_exact > 10000); // both ways were gone
 }
