@@ -330,6 +330,10 @@ class Config:
     auto_evict: bool = option(True, switch(), "a model loaded by a request makes the one before it leave")
     max_loaded: int = option(0, whole(0, 1024), "models (and embedding models) loaded by requests; 0: one, if auto-evict")
 
+    # ---- what it keeps
+    history_size: int = option(1024, whole(0, 1 << 30), "MiB of responses and chats that are kept; the oldest go; 0: none")
+    history_days: int = option(90, whole(0, 36500), "days that a response or chat is kept since it was made; 0: none are")
+
     # ---- how it behaves
     download_stall: float = option(60.0, seconds(86400), "time a download may hardly move before it connects anew; 0: any")
     drain: float = option(10.0, seconds(3600), "time that running requests have to finish when the server stops")

@@ -346,6 +346,67 @@ class JobNotFound(LmError):
         super().__init__(f'There is no download job "{id[:80]}"')
 
 
+# ---- what is kept ----------------------------------------------------------------------------------------------------
+
+
+class StateError(LmError):
+    """The state database cannot be opened, read or written."""
+
+    code = "state_error"
+
+
+class NotKept(LmError):
+    """The turn was to be kept and could not be; `why` says what is in the way.
+
+    422, because clients repeat those with a 5xx: the model would answer again and again."""
+
+    status, code, param = 422, "not_stored", "store"
+
+    def __init__(self, why: str):
+        super().__init__(f'The answer cannot be stored: {why}. With "store": false it need not be')
+        self.why = why
+
+
+class UnknownExchange(LmError):
+    """Nothing is kept under `id`, or not for whoever asks."""
+
+    status, code = 404, "not_found"
+
+    def __init__(self, id: str):
+        super().__init__(f"Nothing is stored with id '{id[:80]}'.")
+        self.id = id
+
+
+class UnknownPrevious(LmError):
+    """The turn that this one goes on from is not kept, or not for whoever asks. The message is OpenAI's."""
+
+    status, code, param = 400, "previous_response_not_found", "previous_response_id"
+
+    def __init__(self, id: str):
+        super().__init__(f"Previous response with id '{id[:80]}' not found.")
+        self.id = id
+
+
+class UnfinishedPrevious(LmError):
+    """The turn that this one goes on from still runs."""
+
+    status, code, param = 400, "previous_response_not_finished", "previous_response_id"
+
+    def __init__(self, id: str):
+        super().__init__(f"Previous response with id '{id[:80]}' is not finished yet.")
+        self.id = id
+
+
+class ConversationTooLong(LmError):
+    """More turns or text than any context has room for; `turns` is how many there are, at least."""
+
+    status, code, param = 400, "context_length_exceeded", "previous_response_id"
+
+    def __init__(self, turns: int):
+        super().__init__(f"prompt is too long: the conversation that it goes on from has {turns} turns")
+        self.turns = turns
+
+
 # ---- start ----------------------------------------------------------------------------------------------------------
 
 

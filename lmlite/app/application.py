@@ -44,6 +44,7 @@ class App(State):
     def open(self) -> None:
         """The server has begun to listen."""
         self.downloads.resume_unfinished()
+        self.history.open()
 
     def connect(self) -> Connection:
         """The protocol of one new connection."""
@@ -84,6 +85,9 @@ class App(State):
             connection.abort()
         await self.downloads.close()
         await self.models.close()
+        await self.history.close()
+        if self.database.is_open:
+            await asyncio.to_thread(self.database.close)
 
     # ---- one request
 

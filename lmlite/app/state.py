@@ -13,6 +13,9 @@ from ..api.served import Served
 from ..card import Runtime
 from ..config import Config
 from ..errors import InternalError, LmError
+from ..rounds.history import History
+from ..store.database import Database
+from ..store.home import Home
 from ..wire.connection import Request, Response
 from .downloads import ModelDownloads
 from .logs import Logs
@@ -36,7 +39,9 @@ class State:
         self.config = config
         self.logs = Logs(self._runtime, self._owner)
         self.models = Models(config, place, self.logs.engine_said)
-        self.downloads = ModelDownloads(config)
+        self.database = Database(Home(config.home).state)
+        self.downloads = ModelDownloads(config, self.database)
+        self.history = History(self.database, config.history_size, config.history_days)
         self.expired = False
         self.metrics = Metrics()
         self.reports = Reports()

@@ -186,13 +186,13 @@ class OfServer:
 class Forgetful:
     """Jobs of one command: those of a server are its own business, and the disk tells what was received."""
 
-    def downloads(self) -> list[Record]:
+    def all(self) -> list[Record]:
         return []
 
-    def save_download(self, record: Record) -> None:
+    def save(self, record: Record) -> None:
         pass
 
-    def forget_download(self, id: str) -> None:
+    def forget(self, id: str) -> None:
         pass
 
 

@@ -57,11 +57,11 @@ CLOSE_S: Final = 0.5
 class Store(Protocol):
     """Where records outlive the server. Calls block, come from one thread at a time, and raise when they fail."""
 
-    def downloads(self) -> list[Record]: ...
+    def all(self) -> list[Record]: ...
 
-    def save_download(self, record: Record) -> None: ...
+    def save(self, record: Record) -> None: ...
 
-    def forget_download(self, id: str) -> None: ...
+    def forget(self, id: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -219,7 +219,7 @@ class Downloads:
         job = await self._find(id)
         del self._jobs[id]
         await self._stop(job)
-        await self._keep(lambda: self._store.forget_download(id))
+        await self._keep(lambda: self._store.forget(id))
         if job.record.status != "completed":
             kept = {place.part for other in self._jobs.values() for place in self._places(other.record)}
             await in_thread(lambda: self._discard(job.record, kept))
@@ -242,7 +242,7 @@ class Downloads:
 
     async def _restore(self) -> None:
         try:
-            records = await in_thread(self._store.downloads)
+            records = await in_thread(self._store.all)
         except Exception as error:  # noqa: BLE001 - a store that fails must not keep models from being fetched
             log.warning("earlier downloads cannot be read: %s", error)
             return
@@ -431,7 +431,7 @@ class Downloads:
     # ---- what outlives the server
 
     async def _save(self, job: Job) -> None:
-        await self._keep(lambda: self._store.save_download(job.record), job)
+        await self._keep(lambda: self._store.save(job.record), job)
 
     async def _keep(self, work: Callable[[], None], job: Job | None = None) -> None:
         """One after another, so that the last word is the latest. A job that was cancelled meanwhile is not saved again."""
@@ -450,7 +450,7 @@ class Downloads:
         for job in ended[: max(len(ended) - FINISHED_MAX, 0)]:
             id = job.record.id
             del self._jobs[id]
-            await self._keep(functools.partial(self._store.forget_download, id))
+            await self._keep(functools.partial(self._store.forget, id))
 
 
 def is_sound(record: Record) -> bool:

@@ -1,30 +1,35 @@
 """The state database of a home folder: SQLite in WAL mode, sound after a kill at any moment.
 
-It is checked when it is opened; a damaged one is moved aside, never repaired and never in the way. Calls block and may come
-from any thread. Times are unix seconds.
+One connection for all who keep something there; the tables have a module each. It is opened by its first use and checked
+then; a damaged one is moved aside, never repaired and never in the way. Calls block and may come from any thread.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Final
 
-from ..download import Record, RemoteFile, Status
-from ..errors import LmError
+from ..errors import StateError
+
+if TYPE_CHECKING:  # a server that keeps nothing does without it
+    import sqlite3
 
 log = logging.getLogger(__name__)
 
 BUSY_S: Final = 5.0
 """For another process that looks at the database: a backup, a shell."""
+LOG_BYTES: Final = 16 << 20
+"""What the write-ahead log keeps of the disk after a large transaction."""
+SMALL_BYTES: Final = 64 << 20
+"""A larger one is read as a whole, which takes seconds, only if it was not closed in order or damage was seen in it."""
+CLOSE_S: Final = 2.0
+"""For a use that the disk holds up; one that takes longer is left alone."""
 
 MIGRATIONS: Final[tuple[Sequence[str], ...]] = (
     (
@@ -39,109 +44,156 @@ MIGRATIONS: Final[tuple[Sequence[str], ...]] = (
             error TEXT
         )""",
     ),
+    (
+        """CREATE TABLE exchanges (
+            id TEXT PRIMARY KEY,
+            previous TEXT, -- an id that is there as long as this is
+            children INTEGER NOT NULL DEFAULT 0, -- those whose previous this is
+            deleted INTEGER NOT NULL DEFAULT 0, -- by request: only those that go on from it still see it
+            bytes INTEGER NOT NULL, -- of all that is kept of it
+            kind TEXT NOT NULL,
+            scope TEXT NOT NULL,
+            model TEXT NOT NULL,
+            created REAL NOT NULL,
+            status TEXT NOT NULL,
+            asked TEXT NOT NULL, -- messages as in message_text.py
+            answer TEXT NOT NULL, -- so is this
+            body TEXT NOT NULL, -- JSON of its dialect
+            items TEXT NOT NULL -- JSON of its dialect
+        )""",
+        "CREATE INDEX exchange_leaves ON exchanges (created) WHERE children = 0",
+        "CREATE INDEX exchanges_open ON exchanges (status) WHERE status IN ('queued', 'in_progress')",
+        "CREATE TABLE history (bytes INTEGER NOT NULL) -- one row: what all exchanges take",
+        "INSERT INTO history VALUES (0)",
+        """CREATE TRIGGER exchange_added AFTER INSERT ON exchanges BEGIN
+            UPDATE exchanges SET children = children + 1 WHERE id = NEW.previous;
+            UPDATE history SET bytes = bytes + NEW.bytes;
+        END""",
+        """CREATE TRIGGER exchange_changed AFTER UPDATE OF bytes ON exchanges BEGIN
+            UPDATE history SET bytes = bytes + NEW.bytes - OLD.bytes;
+        END""",
+        """CREATE TRIGGER exchange_removed AFTER DELETE ON exchanges BEGIN
+            UPDATE exchanges SET children = children - 1 WHERE id = OLD.previous;
+            UPDATE history SET bytes = bytes - OLD.bytes;
+        END""",
+    ),
 )
 """The statements that lead from each version of the schema to the next; `PRAGMA user_version` counts them."""
 
 
-class StateError(LmError):
-    """The database cannot be opened or written."""
-
-    code = "state_error"
-
-
 class Database:
-    """The open database at `path`, whose folder is made if need be. Raises `StateError`."""
+    """The database at `path`, whose folder is made if need be. Every use raises `StateError` where it fails."""
 
     def __init__(self, path: Path):
         self.path = path
         self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._closed = False
+        self._suspect = False  # damage was seen
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever kept: those who only look do not make one."""
+        return self._connection is not None or self.path.exists()
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._told() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, which is on the disk when this ends."""
+        with self._lock, self._told() as connection, _transaction(connection):
+            yield connection
+
+    @contextmanager
+    def _told(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3
+
+        connection = self._opened()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = _open(path)
-        except OSError as error:
-            raise StateError(f"{path.name} cannot be opened: {error.strerror}") from None
+            yield connection
         except sqlite3.Error as error:
-            raise StateError(f"{path.name} cannot be opened: {error}") from None
+            if isinstance(error, sqlite3.DatabaseError) and _is_damage(error):
+                log.error("%s is damaged: %s", self.path.name, error)
+                self._suspect = True
+                self._close()  # the next use opens it anew, and checks it
+            raise StateError(f"{self.path.name}: {error}") from None
+
+    def _opened(self) -> sqlite3.Connection:
+        import sqlite3
+
+        if self._closed:
+            raise StateError(f"{self.path.name} was closed")
+        if self._connection is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._connection = _open(self.path, self._suspect)
+                self._suspect = False
+            except OSError as error:
+                raise StateError(f"{self.path.name} cannot be opened: {error.strerror}") from None
+            except sqlite3.Error as error:
+                raise StateError(f"{self.path.name} cannot be opened: {error}") from None
+        return self._connection
 
     def close(self) -> None:
         """May be called twice."""
-        with self._lock:
-            self._connection.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        self._closed = True
+        if self._lock.acquire(timeout=CLOSE_S):
             try:
-                with _transaction(self._connection):
-                    yield self._connection
-            except sqlite3.Error as error:
-                raise StateError(f"{self.path.name}: {error}") from None
+                self._close()
+            finally:
+                self._lock.release()
 
-    # ---- downloads
-
-    def downloads(self) -> list[Record]:
-        """In the order in which they were begun; rows that make no sense are left out."""
-        with self._transaction() as connection:
-            rows = connection.execute(
-                "SELECT id, repo, revision, files, status, started_at, completed_at, error FROM downloads ORDER BY started_at"
-            ).fetchall()
-        return [record for record in map(_read_download, rows) if record is not None]
-
-    def save_download(self, record: Record) -> None:
-        files = json.dumps([astuple(file) for file in record.files])
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO downloads (id, repo, revision, files, status, started_at, completed_at, error)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    record.id, record.repo, record.revision, files,
-                    record.status, record.started_at, record.completed_at, record.error,
-                ),
-            )  # fmt: skip
-
-    def forget_download(self, id: str) -> None:
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM downloads WHERE id = ?", (id,))
-
-
-def _read_download(row: Sequence[Any]) -> Record | None:
-    id, repo, revision, files, status, started_at, completed_at, error = row
-    try:
-        listed = tuple(RemoteFile(str(name), int(size), str(digest)) for name, size, digest in json.loads(files))
-    except (ValueError, TypeError):
-        return None
-    if status not in get_args(Status):
-        return None
-    return Record(id, repo, revision, listed, status, started_at, completed_at, error)
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, suspect: bool) -> sqlite3.Connection:
+    import sqlite3
+
     try:
-        return _connect(path)
+        return _connect(path, suspect)
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
     aside = _move_aside(path)
     log.error("%s was damaged; it is kept as %s, and a new one is begun", path.name, aside.name)
-    return _connect(path)
+    return _connect(path, suspect=False)
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
     """SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own: others come as subclasses of DatabaseError."""
+    import sqlite3
+
     return type(error) is sqlite3.DatabaseError
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, suspect: bool) -> sqlite3.Connection:
+    import sqlite3
+
+    closed = not path.with_name(f"{path.name}-wal").exists()
+    thorough = suspect or not closed or not path.exists() or path.stat().st_size <= SMALL_BYTES
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # an id that was told outlives a power cut, too
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+        connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        connection.execute("PRAGMA secure_delete = ON")  # what is deleted by request is not to be read in the file
+        if thorough:
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
         _migrate(connection)
     except BaseException:
         connection.close()
@@ -162,6 +214,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    import sqlite3
+
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -183,6 +237,8 @@ def _move_aside(path: Path) -> Path:
 
 def check(path: Path) -> str:
     """SQLite's full verdict on the database: "ok", or what is wrong."""
+    import sqlite3
+
     with closing(sqlite3.connect(path, timeout=BUSY_S)) as connection:
         (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
     return str(verdict)

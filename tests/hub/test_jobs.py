@@ -41,15 +41,15 @@ class Memory:
         self.records = {record.id: record for record in records}
         self.fails = False
 
-    def downloads(self) -> list[Record]:
+    def all(self) -> list[Record]:
         self.check()
         return list(self.records.values())
 
-    def save_download(self, record: Record) -> None:
+    def save(self, record: Record) -> None:
         self.check()
         self.records[record.id] = record
 
-    def forget_download(self, id: str) -> None:
+    def forget(self, id: str) -> None:
         self.check()
         self.records.pop(id, None)
 

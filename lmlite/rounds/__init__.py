@@ -1,0 +1,1 @@
+"""Running a turn, and what is kept of it."""

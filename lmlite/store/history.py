@@ -1,0 +1,255 @@
+"""Responses and chats by their ids, a row for each turn: what is new in it, and the turn that it goes on from.
+
+What is deleted by request is unknown from then on, but what others go on from stays for them until the last of them goes.
+Age and size are bounded: the oldest turns that nobody goes on from go first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import ConversationTooLong, NotKept, StateError, UnfinishedPrevious, UnknownExchange, UnknownPrevious
+from ..exchange import Exchange
+from ..messages import Message
+from . import message_text
+from .database import Database
+
+if TYPE_CHECKING:
+    import sqlite3
+
+TURNS_MAX: Final = 10_000
+TEXT_MAX: Final = 64 << 20
+"""Of one conversation: far beyond what any context holds, and what still is no trouble to read."""
+ROW_BYTES: Final = 256
+"""What a row takes besides its texts, with its share of the indexes."""
+DAY_S: Final = 86400.0
+SWEEP: Final = 500
+"""Rows that one transaction removes for their age: others wait for it."""
+EVICT: Final = 32
+
+OPEN: Final = "('queued', 'in_progress')"
+"""As `Exchange.is_open` has it."""
+COLUMNS: Final = "id, kind, scope, model, created, status, previous, asked, answer, body, items"
+CONVERSATION: Final = f"""
+WITH RECURSIVE line (turn, id, previous, deleted, is_open, bytes) AS (
+    SELECT 0, id, previous, deleted, status IN {OPEN}, bytes FROM exchanges WHERE id = ? AND scope = ?
+    UNION ALL
+    SELECT line.turn + 1, parent.id, parent.previous, 0, 0, parent.bytes
+    FROM line JOIN exchanges AS parent ON parent.id = line.previous WHERE line.turn < ?
+)
+SELECT id, previous, deleted, is_open, bytes FROM line ORDER BY turn
+"""
+
+Write = Callable[["sqlite3.Connection"], None]
+
+
+class HistoryTable:
+    """Calls block. All raise `StateError`."""
+
+    def __init__(self, database: Database, bytes_max: int, days_max: int, clock: Callable[[], float] = time.time):
+        self._database, self._clock = database, clock
+        self._bytes_max, self._days_max = bytes_max, days_max
+
+    @property
+    def exists(self) -> bool:
+        return self._database.exists
+
+    # ---- reading
+
+    def find(self, id: str, scope: str) -> Exchange:
+        """Raises `UnknownExchange`."""
+        row = None
+        if self.exists:
+            with self._database.reading() as connection:
+                query = f"SELECT {COLUMNS} FROM exchanges WHERE id = ? AND scope = ? AND NOT deleted"
+                row = connection.execute(query, (id, scope)).fetchone()
+        if row is None:
+            raise UnknownExchange(id)
+        return read(row)
+
+    def conversation(self, id: str, scope: str) -> tuple[Message, ...]:
+        """All that was said up to the end of `id`. Raises `UnknownPrevious`, `UnfinishedPrevious`, `ConversationTooLong`."""
+        if not self.exists:
+            raise UnknownPrevious(id)
+        with self._database.reading() as connection:
+            line = connection.execute(CONVERSATION, (id, scope, TURNS_MAX)).fetchall()
+            if not line or line[0][2]:
+                raise UnknownPrevious(id)
+            if line[0][3]:
+                raise UnfinishedPrevious(id)
+            if len(line) > TURNS_MAX or sum(row[4] for row in line) > TEXT_MAX:
+                raise ConversationTooLong(len(line))
+            if line[-1][1] is not None:
+                raise StateError(f"what {id} goes on from is lost")
+            query = "SELECT asked, answer FROM exchanges WHERE id = ?"
+            texts = [connection.execute(query, (row[0],)).fetchone() for row in reversed(line)]
+        return tuple(message for pair in texts for text in pair for message in load(text))
+
+    # ---- writing: one transaction for all, an outcome for each
+
+    def write(self, works: Sequence[Write]) -> list[Exception | None]:
+        """Does all of `works` (what `begin`, `keep` and `delete` gave) and returns once they are on the disk: what became
+        of each. If that fails for all together, they are tried one by one."""
+        if len(works) > 1:  # else, and if that fails, alone
+            try:
+                return self._write(works)
+            except StateError:
+                pass
+        outcomes: list[Exception | None] = []
+        for work in works:
+            try:
+                outcomes += self._write((work,))
+            except StateError as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _write(self, works: Sequence[Write]) -> list[Exception | None]:
+        import sqlite3
+
+        outcomes: list[Exception | None] = []
+        with self._database.writing() as connection:
+            for work in works:
+                connection.execute("SAVEPOINT one")
+                try:
+                    work(connection)
+                    outcomes.append(None)
+                except sqlite3.Error:
+                    raise
+                except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits this one
+                    connection.execute("ROLLBACK TO one")
+                    outcomes.append(error)
+                connection.execute("RELEASE one")
+        return outcomes
+
+    def save(self, exchange: Exchange) -> Write:
+        """Adds it, or puts it in the place of what was kept of it before. Raises, when done, `UnknownPrevious`, and
+        `NotKept` if there is no room for it."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            texts = (message_text.dump(exchange.asked), message_text.dump(exchange.answer), exchange.body, exchange.items)
+            size = ROW_BYTES + sum(len(text.encode()) for text in (exchange.id, exchange.scope, exchange.model, *texts))
+            known = connection.execute("SELECT deleted FROM exchanges WHERE id = ?", (exchange.id,)).fetchone()
+            if known is not None and known[0]:  # while it ran: nobody will ask for it
+                if not exchange.is_open:
+                    remove(connection, exchange.id)
+                return
+            if known is not None:
+                connection.execute(
+                    "UPDATE exchanges SET bytes = ?, model = ?, status = ?, asked = ?, answer = ?, body = ?, items = ?"
+                    " WHERE id = ? AND scope = ?",
+                    (size, exchange.model, exchange.status, *texts, exchange.id, exchange.scope),
+                )
+            else:
+                if exchange.previous is not None and not is_known(connection, exchange.previous, exchange.scope):
+                    raise UnknownPrevious(exchange.previous)
+                connection.execute(
+                    f"INSERT INTO exchanges ({COLUMNS}, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        exchange.id, exchange.kind, exchange.scope, exchange.model, exchange.created, exchange.status,
+                        exchange.previous, *texts, size,
+                    ),
+                )  # fmt: skip
+            self._make_room(connection, exchange.id)
+
+        return work
+
+    def delete(self, id: str, scope: str) -> Write:
+        """Raises, when done, `UnknownExchange`."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            if not is_known(connection, id, scope):
+                raise UnknownExchange(id)
+            query = f"SELECT children, status IN {OPEN} FROM exchanges WHERE id = ?"
+            children, is_open = connection.execute(query, (id,)).fetchone()
+            if not children and not is_open:
+                remove(connection, id)
+                return
+            connection.execute(
+                "UPDATE exchanges SET deleted = 1, body = '', items = '',"
+                " bytes = bytes - length(CAST(body AS BLOB)) - length(CAST(items AS BLOB)) WHERE id = ?",
+                (id,),
+            )
+
+        return work
+
+    # ---- bounds
+
+    def _make_room(self, connection: sqlite3.Connection, id: str) -> None:
+        """For `id`, by removing others."""
+        query = "SELECT bytes > ? FROM exchanges WHERE id = ?"
+        (hopeless,) = connection.execute(query, (self._bytes_max, id)).fetchone()
+        while (taken := size_of(connection)) > self._bytes_max:
+            leaves = connection.execute(
+                f"SELECT id, bytes FROM exchanges WHERE children = 0 AND id <> ? AND status NOT IN {OPEN}"
+                " ORDER BY created LIMIT ?",
+                (id, EVICT),
+            ).fetchall()
+            if hopeless or not leaves:
+                raise NotKept(f"all that may be kept is {self._bytes_max >> 20} MiB (--history-size)")
+            for leaf, size in leaves:
+                remove(connection, leaf)
+                taken -= size
+                if taken <= self._bytes_max:
+                    break
+
+    def recover(self) -> bool:
+        """For a server that starts: what reads as running is of one that died. Whether that was done."""
+        if not self.exists:
+            return True
+        with self._database.writing() as connection:
+            query = f"SELECT id FROM exchanges WHERE status IN {OPEN} AND deleted"
+            for (id,) in connection.execute(query).fetchall():
+                remove(connection, id)
+            connection.execute(f"UPDATE exchanges SET status = 'failed' WHERE status IN {OPEN}")
+        return True
+
+    def sweep(self) -> bool:
+        """Removes some of what is too old, or all of it if nothing is to be kept; whether there may be more."""
+        oldest = self._clock() - self._days_max * DAY_S
+        if not self._bytes_max or not self._days_max:
+            oldest = float("inf")
+        query = (
+            f"SELECT id FROM exchanges WHERE children = 0 AND created <= ? AND status NOT IN {OPEN} ORDER BY created LIMIT ?"
+        )
+        with self._database.reading() as connection:
+            if not connection.execute(query, (oldest, 1)).fetchone():
+                return False
+        with self._database.writing() as connection:
+            leaves = connection.execute(query, (oldest, SWEEP)).fetchall()
+            for (leaf,) in leaves:
+                remove(connection, leaf)
+        return True
+
+
+def is_known(connection: sqlite3.Connection, id: str, scope: str) -> bool:
+    query = "SELECT 1 FROM exchanges WHERE id = ? AND scope = ? AND NOT deleted"
+    return connection.execute(query, (id, scope)).fetchone() is not None
+
+
+def size_of(connection: sqlite3.Connection) -> int:
+    (taken,) = connection.execute("SELECT bytes FROM history").fetchone()
+    return int(taken)
+
+
+def remove(connection: sqlite3.Connection, id: str) -> None:
+    """A leaf, and what was deleted before and stayed for it alone."""
+    gone: str | None = id
+    while gone is not None:
+        (previous,) = connection.execute("SELECT previous FROM exchanges WHERE id = ?", (gone,)).fetchone()
+        connection.execute("DELETE FROM exchanges WHERE id = ?", (gone,))
+        query = "SELECT id FROM exchanges WHERE id = ? AND deleted AND children = 0"
+        (gone,) = connection.execute(query, (previous,)).fetchone() or (None,)
+
+
+def read(row: Sequence[Any]) -> Exchange:
+    id, kind, scope, model, created, status, previous, asked, answer, body, items = row
+    return Exchange(id, kind, scope, model, created, status, previous, load(asked), load(answer), body, items)
+
+
+def load(text: str) -> tuple[Message, ...]:
+    try:
+        return message_text.load(text)
+    except ValueError as error:
+        raise StateError(str(error)) from None

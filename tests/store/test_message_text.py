@@ -1,0 +1,43 @@
+"""Messages as text: what is written is read again, and what a later version adds is passed over."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import pytest
+
+from lmlite.messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart, text_message
+from lmlite.store import message_text
+
+MESSAGES = (
+    text_message("system", "Be brief. \0 é 🦙"),
+    Message("user", ()),
+    Message("user", (TextPart("a"), TextPart(""))),
+    Message(
+        "assistant", (ReasoningPart("hm"), TextPart("so"), ToolCallPart("call_1", "look up", '{"x": [1, '), TextPart("and"))
+    ),
+    Message("tool", (ToolResultPart("call_1", "", (TextPart("one"), TextPart("two"))),)),
+)
+
+
+def test_every_part_is_read_as_it_was_written() -> None:
+    assert message_text.load(message_text.dump(MESSAGES)) == MESSAGES
+    assert {type(part) for message in MESSAGES for part in message.parts} == set(get_args(Part))
+
+
+def test_parts_and_roles_of_a_later_version_are_passed_over() -> None:
+    rows = json.loads(message_text.dump(MESSAGES[2:]))
+    rows[0]["parts"].insert(1, {"type": "smell", "of": 1})
+    rows[2]["parts"][0]["content"].insert(0, {"type": "smell"})
+    rows[2]["parts"][0]["later"] = True
+    rows.insert(0, {"role": "oracle", "parts": []})
+    assert message_text.load(json.dumps(rows)) == MESSAGES[2:]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '[{"role": "user"}]', '[{"role": "user", "parts": [{"type": "text"}]}]', "7"]
+)
+def test_what_is_no_messages_is_told(text: str) -> None:
+    with pytest.raises(ValueError):
+        message_text.load(text)
