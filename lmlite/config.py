@@ -29,6 +29,11 @@ SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "f
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 LORA_SCALE_MAX = 100.0
+CONTEXT_MAX = 1 << 24
+PARALLEL_MAX = 64
+BATCH_MAX = 1 << 14
+EXPERTS_MAX = 1024
+"""Of options of a load, whoever says them; at most what the engine takes."""
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
 
 T = TypeVar("T")
@@ -302,14 +307,14 @@ class Config:
 
     # ---- how a model is run
     isolation: str = option("process", one_of("process", "thread"), "run each model in a child process or in a thread")
-    context_length: int = option(4096, whole(0, 1 << 24), "tokens one request may use; 0: the model's own limit")
-    parallel: int = option(4, whole(1, 64), "sequences that decode at once")
+    context_length: int = option(4096, whole(0, CONTEXT_MAX), "tokens one request may use; 0: the model's own limit")
+    parallel: int = option(4, whole(1, PARALLEL_MAX), "sequences that decode at once")
     max_queue: int = option(512, whole(1, 1 << 20), "requests that may wait for a model; those beyond get 429")
-    kv_cells: int = option(0, whole(0, 1 << 24), "cells of the KV cache that all sequences share; 0: chosen by memory")
-    idle_cells: int = option(-1, whole(0, 1 << 24, auto=-1), "cells that prompts nobody is working on may keep")
+    kv_cells: int = option(0, whole(0, CONTEXT_MAX), "cells of the KV cache that all sequences share; 0: chosen by memory")
+    idle_cells: int = option(-1, whole(0, CONTEXT_MAX, auto=-1), "cells that prompts nobody is working on may keep")
     spill: int = option(-1, whole(0, 1 << 20, auto=-1), "MiB of host memory for prompts that had to leave their cells")
     kv_type: str = option("f16", cache_types(), "type of the KV cache, or of K and of V")
-    eval_batch_size: int = option(512, whole(1, 1 << 14), "prompt tokens per batch")
+    eval_batch_size: int = option(512, whole(1, BATCH_MAX), "prompt tokens per batch")
     threads: int = option(0, whole(0, 512), "CPU threads per model, at most one per usable core; 0: as many as are of use")
     gpu_layers: int = option(-1, whole(0, 9999, max=-1, off=0), "layers to keep on the GPU")
     kv_offload: bool = option(True, switch(), "keep the KV cache of layers on the GPU there too")
@@ -319,7 +324,7 @@ class Config:
     flash_attention: str = option("auto", one_of("auto", "on", "off"), "use flash attention")
     mmap: bool = option(True, switch(), "map model files into memory, not read them")
     mlock: bool = option(False, switch(), "keep models in memory, never swapped out")
-    experts: int = option(0, whole(0, 1024), "experts per token of a mixture model; 0: as it was trained")
+    experts: int = option(0, whole(0, EXPERTS_MAX), "experts per token of a mixture model; 0: as it was trained")
     chat_template: str = option("", chat_template(), "a chat template, not the models' own: a name of llama.cpp's, or a file")
     lora: tuple[tuple[Path, float], ...] = option((), loras(), "a LoRA adapter for the models of its architecture")
 

@@ -38,43 +38,18 @@ def open_pool(
 ) -> Pool:
     """`place` stands in for the configured placement; tests put a fake engine there. `on_line` is told, in threads, what
     engines say on stderr, and by which process. `look` brings `catalog` up to date with the disk."""
-    from ..core.engine.payloads import LoadSettings, Lora
     from ..core.engine.worker import Process, Thread
-    from ..core.loading.effective import cache_types
+    from ..core.loading.effective import of_server
     from ..core.loading.memory_guard import MemoryGuard
     from ..core.loading.pool import Pool
 
-    k_type, v_type = cache_types(config.kv_type)
-    settings = LoadSettings(
-        context_length=config.context_length,
-        parallel=config.parallel,
-        max_queue=config.max_queue,
-        kv_cells=config.kv_cells,
-        eval_batch_size=config.eval_batch_size,
-        threads=config.threads,
-        gpu_layers=config.gpu_layers,
-        flash_attention={"on": True, "off": False}.get(config.flash_attention),
-        k_cache_type=k_type,
-        v_cache_type=v_type,
-        offload_kv_cache=config.kv_offload,
-        n_experts=config.experts,
-        mmap=config.mmap,
-        mlock=config.mlock,
-        main_gpu=config.main_gpu,
-        split_mode=config.split_mode,
-        tensor_split=config.tensor_split,
-        idle_cells=config.idle_cells,
-        spill_bytes=config.spill if config.spill < 0 else config.spill << 20,
-        loras=tuple(Lora(path, scale) for path, scale in config.lora),
-        chat_template=config.chat_template,
-    )
     estimates = place or Process  # whose failures the load itself will tell
     if place is None:
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error, on_line=on_line)
     max_jit = config.max_loaded or (1 if config.auto_evict else None)
     guard = MemoryGuard(estimates, strict=config.memory_guard)
     ttl_s = config.ttl or None
-    return Pool(catalog, place, settings, ttl_s, jit=config.jit, max_jit=max_jit, room=guard.room, look=look)
+    return Pool(catalog, place, of_server(config), ttl_s, jit=config.jit, max_jit=max_jit, room=guard.room, look=look)
 
 
 async def with_share(card: ModelCard, settings: ModelSettings, gpu: float | None) -> ModelSettings:

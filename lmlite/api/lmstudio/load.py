@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...card import Instance, Presence
-from ...config import CACHE_TYPES
+from ...config import BATCH_MAX, CACHE_TYPES, CONTEXT_MAX, EXPERTS_MAX, PARALLEL_MAX
 from ...errors import InvalidRequest, InvalidType, LmError, ModelNotFound, SettingRefused, UnrecognizedKeys
 from ...settings import ModelSettings
 from ..dialect import Frame
@@ -21,12 +21,6 @@ from ..read.sampling import TTL_S_MAX
 from ..spell import dumps
 from . import models as lmstudio_v1
 from .models import error_object, instance_config
-
-CONTEXT_MAX: Final = 1 << 24
-PARALLEL_MAX: Final = 64
-BATCH_MAX: Final = 1 << 14
-EXPERTS_MAX: Final = 1024
-"""The bounds of the server's own options."""
 
 LOAD_KEYS: Final = frozenset(
     ("model", "context_length", "eval_batch_size", "flash_attention", "num_experts", "offload_kv_cache_to_gpu",

@@ -9,9 +9,9 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 from ...errors import ContextOverflow, EngineError, InvalidRequest, LmError, LoadFailed, QueueFull, WrongModelType
 from ...events import DraftCounts, Finished, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
@@ -23,6 +23,8 @@ LOGPROB_FLOOR: Final = -9999.0
 """Stands for a probability of zero, whose logarithm JSON cannot say; the value that OpenAI's API uses too."""
 MALFORMED: Final = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error)
 """What reading a payload raises when it is not what the protocol says."""
+
+T = TypeVar("T")
 
 _SCORE: Final = struct.Struct("<f")
 
@@ -38,9 +40,15 @@ class Lora:
     scale: float = 1.0
 
 
+def of_option(name: str, default: T) -> T:
+    """A setting whose option has another name than it."""
+    return field(default=default, metadata={"option": name})
+
+
 @dataclass(slots=True, frozen=True)
 class LoadSettings:
-    """How models are loaded; zeros, -1 and None leave the choice to the engine (csrc/protocol.md, LOAD)."""
+    """The one list of what is chosen of a load, by the engine's names (csrc/protocol.md, LOAD); zeros, -1 and None leave the
+    choice to it. Each is an option of `config.Config`, and of a model's own settings if those have one of that name."""
 
     context_length: int = 4096  # tokens; 0: what the model was trained for
     parallel: int = 4
@@ -50,19 +58,23 @@ class LoadSettings:
     threads: int = 0
     gpu_layers: int = -1  # -1: all that fit
     flash_attention: bool | None = None
-    k_cache_type: str = "f16"
-    v_cache_type: str = "f16"
-    offload_kv_cache: bool = True
-    n_experts: int = 0
+    k_cache_type: str = of_option("kv_type", "f16")
+    v_cache_type: str = of_option("kv_type", "f16")
+    offload_kv_cache: bool = of_option("kv_offload", True)
+    n_experts: int = of_option("experts", 0)
     mmap: bool = True
     mlock: bool = False
     main_gpu: int = 0
     split_mode: str = "layer"
     tensor_split: tuple[float, ...] = ()
     idle_cells: int = -1
-    spill_bytes: int = -1
-    loras: tuple[Lora, ...] = ()
+    spill_bytes: int = of_option("spill", -1)
+    loras: tuple[Lora, ...] = of_option("lora", ())
     chat_template: str = ""  # a template, the name of one, or (before `effective.fitting`) the absolute path of one
+
+
+OPTION_OF: Final[Mapping[str, str]] = {item.name: item.metadata.get("option", item.name) for item in fields(LoadSettings)}
+"""The option that says what each of the engine's settings is."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -260,7 +272,7 @@ def part_size(part: Part) -> int:
 
 
 def load_object(spec: LoadSpec) -> dict[str, Any]:
-    settings = {field.name: getattr(spec.settings, field.name) for field in fields(LoadSettings)}
+    settings = {name: getattr(spec.settings, name) for name in OPTION_OF}
     loras = [{"path": path_value(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
     machine = {"host_memory": spec.host_memory, "cores": spec.cores}
     return {**paths_object(spec.paths), **settings, **machine, "loras": loras, "vocab_only": spec.vocab_only}

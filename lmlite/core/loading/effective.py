@@ -9,44 +9,48 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...card import ModelCard
+from ...config import Config
 from ...errors import InvalidRequest, LmError, LoadFailed, SettingRefused
 from ...settings import ModelSettings
 from ..disk.gguf import GgufError, facts, read_header
-from ..engine.payloads import LoadSettings, Lora
+from ..engine.payloads import OPTION_OF, LoadSettings, Lora
 
-_NAMES: Final = {"kv_offload": "offload_kv_cache", "experts": "n_experts"}
-"""How the engine calls what is called otherwise in `ModelSettings`."""
-_SAME: Final = ("context_length", "parallel", "kv_cells", "eval_batch_size", "threads", "gpu_layers", "flash_attention",
-                "mmap", "mlock", "chat_template")  # fmt: skip
 TEMPLATE_BYTES_MAX: Final = 128 * 1024
 """The engine takes no longer ones; some other file must not be read whole."""
 
 
+def of_server(config: Config) -> LoadSettings:
+    """What the server's own options say of every load."""
+    return LoadSettings(**{name: spelled(name, getattr(config, option)) for name, option in OPTION_OF.items()})
+
+
 def effective(server: LoadSettings, model: ModelSettings) -> LoadSettings:
     """`server`, and `model` where it says something."""
-    said: dict[str, Any] = {name: getattr(model, name) for name in _SAME}
-    said |= {theirs: getattr(model, ours) for ours, theirs in _NAMES.items()}
-    if model.kv_type is not None:
-        said["k_cache_type"], said["v_cache_type"] = cache_types(model.kv_type)
-    said = {name: value for name, value in said.items() if value is not None}
-    if model.flash_attention == "auto":  # said, against a server that says otherwise
-        said["flash_attention"] = None
-    return replace(server, **said)
+    said = {name: getattr(model, option, None) for name, option in OPTION_OF.items()}
+    return replace(server, **{name: spelled(name, value) for name, value in said.items() if value is not None})
+
+
+def spelled(name: str, value: Any) -> Any:
+    """The value of an option as the engine has it for the setting `name`."""
+    match name, value:
+        case "k_cache_type", str():
+            return value.partition(",")[0]
+        case "v_cache_type", str():  # one that is named alone is both
+            return value.rpartition(",")[2]
+        case "flash_attention", _:
+            return {"on": True, "off": False, "auto": None}.get(value, value)
+        case "spill_bytes", int():
+            return value if value < 0 else value << 20
+        case "loras", _:
+            return tuple(Lora(path, scale) for path, scale in value)
+    return value
 
 
 def refused(card: ModelCard, error: InvalidRequest) -> LmError:
     """`error`, with which an engine refuses to load the model, in the words of whoever chose the setting."""
     if error.param is None:
         return error
-    ours = {theirs: ours for ours, theirs in _NAMES.items()}
-    ours |= {"k_cache_type": "kv_type", "v_cache_type": "kv_type"}
-    return SettingRefused(card.id, ours.get(error.param, error.param), error.message)
-
-
-def cache_types(kv_type: str) -> tuple[str, str]:
-    """Of K and of V; one that is named alone is both."""
-    k_type, _, v_type = kv_type.partition(",")
-    return k_type, v_type or k_type
+    return SettingRefused(card.id, OPTION_OF.get(error.param, error.param), error.message)
 
 
 TAIL_MAX: Final = 16 << 20
