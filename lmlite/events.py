@@ -1,13 +1,17 @@
-"""What an engine says while it works on one request: LM Studio v1's vocabulary, which every dialect projects down.
+"""What happens while a turn is answered: LM Studio v1's vocabulary, which every dialect projects down.
 
-A whole (non-stream) answer is a fold over the same events that a stream would have carried. Errors are not events:
-the iterator that yields these raises `errors.LmError`.
+In this order: `Started`, `LoadProgress` if it waits for a load, `Leased`, `PromptProgress`, then the parts of the answer
+one after the other (reasoning, text, tool calls: each a start, deltas and an end), `Finished`. A whole (non-stream) answer is
+a fold over the same events that a stream would have carried. Errors are not events: who runs a turn raises
+`errors.LmError`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+from .card import Instance
 
 StopReason = Literal[
     "eosFound",
@@ -22,10 +26,26 @@ StopReason = Literal[
 
 
 @dataclass(slots=True, frozen=True)
+class Started:
+    """The instance `model` will answer; `loads` tells that it is being loaded and waited for."""
+
+    model: str
+    loads: bool
+
+
+@dataclass(slots=True, frozen=True)
 class LoadProgress:
     """The model of this request is being loaded; `fraction` is 0..1. Only seen by requests that wait for a load."""
 
     fraction: float
+
+
+@dataclass(slots=True, frozen=True)
+class Leased:
+    """The model is at hand, for one round of the engine. `load_s` is what its load took, None if nobody waited for one."""
+
+    instance: Instance
+    load_s: float | None
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,11 +81,26 @@ class TokenLogprob:
 
 
 @dataclass(slots=True, frozen=True)
+class TextStart:
+    """What the model says begins here, anew after reasoning and tool calls."""
+
+
+@dataclass(slots=True, frozen=True)
 class TextDelta:
     """A piece of the answer: whole UTF-8, stop strings already cut. `logprobs` covers the tokens behind `text`."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class TextEnd:
+    pass
+
+
+@dataclass(slots=True, frozen=True)
+class ReasoningStart:
+    pass
 
 
 @dataclass(slots=True, frozen=True)
@@ -76,8 +111,13 @@ class ReasoningDelta:
 
 
 @dataclass(slots=True, frozen=True)
+class ReasoningEnd:
+    pass
+
+
+@dataclass(slots=True, frozen=True)
 class ToolCallStart:
-    """The model begins to call the tool `name`. Calls are numbered from 0; one ends where the next or the answer does."""
+    """The model begins to call the tool `name`. Calls are numbered from 0."""
 
     index: int
     name: str
@@ -89,6 +129,11 @@ class ToolCallArguments:
 
     index: int
     text: str
+
+
+@dataclass(slots=True, frozen=True)
+class ToolCallEnd:
+    index: int
 
 
 @dataclass(slots=True, frozen=True)
@@ -135,4 +180,19 @@ class Finished:
     """Tools that may be called in ways that their schemas forbid; told once for each set of tools."""
 
 
-Event = LoadProgress | PromptProgress | ReasoningDelta | TextDelta | ToolCallStart | ToolCallArguments | Finished
+Event = (
+    Started
+    | LoadProgress
+    | Leased
+    | PromptProgress
+    | ReasoningStart
+    | ReasoningDelta
+    | ReasoningEnd
+    | TextStart
+    | TextDelta
+    | TextEnd
+    | ToolCallStart
+    | ToolCallArguments
+    | ToolCallEnd
+    | Finished
+)

@@ -38,3 +38,7 @@ class ModelSettings:
             here, there = getattr(self, item.name), getattr(below, item.name)
             mine[item.name] = {**there, **here} if isinstance(here, Mapping) else (there if here is None else here)
         return ModelSettings(**mine)
+
+
+UNSAID = ModelSettings()
+"""Says nothing of anything."""

@@ -29,7 +29,7 @@ from lmlite.core.engine.worker import Thread
 from lmlite.events import Event
 from lmlite.package import bundled_model
 from lmlite.request import Chat, Text
-from tests.api.golden_files import SERVED
+from tests.api.golden_files import ORIGIN, leased
 
 MODEL = "lmlite-tiny"
 CONTEXT = 2048
@@ -351,7 +351,7 @@ def parts_at_a_near_tie(tokens: Sequence[dict[str, Any]], heard: Heard, may_end:
 def alone(body: dict[str, Any], top_logprobs: int | None = None) -> Heard:
     """What an engine that has just been started and never serves another request says to `body`."""
     call = parse_chat(body)
-    asked = replace(call.runs[0], whole=True)
+    asked = replace(call.turn.runs[0], whole=True)
     if top_logprobs is not None:
         asked = replace(asked, top_logprobs=top_logprobs)
 
@@ -364,7 +364,7 @@ def alone(body: dict[str, Any], top_logprobs: int | None = None) -> Heard:
             await engine.close()
 
     heard = Heard()
-    heard.add(json.loads(call.reply(SERVED).whole([asyncio.run(run())]))["choices"][0])
+    heard.add(json.loads(call.reply(ORIGIN).whole(leased([asyncio.run(run())])))["choices"][0])
     return heard
 
 
@@ -376,7 +376,7 @@ def raw_tokens(body: dict[str, Any]) -> list[dict[str, Any]]:
         engine = await Engine.open(Thread(), "alone")
         try:
             await engine.load(LoadSpec((bundled_model(),), LoadSettings(context_length=CONTEXT, parallel=1, threads=1)))
-            asked = call.runs[0]
+            asked = call.turn.runs[0]
             assert isinstance(asked.prompt, Chat)
             prompt = Text(await engine.render(asked.prompt))
             plain = replace(asked, prompt=prompt, grammar=None, whole=True, top_logprobs=CHOICES)
@@ -385,7 +385,7 @@ def raw_tokens(body: dict[str, Any]) -> list[dict[str, Any]]:
             await engine.close()
 
     heard = Heard()
-    heard.add(json.loads(call.reply(SERVED).whole([asyncio.run(run())]))["choices"][0])
+    heard.add(json.loads(call.reply(ORIGIN).whole(leased([asyncio.run(run())])))["choices"][0])
     return heard.tokens
 
 

@@ -30,7 +30,7 @@ DEFAULTS = ModelSettings(
 
 
 def completed(parse: Callable[[dict[str, Any]], Call], body: dict[str, Any]) -> list[tuple[float, int, int]]:
-    runs = parse(body).with_defaults(DEFAULTS).runs
+    runs = parse(body).turn.with_defaults(DEFAULTS).runs
     return [(run.sampling.temperature, run.sampling.top_k, run.max_tokens) for run in runs]
 
 
@@ -52,7 +52,7 @@ def test_what_a_request_says_wins_even_if_it_is_what_everybody_has(
 
 def test_variables_of_the_template_are_joined() -> None:
     def variables(**body: Any) -> Any:
-        (run,) = parse_chat({"messages": MESSAGES, **body}).with_defaults(DEFAULTS).runs
+        (run,) = parse_chat({"messages": MESSAGES, **body}).turn.with_defaults(DEFAULTS).runs
         assert isinstance(run.prompt, Chat)
         return run.prompt.template_kwargs
 
@@ -74,7 +74,7 @@ def test_variables_of_the_template_are_joined() -> None:
     ],
 )
 def test_reasoning_is_switched_off_by_the_word_that_the_template_has_for_it(said: Any, effort: str | None) -> None:
-    (run,) = parse_chat({"messages": MESSAGES, **said}).with_defaults(ModelSettings(), "no_think").runs
+    (run,) = parse_chat({"messages": MESSAGES, **said}).turn.with_defaults(ModelSettings(), "no_think").runs
     assert isinstance(run.prompt, Chat) and run.prompt.template_kwargs.get("reasoning_effort") == effort
 
 
@@ -92,8 +92,8 @@ def test_the_models_own_template_says_the_word(serve_fake: Serve, tmp_path: Path
 
 
 def test_a_model_without_settings_changes_nothing() -> None:
-    call = parse_chat({"messages": MESSAGES})
-    assert call.with_defaults(ModelSettings()) == call
+    turn = parse_chat({"messages": MESSAGES}).turn
+    assert turn.with_defaults(ModelSettings()) == turn
 
 
 # ---- a server --------------------------------------------------------------------------------------------------------

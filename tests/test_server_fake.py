@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from lmlite.app import generation
 from lmlite.core.engine.frames import Kind
 from lmlite.errors import ConfigError
 from lmlite.server import ACCEPT_BURST, Server
@@ -533,6 +534,47 @@ def unaccepted(port: int) -> int | None:
             if state == "0A" and int(local.rpartition(":")[2], 16) == port:
                 return int(queues.rpartition(":")[2], 16)
     return None
+
+
+def test_a_stream_that_waits_for_long_begins_and_says_that_it_lives(
+    serve_fake: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SILENCE_S", 0.05)
+    gate = Gate(Kind.LOAD)
+    server = serve_fake(Script(hold=gate))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as sock:
+        body = json.dumps({**HELLO, "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        sock.sendall(head.encode() + body)
+        received = b""
+        while received.count(b": keep-alive") < 2:
+            received += sock.recv(65536)
+        headers = received.partition(b"\r\n\r\n")[0].lower()
+        assert headers.startswith(b"http/1.1 200 ")
+        assert b"x-accel-buffering: no" in headers and b"cache-control: no-cache, no-transform" in headers
+        gate.open()
+        while b"[DONE]" not in received:
+            received += sock.recv(65536)
+        assert b'"content":' in received
+
+
+def test_a_load_that_fails_after_a_long_silence_is_the_last_event(
+    serve_fake: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SILENCE_S", 0.05)
+    gate = Gate(Kind.LOAD)
+    server = serve_fake(Script(hold=gate, load_error=error("load_failed")))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as sock:
+        body = json.dumps({**HELLO, "stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        sock.sendall(head.encode() + body)
+        received = b""
+        while b": keep-alive" not in received:
+            received += sock.recv(65536)
+        gate.open()
+        while not received.endswith(b"0\r\n\r\n"):
+            received += sock.recv(65536)
+        assert b"event: error\ndata: " in received and b"the fake says load_failed" in received
 
 
 def test_health_answers_while_a_model_loads(serve_fake: Serve, background: ThreadPoolExecutor) -> None:

@@ -10,6 +10,7 @@ from ..errors import InternalError
 from ..events import (
     Event,
     Finished,
+    Leased,
     ReasoningDelta,
     StopReason,
     TextDelta,
@@ -80,6 +81,14 @@ def fold(events: Iterable[Event]) -> Answer:
         raise InternalError
     tool_calls = tuple(ToolCall(name, "".join(arguments)) for name, arguments in calls)
     return Answer("".join(reasoning), "".join(texts), tool_calls, tuple(logprobs), finished)
+
+
+def leased_of(runs: Sequence[Sequence[Event]]) -> Leased:
+    """Of a turn whose runs these are: by whom they were made."""
+    for event in runs[0]:
+        if type(event) is Leased:
+            return event
+    raise InternalError
 
 
 def call_id(suffix: str, choice: int, index: int) -> str:

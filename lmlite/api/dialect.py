@@ -1,19 +1,18 @@
-"""What a dialect makes of one request body: the work for an engine, and the reply that spells the engine's events.
+"""What a dialect makes of one request body: the turn to be run, and the reply that spells what happens in it.
 
-A `Reply` belongs to one HTTP request. Its choices are numbered by the index of their run in `Call.runs`.
+A `Reply` belongs to one HTTP request and is there before the model is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass
 
 from ..errors import LmError
 from ..events import Event
-from ..request import Embed, Embedding, Generate, Prompt, Rerank, Score, with_defaults
-from ..settings import ModelSettings
-from .served import Served
+from ..exchange import Exchange
+from ..request import Embed, Embedding, Rerank, Score
+from ..turn import Turn
 
 Frame = tuple[str | None, str]
 """One server-sent event: its name, if it has one, and its payload."""
@@ -21,64 +20,77 @@ Frame = tuple[str | None, str]
 DONE: Frame = (None, "[DONE]")
 
 
-class Reply(Protocol):
-    """`begin`, `stream` per event, then `end`, or `failed` any time; or else `whole`, a fold over the same events."""
+@dataclass(slots=True, frozen=True)
+class Origin:
+    """What sets one reply apart from all others, and no dialect may make up: `suffix` is 22 random characters of
+    `[a-z0-9]`, `digits` 48 random hexadecimal ones, `created` Unix seconds."""
 
-    def begin(self) -> Iterable[Frame]: ...
+    suffix: str
+    digits: str
+    created: int
 
-    def stream(self, index: int, event: Event) -> Iterable[Frame]: ...
 
-    def end(self) -> Iterable[Frame]: ...
+class Reply:
+    """`stream` per event, then `end`, or `failed` at any time; or else `whole`, a fold over the same events.
 
-    def failed(self, exc: LmError) -> Iterable[Frame]: ...
+    Events are numbered by their run in `Turn.runs`; those of the turn as a whole, up to `Leased`, are run 0's.
+    """
 
-    def whole(self, runs: Sequence[Sequence[Event]]) -> str: ...
+    def begin(self) -> Iterable[Frame]:
+        """What a stream says that must begin although nothing has happened yet."""
+        return ()
+
+    def alive(self) -> Iterable[Frame]:
+        """The dialect's own word for "still at it"; none: a comment will do."""
+        return ()
+
+    def stream(self, index: int, event: Event) -> Iterable[Frame]:
+        raise NotImplementedError
+
+    def end(self) -> Iterable[Frame]:
+        raise NotImplementedError
+
+    def failed(self, exc: LmError) -> Iterable[Frame]:
+        raise NotImplementedError
+
+    def whole(self, runs: Sequence[Sequence[Event]]) -> str:
+        raise NotImplementedError
+
+    def exchange(self) -> Exchange | None:
+        """The turn as it is to be kept, by what is known of it now; None: it is not. Asked for when the turn begins and
+        when it is over, before `end` is said, `failed` is, or what is `whole` is sent."""
+        return None
 
 
 @dataclass(slots=True, frozen=True)
 class Call:
-    """`model` is None where the request names none; `ttl_s` counts only if this request loads the model. Runs that are
-    drafted by a model are so by `draft_model`. `given` are the names that `request.with_defaults` wants."""
+    """`ignored` names what the request asked for and does not get, although it is answered."""
 
-    model: str | None
-    runs: tuple[Generate, ...]
+    turn: Turn
     stream: bool
-    ttl_s: int | None
-    reply: Callable[[Served], Reply]
-    needs: Literal["chat", "text"]
-    given: frozenset[str]
-    draft_model: str | None = None
-
-    def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Call:
-        """For the model that turned out to answer: what the request leaves open is the model's to say. Choices of one
-        prompt go on sharing it."""
-        runs: list[Generate] = []
-        prompts: dict[int, Prompt] = {}
-        for work in self.runs:
-            run = with_defaults(work, self.given, model, effort_off)
-            runs.append(replace(run, prompt=prompts.setdefault(id(work.prompt), run.prompt)))
-        return replace(self, runs=tuple(runs))
+    reply: Callable[[Origin], Reply]
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
 class EmbedCall:
-    """`pieces` spells the vectors of `embed.inputs` as JSON text, a piece per vector, so that a caller on an event loop
-    can let others run in between where there are thousands."""
+    """`pieces` spells the vectors of `embed.inputs` as JSON text, given the model's id, a piece per vector, so that a
+    caller on an event loop can let others run in between where there are thousands."""
 
     model: str | None
     embed: Embed
     ttl_s: int | None
-    pieces: Callable[[Served, Sequence[Embedding]], Iterator[str]]
+    pieces: Callable[[str, Sequence[Embedding]], Iterator[str]]
 
-    def reply(self, served: Served, vectors: Sequence[Embedding]) -> str:
-        return "".join(self.pieces(served, vectors))
+    def reply(self, model: str, vectors: Sequence[Embedding]) -> str:
+        return "".join(self.pieces(model, vectors))
 
 
 @dataclass(slots=True, frozen=True)
 class RerankCall:
-    """`reply` takes the scores of `rerank.documents` in their order."""
+    """`reply` takes the model's id and the scores of `rerank.documents` in their order."""
 
     model: str | None
     rerank: Rerank
     ttl_s: int | None
-    reply: Callable[[Served, Sequence[Score]], str]
+    reply: Callable[[str, Sequence[Score]], str]

@@ -1,17 +1,27 @@
-"""The facts about one answer that its payloads report and that no request or event carries; `app.py` gives them."""
+"""The facts about one answer that its payloads report: when and under which id, and by whom it was made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..card import Instance
+from .dialect import Origin
 
 
 @dataclass(slots=True, frozen=True)
 class Served:
-    """`suffix` is 22 characters of `[a-z0-9]`, `created` Unix seconds, `model` the id to report."""
-
-    suffix: str
-    created: int
-    model: str
+    origin: Origin
     instance: Instance
+
+    @property
+    def model(self) -> str:
+        """The id to report."""
+        return self.instance.id
+
+    @property
+    def suffix(self) -> str:
+        return self.origin.suffix
+
+    @property
+    def created(self) -> int:
+        return self.origin.created

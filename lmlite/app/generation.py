@@ -1,33 +1,43 @@
-"""Endpoints that generate: a request is read by its dialect, given a leased engine, and its events go back as bytes.
+"""Endpoints that generate: a request is read by its dialect, its turn is run, and what happens goes back as bytes.
 
 Every dialect goes through `generating`: whole answers are a fold over the events that a stream carries. A stream starts
-with its first event, so that what fails before it is an HTTP status; what fails later is the stream's last event. A client
-that leaves cancels its request down to the engine.
+with the first event that its dialect has a word for, or after a while of silence, so that what fails before is an HTTP
+status; what fails later is the stream's last event. A client that leaves cancels its request down to the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..api.dialect import Call, Frame, Reply
 from ..api.read.json_body import INLINE_BYTES_MAX, parse_body
-from ..api.served import Served
 from ..card import Instance
 from ..errors import LmError, ShuttingDown, let_go
-from ..events import Event
+from ..events import Event, Finished
+from ..exchange import Exchange
+from ..request import Generate
+from ..rounds.history import History
+from ..rounds.run import Rounds, Watch
+from ..turn import Turn
 from ..wire import sse
 from ..wire.connection import Request, Response
-from .logs import Prediction, overhear
+from .logs import overhear
 from .state import Endpoint, State, fact
 
 if TYPE_CHECKING:
-    from ..core.engine.client import Engine, Run
+    from ..core.engine.client import Engine
 
 T = TypeVar("T")
+
+SILENCE_S: Final = 10.0
+"""A stream that has nothing to say for so long says that: clients and proxies give up on those that do not."""
+
+IGNORED_HEADER: Final = "X-Lmlite-Ignored"
 
 
 def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
@@ -35,12 +45,13 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
 
     async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
         call = await parsed(parse, request.body)
-        async with app.models.lease(call.model, call.needs, call.ttl_s, call.draft_model) as lease:
-            call = completed(app, call, lease.instance)
-            if call.stream:
-                await stream(app, call, app.served(lease), lease.engine, response)
-            else:
-                await answer(app, call, app.served(lease), lease.engine, response)
+        reply = call.reply(app.origin())
+        if call.ignored:
+            response.extra_headers = (*response.extra_headers, (IGNORED_HEADER, ", ".join(call.ignored)))
+        if call.stream:
+            await stream(app, call.turn, reply, response)
+        else:
+            await answer(app, call.turn, reply, response)
 
     return endpoint
 
@@ -52,119 +63,130 @@ async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes | bytearray) 
     return await asyncio.to_thread(lambda: parse(parse_body(body)))
 
 
-def completed(app: State, call: Call, instance: Instance) -> Call:
-    """With what the model's settings say where the request says nothing."""
-    reasoning = instance.card.reasoning
-    return call.with_defaults(app.models.settings_of(instance), reasoning.effort_off if reasoning else None)
-
-
-async def begin(app: State, call: Call, served: Served, engine: Engine) -> list[Work]:
-    """The runs of `call`: each is counted at its end, even if nobody reads it any more, and heard if somebody listens."""
-    instance, prompt, works = served.instance, None, []
-    heard: Sequence[Prediction | None] = [None] * len(call.runs)
-    if app.logs.hears("model"):
-        heard = await overhear(app.logs, engine, instance, call.runs)
-    for work, prediction in zip(call.runs, heard, strict=True):
+async def watches(app: State, engine: Engine, instance: Instance, runs: Sequence[Generate]) -> list[Watch]:
+    """Each run is counted at its end, and heard if somebody listens."""
+    prompt, watches = None, []
+    heard = await overhear(app.logs, engine, instance, runs) if app.logs.hears("model") else [None] * len(runs)
+    for work, prediction in zip(runs, heard, strict=True):
         new_prompt = work.prompt is not prompt  # else it is the same one's further choice
         prompt = work.prompt
         counted = partial(app.metrics.generated, instance.card.id, new_prompt)
-        on_finished = counted if prediction is None else both(counted, prediction.finished)
-        works.append(Work(engine.run(work if call.stream else replace(work, whole=True), on_finished), prediction))
-    return works
+        watches.append(Watch(counted if prediction is None else both(counted, prediction.finished), prediction))
+    return watches
 
 
-def both(first: Callable[[T], None], second: Callable[[T], None]) -> Callable[[T], None]:
-    def call(value: T) -> None:
+def both(first: Callable[[Finished], None], second: Callable[[Finished], None]) -> Callable[[Finished], None]:
+    def call(value: Finished) -> None:
         first(value)
         second(value)
 
     return call
 
 
-@dataclass(slots=True, frozen=True)
-class Work:
-    """A run, and what those hear of it who listen."""
+async def answer(app: State, turn: Turn, reply: Reply, response: Response) -> None:
+    runs: list[list[Event]] = [[] for _ in turn.runs]
 
-    run: Run
-    prediction: Prediction | None
+    def take(index: int, events: list[Event]) -> bool:
+        runs[index].extend(events)
+        return True
 
-    async def collect(self) -> list[Event]:
-        """All events."""
-        events: list[Event] = []
+    await rounds(app).run(turn, take, never, whole=True)
+    said = reply.whole(runs)
+    if (exchange := reply.exchange()) is not None:
+        await app.history.keep(exchange)
+    response.whole(200, said.encode())
 
-        def take(batch: list[Event]) -> bool:
-            events.extend(batch)
-            return True
 
-        await self.feed(take, never)
-        return events
-
-    async def feed(self, take: Callable[[list[Event]], bool], drained: Callable[[], Awaitable[None]]) -> None:
-        """See `Run.feed`."""
-        if self.prediction is None:
-            await self.run.feed(take, drained)
-            return
-        try:
-            await self.run.feed(self.prediction.listening(take), drained)
-        except LmError:
-            self.prediction.failed()
-            raise
-        finally:
-            self.prediction.left()
+def rounds(app: State) -> Rounds:
+    return Rounds(app.models, app.history, partial(watches, app))
 
 
 async def never() -> None:
     """Waits for room where there always is."""
 
 
-async def answer(app: State, call: Call, served: Served, engine: Engine, response: Response) -> None:
-    events = await together([work.collect() for work in await begin(app, call, served, engine)])
-    response.whole(200, call.reply(served).whole(events).encode())
-
-
-async def stream(app: State, call: Call, served: Served, engine: Engine, response: Response) -> None:
-    """One write per batch of a run, however many events and frames that is."""
-    spelled = call.reply(served)
-
-    def take(index: int, events: list[Event]) -> bool:
-        said = spell(spelled, index, events)
-        if not response.started:  # until there is an event, a failure is an HTTP status
-            response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
-            said = frames(spelled.begin()) + said
-        response.write(said)
-        return not response.paused
-
+async def stream(app: State, turn: Turn, reply: Reply, response: Response) -> None:
+    speaker = Speaker(reply, response, app.history)
     try:
-        works = await begin(app, call, served, engine)
-        await together([work.feed(partial(take, index), response.drain) for index, work in enumerate(works)])
-        last = spelled.end()
+        await rounds(app).run(turn, speaker.take, response.drain)
+        last = await speaker.last()
     except asyncio.CancelledError:
         if not (app.expired and response.started):
             raise
-        last = spelled.failed(ShuttingDown())
+        last = await speaker.failed(ShuttingDown())
     except Exception as exc:  # noqa: BLE001 - a stream that has begun must not end without a word
         if not response.started:
             raise
-        last = spelled.failed(fact(exc))
+        last = await speaker.failed(fact(exc))
         let_go(exc)
-    response.finish(frames(last))
-
-
-async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all; the first failure ends the others."""
-    if len(works) == 1:
-        return [await works[0]]
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        speaker.close()
+    response.finish(last)
 
 
-def spell(spelled: Reply, index: int, events: Iterable[Event]) -> bytes:
-    return b"".join([sse.frame(name, payload) for event in events for name, payload in spelled.stream(index, event)])
+class Speaker:
+    """The side of a stream that talks: one write per batch of events, however many frames that is."""
+
+    def __init__(self, reply: Reply, response: Response, history: History):
+        self._reply, self._response, self._history = reply, response, history
+        self._is_open = False  # the history has it as one that runs
+        self._spoke = False  # since the timer was set
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(SILENCE_S, self._tell_life)
+
+    def take(self, index: int, events: list[Event]) -> bool:
+        reply, response = self._reply, self._response
+        said = b"".join([sse.frame(name, payload) for event in events for name, payload in reply.stream(index, event)])
+        if said:
+            self._spoke = True
+            if not response.started:
+                self._start()
+            response.write(said)
+        return not response.paused
+
+    async def last(self) -> bytes:
+        """The end of a stream that has come to it: told once what is to be kept is."""
+        if (exchange := self._reply.exchange()) is not None:
+            await self._keep(exchange)
+        said = frames(self._reply.end())
+        if not self._response.started:
+            self._start()
+        return said
+
+    async def failed(self, error: LmError) -> bytes:
+        """An end that came too early. That it is kept is not to be counted on then: a disk may be what failed."""
+        said = frames(self._reply.failed(error))
+        if (exchange := self._reply.exchange()) is not None:
+            with contextlib.suppress(LmError):
+                await self._keep(exchange)
+        return said
+
+    async def _keep(self, exchange: Exchange) -> None:
+        self._is_open = False
+        await self._history.keep(exchange)
+
+    def close(self) -> None:
+        """The client may have left before the end: what it was told of must not seem to go on."""
+        self._timer.cancel()
+        if self._is_open and (exchange := self._reply.exchange()) is not None:
+            self._history.begin(replace(exchange, status="cancelled"))
+
+    def _start(self) -> None:
+        if (exchange := self._reply.exchange()) is not None:
+            self._is_open = True
+            self._history.begin(exchange)
+        self._response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
+
+    def _tell_life(self) -> None:
+        response = self._response
+        if not self._spoke and not response.paused:
+            said = frames(self._reply.alive())
+            if not response.started:
+                self._start()
+                said = frames(self._reply.begin()) + said
+            response.write(said or sse.KEEP_ALIVE)
+        self._spoke = False
+        self._timer = self._loop.call_later(SILENCE_S, self._tell_life)
 
 
 def frames(pairs: Iterable[Frame]) -> bytes:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from ..card import Instance, ModelCard, Presence
 from ..config import Config
 from ..errors import EngineGone, InvalidRequest, LoadFailed, ModelNotFound
+from ..events import Event
 from ..metrics import Family
-from ..settings import ModelSettings
+from ..settings import UNSAID, ModelSettings
 from .disk import open_catalog
 from .looks import Looks
 
@@ -137,14 +138,19 @@ class Models:
 
     @contextlib.asynccontextmanager
     async def lease(
-        self, name: str | None, needs: Needs, ttl_s: float | None = None, draft: str | None = None
+        self,
+        name: str | None,
+        needs: Needs,
+        asked: ModelSettings = UNSAID,
+        draft: str | None = None,
+        heard: Callable[[Event], object] | None = None,
     ) -> AsyncIterator[Lease]:
         """See `Pool.lease`."""
         _, pool = await self._current()
         await self._know(name)
         if draft is not None:
             await self.resolve(draft, "draft_model")
-        async with pool.lease(name, needs, ttl_s, draft=draft) as lease:
+        async with pool.lease(name, needs, asked, heard, draft=draft) as lease:
             yield lease
 
     async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:

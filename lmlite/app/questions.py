@@ -10,8 +10,10 @@ from ..api.dialect import EmbedCall
 from ..api.openai.chat import parse_chat
 from ..api.own import rerank, tokens
 from ..request import Chat
+from ..rounds.run import completed
+from ..settings import ModelSettings
 from ..wire.connection import Request, Response
-from .generation import completed, parsed
+from .generation import parsed
 from .state import Endpoint, State
 
 TURN_S: Final = 0.005
@@ -21,11 +23,11 @@ TURN_S: Final = 0.005
 def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
     async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
         call = await parsed(parse, request.body)
-        async with app.models.lease(call.model, "embedding", call.ttl_s) as lease:
+        async with app.models.lease(call.model, "embedding", ModelSettings(ttl_s=call.ttl_s)) as lease:
             vectors = await lease.engine.embed(call.embed)
-            served = app.served(lease)
-        app.metrics.read(served.instance.card.id, sum(vector.n_tokens for vector in vectors))
-        response.whole(200, "".join([piece async for piece in in_turns(call.pieces(served, vectors))]).encode())
+            instance = lease.instance
+        app.metrics.read(instance.card.id, sum(vector.n_tokens for vector in vectors))
+        response.whole(200, "".join([piece async for piece in in_turns(call.pieces(instance.id, vectors))]).encode())
 
     return endpoint
 
@@ -43,11 +45,11 @@ async def in_turns(pieces: Iterable[str]) -> AsyncIterator[str]:
 
 async def score(app: State, request: Request, response: Response, _: str) -> None:
     call = await parsed(rerank.parse_rerank, request.body)
-    async with app.models.lease(call.model, "rerank", call.ttl_s) as lease:
+    async with app.models.lease(call.model, "rerank", ModelSettings(ttl_s=call.ttl_s)) as lease:
         scores = await lease.engine.rerank(call.rerank)
-        served = app.served(lease)
-    app.metrics.read(served.instance.card.id, sum(score.n_tokens for score in scores))
-    response.whole(200, call.reply(served, scores).encode())
+        instance = lease.instance
+    app.metrics.read(instance.card.id, sum(score.n_tokens for score in scores))
+    response.whole(200, call.reply(instance.id, scores).encode())
 
 
 async def count_chat(app: State, request: Request, response: Response, _: str) -> None:
@@ -62,9 +64,9 @@ async def apply_template(app: State, request: Request, response: Response, _: st
 
 async def read_chat(app: State, request: Request) -> tuple[str, int]:
     """What the model would see of a chat request, and how many tokens that is."""
-    call = await parsed(parse_chat, request.body)
-    async with app.models.lease(call.model, "chat", call.ttl_s) as lease:
-        prompt = completed(app, call, lease.instance).runs[0].prompt
+    turn = (await parsed(parse_chat, request.body)).turn
+    async with app.models.lease(turn.model, turn.needs, turn.load) as lease:
+        prompt = completed(turn, app.models, lease.instance).runs[0].prompt
         assert isinstance(prompt, Chat)
         return await lease.engine.count(prompt)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from ..api.served import Served
+from ..api.dialect import Origin
 from ..card import Runtime
 from ..config import Config
 from ..errors import InternalError, LmError
@@ -24,12 +24,13 @@ from .models import Models
 
 if TYPE_CHECKING:
     from ..core.engine.worker import Placement
-    from ..core.loading.pool import Lease
 
 log = logging.getLogger(__name__)
 
 SUFFIX_LETTERS: Final = string.ascii_lowercase + string.digits
 SUFFIX_LENGTH: Final = 22
+ORIGIN_BYTES: Final = 24
+"""Of randomness: 48 digits."""
 
 
 class State:
@@ -60,13 +61,10 @@ class State:
     def uptime_s(self) -> float:
         return time.monotonic() - self._started_at
 
-    def served(self, lease: Lease) -> Served:
-        return Served(
-            suffix="".join([SUFFIX_LETTERS[byte % len(SUFFIX_LETTERS)] for byte in os.urandom(SUFFIX_LENGTH)]),
-            created=int(time.time()),
-            model=lease.instance.id,
-            instance=lease.instance,
-        )
+    def origin(self) -> Origin:
+        drawn = os.urandom(ORIGIN_BYTES)
+        suffix = "".join([SUFFIX_LETTERS[byte % len(SUFFIX_LETTERS)] for byte in drawn[:SUFFIX_LENGTH]])
+        return Origin(suffix, drawn.hex(), int(time.time()))
 
 
 Endpoint = Callable[[State, Request, Response, str], Awaitable[None]]

@@ -1,1 +1,1 @@
-"""Running a turn, and what is kept of it."""
+"""Turns are run here: rounds of an engine, each on a lease of its own, and what came of them is kept."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import re
 
-HEADERS = (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"))
+HEADERS = (
+    ("Content-Type", "text/event-stream"),
+    ("Cache-Control", "no-cache, no-transform"),
+    ("X-Accel-Buffering", "no"),
+)
+"""Proxies must neither keep a stream back nor compress it."""
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment, which every client skips; keeps proxies from cutting a stream whose prompt takes long."""

@@ -8,19 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmlite.api.dialect import Call, Reply
+from lmlite.api.dialect import Call, Origin, Reply
 from lmlite.api.lmstudio import v0 as lmstudio_v0
 from lmlite.api.openai import chat as openai_chat
 from lmlite.api.openai import text as openai_text
-from lmlite.api.served import Served
 from lmlite.card import Instance, ModelCard, Runtime
 from lmlite.events import (
     DraftCounts,
     Event,
     Finished,
+    Leased,
     LoadProgress,
     PromptProgress,
     ReasoningDelta,
+    Started,
     Stats,
     TextDelta,
     TokenLogprob,
@@ -68,7 +69,9 @@ INSTANCE = Instance(
     vocab_size=32000,
     load_ms=1234.5,
 )
-SERVED = Served(suffix="k3v9x0qz7m1t5w8r2b6d4f", created=1780000001, model="falcon-7b", instance=INSTANCE)
+ORIGIN = Origin("k3v9x0qz7m1t5w8r2b6d4f", "5f0c1d2e3a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d", 1780000001)
+LEASED = (Started("falcon-7b", loads=False), Leased(INSTANCE, load_s=None))
+"""What comes before all that an engine says."""
 
 
 def cases(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -79,13 +82,14 @@ def cases(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def spell_call(call: Call) -> dict[str, Any]:
     """A call as JSON values; what equals its default is left out, so that a case shows what the request changed."""
+    turn = call.turn
     return {
-        "model": call.model,
+        "model": turn.model,
         "stream": call.stream,
-        "ttl_s": call.ttl_s,
-        "needs": call.needs,
-        **({"draft_model": call.draft_model} if call.draft_model else {}),
-        "runs": [_changes(run) for run in call.runs],
+        "ttl_s": turn.load.ttl_s,
+        "needs": turn.needs,
+        **({"draft_model": turn.draft_model} if turn.draft_model else {}),
+        "runs": [_changes(run) for run in turn.runs],
     }
 
 
@@ -104,6 +108,11 @@ def _changes(value: Any) -> Any:
 
 def read_events(run: Sequence[dict[str, Any]]) -> list[Event]:
     return [_read_event(event) for event in run]
+
+
+def leased(runs: Sequence[Sequence[Event]]) -> list[list[Event]]:
+    """The events of whole turns whose engines say these."""
+    return [[*(LEASED if index == 0 else ()), *run] for index, run in enumerate(runs)]
 
 
 def _read_event(event: dict[str, Any]) -> Event:
@@ -140,7 +149,8 @@ def interleave(runs: Sequence[Sequence[Event]]) -> Iterator[tuple[int, Event]]:
 
 
 def stream_frames(reply: Reply, runs: Sequence[Sequence[Event]]) -> list[tuple[str | None, str]]:
-    frames = list(reply.begin())
-    for index, event in interleave(runs):
+    """Of a turn whose engines say these."""
+    frames: list[tuple[str | None, str]] = []
+    for index, event in (*((0, event) for event in LEASED), *interleave(runs)):
         frames += reply.stream(index, event)
     return frames + list(reply.end())

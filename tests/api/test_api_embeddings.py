@@ -15,7 +15,7 @@ from lmlite.api.openai import embeddings as openai_embeddings
 from lmlite.api.own import tokens
 from lmlite.errors import InvalidRequest, MissingField
 from lmlite.request import Embedding
-from tests.api.golden_files import GOLDEN, SERVED
+from tests.api.golden_files import GOLDEN
 
 
 def pack(*numbers: float) -> bytes:
@@ -96,7 +96,7 @@ def test_missing_input() -> None:
 def test_vectors_as_numbers() -> None:
     call = lmstudio_v0.parse_embeddings({"input": ["a", "b"]})
     assert call.embed.as_json
-    text = call.reply(SERVED, [Embedding(b"[0.5,-0.25,1e-07]", 3), Embedding(b"[0,1,0.1]", 4)])
+    text = call.reply("falcon-7b", [Embedding(b"[0.5,-0.25,1e-07]", 3), Embedding(b"[0,1,0.1]", 4)])
     assert text == (
         '{"object":"list","data":[{"object":"embedding","embedding":[0.5,-0.25,1e-07],"index":0},'
         '{"object":"embedding","embedding":[0,1,0.1],"index":1}],"model":"falcon-7b",'
@@ -109,7 +109,7 @@ def test_vectors_as_base64() -> None:
     call = openai_embeddings.parse_embeddings({"input": "a", "encoding_format": "base64"})
     assert not call.embed.as_json
     vector = pack(0.1, -2.5)
-    (entry,) = json.loads(call.reply(SERVED, [Embedding(vector, 1)]))["data"]
+    (entry,) = json.loads(call.reply("falcon-7b", [Embedding(vector, 1)]))["data"]
     assert base64.b64decode(entry["embedding"]) == vector
 
 
@@ -120,7 +120,7 @@ def test_dimensions_are_for_the_engine_to_cut(parse: Any) -> None:
 
 
 def test_one_piece_per_vector() -> None:
-    pieces = list(openai_embeddings.parse_embeddings({"input": "a"}).pieces(SERVED, [Embedding(b"[1]", 1)] * 5))
+    pieces = list(openai_embeddings.parse_embeddings({"input": "a"}).pieces("falcon-7b", [Embedding(b"[1]", 1)] * 5))
     assert len(pieces) == 7
     assert json.loads("".join(pieces))["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
 

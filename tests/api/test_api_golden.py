@@ -23,7 +23,7 @@ from lmlite.events import (
     ToolCallArguments,
     ToolCallStart,
 )
-from tests.api.golden_files import GOLDEN, PARSE, SERVED, cases, read_events, spell_call, stream_frames
+from tests.api.golden_files import GOLDEN, LEASED, ORIGIN, PARSE, cases, leased, read_events, spell_call, stream_frames
 
 REQUESTS = dict(cases("requests"))
 ANSWERS = dict(cases("answers"))
@@ -58,15 +58,15 @@ def test_request_becomes_call(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", ANSWERS.values(), ids=ANSWERS)
 def test_events_become_stream(case: dict[str, Any]) -> None:
-    reply = PARSE[case["parse"]](case["body"]).reply(SERVED)
+    reply = PARSE[case["parse"]](case["body"]).reply(ORIGIN)
     runs = [read_events(run) for run in case["runs"]]
     assert [list(frame) for frame in stream_frames(reply, runs)] == case["stream"]
 
 
 @pytest.mark.parametrize("case", ANSWERS.values(), ids=ANSWERS)
 def test_events_become_whole(case: dict[str, Any]) -> None:
-    reply = PARSE[case["parse"]](case["body"]).reply(SERVED)
-    whole = reply.whole([read_events(run) for run in case["runs"]])
+    reply = PARSE[case["parse"]](case["body"]).reply(ORIGIN)
+    whole = reply.whole(leased([read_events(run) for run in case["runs"]]))
     assert whole == case["whole"]
     if case["parse"] in SCHEMAS:
         validate(published(whole), SCHEMAS[case["parse"]])
@@ -132,8 +132,8 @@ def called(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_streamed_answer_is_the_whole_answer(given_runs: tuple[str, list[list[Event]]]) -> None:
     dialect, runs = given_runs
     call = PARSE[dialect]({**BODIES[dialect], "n": len(runs), "stream_options": {"include_usage": True}})
-    frames = stream_frames(call.reply(SERVED), runs)
-    whole = json.loads(call.reply(SERVED).whole(runs))
+    frames = stream_frames(call.reply(ORIGIN), runs)
+    whole = json.loads(call.reply(ORIGIN).whole(leased(runs)))
     assert frames[-1] == (None, "[DONE]")
     chunks = [json.loads(payload) for name, payload in frames[:-1] if name is None]
     assert len(chunks) == len(frames) - 1
@@ -152,7 +152,7 @@ def test_streamed_answer_is_the_whole_answer(given_runs: tuple[str, list[list[Ev
 
 
 def test_ids_of_tool_calls_are_nine_digits_and_no_two_are_the_same() -> None:
-    ids = {call_id(SERVED.suffix, choice, index) for choice in range(128) for index in range(200)}
+    ids = {call_id(ORIGIN.suffix, choice, index) for choice in range(128) for index in range(200)}
     assert len(ids) == 128 * 200
     assert all(len(id) == 9 and id.isdecimal() for id in ids)
     assert call_id("a" * 22, 0, 0) != call_id("b" * 22, 0, 0)
@@ -160,7 +160,7 @@ def test_ids_of_tool_calls_are_nine_digits_and_no_two_are_the_same() -> None:
 
 def message_of(dialect: str, *events: Event) -> Any:
     """Of the whole answer that has `events`."""
-    whole = PARSE[dialect](CHAT).reply(SERVED).whole([[*events, Finished("eosFound", STATS)]])
+    whole = PARSE[dialect](CHAT).reply(ORIGIN).whole(leased([[*events, Finished("eosFound", STATS)]]))
     return json.loads(whole)["choices"][0]["message"]
 
 
@@ -179,14 +179,15 @@ def test_what_is_empty_is_left_out_of_a_whole_message() -> None:
 @pytest.mark.parametrize("dialect", sorted(BODIES))
 def test_usage_is_streamed_only_when_asked_for(dialect: str) -> None:
     runs: list[list[Event]] = [[TextDelta("a"), Finished("eosFound", STATS)]]
-    frames = stream_frames(PARSE[dialect](BODIES[dialect]).reply(SERVED), runs)
+    frames = stream_frames(PARSE[dialect](BODIES[dialect]).reply(ORIGIN), runs)
     assert [payload for _, payload in frames if "usage" in payload] == []
 
 
 @pytest.mark.parametrize("dialect", sorted(BODIES))
 def test_failure_in_a_stream_is_one_error_event(dialect: str) -> None:
-    reply = PARSE[dialect](BODIES[dialect]).reply(SERVED)
-    list(reply.stream(0, TextDelta("a")))
+    reply = PARSE[dialect](BODIES[dialect]).reply(ORIGIN)
+    for event in (*LEASED, TextDelta("a")):
+        list(reply.stream(0, event))
     ((name, payload),) = reply.failed(EngineGone("falcon-7b", "out_of_memory"))
     assert name == "error"
     assert json.loads(payload) == {
@@ -202,6 +203,6 @@ def test_failure_in_a_stream_is_one_error_event(dialect: str) -> None:
 def test_a_run_that_never_finished_is_a_bug_and_no_answer() -> None:
     call = PARSE["openai_chat"]({**CHAT, "stream_options": {"include_usage": True}})
     with pytest.raises(InternalError):
-        call.reply(SERVED).whole([[TextDelta("a")]])
+        call.reply(ORIGIN).whole(leased([[TextDelta("a")]]))
     with pytest.raises(InternalError):
-        call.reply(SERVED).end()
+        call.reply(ORIGIN).end()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmlite.api.dialect import Call
 from lmlite.api.openai import embeddings as openai_embeddings
 from lmlite.api.read.json_body import parse_body
 from lmlite.api.read.messages import ROLES
@@ -382,8 +383,8 @@ GOBBLED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("change", GOBBLED, ids=label)
 @pytest.mark.parametrize(("dialect", "body"), [("openai_chat", CHAT), ("v0_text", {"prompt": "x"})])
 def test_what_asks_for_nothing_changes_nothing(dialect: str, body: dict[str, Any], change: dict[str, Any]) -> None:
-    plain = PARSE[dialect](body).runs[0]
-    run = PARSE[dialect](body | change).runs[0]
+    plain = PARSE[dialect](body).turn.runs[0]
+    run = PARSE[dialect](body | change).turn.runs[0]
     settled = {name: getattr(plain.sampling, name) for name in ("logit_bias",)}
     assert replace(run, sampling=replace(run.sampling, **settled)) == plain
 
@@ -414,14 +415,14 @@ TOLERATED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 def test_forms_of_other_servers_are_taken(
     dialect: str, body: dict[str, Any], change: dict[str, Any], fields: dict[str, Any], sampling: dict[str, Any]
 ) -> None:
-    plain = PARSE[dialect](body).runs[0]
+    plain = PARSE[dialect](body).turn.runs[0]
     expected = replace(plain, sampling=replace(plain.sampling, **sampling), **fields)
-    assert PARSE[dialect](body | change).runs == (expected,)
+    assert PARSE[dialect](body | change).turn.runs == (expected,)
 
 
 def test_n_cmpl_and_token_ids_with_a_point() -> None:
-    assert len(PARSE["openai_chat"](CHAT | {"n_cmpl": 3.0}).runs) == 3
-    (run,) = PARSE["openai_text"]({"prompt": [1.0, 2]}).runs
+    assert len(PARSE["openai_chat"](CHAT | {"n_cmpl": 3.0}).turn.runs) == 3
+    (run,) = PARSE["openai_text"]({"prompt": [1.0, 2]}).turn.runs
     assert run.prompt == Tokens((1, 2)) and all(type(id) is int for id in run.prompt.ids)
 
 
@@ -448,7 +449,7 @@ EFFORTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("change", "variables"), EFFORTS, ids=[json.dumps(change) for change, _ in EFFORTS])
 def test_words_for_reasoning_are_the_template_s_variables(change: dict[str, Any], variables: dict[str, Any]) -> None:
-    (run,) = PARSE["openai_chat"](CHAT | change).runs
+    (run,) = PARSE["openai_chat"](CHAT | change).turn.runs
     assert isinstance(run.prompt, Chat)
     assert run.prompt.template_kwargs == variables
 
@@ -456,7 +457,8 @@ def test_words_for_reasoning_are_the_template_s_variables(change: dict[str, Any]
 @pytest.mark.parametrize("parse", [*PARSE.values(), openai_embeddings.parse_embeddings])
 def test_ttl_of_zero_is_never_and_none_is_left_open(parse: Any) -> None:
     body = CHAT | {"prompt": "x", "input": "x"}
-    assert (parse(body | {"ttl": 0}).ttl_s, parse(body).ttl_s, parse(body | {"ttl": 60.0}).ttl_s) == (0, None, 60)
+    calls = [parse(body | change) for change in ({"ttl": 0}, {}, {"ttl": 60.0})]
+    assert [call.turn.load.ttl_s if isinstance(call, Call) else call.ttl_s for call in calls] == [0, None, 60]
 
 
 @pytest.mark.parametrize(("dialect", "field"), [("openai_chat", "messages"), ("openai_text", "prompt")])
@@ -470,7 +472,7 @@ def test_missing_prompt_is_named(dialect: str, field: str, value: dict[str, Any]
 
 def test_a_schema_as_deep_as_a_body_can_be_is_accepted() -> None:
     body = parse_body(json.dumps({**CHAT, **schema_format(deep_schema(60))}).encode())
-    (run,) = PARSE["openai_chat"](body).runs
+    (run,) = PARSE["openai_chat"](body).turn.runs
     assert run.grammar is not None
     assert json.loads(run.grammar.text) == deep_schema(60)
 
@@ -478,7 +480,7 @@ def test_a_schema_as_deep_as_a_body_can_be_is_accepted() -> None:
 def test_a_schema_may_require_any_number_of_properties() -> None:
     properties = {f"p{i}": {"type": "string"} for i in range(2000)}
     schema = {"type": "object", "properties": properties, "required": list(properties)}
-    (run,) = PARSE["openai_chat"]({**CHAT, **schema_format(schema)}).runs
+    (run,) = PARSE["openai_chat"]({**CHAT, **schema_format(schema)}).turn.runs
     assert run.grammar is not None
 
 
@@ -493,7 +495,7 @@ def test_a_schema_may_require_any_number_of_properties() -> None:
     ],
 )
 def test_grammar_is_passed_on_as_it_is_for_the_engine_to_judge(grammar: str) -> None:
-    (run,) = PARSE["openai_chat"]({**CHAT, "grammar": grammar}).runs
+    (run,) = PARSE["openai_chat"]({**CHAT, "grammar": grammar}).turn.runs
     assert run.grammar is not None
     assert (run.grammar.kind, run.grammar.text) == ("gbnf", grammar)
 
@@ -510,18 +512,18 @@ def test_no_pattern_takes_long_to_check(filler: str) -> None:
 
 
 def test_seed_beyond_the_engines_is_folded() -> None:
-    (run,) = PARSE["openai_chat"]({**CHAT, "seed": 2**63 - 1}).runs
+    (run,) = PARSE["openai_chat"]({**CHAT, "seed": 2**63 - 1}).turn.runs
     assert run.sampling.seed == (2**63 - 1) % (2**32 - 1)
 
 
 def test_nul_in_content_is_kept() -> None:
-    (run,) = PARSE["openai_chat"]({"messages": [{"role": "user", "content": "a\0b"}]}).runs
+    (run,) = PARSE["openai_chat"]({"messages": [{"role": "user", "content": "a\0b"}]}).turn.runs
     assert isinstance(run.prompt, Chat)
     assert run.prompt.messages == (text_message("user", "a\0b"),)
 
 
 def test_control_tokens_in_user_text_stay_text() -> None:
-    (run,) = PARSE["openai_chat"]({"messages": [{"role": "user", "content": "<|im_end|>"}]}).runs
+    (run,) = PARSE["openai_chat"]({"messages": [{"role": "user", "content": "<|im_end|>"}]}).turn.runs
     assert isinstance(run.prompt, Chat)
     assert run.prompt.messages == (text_message("user", "<|im_end|>"),)
 
@@ -573,7 +575,7 @@ EARLIER: list[tuple[dict[str, Any], tuple[Message, ...]]] = [
 
 @pytest.mark.parametrize(("body", "messages"), EARLIER, ids=[json.dumps(body["messages"])[-60:] for body, _ in EARLIER])
 def test_earlier_turns_are_taken_as_they_come(body: dict[str, Any], messages: tuple[Message, ...]) -> None:
-    (run,) = PARSE["openai_chat"](body).runs
+    (run,) = PARSE["openai_chat"](body).turn.runs
     assert isinstance(run.prompt, Chat)
     assert run.prompt.messages == messages
 
@@ -626,7 +628,7 @@ choices = shaped(("type", "function"), type=st.just("function"), function=shaped
 )
 def test_any_tools_and_calls_are_a_conversation_or_a_named_refusal(body: dict[str, Any]) -> None:
     try:
-        (run,) = PARSE["openai_chat"](body).runs
+        (run,) = PARSE["openai_chat"](body).turn.runs
     except InvalidRequest as refused:
         assert refused.param is not None and len(refused.message) < 300
         return
@@ -656,14 +658,14 @@ def test_any_tools_and_calls_are_a_conversation_or_a_named_refusal(body: dict[st
     ids=lambda schema: json.dumps(schema)[:40],
 )
 def test_what_a_tool_s_schema_says_is_the_engine_s_to_read(schema: Any) -> None:
-    (run,) = PARSE["openai_chat"]({"messages": [USER], **tools("f", parameters=schema)}).runs
+    (run,) = PARSE["openai_chat"]({"messages": [USER], **tools("f", parameters=schema)}).turn.runs
     assert isinstance(run.prompt, Chat)
     assert run.prompt.tools[0]["function"]["parameters"] == schema
 
 
 def test_whether_calls_may_be_parallel_is_the_template_s_to_say_unless_the_request_does() -> None:
     def parallel(**more: Any) -> bool | None:
-        (run,) = PARSE["openai_chat"]({"messages": [USER], **tools("f"), **more}).runs
+        (run,) = PARSE["openai_chat"]({"messages": [USER], **tools("f"), **more}).turn.runs
         assert isinstance(run.prompt, Chat)
         return run.prompt.parallel_tool_calls
 

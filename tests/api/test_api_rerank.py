@@ -10,14 +10,13 @@ import pytest
 from lmlite.api.own import rerank
 from lmlite.errors import InvalidRequest
 from lmlite.request import Rerank, Score
-from tests.api.golden_files import SERVED
 
 BODY = {"query": "q", "documents": ["a", "b", "c"]}
 SCORES = [Score(-1.5, 3), Score(0.1, 4), Score(0.1, 5)]
 
 
 def spelled(scores: list[Score], **more: Any) -> Any:
-    return json.loads(rerank.parse_rerank({**BODY, **more}).reply(SERVED, scores))
+    return json.loads(rerank.parse_rerank({**BODY, **more}).reply("falcon-7b", scores))
 
 
 def test_documents_are_strings_or_objects_with_a_text() -> None:
@@ -27,7 +26,7 @@ def test_documents_are_strings_or_objects_with_a_text() -> None:
 
 
 def test_the_best_come_first_and_equals_in_their_order() -> None:
-    text = rerank.parse_rerank(BODY).reply(SERVED, SCORES)
+    text = rerank.parse_rerank(BODY).reply("falcon-7b", SCORES)
     assert text == (
         '{"model":"falcon-7b","object":"list","usage":{"prompt_tokens":12,"total_tokens":12},"results":['
         '{"index":1,"relevance_score":0.1},{"index":2,"relevance_score":0.1},{"index":0,"relevance_score":-1.5}]}'

@@ -37,9 +37,14 @@ from lmlite.events import (
     Finished,
     PromptProgress,
     ReasoningDelta,
+    ReasoningEnd,
+    ReasoningStart,
     Stats,
     TextDelta,
+    TextEnd,
+    TextStart,
     ToolCallArguments,
+    ToolCallEnd,
     ToolCallStart,
 )
 from lmlite.messages import text_message
@@ -93,7 +98,9 @@ def test_events_of_a_generation_in_order() -> None:
         peer.send(frame(Kind.FINISHED, request_id, finished("stopStringFound", 2, stop_string="x")))
         assert await answer == [
             PromptProgress(2, 3, 1, 2.5),
+            TextStart(),
             TextDelta("grüß"),
+            TextEnd(),
             Finished("stopStringFound", Stats(3, 1, 2, 0.5, 2.0, 10.0), "x"),
         ]
 
@@ -121,7 +128,7 @@ def test_progress_between_texts_keeps_their_order() -> None:
             frame(Kind.TEXT, request_id, b"b"),
             frame(Kind.FINISHED, request_id, finished()),
         )
-        assert (await answer)[:3] == [TextDelta("a"), PromptProgress(1, 1, 1, 2.5), TextDelta("b")]
+        assert (await answer)[1:4] == [TextDelta("a"), PromptProgress(1, 1, 1, 2.5), TextDelta("b")]
 
     play(scene)
 
@@ -147,15 +154,12 @@ def test_reasoning_text_and_tool_calls_keep_their_order_and_join_with_their_own_
             frame(Kind.FINISHED, request_id, finished("toolCalls", 30, reasoning_tokens=3, draft=drafted)),
         )
         assert await answer == [
-            ReasoningDelta("I think"),
-            TextDelta("so!"),
-            ReasoningDelta("or"),
-            ToolCallStart(0, "f"),
-            ToolCallArguments(0, '{"a":1}'),
-            ToolCallStart(1, "g"),
-            ToolCallArguments(1, '{"ü":2}'),
-            ToolCallStart(2, "h"),
-            ToolCallArguments(2, "{}"),
+            *[ReasoningStart(), ReasoningDelta("I think"), ReasoningEnd()],
+            *[TextStart(), TextDelta("so!"), TextEnd()],
+            *[ReasoningStart(), ReasoningDelta("or"), ReasoningEnd()],
+            *[ToolCallStart(0, "f"), ToolCallArguments(0, '{"a":1}'), ToolCallEnd(0)],
+            *[ToolCallStart(1, "g"), ToolCallArguments(1, '{"ü":2}'), ToolCallEnd(1)],
+            *[ToolCallStart(2, "h"), ToolCallArguments(2, "{}"), ToolCallEnd(2)],
             Finished("toolCalls", Stats(3, 1, 30, 0.5, 2.0, 10.0, 3, DraftCounts(9, 5, 3, 1))),
         ]
 
@@ -172,7 +176,7 @@ def test_arguments_that_arrive_apart_stay_with_their_call() -> None:
         peer.send(frame(Kind.TOOL_CALL, request_id, {"index": 0, "arguments": "}"}))
         assert await anext(batches) == [ToolCallArguments(0, "}")]
         peer.send(frame(Kind.TEXT, request_id, b"done"))
-        assert await anext(batches) == [TextDelta("done")]
+        assert await anext(batches) == [ToolCallEnd(0), TextStart(), TextDelta("done")]
         await batches.aclose()
 
     play(scene)
@@ -194,13 +198,12 @@ def test_logprobs_wait_for_their_content_while_others_speak() -> None:
         )
         events = await answer
         assert [type(event) for event in events] == [
-            ReasoningDelta,
-            TextDelta,
-            ToolCallStart,
-            ToolCallArguments,
+            *[ReasoningStart, ReasoningDelta, ReasoningEnd],
+            *[TextStart, TextDelta, TextEnd],
+            *[ToolCallStart, ToolCallArguments, ToolCallEnd],
             Finished,
         ]
-        assert isinstance(events[1], TextDelta) and [token.bytes for token in events[1].logprobs] == [b"b"]
+        assert isinstance(events[4], TextDelta) and [token.bytes for token in events[4].logprobs] == [b"b"]
 
     play(scene)
 
@@ -239,9 +242,9 @@ def test_one_batch_per_arrival() -> None:
         first = asyncio.ensure_future(anext(batches))
         _, request_id, _ = await peer.next()
         peer.send(frame(Kind.TEXT, request_id, b"a"))
-        assert await first == [TextDelta("a")]
+        assert await first == [TextStart(), TextDelta("a")]
         peer.send(frame(Kind.TEXT, request_id, b"b"), frame(Kind.FINISHED, request_id, finished()))
-        assert [type(event) for event in await anext(batches)] == [TextDelta, Finished]
+        assert [type(event) for event in await anext(batches)] == [TextDelta, TextEnd, Finished]
         with pytest.raises(StopAsyncIteration):
             await anext(batches)
 
@@ -337,7 +340,7 @@ def test_what_is_read_together_is_fed_together() -> None:
         await taker.taken.wait()
         peer.send(frame(Kind.TEXT, request_id, b"c"), frame(Kind.FINISHED, request_id, finished()))
         await work
-        assert [batch[0] for batch in taker.batches] == [TextDelta("ab"), TextDelta("c")]
+        assert [batch[:2] for batch in taker.batches] == [[TextStart(), TextDelta("ab")], [TextDelta("c"), TextEnd()]]
         assert isinstance(taker.batches[-1][-1], Finished)
 
     play(scene)
@@ -353,7 +356,7 @@ def test_a_full_reader_is_not_fed_and_loses_nothing() -> None:
         peer.send(frame(Kind.TEXT, request_id, b"b"))
         peer.send(frame(Kind.TEXT, request_id, b"c"), frame(Kind.FINISHED, request_id, finished()))
         await settle()
-        assert taker.batches == [[TextDelta("a")]]
+        assert taker.batches == [[TextStart(), TextDelta("a")]]
         taker.go_on.set()
         await work
         assert taker.batches[1][0] == TextDelta("bc")
@@ -369,7 +372,7 @@ def test_an_error_ends_the_feeding_after_the_text_before_it() -> None:
         peer.send(frame(Kind.TEXT, request_id, b"a"), frame(Kind.ERROR, request_id, error("internal")))
         with pytest.raises(errors.EngineError):
             await work
-        assert taker.batches == [[TextDelta("a")]]
+        assert taker.batches == [[TextStart(), TextDelta("a")]]
 
     play(scene)
 
@@ -390,7 +393,7 @@ def test_a_reader_that_fails_ends_its_own_request_only() -> None:
         assert (await peer.next())[:2] == (Kind.CANCEL, bad_id)
         peer.send(frame(Kind.FINISHED, good_id, finished()))
         await good
-        assert taker.batches[0] == [TextDelta("b")]
+        assert taker.batches[0] == [TextStart(), TextDelta("b")]
 
     play(scene)
 
@@ -422,7 +425,7 @@ def test_logprobs_go_with_the_text_that_follows() -> None:
         await settle()
         assert not first.done(), "logprobs alone are nothing to show"
         peer.send(frame(Kind.TEXT, request_id, b"ab"))
-        (delta,) = await first
+        _, delta = await first
         assert isinstance(delta, TextDelta) and delta.text == "ab"
         assert [(token.token, token.bytes, token.logprob) for token in delta.logprobs] == [
             ("a", b"a", -0.5),
@@ -435,7 +438,7 @@ def test_logprobs_go_with_the_text_that_follows() -> None:
         )
         rest = [event async for batch in batches for event in batch]
         assert isinstance(rest[0], TextDelta) and not rest[0].text and rest[0].logprobs[0].bytes == b"c"
-        assert isinstance(rest[1], Finished)
+        assert [type(event) for event in rest[1:]] == [TextEnd, Finished]
 
     play(scene)
 
@@ -470,7 +473,7 @@ def test_a_broken_loop_cancels() -> None:
         first = asyncio.ensure_future(first_event())
         _, request_id, _ = await peer.next()
         peer.send(frame(Kind.TEXT, request_id, b"a"))
-        assert await first == TextDelta("a")
+        assert await first == TextStart()
         gc.collect()
         await expect_cancel(peer, request_id)
 
@@ -818,7 +821,7 @@ def test_text_before_an_error_is_delivered_first() -> None:
         first = asyncio.ensure_future(anext(batches))
         _, request_id, _ = await peer.next()
         peer.send(frame(Kind.TEXT, request_id, b"a"), frame(Kind.ERROR, request_id, error("internal")))
-        assert await first == [TextDelta("a")]
+        assert await first == [TextStart(), TextDelta("a")]
         with pytest.raises(errors.EngineError):
             await anext(batches)
 
@@ -864,7 +867,7 @@ def test_text_before_the_death_is_delivered_first() -> None:
         first = asyncio.ensure_future(anext(batches))
         _, request_id, _ = await peer.next()
         peer.send(frame(Kind.TEXT, request_id, b"a"))
-        assert await first == [TextDelta("a")]
+        assert await first == [TextStart(), TextDelta("a")]
         peer.end("killed (SIGKILL)")
         assert await gone(asyncio.ensure_future(anext(batches))) == {"killed (SIGKILL)"}
 

@@ -19,8 +19,9 @@ from lmlite.core.engine.payloads import LoadSettings
 from lmlite.core.engine.worker import Placement
 from lmlite.core.loading.crashes import CRASH_WINDOW_S, MAX_CRASHES, REQUEST_WINDOW_S
 from lmlite.core.loading.pool import Lease, Needs, Pool
-from lmlite.events import TextDelta
+from lmlite.events import Event, Leased, LoadProgress, Started, TextDelta
 from lmlite.request import Generate, Text
+from lmlite.settings import ModelSettings
 from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, frame, loaded
 
 
@@ -215,21 +216,26 @@ def test_no_engine_gets_more_threads_than_cores_are_usable(
     play(scene, settings=LoadSettings(threads=asked), cores=lambda: Cores(6, 4))
 
 
-def test_progress_reaches_each_request_that_waits() -> None:
+def test_each_request_hears_of_its_load_and_who_answers() -> None:
     async def scene(stage: Stage) -> None:
-        first: list[float] = []
-        second: list[float] = []
-        answers = [stage.ask(on_progress=first.append)]
+        first: list[Event] = []
+        second: list[Event] = []
+        answers = [stage.ask(heard=first.append)]
         peer = await stage.peer(0)
         _, request_id, command = await peer.next()
         peer.send(frame(Kind.LOAD_PROGRESS, request_id, {"progress": 0.25}))
-        await until(lambda: bool(first))
-        answers.append(stage.ask(on_progress=second.append))
+        await until(lambda: len(first) > 1)
+        answers.append(stage.ask(heard=second.append))
         await asyncio.sleep(0)
         peer.send(frame(Kind.LOAD_PROGRESS, request_id, {"progress": 0.75}))
         peer.send(frame(Kind.LOADED, request_id, loaded(command)))
-        await asyncio.gather(*answers)
-        assert (first, second) == ([0.25, 0.75], [0.75])
+        lease, _ = await asyncio.gather(*answers)
+        leased = Leased(lease.instance, lease.instance.load_ms / 1000)
+        assert first == [Started("a", loads=True), LoadProgress(0.25), LoadProgress(0.75), leased]
+        assert second == [Started("a", loads=True), LoadProgress(0.75), leased]
+        third: list[Event] = []
+        await stage.ask(heard=third.append)
+        assert third == [Started("a", loads=False), Leased(lease.instance, None)]
 
     play(scene)
 
@@ -429,8 +435,8 @@ def test_idle_time_counts_from_the_end_of_the_last_request() -> None:
 
 def test_the_request_that_loads_sets_the_time() -> None:
     async def scene(stage: Stage) -> None:
-        await stage.ask("a", ttl_s=10)
-        await stage.ask("a", ttl_s=5000)
+        await stage.ask("a", asked=ModelSettings(ttl_s=10))
+        await stage.ask("a", asked=ModelSettings(ttl_s=5000))
         await stage.ask("b")
         stage.clock.advance(10)
         assert (stage.pool.state("a"), stage.pool.state("b")) == ("not-loaded", "loaded")
@@ -443,7 +449,7 @@ def test_the_request_that_loads_sets_the_time() -> None:
 def test_a_shorter_time_overtakes_a_longer_one() -> None:
     async def scene(stage: Stage) -> None:
         await stage.ask("b")
-        await stage.ask("a", ttl_s=10)
+        await stage.ask("a", asked=ModelSettings(ttl_s=10))
         stage.clock.advance(10)
         assert (stage.pool.state("a"), stage.pool.state("b")) == ("not-loaded", "loaded")
 

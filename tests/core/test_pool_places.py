@@ -525,7 +525,7 @@ def test_what_was_told_to_load_stays_unless_the_load_or_the_models_settings_name
 
     async def scene(stage: Stage) -> None:
         await stage.pool.load("a", ModelSettings(ttl_s=asked))
-        await stage.ask("a", ttl_s=1)  # a request that loads nothing sets no time
+        await stage.ask("a", asked=ModelSettings(ttl_s=1))  # a request that loads nothing sets no time
         (there,) = stage.pool.presences()
         assert there.ttl_s == stays_s
         stage.clock.advance((stays_s or 1e6) - 0.5)

@@ -173,9 +173,9 @@ def test_a_whole_answer_comes_in_one_piece_and_is_the_streamed_text() -> None:
         for more in ({"max_tokens": 60, "ignore_eos": True}, {"max_tokens": 60, "ignore_eos": True, "top_logprobs": 1}):
             streamed = await events_of(engine, LONG * 2, **more)
             whole = await events_of(engine, LONG * 2, whole=True, **more)
-            assert len(whole) == 2
+            assert len(whole) == 4
             await assert_same_up_to_a_near_tie(engine, LONG * 2, text_of(whole), text_of(streamed))
-            (delta, end) = whole
+            _, delta, _, end = whole
             assert isinstance(delta, TextDelta) and isinstance(end, Finished)
             assert len(delta.logprobs) == (end.stats.generated_tokens if "top_logprobs" in more else 0)
 

@@ -14,7 +14,7 @@ from ...events import Finished
 from ...messages import ToolCallPart
 from ...request import TEMPLATE_RESERVED, Chat
 from ..answer import Answer, count_drafts, count_usage, spell_calls
-from ..dialect import Call, Reply
+from ..dialect import Call, Origin, Reply
 from ..read import unserved
 from ..read.fields import Fields
 from ..read.messages import parse_messages
@@ -52,21 +52,13 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
     if offer.callable and grammar is not None and grammar.kind == "gbnf":
         raise InvalidRequest("'grammar' and 'tools' exclude each other; 'response_format' goes with them", "grammar")
     top_logprobs = _parse_logprobs(fields)
-    return Call(
-        model=shared.model,
-        runs=shared.runs((prompt,), top_logprobs=top_logprobs),
-        stream=shared.stream,
-        ttl_s=shared.ttl_s,
-        reply=make_reply(projection, shared.choices(shared.n, top_logprobs is not None)),
-        needs="chat",
-        given=shared.given,
-        draft_model=shared.draft_model,
-    )
+    turn = shared.turn("chat", shared.runs((prompt,), top_logprobs=top_logprobs))
+    return Call(turn, shared.stream, make_reply(projection, shared.choices(shared.n, top_logprobs is not None)))
 
 
-def make_reply(projection: Projection, choices: Choices) -> Callable[[Served], Reply]:
-    def reply(served: Served) -> Reply:
-        return ChatCompletion(served, projection, choices)
+def make_reply(projection: Projection, choices: Choices) -> Callable[[Origin], Reply]:
+    def reply(origin: Origin) -> Reply:
+        return ChatCompletion(origin, projection, choices)
 
     return reply
 

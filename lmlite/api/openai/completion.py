@@ -15,6 +15,7 @@ from ...errors import InternalError, LmError
 from ...events import (
     Event,
     Finished,
+    Leased,
     PromptProgress,
     ReasoningDelta,
     TextDelta,
@@ -22,8 +23,8 @@ from ...events import (
     ToolCallArguments,
     ToolCallStart,
 )
-from ..answer import FINISH_REASON, Answer, call_id, clamp_logprob, fold, spell_timings
-from ..dialect import DONE, Frame
+from ..answer import FINISH_REASON, Answer, call_id, clamp_logprob, fold, leased_of, spell_timings
+from ..dialect import DONE, Frame, Origin, Reply
 from ..served import Served
 from ..spell import dumps
 from .error import error_object
@@ -56,7 +57,7 @@ class Projection:
     message: Callable[[Served, int, Answer], dict[str, Any]] | None = None
 
 
-class Completion:
+class Completion(Reply):
     """The reply, but for the spelling of one choice, which `ChatCompletion` and `TextCompletion` add."""
 
     id_prefix: ClassVar[str]
@@ -69,12 +70,16 @@ class Completion:
     no_text: ClassVar[str]
     """What stands for the text where there is none yet."""
 
-    def __init__(self, served: Served, projection: Projection, choices: Choices):
-        self._served = served
+    def __init__(self, origin: Origin, projection: Projection, choices: Choices):
+        self._origin = origin
         self._projection = projection
         self._choices = choices
         self._finished: list[Finished | None] = [None] * choices.total
         self._started = [False] * choices.total
+
+    def _meet(self, served: Served) -> None:
+        """From here on it is known who answers."""
+        self._served = served
         head = {
             "id": f"{self.id_prefix}-{served.suffix}",
             "object": self.chunk_object,
@@ -103,9 +108,6 @@ class Completion:
         """Where they were asked for, even those of no token are an object."""
         return self.spell_logprobs(index, answer.logprobs) if answer.logprobs or self._choices.logprobs else None
 
-    def begin(self) -> Iterable[Frame]:
-        return ()
-
     def stream(self, index: int, event: Event) -> Iterable[Frame]:
         if type(event) is TextDelta:
             if event.logprobs:
@@ -118,6 +120,9 @@ class Completion:
             return self._finish(index, event)
         if type(event) is PromptProgress:
             return (self._progress(index, event),) if self._choices.progress else ()
+        if type(event) is Leased:
+            self._meet(Served(self._origin, event.instance))
+            return ()
         return self.spell_other(index, event)
 
     def spell_other(self, index: int, event: Event) -> Iterable[Frame]:
@@ -172,6 +177,7 @@ class Completion:
         return (("error", dumps({"error": error_object(exc)})),)
 
     def whole(self, runs: Sequence[Sequence[Event]]) -> str:
+        self._meet(Served(self._origin, leased_of(runs).instance))
         answers = [fold(events) for events in runs]
         finished = [answer.finished for answer in answers]
         return dumps(
@@ -197,8 +203,8 @@ class ChatCompletion(Completion):
     no_text = "null"
     reasoning_head = '"delta":{"role":"assistant","reasoning_content":'
 
-    def __init__(self, served: Served, projection: Projection, choices: Choices):
-        super().__init__(served, projection, choices)
+    def _meet(self, served: Served) -> None:
+        super()._meet(served)
         self._reasoning_heads = self._spell_heads(self.reasoning_head)
 
     def spell_other(self, index: int, event: Event) -> Iterable[Frame]:
@@ -258,8 +264,8 @@ class TextCompletion(Completion):
     delta_tail = ","
     no_text = '""'
 
-    def __init__(self, served: Served, projection: Projection, choices: Choices):
-        super().__init__(served, projection, choices)
+    def __init__(self, origin: Origin, projection: Projection, choices: Choices):
+        super().__init__(origin, projection, choices)
         self._offsets = [0] * choices.total
 
     def spell_choice(self, index: int, answer: Answer) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from ..read import unserved
 from ..read.fields import Fields, as_string
 from ..read.sampling import as_token_ids, parse_ttl
 from ..read.unserved import refuse
-from ..served import Served
 from ..spell import dumps
 
 INPUTS_MAX = 2048
@@ -61,15 +60,15 @@ def _check_text(value: object, where: str) -> str:
     return text
 
 
-def make_pieces(spell: Callable[[bytes], str]) -> Callable[[Served, Sequence[Embedding]], Iterator[str]]:
-    def pieces(served: Served, vectors: Sequence[Embedding]) -> Iterator[str]:
+def make_pieces(spell: Callable[[bytes], str]) -> Callable[[str, Sequence[Embedding]], Iterator[str]]:
+    def pieces(model: str, vectors: Sequence[Embedding]) -> Iterator[str]:
         yield '{"object":"list","data":['
         for i, embedding in enumerate(vectors):
             comma = "," if i else ""
             yield f'{comma}{{"object":"embedding","embedding":{spell(embedding.vector)},"index":{i}}}'
         n_tokens = sum(embedding.n_tokens for embedding in vectors)
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-        yield f'],"model":{dumps(served.model)},"usage":{dumps(usage)}}}'
+        yield f'],"model":{dumps(model)},"usage":{dumps(usage)}}}'
 
     return pieces
 

@@ -9,7 +9,7 @@ from ...errors import InvalidRequest, InvalidType, UnsupportedField
 from ...events import Finished
 from ...request import Infill, Prompt, Text, Tokens
 from ..answer import count_drafts
-from ..dialect import Call, Reply
+from ..dialect import Call, Origin, Reply
 from ..read import unserved
 from ..read.fields import Fields, as_string
 from ..read.sampling import RUNS_MAX, TOP_LOGPROBS_MAX, as_token_ids, parse_shared
@@ -35,16 +35,8 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
     refuse(fields, unserved.TEXT)
     shared = parse_shared(fields, prompts[0])
     runs = shared.runs(prompts, top_logprobs=top_logprobs, echo=echo)
-    return Call(
-        model=shared.model,
-        runs=runs,
-        stream=shared.stream,
-        ttl_s=shared.ttl_s,
-        reply=make_reply(projection, shared.choices(len(runs), top_logprobs is not None)),
-        needs="text",
-        given=shared.given,
-        draft_model=shared.draft_model,
-    )
+    reply = make_reply(projection, shared.choices(len(runs), top_logprobs is not None))
+    return Call(shared.turn("text", runs), shared.stream, reply)
 
 
 def _before(prompt: Prompt, suffix: str) -> Prompt:
@@ -54,9 +46,9 @@ def _before(prompt: Prompt, suffix: str) -> Prompt:
     return Infill(prompt.text, suffix)
 
 
-def make_reply(projection: Projection, choices: Choices) -> Callable[[Served], Reply]:
-    def reply(served: Served) -> Reply:
-        return TextCompletion(served, projection, choices)
+def make_reply(projection: Projection, choices: Choices) -> Callable[[Origin], Reply]:
+    def reply(origin: Origin) -> Reply:
+        return TextCompletion(origin, projection, choices)
 
     return reply
 

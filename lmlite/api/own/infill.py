@@ -9,16 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import InvalidRequest, InvalidType, LmError
-from ...events import Event, Finished, StopReason, TextDelta
+from ...events import Event, Finished, Leased, StopReason, TextDelta
 from ...request import Infill
-from ..answer import Answer, fold, spell_timings
-from ..dialect import Call, Frame, Reply
+from ..answer import Answer, fold, leased_of, spell_timings
+from ..dialect import Call, Frame, Origin, Reply
 from ..openai.error import error_object
 from ..read import unserved
 from ..read.fields import Fields, as_array, as_object, as_string
 from ..read.sampling import parse_shared
 from ..read.unserved import refuse
-from ..served import Served
 from ..spell import dumps
 
 FILES_MAX = 1024
@@ -43,19 +42,10 @@ def parse_infill(body: dict[str, Any]) -> Call:
     if shared.n > 1:
         raise InvalidRequest("'n' must be 1: one gap is filled once", "n")
 
-    def reply(served: Served) -> Reply:
-        return _Filled(served, wanted)
+    def reply(origin: Origin) -> Reply:
+        return _Filled(wanted)
 
-    return Call(
-        model=shared.model,
-        runs=shared.runs((prompt,)),
-        stream=shared.stream,
-        ttl_s=shared.ttl_s,
-        reply=reply,
-        needs="text",
-        given=shared.given,
-        draft_model=shared.draft_model,
-    )
+    return Call(shared.turn("text", shared.runs((prompt,))), shared.stream, reply)
 
 
 def _parse_files(given: Sequence[Any]) -> tuple[tuple[str, str], ...]:
@@ -75,18 +65,18 @@ def _parse_wanted(fields: Fields) -> tuple[str, ...]:
     return tuple(as_string(path, f"response_fields[{i}]") for i, path in enumerate(as_array(given, "response_fields")))
 
 
-class _Filled:
-    def __init__(self, served: Served, wanted: Sequence[str]):
-        self._served, self._wanted = served, wanted
-
-    def begin(self) -> Iterable[Frame]:
-        return ()
+class _Filled(Reply):
+    def __init__(self, wanted: Sequence[str]):
+        self._wanted = wanted
+        self._model = ""
 
     def stream(self, index: int, event: Event) -> Iterable[Frame]:
         if isinstance(event, TextDelta) and event.text:
             return ((None, dumps({"index": index, "content": event.text, "tokens": [], "stop": False})),)
         if isinstance(event, Finished):
             return ((None, self._spell(Answer("", "", (), (), event))),)
+        if isinstance(event, Leased):
+            self._model = event.instance.id
         return ()
 
     def end(self) -> Iterable[Frame]:
@@ -97,6 +87,7 @@ class _Filled:
 
     def whole(self, runs: Sequence[Sequence[Event]]) -> str:
         (events,) = runs
+        self._model = leased_of(runs).instance.id
         return self._spell(fold(events))
 
     def _spell(self, answer: Answer) -> str:
@@ -106,7 +97,7 @@ class _Filled:
             "content": answer.text,
             "tokens": [],
             "stop": True,
-            "model": self._served.model,
+            "model": self._model,
             "tokens_predicted": stats.generated_tokens,
             "tokens_evaluated": stats.prompt_tokens,
             "truncated": False,

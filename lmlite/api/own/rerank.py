@@ -14,7 +14,6 @@ from ...request import Rerank, Score
 from ..dialect import RerankCall
 from ..read.fields import Fields, as_array, as_string
 from ..read.sampling import parse_ttl
-from ..served import Served
 from ..spell import dumps
 
 DOCUMENTS_MAX = 2048
@@ -59,13 +58,13 @@ def _text_of(document: object, where: str) -> str:
 
 def _make_reply(
     documents: Sequence[str], top_n: int | None, return_documents: bool
-) -> Callable[[Served, Sequence[Score]], str]:
-    def reply(served: Served, scores: Sequence[Score]) -> str:
+) -> Callable[[str, Sequence[Score]], str]:
+    def reply(model: str, scores: Sequence[Score]) -> str:
         best = sorted(range(len(scores)), key=lambda i: (-scores[i].score, i))[:top_n]
         n_tokens = sum(score.n_tokens for score in scores)
         return dumps(
             {
-                "model": served.model,
+                "model": model,
                 "object": "list",
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
                 "results": [_spell(i, scores[i], documents[i] if return_documents else None) for i in best],

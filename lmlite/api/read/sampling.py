@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from ...errors import InvalidRequest, InvalidType, OutOfRange, UnsupportedField
 from ...request import INT32_MAX, SAMPLERS, SAMPLING_INTEGERS, SAMPLING_NUMBERS, UNLIMITED, Draft, Generate, Prompt, Sampling
+from ...settings import ModelSettings
+from ...turn import Turn
 from ..openai.completion import Choices
 from . import unserved
 from .constraint import parse_constraint
@@ -101,6 +103,10 @@ class Shared:
             timings=self.timings,
             progress=self.generate.progress,
         )
+
+    def turn(self, needs: Literal["chat", "text"], runs: tuple[Generate, ...]) -> Turn:
+        load = ModelSettings(ttl_s=self.ttl_s)
+        return Turn(self.model, runs, needs, self.given, load, self.draft_model)
 
     def runs(
         self, prompts: Sequence[Prompt], top_logprobs: int | None = None, echo: bool = False

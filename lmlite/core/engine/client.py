@@ -13,7 +13,20 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from ...errors import LmError
-from ...events import Event, Finished, ReasoningDelta, TextDelta, TokenLogprob, ToolCallArguments, ToolCallStart
+from ...events import (
+    Event,
+    Finished,
+    ReasoningDelta,
+    ReasoningEnd,
+    ReasoningStart,
+    TextDelta,
+    TextEnd,
+    TextStart,
+    TokenLogprob,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+)
 from ...forks import KEPT_FROM_CHILDREN
 from ...request import Chat, Embed, Embedding, Generate, Rerank, Score
 from .frames import Kind
@@ -366,8 +379,8 @@ class _Stream:
     ):
         self._line, self._whole, self._on_finished, self._take = line, whole, on_finished, take
         self._events: list[Event] = []
-        self._open = 0  # the kind of the last delta, which may still grow; 0: there was none
-        self._text: list[bytes] = []  # of the same delta
+        self._open = 0  # the kind of the part that is open; 0: there was none
+        self._text: list[bytes] = []  # of its last delta, which may still grow
         self._logprobs: list[TokenLogprob] = []  # of the same delta, if it is of the content
         self._ahead: list[TokenLogprob] = []  # of the content's tokens whose text has not come yet
         self._n_calls = 0
@@ -383,14 +396,14 @@ class _Stream:
     def frame(self, kind: int, payload: bytes) -> None:
         if kind == _TEXT:
             if self._open != _TEXT:
-                self._begin_delta(_TEXT)
+                self._begin_part(_TEXT)
             self._text.append(payload)
             if self._ahead:
                 self._logprobs += self._ahead
                 self._ahead.clear()
         elif kind == _REASONING:
             if self._open != _REASONING:
-                self._begin_delta(_REASONING)
+                self._begin_part(_REASONING)
             self._text.append(payload)
         elif kind == _TOOL_CALL:
             self._call_tool(*read_tool_call(payload))
@@ -407,10 +420,11 @@ class _Stream:
         elif kind == Kind.FINISHED:
             finished = read_finished(payload)
             tell_loosened(self._line.name, finished)
-            if self._open in (0, _TEXT):
-                self._open = _TEXT
-                self._logprobs += self._ahead  # tokens that never made a text, or one that was cut
-            self._close_delta()
+            if self._ahead and self._open in (0, _TEXT):  # of tokens that never made a text, or one that was cut
+                if not self._open:
+                    self._begin_part(_TEXT)
+                self._logprobs += self._ahead
+            self._end_part()
             self._events.append(finished)
             self.ended = True
             if self._on_finished is not None:
@@ -423,11 +437,11 @@ class _Stream:
         if index != (self._n_calls - 1 if name is None else self._n_calls):
             raise ValueError(f"tool call {index} out of turn")
         if name is not None:
-            self._begin_delta(_TOOL_CALL)
+            self._begin_part(_TOOL_CALL)
             self._n_calls += 1
             self._events.append(ToolCallStart(index, name))
         elif self._open != _TOOL_CALL:
-            self._begin_delta(_TOOL_CALL)
+            raise ValueError(f"arguments of tool call {index} after its end")
         if arguments:
             self._text.append(arguments.encode())
 
@@ -501,9 +515,23 @@ class _Stream:
         events, self._events = self._events, []
         return events
 
-    def _begin_delta(self, kind: int) -> None:
-        self._close_delta()
+    def _begin_part(self, kind: int) -> None:
+        """A tool call's start is told by who knows its name."""
+        self._end_part()
         self._open = kind
+        if kind == _TEXT:
+            self._events.append(TextStart())
+        elif kind == _REASONING:
+            self._events.append(ReasoningStart())
+
+    def _end_part(self) -> None:
+        self._close_delta()
+        if self._open == _TEXT:
+            self._events.append(TextEnd())
+        elif self._open == _REASONING:
+            self._events.append(ReasoningEnd())
+        elif self._open == _TOOL_CALL:
+            self._events.append(ToolCallEnd(self._n_calls - 1))
 
     def _close_delta(self) -> None:
         if self._text or self._logprobs:

@@ -41,8 +41,9 @@ from ...errors import (
     ShuttingDown,
     WrongModelType,
 )
+from ...events import Event, Leased, LoadProgress, Started
 from ...metrics import Loads
-from ...settings import ModelSettings
+from ...settings import UNSAID, ModelSettings
 from ..disk.stamps import Stamps
 from ..engine.client import Engine
 from ..engine.cores import Cores, cores
@@ -51,7 +52,7 @@ from ..engine.payloads import LoadSettings, LoadSpec
 from ..engine.worker import Placement
 from .crashes import Crashes
 from .effective import effective, fitting, refused
-from .slot import Slot, Turn, instance_of
+from .slot import Place, Slot, instance_of
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Pool:
         self._slots: dict[str, Slot] = {}  # by their ids
         self._outdated: set[Slot] = set()  # in use for the last time; nobody finds them any more
         self._closing: dict[asyncio.Task[None], Slot] = {}  # engines on their way out
-        self._line: list[Turn] = []
+        self._line: list[Place] = []
         self._crashes = Crashes()
         self._timer: asyncio.TimerHandle | Timer | None = None
         self._timer_due = 0.0
@@ -128,15 +129,15 @@ class Pool:
         self,
         name: str | None,
         needs: Needs,
-        ttl_s: float | None = None,
-        on_progress: Callable[[float], None] | None = None,
+        asked: ModelSettings = UNSAID,
+        heard: Callable[[Event], object] | None = None,
         *,
         draft: str | None = None,
     ) -> AsyncIterator[Lease]:
         """The engine of the model or instance `name` for the time of one request; of several instances of the model the
-        least busy. None means the one loaded model that can do it, or the catalogue's default. `ttl_s` counts if this
-        request causes the load. The model `draft` is loaded beside it to draft for it, in the place of any other: a
-        request that was drafted for by that one goes on with this one.
+        least busy. None means the one loaded model that can do it, or the catalogue's default. What is `asked` counts if
+        this request causes the load. `heard` gets `Started`, `LoadProgress` and `Leased`. The model `draft` is loaded beside
+        it to draft for it, in the place of any other: a request that was drafted for by that one goes on with this one.
 
         Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `LoadFailed`, `ModelUnloaded`, `EngineGone`,
         `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest` for a draft model that does
@@ -147,15 +148,19 @@ class Pool:
         self._leases += 1
         slot = None
         try:
-            slot = self._least_busy(slots) or await self._wait_turn(card, ttl_s)
+            slot = self._least_busy(slots) or await self._wait_place(card, asked)
             loaded_now = not slot.loaded
+            if heard is not None:
+                heard(Started(slot.id, loaded_now))
             if loaded_now:
-                await slot.wait(on_progress)
+                await slot.wait(None if heard is None else lambda fraction: heard(LoadProgress(fraction)))
                 if not serves(slot.card, needs):  # its file is another one since it was chosen
                     raise WrongModelType(slot.card.id, _ABILITY[needs])
             assert slot.engine is not None and slot.instance is not None
             if draft_card is not None:
                 await self._attach(slot, slot.engine, draft_card)
+            if heard is not None:
+                heard(Leased(slot.instance, slot.instance.load_ms / 1000 if loaded_now else None))
             yield Lease(slot.engine, slot.instance, loaded_now)
         finally:
             self._end(slot)
@@ -283,36 +288,36 @@ class Pool:
 
     # ---- whose turn it is
 
-    async def _wait_turn(self, card: ModelCard, ttl_s: float | None) -> Slot:
+    async def _wait_place(self, card: ModelCard, asked: ModelSettings) -> Slot:
         """The slot of a model that no open one is there for, this request counted as its user."""
-        turn = self._turn_of(card, ModelSettings(ttl_s=ttl_s))
-        if turn.waiting >= turn.settings.max_queue:
-            raise QueueFull(turn.settings.max_queue)
-        turn.waiting += 1
+        place = self._place_in_line(card, asked)
+        if place.waiting >= place.settings.max_queue:
+            raise QueueFull(place.settings.max_queue)
+        place.waiting += 1
         self._advance()
         try:
-            return await asyncio.shield(turn.came)
+            return await asyncio.shield(place.came)
         except asyncio.CancelledError:
-            if turn in self._line:
-                turn.waiting -= 1
-                if not turn.waiting:
-                    self._line.remove(turn)
+            if place in self._line:
+                place.waiting -= 1
+                if not place.waiting:
+                    self._line.remove(place)
                     self._advance()
-            elif not turn.came.exception():  # the turn has come, for this request too
-                self._leave(turn.came.result())
+            elif not place.came.exception():  # its turn has come, for this request too
+                self._leave(place.came.result())
             raise
 
-    def _turn_of(self, card: ModelCard, asked: ModelSettings) -> Turn:
-        for turn in self._line:
-            if turn.card.id == card.id:
-                return turn
+    def _place_in_line(self, card: ModelCard, asked: ModelSettings) -> Place:
+        for place in self._line:
+            if place.card.id == card.id:
+                return place
         if not self._jit:
             raise ModelNotLoaded(card.id)
         self._refuse(card)
         settings = effective(self._settings, asked.over(card.settings))
-        turn = Turn(card, settings, asked, asyncio.get_running_loop().create_future())
-        self._line.append(turn)
-        return turn
+        place = Place(card, settings, asked, asyncio.get_running_loop().create_future())
+        self._line.append(place)
+        return place
 
     def _advance(self) -> None:
         """Serves the line in its order as far as that goes, and makes way for the rest of it. Embedding models have places of
@@ -322,19 +327,19 @@ class Pool:
             self._make_way(embeds)
 
     def _serve(self, embeds: bool) -> None:
-        while turn := next((turn for turn in self._line if is_embedding(turn.card) == embeds), None):
-            slot = next(iter(self._instances_of(turn.card)), None)  # nobody before this turn waits for its place
+        while place := next((place for place in self._line if is_embedding(place.card) == embeds), None):
+            slot = next(iter(self._instances_of(place.card)), None)  # nobody before this turn waits for its place
             if slot is None and self._n_taken(embeds) >= self._n_places:
                 break
-            self._line.remove(turn)
+            self._line.remove(place)
             try:
-                slot = slot or self._begin(turn.card, self._free_id(turn.card), turn.asked, jit=True)
+                slot = slot or self._begin(place.card, self._free_id(place.card), place.asked, jit=True)
             except LmError as error:
-                turn.came.set_exception(error)
-                turn.came.exception()  # seen, even if nobody waits
+                place.came.set_exception(error)
+                place.came.exception()  # seen, even if nobody waits
             else:
-                self._admit(slot, turn.waiting)
-                turn.came.set_result(slot)
+                self._admit(slot, place.waiting)
+                place.came.set_result(slot)
 
     def _n_taken(self, embeds: bool) -> int:
         """Places whose memory is in use, that of engines on their way out included. What runs on files that are no longer
@@ -346,7 +351,7 @@ class Pool:
         """As many slots as are waited for leave, idle ones first; those in use take no more requests until then."""
         staying = [slot for slot in self._slots.values() if slot.jit and is_embedding(slot.card) == embeds]
         n_leaving = self._n_taken(embeds) - len(staying)
-        waiting = [turn.card.id for turn in self._line if is_embedding(turn.card) == embeds]
+        waiting = [place.card.id for place in self._line if is_embedding(place.card) == embeds]
         wanted = len(waiting) - n_leaving
         for slot in sorted((slot for slot in staying if slot.idle), key=lambda slot: slot.idle_since)[: max(0, wanted)]:
             self._retire(slot, ModelUnloaded(slot.card.id), f"evicted, to make way for {', '.join(map(repr, waiting))}")
@@ -647,8 +652,8 @@ class Pool:
     def waiting(self) -> dict[str, int]:
         """How many requests wait for a model to be loaded, by its card's id."""
         counts: dict[str, int] = {}
-        for turn in self._line:
-            counts[turn.card.id] = counts.get(turn.card.id, 0) + turn.waiting
+        for place in self._line:
+            counts[place.card.id] = counts.get(place.card.id, 0) + place.waiting
         for slot in self._slots.values():
             if not slot.loaded and slot.users:
                 counts[slot.card.id] = counts.get(slot.card.id, 0) + slot.users
@@ -700,9 +705,9 @@ class Pool:
             self._timer.cancel()
             self._timer = None
         line, self._line = self._line, []
-        for turn in line:
-            turn.came.set_exception(ShuttingDown())
-            turn.came.exception()
+        for place in line:
+            place.came.set_exception(ShuttingDown())
+            place.came.exception()
         for slot in (*self._slots.values(), *self._outdated):
             self._retire(slot, ShuttingDown(), "the server stops")
         await self._all_gone()

@@ -33,7 +33,7 @@ class Slot:
     load: asyncio.Task[None] | None = None
     engine: Engine | None = None
     instance: Instance | None = None
-    listeners: list[Callable[[float], None]] = field(default_factory=list)
+    listeners: list[Callable[[float], object]] = field(default_factory=list)
     # use
     users: int = 0
     closed: bool = False
@@ -57,7 +57,7 @@ class Slot:
         for listener in self.listeners:
             listener(fraction)
 
-    async def wait(self, on_progress: Callable[[float], None] | None) -> None:
+    async def wait(self, on_progress: Callable[[float], object] | None) -> None:
         """Until it is loaded; raises why it will not be."""
         if on_progress is not None:
             self.listeners.append(on_progress)
@@ -104,8 +104,8 @@ class Slot:
 
 
 @dataclass(slots=True, eq=False)
-class Turn:
-    """Requests for one model that wait for a place to load it in. `came` gets the slot, which then counts them all as
+class Place:
+    """What requests for one model wait for: a place to load it in. `came` gets the slot, which then counts them all as
     its users."""
 
     card: ModelCard

@@ -1,0 +1,149 @@
+"""Runs a turn: its model is leased, its runs are given to the engine, and all that happens is told as it happens.
+
+No lease outlives its round. Whoever is told may be slower than the engine: the engine then waits for it alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from ..card import Instance
+from ..errors import LmError
+from ..events import Event, Finished
+from ..messages import Message
+from ..request import Generate
+from ..settings import ModelSettings
+from ..turn import Turn
+
+if TYPE_CHECKING:
+    from ..core.engine.client import Engine
+    from ..core.loading.pool import Lease, Needs
+
+T = TypeVar("T")
+
+Take = Callable[[int, list[Event]], bool]
+"""Gets events and the number of their run; returns whether it can take more at once."""
+
+Drained = Callable[[], Awaitable[None]]
+"""Returns when more can be taken."""
+
+
+class Models(Protocol):
+    """What turns need of them."""
+
+    def lease(
+        self,
+        name: str | None,
+        needs: Needs,
+        asked: ModelSettings = ...,
+        draft: str | None = None,
+        heard: Callable[[Event], object] | None = None,
+    ) -> AbstractAsyncContextManager[Lease]: ...
+
+    def settings_of(self, instance: Instance) -> ModelSettings: ...
+
+
+class Listener(Protocol):
+    """Hears what one run says, and has no part in it: see `app.logs.Prediction`."""
+
+    def listening(self, take: Callable[[list[Event]], bool]) -> Callable[[list[Event]], bool]: ...
+
+    def failed(self) -> None: ...
+
+    def left(self) -> None: ...
+
+
+@dataclass(slots=True, frozen=True)
+class Watch:
+    """Of one run: `finished` is told its end even if nobody reads it any more, the listener all that is read."""
+
+    finished: Callable[[Finished], None]
+    listener: Listener | None = None
+
+
+Watching = Callable[["Engine", Instance, Sequence[Generate]], Awaitable[Sequence[Watch]]]
+"""Makes a watch for each run."""
+
+
+class Past(Protocol):
+    """What was kept: see `history.History`."""
+
+    async def conversation(self, id: str, scope: str) -> tuple[Message, ...]: ...
+
+
+@dataclass(slots=True, frozen=True)
+class Rounds:
+    """What turns are run on."""
+
+    models: Models
+    past: Past
+    watching: Watching
+
+    async def run(self, turn: Turn, take: Take, drained: Drained, *, whole: bool = False) -> None:
+        """Returns when the turn is over, raises `LmError` when it failed. `whole` tells that nobody looks before the end."""
+        if turn.follows is not None:
+            turn = turn.after(await self.past.conversation(turn.follows.id, turn.scope))
+        await run_round(turn, self.models, self.watching, take, drained, whole)
+
+
+async def run_round(
+    turn: Turn, models: Models, watching: Watching, take: Take, drained: Drained, whole: bool
+) -> None:
+    """One round of the engine, on a lease of its own."""
+
+    def heard(event: Event) -> None:
+        take(0, [event])
+
+    async with models.lease(turn.model, turn.needs, turn.load, turn.draft_model, heard) as lease:
+        engine, instance = lease.engine, lease.instance
+        runs = completed(turn, models, instance).runs
+        if whole:
+            runs = tuple(replace(work, whole=True) for work in runs)
+        watches = await watching(engine, instance, runs)
+        await together(
+            [
+                feed(engine, work, watch, partial(take, index), drained)
+                for index, (work, watch) in enumerate(zip(runs, watches, strict=True))
+            ]
+        )
+
+
+def completed(turn: Turn, models: Models, instance: Instance) -> Turn:
+    """With what the model's settings say where the request says nothing."""
+    reasoning = instance.card.reasoning
+    return turn.with_defaults(models.settings_of(instance), reasoning.effort_off if reasoning else None)
+
+
+async def feed(
+    engine: Engine, work: Generate, watch: Watch, take: Callable[[list[Event]], bool], drained: Drained
+) -> None:
+    """One run, to its end."""
+    run = engine.run(work, watch.finished)
+    if watch.listener is None:
+        await run.feed(take, drained)
+        return
+    try:
+        await run.feed(watch.listener.listening(take), drained)
+    except LmError:
+        watch.listener.failed()
+        raise
+    finally:
+        watch.listener.left()
+
+
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all; the first failure ends the others."""
+    if len(works) == 1:
+        return [await works[0]]
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

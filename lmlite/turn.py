@@ -1,0 +1,80 @@
+"""One request for an answer, whoever's dialect it came in: plain data, to be run (`rounds/`) and told as `events`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .messages import Message, ToolCallPart, ToolResultPart
+from .request import Chat, Generate, Prompt, with_defaults
+from .settings import UNSAID, ModelSettings
+
+
+@dataclass(slots=True, frozen=True)
+class Follows:
+    """The kept turn `id`, which another one goes on from: its conversation stands before that one's messages, but behind
+    the first `n_leading` of them, which are said of this turn alone. With `one_system` the latest system message is the
+    only one, and the first."""
+
+    id: str
+    n_leading: int = 0
+    one_system: bool = False
+
+    def join(self, earlier: Sequence[Message], messages: Sequence[Message]) -> tuple[Message, ...]:
+        joined = [*messages[: self.n_leading], *earlier, *messages[self.n_leading :]]
+        if self.one_system:
+            systems = [message for message in (*earlier, *messages) if message.role == "system"]
+            joined = systems[-1:] + [message for message in joined if message.role != "system"]
+        return tuple(name_results(joined))
+
+
+def name_results(messages: Sequence[Message]) -> list[Message]:
+    """Results of calls of another turn are told whose they are."""
+    called: dict[str, str] = {}
+    named = []
+    for message in messages:
+        called.update((part.id, part.name) for part in message.parts if isinstance(part, ToolCallPart))
+        parts = [
+            replace(part, name=called.get(part.call_id, "")) if isinstance(part, ToolResultPart) and not part.name else part
+            for part in message.parts
+        ]
+        named.append(message if parts == list(message.parts) else replace(message, parts=tuple(parts)))
+    return named
+
+
+@dataclass(slots=True, frozen=True)
+class Turn:
+    """`model` is None where the request names none. `runs` are its choices, of one prompt or of several; their events are
+    numbered by their places here. Runs that are drafted by a model are so by `draft_model`. What `load` says counts only if
+    this turn has the model loaded. `given` are the names that `request.with_defaults` wants. `scope` is the caller's."""
+
+    model: str | None
+    runs: tuple[Generate, ...]
+    needs: Literal["chat", "text"]
+    given: frozenset[str]
+    load: ModelSettings = UNSAID
+    draft_model: str | None = None
+    follows: Follows | None = None
+    scope: str = ""
+
+    def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Turn:
+        """For the model that turned out to answer: what the request leaves open is the model's to say. Choices of one
+        prompt go on sharing it."""
+        runs: list[Generate] = []
+        prompts: dict[int, Prompt] = {}
+        for work in self.runs:
+            run = with_defaults(work, self.given, model, effort_off)
+            runs.append(replace(run, prompt=prompts.setdefault(id(work.prompt), run.prompt)))
+        return replace(self, runs=tuple(runs))
+
+    def after(self, earlier: Sequence[Message]) -> Turn:
+        """With the conversation that it goes on from, which is the messages `earlier`."""
+        if self.follows is None:
+            return self
+        runs = []
+        for work in self.runs:
+            assert isinstance(work.prompt, Chat)
+            messages = self.follows.join(earlier, work.prompt.messages)
+            runs.append(replace(work, prompt=replace(work.prompt, messages=messages)))
+        return replace(self, runs=tuple(runs), follows=None)
