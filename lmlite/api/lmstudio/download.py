@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import InvalidRequest
@@ -94,4 +94,4 @@ def _tail(record: Record) -> dict[str, Any]:
 def iso(unix_s: float) -> str:
     """"2026-05-01T09:00:00.000Z"."""
     seconds, ms = divmod(int(min(unix_s, LAST_S) * 1000), 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
