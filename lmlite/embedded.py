@@ -91,6 +91,9 @@ class OneModel:
     def latest(self, card: ModelCard) -> ModelCard | None:
         return self.card
 
+    async def settings_changed(self) -> bool:
+        return False
+
 
 class Model:
     """A loaded model. Close it, or use it as a context manager. `given` are the options that were not left to lmlite."""

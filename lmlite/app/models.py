@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -53,15 +51,6 @@ def open_pool(
     return Pool(catalog, place, of_server(config), ttl_s, jit=config.jit, max_jit=max_jit, room=guard.room, look=look)
 
 
-async def with_share(card: ModelCard, settings: ModelSettings, gpu: float | None) -> ModelSettings:
-    """`settings` with that share (0..1) of the model's layers on the GPU; None leaves them as they are."""
-    from ..core.loading.effective import gpu_layers
-
-    if gpu is None:
-        return settings
-    return replace(settings, gpu_layers=await asyncio.to_thread(gpu_layers, card, gpu))
-
-
 class Models:
     """What is on disk and what is loaded, for one event loop.
 
@@ -88,24 +77,9 @@ class Models:
         return catalog.cards()
 
     async def resolve(self, name: str, param: str = "model") -> ModelCard:
-        """The model that the field `param` names, or whose instance it names. The disk is looked at again for one that is
-        unknown, or that may have gone since, and for settings that have changed. Raises `ModelNotFound`."""
-        catalog, pool = await self._current()
-        card = pool.card(name) or catalog.resolve(name)
-        if card is None or not pool.uses(card) or await catalog.settings_changed():
-            known = await self.cards()
-            card = pool.card(name) or catalog.resolve(name)
-            if card is None:
-                raise ModelNotFound(name, tuple(card.id for card in known), param)
-        return card
-
-    async def _know(self, name: str | None) -> None:
-        """Before the pool is asked for `name`, or for whatever there is: looks at the disk if that may make a difference."""
-        catalog, pool = await self._current()
-        if name is not None:
-            await self.resolve(name)
-        elif not pool.instances() or await catalog.settings_changed():
-            await self._looks.fresh()
+        """The model that the field `param` names, or whose instance it names: see `Pool.resolve`."""
+        _, pool = await self._current()
+        return (await pool.resolve(name, param)).card
 
     def latest(self, card: ModelCard) -> ModelCard:
         """See `Catalog.latest`; `card` itself if the model is gone."""
@@ -147,17 +121,8 @@ class Models:
     ) -> AsyncIterator[Lease]:
         """See `Pool.lease`."""
         _, pool = await self._current()
-        await self._know(name)
-        if draft is not None:
-            await self.resolve(draft, "draft_model")
         async with pool.lease(name, needs, asked, heard, draft=draft) as lease:
             yield lease
-
-    async def lease_any(self, name: str | None) -> AbstractAsyncContextManager[Lease]:
-        """A lease for what every type of model can do."""
-        from ..core.loading.pool import purpose
-
-        return self.lease(name, "text" if name is None else purpose(await self.resolve(name)))
 
     async def load(
         self,
@@ -170,12 +135,16 @@ class Models:
         on_begin: Callable[[str], None] | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Instance:
-        """See `Pool.load`. `gpu` is the share (0..1) of the layers that are to be on the GPU."""
-        card = await self.resolve(name)
-        settings = await with_share(card, settings, gpu)
+        """See `Pool.load`."""
         _, pool = await self._current()
         return await pool.load(
-            card.id, settings, identifier=identifier, checked=checked, on_begin=on_begin, on_progress=on_progress
+            name,
+            settings,
+            identifier=identifier,
+            gpu=gpu,
+            checked=checked,
+            on_begin=on_begin,
+            on_progress=on_progress,
         )
 
     async def estimate(
@@ -192,7 +161,7 @@ class Models:
             raise LoadFailed(card.id, card.problem)
         _, pool = await self._current()
         free = available()
-        spec = replace(await pool.spec(card, await with_share(card, settings, gpu)), host_memory=free)
+        spec = replace(await pool.spec(card, settings, gpu), host_memory=free)
         try:
             return await estimate(self._place or Process, spec, projector=card.mmproj), free
         except EngineGone as gone:

@@ -73,7 +73,7 @@ async def read_chat(app: State, request: Request) -> tuple[str, int]:
 
 async def tokenize(app: State, request: Request, response: Response, _: str) -> None:
     call = await parsed(tokens.parse_tokenize, request.body)
-    async with await app.models.lease_any(call.model) as lease:
+    async with app.models.lease(call.model, "any") as lease:
         ids, pieces = await lease.engine.tokenize(
             call.text, add_special=call.add_special, parse_special=call.parse_special
         )
@@ -82,6 +82,6 @@ async def tokenize(app: State, request: Request, response: Response, _: str) -> 
 
 async def detokenize(app: State, request: Request, response: Response, _: str) -> None:
     call = await parsed(tokens.parse_detokenize, request.body)
-    async with await app.models.lease_any(call.model) as lease:
+    async with app.models.lease(call.model, "any") as lease:
         text = await lease.engine.detokenize(call.tokens)
     response.whole(200, call.reply(text).encode())

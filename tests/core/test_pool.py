@@ -63,6 +63,9 @@ class Shelf:
     def latest(self, card: ModelCard) -> ModelCard | None:
         return self.resolve(card.id)
 
+    async def settings_changed(self) -> bool:
+        return False
+
 
 @dataclass
 class Stage:

@@ -106,6 +106,11 @@ def read_template(card: ModelCard, chosen: str) -> str:
     return text
 
 
+async def with_share(card: ModelCard, settings: ModelSettings, gpu: float | None) -> ModelSettings:
+    """`settings` with that share (0..1) of the model's layers on the GPU; None leaves them as they are."""
+    return settings if gpu is None else replace(settings, gpu_layers=await asyncio.to_thread(gpu_layers, card, gpu))
+
+
 def gpu_layers(card: ModelCard, share: float) -> int:
     """As many layers as the `share` (0..1) of the model; -1, all and the output layer, for 1. Reads the file's header;
     one that cannot be read, or says nothing of layers, has none to share."""

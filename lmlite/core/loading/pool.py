@@ -51,12 +51,12 @@ from ..engine.line import Clock, Timer
 from ..engine.payloads import LoadSettings, LoadSpec
 from ..engine.worker import Placement
 from .crashes import Crashes
-from .effective import effective, fitting, refused
+from .effective import effective, fitting, refused, with_share
 from .slot import Place, Slot, instance_of
 
 log = logging.getLogger(__name__)
 
-Needs = Literal["chat", "text", "embedding", "rerank"]
+Needs = Literal["chat", "text", "embedding", "rerank", "any"]
 State = Literal["not-loaded", "loading", "loaded"]
 Room = Callable[[LoadSpec, bool], AbstractAsyncContextManager[LoadSpec]]
 
@@ -65,6 +65,7 @@ _ABILITY: Final[dict[Needs, str]] = {
     "text": "text completion",
     "embedding": "embeddings",
     "rerank": "reranking",
+    "any": "anything",
 }
 
 
@@ -76,6 +77,18 @@ class Catalog(Protocol):
     def default(self) -> ModelCard | None: ...
 
     def latest(self, card: ModelCard) -> ModelCard | None: ...
+
+    async def settings_changed(self) -> bool:
+        """Whether the settings of models have changed since the catalogue looked."""
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class Meant:
+    """What the name in a request means, once and for all of it: a model, or the one `instance` with a name of its own."""
+
+    card: ModelCard
+    instance: str | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -143,8 +156,11 @@ class Pool:
         `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest` for a draft model that does
         not fit the model. Who uses the engine hears `ModelFileChanged` if its files are written to meanwhile.
         """
-        draft_card = None if draft is None else self._choose_draft(draft)
-        card, slots = await self._choose(name, needs)
+        meant = None if name is None else await self.resolve(name)
+        if meant is None and (not self.instances() or await self._catalog.settings_changed()):
+            await self._look()
+        draft_card = None if draft is None else drafter((await self.resolve(draft, "draft_model")).card)
+        card, slots = await self._choose(meant, needs)
         self._leases += 1
         slot = None
         try:
@@ -165,13 +181,33 @@ class Pool:
         finally:
             self._end(slot)
 
-    async def _choose(self, name: str | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
-        """What is meant at this moment, all of whose files have been looked at. Others may have their turns meanwhile."""
-        card, _ = self._meant(name, needs)
+    async def resolve(self, name: str, param: str = "model") -> Meant:
+        """What the field `param` of a request means. The disk is looked at again for a model that is unknown, or that may
+        have gone since, and for settings that have changed. Raises `ModelNotFound`."""
+        meant = self._known(name)
+        if meant is None or not self._uses(meant.card) or await self._catalog.settings_changed():
+            await self._look()
+            meant = self._known(name)
+            if meant is None:
+                raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()), param)
+        return meant
+
+    def _known(self, name: str) -> Meant | None:
+        """A model that is loaded is known by its id even if the catalogue has lost it."""
+        slot = self._slots.get(name) or self._slots.get(name.lower())
+        if slot is not None and slot.id != slot.card.id:
+            return Meant(slot.card, slot.id)
+        card = self._catalog.resolve(name) or (slot.card if slot is not None else None)
+        return None if card is None else Meant(card)
+
+    async def _choose(self, meant: Meant | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+        """What there is of it at this moment, all of whose files have been looked at. Others may have their turns
+        meanwhile."""
+        card, _ = self._present(meant, needs)
         await self._crashes.reconsider(card)
         seen: set[Slot] = set()
         while True:
-            card, slots = self._meant(name, needs)
+            card, slots = self._present(meant, needs)
             unseen = [slot for slot in self._instances_of(card) if slot.loaded and slot not in seen]
             if not unseen:
                 return card, slots
@@ -179,26 +215,29 @@ class Pool:
                 await self._renew_changed(slot)
             seen.update(unseen)
 
-    def _meant(self, name: str | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
-        """A model and those of its instances that can be meant."""
+    def _present(self, meant: Meant | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+        """A model as it is now, and those of its instances that can be meant."""
         if self._stopping:
             raise ShuttingDown
-        card, slots = self._unnamed(needs) if name is None else self._named(name)
+        card, slots = self._unnamed(needs) if meant is None else self._named(meant)
         if not serves(card, needs):
             raise WrongModelType(card.id, _ABILITY[needs])
         return card, slots
 
-    def _named(self, name: str) -> tuple[ModelCard, list[Slot]]:
-        """Raises `ModelNotFound`. A model that is loaded is known by its id even if the catalogue has lost it."""
-        slot = self._slots.get(name) or self._slots.get(name.lower())
-        if slot is not None and slot.id != slot.card.id:
-            return slot.card, [slot]
-        card = self._catalog.resolve(name) or (slot.card if slot is not None else None)
+    def _named(self, meant: Meant) -> tuple[ModelCard, list[Slot]]:
+        """Raises `ModelNotFound` if it has gone since."""
+        if meant.instance is not None:
+            slots = [self._slots[meant.instance]] if meant.instance in self._slots else []
+            card = slots[0].card if slots else None
+        else:
+            slots = self._instances_of(meant.card)
+            card = self._catalog.latest(meant.card) or (slots[0].card if slots else None)
         if card is None:
-            raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()))
-        return card, self._instances_of(card)
+            raise ModelNotFound(meant.instance or meant.card.id, tuple(known.id for known in self._catalog.cards()))
+        return card, slots
 
     def _unnamed(self, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+        needs = "text" if needs == "any" else needs
         active = {slot.card.id: slot.card for slot in self._slots.values() if serves(slot.card, needs)}
         card = next(iter(active.values())) if len(active) == 1 else self._catalog.default() if self._jit else None
         if card is None:
@@ -254,18 +293,6 @@ class Pool:
 
     # ---- draft models
 
-    def _choose_draft(self, name: str) -> ModelCard:
-        return self._drafter(self._catalog.resolve(name), name)
-
-    def _drafter(self, card: ModelCard | None, name: str) -> ModelCard:
-        if card is None:
-            raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()), "draft_model")
-        if not serves(card, "text"):
-            raise WrongModelType(card.id, "drafting", "draft_model")
-        if card.problem is not None:
-            raise LoadFailed(card.id, card.problem, "draft_model")
-        return card
-
     async def _attach(self, slot: Slot, engine: Engine, card: ModelCard) -> None:
         """One at a time; who waited for the same one finds it done."""
         async with slot.attaching:
@@ -273,7 +300,10 @@ class Pool:
                 if not await slot.draft.change():
                     return
                 await self._look()
-                card = self._drafter(self._catalog.latest(card), card.id)
+                latest = self._catalog.latest(card)
+                if latest is None:
+                    raise ModelNotFound(card.id, tuple(known.id for known in self._catalog.cards()), "draft_model")
+                card = drafter(latest)
             slot.draft = None  # unknown, if this is cancelled
             files = await asyncio.to_thread(Stamps, card.paths)
             files.remember()
@@ -369,24 +399,25 @@ class Pool:
         settings: ModelSettings | None = None,
         *,
         identifier: str | None = None,
+        gpu: float | None = None,
         checked: bool = True,
         on_begin: Callable[[str], None] | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Instance:
         """A new instance of the model `name`, which stays until it is unloaded, or for its TTL after the last request
         where `settings` or the model's own name one. `identifier` is what it is called; else it gets the model's id, or
-        that with a number. `on_begin` gets this id. Without `checked` memory is no matter.
+        that with a number. `gpu` is the share (0..1) of the layers that are to be on the GPU. `on_begin` gets this id.
+        Without `checked` memory is no matter.
 
         Raises as `lease` does, and `InvalidRequest` for an identifier that means something else.
         """
+        card = (await self.resolve(name)).card
+        asked = await with_share(card, settings or ModelSettings(), gpu)
         if self._stopping:
             raise ShuttingDown
-        card = self._catalog.resolve(name)
-        if card is None:
-            raise ModelNotFound(name, tuple(known.id for known in self._catalog.cards()))
         id = self._free_id(card) if identifier is None else self._chosen_id(card, identifier)
         self._crashes.forgive(card.id)
-        slot = self._begin(card, id, settings or ModelSettings(), checked=checked)
+        slot = self._begin(card, id, asked, checked=checked)
         self._admit(slot, 1)
         self._leases += 1
         try:
@@ -398,9 +429,10 @@ class Pool:
         finally:
             self._end(slot)
 
-    async def spec(self, card: ModelCard, settings: ModelSettings) -> LoadSpec:
-        """What a load of the model with `settings` would ask of an engine."""
-        return await self._spec_of(card, effective(self._settings, settings.over(card.settings)))
+    async def spec(self, card: ModelCard, settings: ModelSettings, gpu: float | None = None) -> LoadSpec:
+        """What such a load of the model would ask of an engine."""
+        asked = await with_share(card, settings, gpu)
+        return await self._spec_of(card, effective(self._settings, asked.over(card.settings)))
 
     async def _spec_of(self, card: ModelCard, settings: LoadSettings) -> LoadSpec:
         """What the machine cannot do is not asked for, and told."""
@@ -670,17 +702,10 @@ class Pool:
             return "loaded"
         return "loading" if slots else "not-loaded"
 
-    def uses(self, card: ModelCard) -> bool:
+    def _uses(self, card: ModelCard) -> bool:
         """Whether the model is loaded or being loaded, as one to be asked or as one that drafts."""
         slots = self._slots.values()
         return any(slot.card.id == card.id or (slot.draft and slot.draft.paths == card.paths) for slot in slots)
-
-    def card(self, name: str) -> ModelCard | None:
-        """The model that `name` names if it is loaded or loading, or an instance of it."""
-        with contextlib.suppress(ModelNotFound):
-            card, slots = self._named(name)
-            return card if slots else None
-        return None
 
     async def unload(self, instance_id: str) -> bool:
         """Ends the instance, its running requests too (`ModelUnloaded`); returns when its memory is free, False if there was
@@ -750,7 +775,16 @@ def is_embedding(card: ModelCard) -> bool:
 
 
 def serves(card: ModelCard, needs: Needs) -> bool:
-    return needs == purpose(card) or (needs == "chat" and purpose(card) == "text")
+    return needs in (purpose(card), "any") or (needs == "chat" and purpose(card) == "text")
+
+
+def drafter(card: ModelCard) -> ModelCard:
+    """`card`, if it can draft."""
+    if not serves(card, "text"):
+        raise WrongModelType(card.id, "drafting", "draft_model")
+    if card.problem is not None:
+        raise LoadFailed(card.id, card.problem, "draft_model")
+    return card
 
 
 def purpose(card: ModelCard) -> Needs:
