@@ -2,9 +2,8 @@
 
 #include "error.h"
 #include "model.h"
+#include "model_file.h"
 #include "payload.h"
-
-#include "gguf.h"
 
 #include "../src/llama-context.h" // how large its graphs are
 #include "../src/llama-ext.h"     // the memory that a context takes, by device
@@ -13,7 +12,6 @@
 #include <chrono>
 #include <cstdio>
 #include <map>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #if defined(__APPLE__)
@@ -40,19 +38,9 @@ struct file_facts {
 };
 
 static file_facts read_facts(const std::string & path) {
-    file_facts facts;
-    struct stat file;
-    facts.bytes = stat(path.c_str(), &file) == 0 ? uint64_t(file.st_size) : 0;
-    if (facts.bytes <= LAZY_BYTES) {
-        return facts;
-    }
-    if (gguf_context * header = gguf_init_from_file(path.c_str(), {true, nullptr})) {
-        const int64_t id = gguf_find_tensor(header, LAZY_TENSOR);
-        const uint64_t size = id < 0 ? 0 : gguf_get_tensor_size(header, id);
-        facts.lazy_bytes = size > LAZY_BYTES ? size : 0;
-        gguf_free(header);
-    }
-    return facts;
+    const model_file file(path);
+    const uint64_t size = file.tensor_bytes(LAZY_TENSOR);
+    return {file.bytes(), size > LAZY_BYTES ? size : 0};
 }
 
 static file_facts sum_of_facts(const load_spec & spec) {
@@ -131,7 +119,7 @@ static uint64_t further_lanes_bytes(const model & m) {
 static void add_loras(memory_use & uses, const load_spec & spec, const model & m) {
     uint64_t bytes = 0;
     for (const lora_file & lora : spec.loras) {
-        bytes += read_facts(lora.path).bytes;
+        bytes += model_file(lora.path).bytes();
     }
     const auto most = std::max_element(uses.begin(), uses.end(), [](const auto & a, const auto & b) {
         return a.second.weights < b.second.weights;

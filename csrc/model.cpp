@@ -3,13 +3,13 @@
 #include "attention.h"
 
 #include "error.h"
+#include "model_file.h"
 #include "payload.h"
 #include "pulse.h"
 
 #include "build-info.h"
 #include "common.h"
 #include "ggml-cpu.h"
-#include "gguf.h"
 #include "log.h"
 
 #include "../src/llama-ext.h" // the memory that a context takes, by device
@@ -22,7 +22,6 @@
 #include <limits>
 #include <mutex>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 namespace lm {
@@ -387,51 +386,19 @@ std::vector<std::string> files_of(const load_spec & spec) {
     return spec.splits.empty() ? std::vector<std::string>{spec.path} : spec.splits;
 }
 
-static void check_mlock(const load_spec & spec) {
+static void check_mlock(const load_spec & spec, const std::vector<model_file> & files) {
     const bool stays_in_memory = spec.gpu_layers == 0 || gpus().empty();
     if (!spec.mlock || spec.vocab_only || !stays_in_memory) {
         return;
     }
-    size_t bytes = 0;
-    for (const std::string & path : files_of(spec)) {
-        struct stat file;
-        bytes += stat(path.c_str(), &file) == 0 ? size_t(file.st_size) : 0;
+    uint64_t bytes = 0;
+    for (const model_file & file : files) {
+        bytes += file.bytes();
     }
     if (bytes > 0 && !can_lock(bytes)) {
         throw invalid_request("mlock", "this process may not lock " + std::to_string(bytes) +
                                            " bytes of memory; raise its limit (ulimit -l)");
     }
-}
-
-struct gguf_deleter {
-    void operator()(gguf_context * file) const { gguf_free(file); }
-};
-
-// The metadata key that sets how many experts a token has, checked against the file: llama.cpp aborts for a number out of range.
-static std::string experts_key(const load_spec & spec) {
-    const std::unique_ptr<gguf_context, gguf_deleter> file(gguf_init_from_file(files_of(spec)[0].c_str(), {true, nullptr}));
-    if (!file) {
-        return {}; // the load itself will fail
-    }
-    const auto find = [&](const std::string & key, gguf_type type) {
-        const int64_t id = gguf_find_key(file.get(), key.c_str());
-        return id >= 0 && gguf_get_kv_type(file.get(), id) == type ? id : -1;
-    };
-    const int64_t arch_id = find("general.architecture", GGUF_TYPE_STRING);
-    const std::string arch = arch_id < 0 ? "" : gguf_get_val_str(file.get(), arch_id);
-    const int64_t count_id = find(arch + ".expert_count", GGUF_TYPE_UINT32);
-    const uint32_t count = count_id < 0 ? 0 : gguf_get_val_u32(file.get(), count_id);
-    if (count == 0) {
-        throw invalid_request("n_experts", "this model has no experts");
-    }
-    if (uint32_t(spec.n_experts) > count) {
-        throw invalid_request("n_experts", "this model has " + std::to_string(count) + " experts");
-    }
-    const std::string key = arch + ".expert_used_count";
-    if (find(key, GGUF_TYPE_ARRAY) >= 0) {
-        throw invalid_request("n_experts", "this model's layers differ in their number of experts, which cannot be changed");
-    }
-    return key;
 }
 
 // ---- loading ------------------------------------------------------------------------------------------------------
@@ -440,7 +407,6 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
     : only_measured_(spec.only_measured), host_memory_(spec.host_memory) {
     init_backend();
     check_devices(spec);
-    check_mlock(spec);
     load_weights(spec, progress);
     check_vocabulary();
     vocab_ = std::make_unique<vocabulary>(llama_model_get_vocab(model_.get()));
@@ -459,11 +425,11 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
     chat_ = std::make_unique<dialogue>(model_.get(), *vocab_, embedding_ ? std::string() : spec.chat_template);
 }
 
-static llama_load_mode load_mode(const load_spec & spec) {
-    if (spec.mlock) {
-        return spec.mmap ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
+static llama_load_mode load_mode(bool map, bool lock) {
+    if (lock) {
+        return map ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MLOCK;
     }
-    return spec.mmap ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE; // AUTO: unless a device cannot
+    return map ? LLAMA_LOAD_MODE_AUTO : LLAMA_LOAD_MODE_NONE; // AUTO: unless a device cannot
 }
 
 // What LLAMA_LOAD_MODE_AUTO goes by.
@@ -539,10 +505,19 @@ void model::try_vocabulary() const {
 }
 
 void model::load_weights(const load_spec & spec, const progress_fn & progress) {
+    std::vector<model_file> files;
+    for (const std::string & path : files_of(spec)) {
+        files.emplace_back(path);
+    }
+    check_mlock(spec, files);
+    files[0].check_vocabulary();
+    const std::string experts_key = spec.n_experts > 0 ? files[0].experts_key(spec.n_experts) : "";
+    const bool map = spec.mmap && std::none_of(files.begin(), files.end(), [](const model_file & f) { return f.has_tail(); });
+    files.clear();
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers = spec.gpu_layers;
     params.vocab_only = spec.vocab_only;
-    params.load_mode = only_measured_ ? LLAMA_LOAD_MODE_NONE : load_mode(spec); // mapping is loading
+    params.load_mode = only_measured_ ? LLAMA_LOAD_MODE_NONE : load_mode(map, spec.mlock); // mapping is loading
     params.no_alloc = only_measured_;
     params.main_gpu = spec.main_gpu;
     params.split_mode = spec.split_mode;
@@ -557,7 +532,7 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     if (spec.n_experts > 0) {
         overrides[0].tag = LLAMA_KV_OVERRIDE_TYPE_INT;
         overrides[0].val_i64 = spec.n_experts;
-        snprintf(overrides[0].key, sizeof overrides[0].key, "%s", experts_key(spec).c_str());
+        snprintf(overrides[0].key, sizeof overrides[0].key, "%s", experts_key.c_str());
         params.kv_overrides = overrides;
     }
     std::vector<const char *> paths;
@@ -578,7 +553,7 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     const int32_t layers = llama_model_n_layer(model_.get()) + 1; // the output layer counts as one
     gpu_layers_ = !llama_supports_gpu_offload() ? 0 : spec.gpu_layers < 0 ? layers : std::min(spec.gpu_layers, layers);
     offload_kv_cache_ = spec.offload_kv_cache && gpu_layers_ > 0;
-    maps_file_ = spec.mmap && (spec.mlock || devices_can_map(model_.get()));
+    maps_file_ = map && (spec.mlock || devices_can_map(model_.get()));
     if (!spec.vocab_only && llama_model_n_expert(model_.get()) > 0) {
         n_experts_ = spec.n_experts > 0 ? spec.n_experts
                                         : int32_t(metadata_number(model_.get(), arch_ + ".expert_used_count", 0));
@@ -596,12 +571,6 @@ static bool names_pooling(const llama_model * m, const std::string & arch) {
     return int32_t(type) > LLAMA_POOLING_TYPE_NONE; // files store it without a sign, llama.cpp's -1 as 4294967295
 }
 
-static bool has_tensor(const std::string & path, std::initializer_list<const char *> names) {
-    const std::unique_ptr<gguf_context, gguf_deleter> file(gguf_init_from_file(path.c_str(), {true, nullptr}));
-    return file && std::any_of(names.begin(), names.end(),
-                               [&](const char * name) { return gguf_find_tensor(file.get(), name) >= 0; });
-}
-
 // Files of rerankers seldom name their pooling: their classification head tells what they are. An encoder with neither is
 // pooled as most are.
 enum llama_pooling_type model::choose_pooling(const load_spec & spec) const {
@@ -610,7 +579,8 @@ enum llama_pooling_type model::choose_pooling(const load_spec & spec) const {
     }
     const std::vector<std::string> paths = files_of(spec);
     const bool classifies = std::any_of(paths.begin(), paths.end(), [](const std::string & path) {
-        return has_tensor(path, {"cls.weight", "cls.output.weight"});
+        const model_file file(path);
+        return file.tensor_bytes("cls.weight") + file.tensor_bytes("cls.output.weight") > 0;
     });
     return classifies ? LLAMA_POOLING_TYPE_RANK : LLAMA_POOLING_TYPE_MEAN;
 }

@@ -1005,3 +1005,12 @@ def test_a_look_at_an_unchanged_disk_leaves_the_list_as_it_is(tmp_path: Path) ->
     path.with_name("gone.gguf").write_bytes(path.read_bytes())
     catalog.rescan()
     assert catalog.cards() is not before and all(card.problem is None for card in catalog.cards())
+
+
+def test_what_lies_behind_the_tensors_is_not_of_the_models_size(tmp_path: Path) -> None:
+    path = put(tmp_path, "models/falcon.gguf")
+    size = path.stat().st_size
+    for hole, expected in ((1 << 20, size + (1 << 20)), (1 << 30, size)):  # padding, and what is none
+        os.truncate(path, size + hole)
+        for _ in range(2):  # read, and kept from then
+            assert [card.size_bytes for card in Catalog([tmp_path / "models"], state=tmp_path).cards()] == [expected]

@@ -475,6 +475,23 @@ def test_threads_are_what_is_said_and_one_for_a_model_that_gains_nothing_from_mo
     asyncio.run(run())
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can be set on Linux only")
+def test_what_lies_behind_the_tensors_need_not_be_locked(llama: Path, tmp_path: Path) -> None:
+    """Only a process without privileges is refused what is beyond its limit."""
+    holed = tmp_path / "holed.gguf"
+    shutil.copy(llama, holed)
+    os.truncate(holed, 1 << 30)
+
+    async def run() -> None:
+        async with an_engine(process := Process()) as engine:
+            assert process.pid is not None
+            resource.prlimit(process.pid, resource.RLIMIT_MEMLOCK, (4 << 20, 4 << 20))
+            await load(engine, holed, mlock=True)
+            assert 0 < locked_bytes(process.pid) <= 4 << 20
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("isolation", ["process", "thread"])
 def test_what_lies_behind_the_tensors_is_never_read(tmp_path: Path, isolation: str) -> None:
     """A hole of a terabyte was mapped and read ahead: a minute, and all of the machine's memory."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -425,3 +427,21 @@ def test_a_draft_model_that_is_not_there_is_named_in_the_error(tiny: Client) -> 
     answer = tiny.post("/v1/chat/completions", body)
     assert answer.status == 404
     assert answer.json["error"]["param"] == "draft_model"
+
+
+def test_what_lies_behind_the_tensors_of_a_draft_model_is_never_read(tmp_path: Path) -> None:
+    """A hole of a terabyte would be read ahead."""
+    holed = tmp_path / "holed.gguf"
+    shutil.copy(bundled_model(), holed)
+    try:
+        os.truncate(holed, 1 << 40)
+    except OSError:
+        pytest.skip("this file system has no files of a terabyte")
+
+    async def run() -> None:
+        async with loaded() as engine:
+            await engine.attach_draft((holed,))
+            _, end = await complete(engine, LONG, max_tokens=20, ignore_eos=True, draft=Draft("model", min=2, min_p=0.0))
+            assert counts_of(end).total > 0
+
+    asyncio.run(run())

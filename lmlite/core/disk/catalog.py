@@ -357,7 +357,7 @@ def _read(path: Path, size: int) -> Seen:
     except GgufError as error:
         return Seen(size, error.reason)
     in_parts = file_name(path.name).parts > 1
-    return Seen(size, header.incomplete, gguf.facts([header]), header if in_parts else None)
+    return Seen(header.size, header.incomplete, gguf.facts([header]), header if in_parts else None)
 
 
 def _gather(files: Iterable[Found], old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> list[_Entry]:

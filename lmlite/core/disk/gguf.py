@@ -170,6 +170,8 @@ _POOLING_RANK: Final = 4
 """`pooling_type` of a model that scores; but files of rerankers seldom name theirs."""
 _POOLING_UNSPECIFIED: Final = 1 << 31
 """llama.cpp's -1 is stored without its sign."""
+PADDING_MAX: Final = 16 << 20
+"""Bytes behind a file's last tensor; as the engine has it (csrc/model_file.cpp)."""
 NOT_MODELS: Final = frozenset({"adapter", "imatrix", "controlvector"})
 """Values of `general.type` or `general.architecture` of files that stand beside a model."""
 
@@ -215,6 +217,12 @@ class Header:
         if self.tensors.end > self.file_bytes:
             return f"incomplete file: {self.file_bytes} of {self.tensors.end} bytes"
         return None
+
+    @property
+    def size(self) -> int:
+        """In bytes. What lies behind the tensors and is no padding, be it a hole of a terabyte, is never read."""
+        has_tail = self.file_bytes - self.tensors.end > PADDING_MAX
+        return self.tensors.end if has_tail else self.file_bytes
 
     @property
     def chat_template(self) -> str | None:

@@ -35,7 +35,7 @@ Stamp = tuple[str, int, int, int]
 class Seen:
     """What was read of a file. A file that was cut off behind its header has `facts` and a `problem`."""
 
-    size: int
+    size: int  # of what is the model's
     problem: str | None
     facts: Facts | None = None
     header: Header | None = None  # of parts of a model only: their facts are told together
@@ -60,14 +60,16 @@ def load(path: Path) -> dict[Stamp, Seen]:
             head, _, body = file.read(MAX_BYTES).partition(b"\n")
         if head != _head(body):
             return {}
-        return {(name, size, *rest): _seen(size, problem, facts) for name, size, *rest, problem, facts in json.loads(body)}
+        rows = json.loads(body)
+        return {(name, *rest): _seen(size, problem, facts) for name, *rest, size, problem, facts in rows}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
 
 
 def save(path: Path, seen: Mapping[Stamp, Seen]) -> None:
     """Models in parts are left out: their headers are too large to be kept twice."""
-    rows = [(*stamp, it.problem, asdict(it.facts) if it.facts else None) for stamp, it in seen.items() if not it.header]
+    kept = [(stamp, it) for stamp, it in seen.items() if not it.header]
+    rows = [(*stamp, it.size, it.problem, asdict(it.facts) if it.facts else None) for stamp, it in kept]
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         body = json.dumps(rows, separators=(",", ":")).encode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from ...card import ModelCard
@@ -53,14 +52,9 @@ def refused(card: ModelCard, error: InvalidRequest) -> LmError:
     return SettingRefused(card.id, OPTION_OF.get(error.param, error.param), error.message)
 
 
-TAIL_MAX: Final = 16 << 20
-"""Bytes behind a file's last tensor that may be mapped with it; more is no padding, and mapping reads it all ahead."""
-
-
 async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:
     """`settings` with those LoRA adapters that are for the model's architecture, or that the engine has to refuse, and with
-    the text of the chat template that they name the file of. Files with much behind their tensors are read instead of
-    mapped: what lies there, be it a hole of a terabyte, is nobody's. Raises `LoadFailed`."""
+    the text of the chat template that they name the file of. Raises `LoadFailed`."""
 
     def fits(lora: Lora) -> bool:
         try:
@@ -73,20 +67,10 @@ async def fitting(card: ModelCard, settings: LoadSettings) -> LoadSettings:
             settings,
             loras=tuple(filter(fits, settings.loras)),
             chat_template=read_template(card, settings.chat_template),
-            mmap=settings.mmap and not any(map(has_tail, card.paths)),
         )
 
-    needed = settings.loras or settings.chat_template or settings.mmap
+    needed = settings.loras or settings.chat_template
     return await asyncio.to_thread(fit) if needed else settings
-
-
-def has_tail(path: Path) -> bool:
-    """More than padding lies behind the file's last tensor."""
-    try:
-        header = read_header(path)
-    except GgufError:
-        return False  # the load will say what is wrong
-    return header.file_bytes - header.tensors.end > TAIL_MAX
 
 
 def read_template(card: ModelCard, chosen: str) -> str:
