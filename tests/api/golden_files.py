@@ -21,11 +21,16 @@ from lmlite.events import (
     LoadProgress,
     PromptProgress,
     ReasoningDelta,
+    ReasoningEnd,
+    ReasoningStart,
     Started,
     Stats,
     TextDelta,
+    TextEnd,
+    TextStart,
     TokenLogprob,
     ToolCallArguments,
+    ToolCallEnd,
     ToolCallStart,
     TopToken,
 )
@@ -107,7 +112,32 @@ def _changes(value: Any) -> Any:
 
 
 def read_events(run: Sequence[dict[str, Any]]) -> list[Event]:
-    return [_read_event(event) for event in run]
+    return bracketed([_read_event(event) for event in run])
+
+
+def bracketed(events: Sequence[Event]) -> list[Event]:
+    """With the starts and the ends of the answer's parts, which an engine tells and a case leaves out."""
+    told: list[Event] = []
+    open_end: Event | None = None  # what will close the part that is open
+    for event in events:
+        if isinstance(event, TextDelta | ReasoningDelta | ToolCallStart | Finished):
+            start, end = _brackets(event)
+            if open_end is not None and open_end != end:
+                told.append(open_end)
+            if start is not None and open_end != end:
+                told.append(start)
+            open_end = end
+        told.append(event)
+    return told
+
+
+def _brackets(event: Event) -> tuple[Event | None, Event | None]:
+    """Of the part that `event` belongs to: what opens it and what closes it."""
+    if isinstance(event, TextDelta):
+        return TextStart(), TextEnd()
+    if isinstance(event, ReasoningDelta):
+        return ReasoningStart(), ReasoningEnd()
+    return None, ToolCallEnd(event.index) if isinstance(event, ToolCallStart) else None
 
 
 def leased(runs: Sequence[Sequence[Event]]) -> list[list[Event]]:
