@@ -3,7 +3,7 @@
 // written there stays text.
 #pragma once
 
-#include "format.h"
+#include "answer_format.h"
 #include "protocol.h"
 #include "text.h"
 #include "tool_schemas.h"

@@ -4,7 +4,7 @@
 
 #include "error.h"
 #include "model.h"
-#include "pulse.h"
+#include "heartbeat.h"
 #include "sequence.h"
 #include "wire.h"
 

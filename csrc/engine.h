@@ -7,7 +7,7 @@
 #include "model.h"
 #include "pace.h"
 #include "prefix.h"
-#include "pulse.h"
+#include "heartbeat.h"
 #include "sequence.h"
 #include "wire.h"
 

@@ -5,7 +5,7 @@
 #include "error.h"
 #include "model_file.h"
 #include "payload.h"
-#include "pulse.h"
+#include "heartbeat.h"
 
 #include "build-info.h"
 #include "common.h"

@@ -2,7 +2,7 @@
 // would have said.
 #pragma once
 
-#include "format.h"
+#include "answer_format.h"
 #include "text.h"
 
 #include <memory>

@@ -1,6 +1,6 @@
 #include "reply.h"
 
-#include "format.h"
+#include "answer_format.h"
 
 #include "json.h"
 

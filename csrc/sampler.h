@@ -5,7 +5,7 @@
 #pragma once
 
 #include "matcher.h"
-#include "row.h"
+#include "logits.h"
 #include "text.h"
 
 #include <memory>

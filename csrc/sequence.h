@@ -7,7 +7,7 @@
 #include "reply.h"
 #include "sampler.h"
 #include "state.h"
-#include "trigger.h"
+#include "lazy_grammar.h"
 
 #include <atomic>
 #include <chrono>

@@ -13,7 +13,7 @@
 #include "model.h"
 #include "payload.h"
 #include "protocol.h"
-#include "pulse.h"
+#include "heartbeat.h"
 #include "rerank.h"
 #include "thread.h"
 #include "wire.h"

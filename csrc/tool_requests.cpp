@@ -1,6 +1,6 @@
 #include "tool_requests.h"
 
-#include "format.h"
+#include "answer_format.h"
 
 #include "chat-peg-parser.h"
 #include "json-schema-to-grammar.h"

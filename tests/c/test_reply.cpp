@@ -5,7 +5,7 @@
 #include "error.h"
 #include "fixture.h"
 #include "reply.h"
-#include "trigger.h"
+#include "lazy_grammar.h"
 
 #include "log.h"
 

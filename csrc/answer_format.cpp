@@ -1,4 +1,4 @@
-#include "format.h"
+#include "answer_format.h"
 
 #include "chat-peg-parser.h"
 #include "json-schema-to-grammar.h"

@@ -1,4 +1,4 @@
-#include "row.h"
+#include "logits.h"
 
 #include <algorithm>
 #include <cmath>

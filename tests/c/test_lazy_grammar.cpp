@@ -1,6 +1,6 @@
 #include "chat_vocabulary.h"
 
-#include "trigger.h"
+#include "lazy_grammar.h"
 
 using namespace lm;
 

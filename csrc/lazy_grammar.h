@@ -3,7 +3,7 @@
 // trigger on.
 #pragma once
 
-#include "format.h"
+#include "answer_format.h"
 #include "sampler.h"
 
 #include <deque>

@@ -1,4 +1,4 @@
-#include "trigger.h"
+#include "lazy_grammar.h"
 
 #include "error.h"
 
