@@ -2,6 +2,7 @@
 
 #include "budget.h"
 #include "arguments.h"
+#include "conversation.h"
 #include "error.h"
 
 #include "tool_requests.h"
@@ -386,6 +387,7 @@ common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
             call.arguments = mend_arguments(call.arguments);
         }
     }
+    name_results(inputs.messages);
     if (chat.may_call_tools()) { // a model that must not call a tool does not hear of any
         inputs.tools = common_chat_tools_parse_oaicompat(chat.tools);
         inputs.tool_choice = chat.choice == tool_choice::required ? COMMON_CHAT_TOOL_CHOICE_REQUIRED
@@ -402,8 +404,17 @@ common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
     return inputs;
 }
 
+// The template's own words, without where in it they are.
 static std::string refusal(const std::exception & e) {
-    return std::string("the chat template refuses this conversation: ") + e.what();
+    static constexpr char ERROR[] = "\nError: ";
+    static constexpr char RAISED[] = "Jinja Exception: ";
+    std::string words = e.what();
+    const size_t at = words.find(ERROR);
+    words.erase(0, at == std::string::npos ? 0 : at + sizeof ERROR - 1);
+    if (words.compare(0, sizeof RAISED - 1, RAISED) == 0) {
+        words.erase(0, sizeof RAISED - 1);
+    }
+    return told(words) + " (the model's chat template refuses this conversation)";
 }
 
 // The template's own work. Throws what it throws.
@@ -453,12 +464,60 @@ static budget_limits limits_for(const common_chat_templates_inputs & inputs) {
     return limits;
 }
 
+// The conversation as it was given, if the template takes that and leaves nothing of it out, else in the first form of which
+// that is true; `inputs` are left in the form that was taken. Throws what the template throws of what was given.
+common_chat_params dialogue::run_mended(common_chat_templates_inputs & inputs) const {
+    const common_chat_templates_inputs given = inputs;
+    std::optional<common_chat_params> params; // of the first form that is taken
+    std::exception_ptr refused;
+    std::string words; // of the last refusal
+    const auto takes_all = [&](const common_chat_templates_inputs & form) {
+        try {
+            common_chat_params taken = run(form);
+            const bool is_whole = !is_some_lost(form.messages, taken.prompt);
+            if (is_whole || !params) {
+                params = std::move(taken);
+                inputs.messages = form.messages;
+            }
+            return is_whole;
+        } catch (const std::exception & e) {
+            refused = refused ? refused : std::current_exception();
+            words = e.what();
+            return false;
+        }
+    };
+    if (takes_all(given)) {
+        return std::move(*params);
+    }
+    // What gets the template no further is taken back; only if that leads nowhere, everything is done at once.
+    for (const bool keep_all : {false, true}) {
+        common_chat_templates_inputs form = given;
+        for (const mending & mend : mendings()) {
+            common_chat_templates_inputs before = form;
+            const std::string words_before = words;
+            if ((params && !mend.brings_back) || !mend.apply(form.messages)) {
+                continue;
+            }
+            if (takes_all(form)) {
+                return std::move(*params);
+            }
+            if (!keep_all && words == words_before) {
+                form = std::move(before);
+            }
+        }
+    }
+    if (!params) {
+        std::rethrow_exception(refused);
+    }
+    return std::move(*params);
+}
+
 // `pure`: the prompt alone, no analysis of how the answer will be written.
-common_chat_params dialogue::apply(common_chat_templates_inputs inputs, bool pure) const {
+common_chat_params dialogue::apply(common_chat_templates_inputs & inputs, bool pure) const {
     inputs.force_pure_content = pure;
     try {
         const budget cost(limits_for(inputs));
-        return run(inputs);
+        return run_mended(inputs);
     } catch (const over_budget & over) {
         give_memory_back();
         throw invalid_request("messages", "the model's chat template is at fault: for this conversation " + told(over));
@@ -469,14 +528,6 @@ common_chat_params dialogue::apply(common_chat_templates_inputs inputs, bool pur
         apply(inputs, true); // throws if it is the conversation's fault
         throw invalid_request(inputs.tools.empty() ? "response_format" : "tools", e.what());
     }
-}
-
-// Templates trim texts; of a long one the beginning tells it.
-static std::string_view beginning_of(const std::string & text) {
-    constexpr size_t TELLING = 64;
-    const size_t begin = std::min(text.find_first_not_of(" \t\r\n"), text.size());
-    const size_t end = text.find_last_not_of(" \t\r\n") + 1;
-    return std::string_view(text).substr(begin, std::min(end - std::min(begin, end), TELLING));
 }
 
 // Looked for from the end, message by message, so that nothing in the instructions or in a later message passes for it. A
@@ -508,12 +559,11 @@ static size_t find_first_user(const std::string & prompt, const std::vector<comm
 // The prompt with its literals marked.
 dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bool pure, const common_chat_msg * last) const {
     mark_all(inputs);
-    const std::vector<common_chat_msg> messages = inputs.messages;
     if (!native_tools_) {
         spell_tools(inputs);
     }
-    common_chat_params params = apply(std::move(inputs), pure);
-    const size_t said_from = find_first_user(params.prompt, messages);
+    common_chat_params params = apply(inputs, pure);
+    const size_t said_from = find_first_user(params.prompt, inputs.messages);
     const std::string begun = last != nullptr ? begin_answer(*last, params.generation_prompt) : "";
     params.prompt += begun;
     return {std::move(params), said_from, without_marks(begun)};
@@ -588,9 +638,6 @@ std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t l
     }
     vocab_.tokenize_within(without_marks(prompt), limit, 1); // of about the same size
     std::vector<llama_token> tokens;
-    if (llama_vocab_get_add_bos(vocab_.get())) {
-        tokens.push_back(llama_vocab_bos(vocab_.get()));
-    }
     const auto append = [&](const std::string & text, bool parse_special) {
         const std::vector<llama_token> more = vocab_.tokenize(without_marks(text), false, parse_special);
         tokens.insert(tokens.end(), more.begin(), more.end());
@@ -602,6 +649,10 @@ std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t l
         const size_t end = std::min(prompt.find(LITERAL_END, begin), prompt.size());
         append(prompt.substr(begin, end - begin), false);
         at = end;
+    }
+    const llama_token bos = llama_vocab_bos(vocab_.get());
+    if (llama_vocab_get_add_bos(vocab_.get()) && (tokens.empty() || tokens.front() != bos)) {
+        tokens.insert(tokens.begin(), bos);
     }
     return tokens;
 }
@@ -636,11 +687,11 @@ static common_chat_templates_inputs without_tools(common_chat_templates_inputs i
 common_chat_params dialogue::describe_calls(common_chat_templates_inputs inputs) const {
     inputs.json_schema.clear();
     if (native_tools_) {
-        return apply(std::move(inputs), false);
+        return apply(inputs, false);
     }
     common_chat_templates_inputs spelled = inputs;
     spell_tools(spelled);
-    const common_chat_params plain = apply(std::move(spelled), false);
+    const common_chat_params plain = apply(spelled, false);
     try {
         return tool_request_format(inputs, plain);
     } catch (const std::exception & e) {

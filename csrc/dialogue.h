@@ -80,7 +80,8 @@ class dialogue {
 
     common_chat_templates_inputs read(const chat_prompt & chat) const;
     common_chat_params run(const common_chat_templates_inputs & inputs) const;
-    common_chat_params apply(common_chat_templates_inputs inputs, bool pure) const;
+    common_chat_params run_mended(common_chat_templates_inputs & inputs) const;
+    common_chat_params apply(common_chat_templates_inputs & inputs, bool pure) const;
     struct written {
         common_chat_params params;
         size_t said_from; // where in its prompt the first user's text begins; npos: not known

@@ -393,7 +393,7 @@ static sampling_params parse_sampling(const common_json & object) {
 }
 
 static bool is_tool_name(const std::string & name) {
-    const auto plain = [](unsigned char c) { return isalnum(c) || c == '_' || c == '-' || c == '.' || c == ':' || c == '/'; };
+    const auto plain = [](unsigned char c) { return isalnum(c) || c == '_' || c == '-' || c == '.'; };
     return !name.empty() && name.size() <= MAX_TOOL_NAME && std::all_of(name.begin(), name.end(), plain);
 }
 
@@ -414,7 +414,7 @@ static common_json read_tools(const common_json & object) {
         const common_json & function = tool.at("function");
         const std::string name = has(function, "name") && function.at("name").is_string() ? function.at("name").get<std::string>() : "";
         if (!is_tool_name(name)) {
-            throw invalid_request("tools", "a tool's name must be letters, digits and _-.:/, at most " +
+            throw invalid_request("tools", "a tool's name must be letters, digits and _-., at most " +
                                                std::to_string(MAX_TOOL_NAME) + " of them");
         }
         if (!names.insert(name).second) {

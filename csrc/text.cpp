@@ -54,6 +54,20 @@ std::string vocabulary::special_piece(llama_token id) const {
     return token_bytes(vocab_, id, true);
 }
 
+bool vocabulary::begins_twice(std::string_view text, const std::vector<llama_token> & tokens) const {
+    const llama_token bos = llama_vocab_bos(vocab_);
+    if (tokens.size() < 2 || tokens[0] != bos || tokens[1] != bos) {
+        return false;
+    }
+    const std::string written = special_piece(bos);
+    size_t n_written = 0;
+    while (!written.empty() && text.substr(n_written * written.size(), written.size()) == written) {
+        n_written++;
+    }
+    const auto end = std::find_if(tokens.begin(), tokens.end(), [&](llama_token id) { return id != bos; });
+    return n_written > 0 && size_t(end - tokens.begin()) > n_written;
+}
+
 std::vector<llama_token> vocabulary::tokenize(std::string_view text, bool add_special, bool parse_special) const {
     std::vector<llama_token> tokens(text.size() / 3 + 8);
     for (;;) {
@@ -64,6 +78,9 @@ std::vector<llama_token> vocabulary::tokenize(std::string_view text, bool add_sp
         }
         if (n >= 0) {
             tokens.resize(size_t(n));
+            if (add_special && parse_special && begins_twice(text, tokens)) {
+                tokens.erase(tokens.begin());
+            }
             return tokens;
         }
         tokens.resize(size_t(-n));

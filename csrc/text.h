@@ -58,7 +58,8 @@ class vocabulary {
     std::string special_piece(llama_token id) const;
     bool is_eog(llama_token id) const { return eog_[size_t(id)]; }
 
-    // Special tokens written in `text` are parsed only if `parse_special`; BOS/EOS are added as the model asks.
+    // Special tokens written in `text` are parsed only if `parse_special`; BOS/EOS are added as the model asks, but no BOS to a
+    // text that begins with one.
     std::vector<llama_token> tokenize(std::string_view text, bool add_special, bool parse_special) const;
     // The same for a text that must leave `spare` of `limit` tokens: throws context_overflow, for a text far beyond that
     // after a part of the work and with a lower bound of what it needs.
@@ -77,6 +78,8 @@ class vocabulary {
     const std::vector<std::string> & control_texts() const { return control_texts_; }
 
   private:
+    bool begins_twice(std::string_view text, const std::vector<llama_token> & tokens) const;
+
     const llama_vocab * vocab_; // borrowed from the model
     std::string pieces_;        // all pieces, one after another
     size_t longest_piece_ = 1;  // bytes

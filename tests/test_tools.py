@@ -112,6 +112,15 @@ def test_named_tool_is_called_although_another_fits(ask: Any) -> None:
     assert [name for name, _ in made(choice)] == ["get_time"]
 
 
+def test_a_tool_may_have_any_name(ask: Any) -> None:
+    forecast = tool("weather/get: now", "Get the weather in a city", city="string")
+    named = {"type": "function", "function": {"name": "weather/get: now"}}
+    choice = ask(QUESTION, tools=[forecast, CLOCK], tool_choice=named)
+    assert made(choice)[0][0] == "weather/get: now" and choice["finish_reason"] == "tool_calls"
+    result = {"role": "tool", "tool_call_id": choice["message"]["tool_calls"][0]["id"], "content": "sunny"}
+    assert "sunny" in ask(QUESTION, choice["message"], result, tools=[forecast, CLOCK])["message"]["content"]
+
+
 def test_calls_in_parallel_unless_switched_off(ask: Any) -> None:
     both = {"role": "user", "content": "What is the weather in Turin and in Oslo?"}
     choice = ask(both, tools=[WEATHER])

@@ -225,7 +225,7 @@ CHAT_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "function": "f"}]}, "tools[0].function"),
     ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
     ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "tools[0].function"),
-    *[(tools(name), "tools[0].function.name") for name in ("", "x" * 129, "x" * 100_000, "a b", "a\n", "é", "f\0", 1)],
+    *[(tools(name), "tools[0].function.name") for name in ("", "x" * 129, "x" * 100_000, 1)],
     (tools("f", "g", "f"), "tools[2].function.name"),
     (tools("f", description=1), "tools[0].function.description"),
     (tools("f", strict="yes"), "tools[0].function.strict"),

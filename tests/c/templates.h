@@ -104,4 +104,34 @@ static const char DEEPSEEK[] = R"({%- for message in messages %}
 static const char PLAIN[] = R"({%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %})";
 
+// Turns alternate but for calls and results, ids have nine letters or digits, and one system message comes first: or it raises.
+static const char STRICT[] = R"({%- set turns = namespace(users=true) %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}
+        {%- if not loop.first %}{{- raise_exception('The system speaks first.') }}{%- endif %}
+        {{- '[SYSTEM]' + message.content + '[/SYSTEM]' }}
+    {%- elif message.role == 'tool' %}
+        {%- if message.tool_call_id is not defined or message.tool_call_id | length != 9 %}{{- raise_exception('A call has nine letters.') }}{%- endif %}
+        {{- '[RESULT ' + message.tool_call_id + ' ' + message.name + ']' + message.content + '[/RESULT]' }}
+    {%- elif message.tool_calls %}
+        {%- for call in message.tool_calls %}
+            {%- if call.id is not defined or call.id | length != 9 %}{{- raise_exception('A call has nine letters.') }}{%- endif %}
+            {{- '[CALL]{"name": "' + call.function.name + '", "arguments": ' }}{{- call.function.arguments | tojson }}{{- ', "id": "' + call.id + '"}[/CALL]' }}
+        {%- endfor %}
+    {%- else %}
+        {%- if (message.role == 'user') != turns.users %}{{- raise_exception('Turns must alternate.') }}{%- endif %}
+        {%- set turns.users = not turns.users %}
+        {{- '[' + message.role + ']' + message.content + '[/]' }}
+    {%- endif %}
+{%- endfor %}
+{%- if tools %}{{- tools | tojson }}{%- endif %}
+{%- if add_generation_prompt %}{{- '[assistant]' }}{%- endif %})";
+
+// Raises nothing, and shows the first message of the system and the first part of a message alone.
+static const char FORGETFUL[] = R"({%- if messages[0].role == 'system' %}{{- '[system]' + (messages[0].content if messages[0].content is string else messages[0].content[0].text) + '[/]' }}{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or message.role == 'assistant' %}{{- '[' + message.role + ']' + message.content + '[/]' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '[assistant]' }}{%- endif %})";
+
 }  // namespace templates

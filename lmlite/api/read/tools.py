@@ -1,15 +1,13 @@
 """The tools that a request offers and which of them the model may call: `tools`, `tool_choice`, `parallel_tool_calls`.
 
-`parse_offer` reads OpenAI's chat requests; dialects that say it otherwise make their `Offer` of `Tool`s with `offer`. What
-a tool's parameters say is not checked: tools are rarely their sender's own to change, so the engine leaves out of its grammar
-what does not compile.
+What a tool's parameters say is not checked: tools are rarely their sender's own to change, so the engine leaves out of its
+grammar what does not compile.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +21,8 @@ TOOLS_MAX = 512
 TOOLS_CHARS_MAX = 512 * 1024
 """Characters of all schemas and descriptions: more than fits any context that a tool would leave room in."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-"""OpenAI's and Anthropic's names, and the dots that tool servers are allowed besides."""
+NAME_MAX = 128
+"""Twice OpenAI's. Of which letters is the client's own affair: models are told names that they can write."""
 
 NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
@@ -43,42 +41,30 @@ class Offer:
 
 
 def parse_offer(fields: Fields) -> Offer:
-    tools = parse_tools(fields.array("tools") or (), "tools")
+    """A choice that names a function leaves only that one, and asks for one call of it."""
     parallel = fields.optional_boolean("parallel_tool_calls")
+    tools = parse_tools(fields.array("tools") or (), "tools")
     choice = fields.get("tool_choice")
     if isinstance(choice, Mapping):
-        return offer(tools, parallel=parallel, names=(_parse_named(Fields(choice, "tool_choice")),))
-    return offer(tools, parse_choice(choice), parallel)
-
-
-def offer(
-    tools: tuple[Mapping[str, Any], ...],
-    choice: ToolChoice = "auto",
-    parallel: bool | None = None,
-    names: Sequence[str] | None = None,
-) -> Offer:
-    """A choice of `names` leaves only those tools; that of a single one asks for a call of it, and for one only."""
-    if names is not None:
-        tools = _only(tools, names)
-        if len(names) == 1 and choice == "auto":
-            return Offer(tools, "required", False)
+        return Offer(_only(tools, _parse_named(Fields(choice, "tool_choice"))), "required", False)
+    word = _parse_choice(choice)
     if tools:
-        return Offer(tools, choice, parallel)
-    if choice == "required":
+        return Offer(tools, word, parallel)
+    if word == "required":
         raise InvalidRequest("'tool_choice' of 'required' needs 'tools'", "tool_choice")
     return Offer()
 
 
-def parse_choice(given: object, where: str = "tool_choice") -> ToolChoice:
+def _parse_choice(given: object) -> ToolChoice:
     match given:
         case None:
             return "auto"
         case "auto" | "none" | "required":
             return given
         case str():
-            raise InvalidRequest(f"'{where}' must be 'auto', 'none', 'required' or name a function", where)
+            raise InvalidRequest("'tool_choice' must be 'auto', 'none', 'required' or name a function", "tool_choice")
         case _:
-            raise InvalidType(where, "a string or an object")
+            raise InvalidType("tool_choice", "a string or an object")
 
 
 def _parse_named(choice: Fields) -> str:
@@ -92,68 +78,42 @@ def require_function(fields: Fields) -> None:
         raise UnsupportedField(fields.where("type"), f"of '{clip(kind)}' is not supported")
 
 
-def _only(tools: tuple[Mapping[str, Any], ...], names: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
-    found = {tool["function"]["name"] for tool in tools}
-    for name in names:
-        if name not in found:
-            raise InvalidRequest(f"'tool_choice' names a function that is not in 'tools': '{clip(name)}'", "tool_choice")
-    return tuple(tool for tool in tools if tool["function"]["name"] in names)
+def _only(tools: tuple[Mapping[str, Any], ...], name: str) -> tuple[Mapping[str, Any], ...]:
+    found = tuple(tool for tool in tools if tool["function"]["name"] == name)
+    if not found:
+        raise InvalidRequest(f"'tool_choice' names a function that is not in 'tools': '{clip(name)}'", "tool_choice")
+    return found
 
 
 # ---- the tools themselves --------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, frozen=True)
-class Tool:
-    """As a request declares it; `where` is the place of its name."""
-
-    name: str
-    description: str
-    parameters: Any
-    where: str
-
-
 def parse_tools(given: Sequence[Any], where: str) -> tuple[Mapping[str, Any], ...]:
-    tools = []
+    if len(given) > TOOLS_MAX:
+        raise InvalidRequest(f"'{where}' must have at most {TOOLS_MAX} tools", where)
+    tools: dict[str, Mapping[str, Any]] = {}
+    n_chars = 0
     for i, value in enumerate(given):
         tool = Fields(as_object(value, f"{where}[{i}]"), f"{where}[{i}]")
         require_function(tool)
-        tools.append(parse_tool(tool.require_object("function")))
-    return spell_tools(tools, where)
-
-
-def parse_tool(function: Fields, parameters: str = "parameters") -> Tool:
-    """`parameters` is the name of the schema's field."""
-    _check_strict(function)
-    return Tool(
-        parse_name(function),
-        function.string("description") or "",
-        _fill(function.get(parameters)),
-        function.where("name"),
-    )
-
-
-def spell_tools(tools: Iterable[Tool], where: str) -> tuple[Mapping[str, Any], ...]:
-    """In the shape that `request.Chat` has them. No two may have one name, all together have bounds."""
-    spelled: dict[str, Mapping[str, Any]] = {}
-    n_chars = 0
-    for tool in tools:
-        if tool.name in spelled:
-            raise InvalidRequest(f"'{tool.where}' repeats '{clip(tool.name)}'", tool.where)
-        n_chars += len(tool.description) + len(json.dumps(tool.parameters, ensure_ascii=False))
-        spelled[tool.name] = spell_tool(tool.name, tool.description, tool.parameters)
-    if len(spelled) > TOOLS_MAX:
-        raise InvalidRequest(f"'{where}' must have at most {TOOLS_MAX} tools", where)
+        function = tool.require_object("function")
+        name = parse_name(function)
+        if name in tools:
+            raise InvalidRequest(f"'{function.where('name')}' repeats '{name}'", function.where("name"))
+        description = function.string("description") or ""
+        parameters = _parse_parameters(function)
+        n_chars += len(description) + len(json.dumps(parameters, ensure_ascii=False))
+        tools[name] = spell_tool(name, description, parameters)
     if n_chars > TOOLS_CHARS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {TOOLS_CHARS_MAX} characters", where)
-    return tuple(spelled.values())
+    return tuple(tools.values())
 
 
 def parse_name(function: Fields) -> str:
     where = function.where("name")
     name = function.require_string("name")
-    if not _NAME.fullmatch(name):
-        raise InvalidRequest(f"'{where}' must be 1 to 128 of the characters A-Z, a-z, 0-9, '_', '-' and '.'", where)
+    if not 0 < len(name) <= NAME_MAX:
+        raise InvalidRequest(f"'{where}' must have 1 to {NAME_MAX} characters", where)
     return name
 
 
@@ -165,8 +125,10 @@ def spell_tool(name: str, description: str, parameters: Any) -> Mapping[str, Any
     return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
-def _fill(given: Any) -> Any:
+def _parse_parameters(function: Fields) -> Any:
     """The schema, whatever was sent for one."""
+    _check_strict(function)
+    given = function.get("parameters")
     return NO_PARAMETERS if given is None or given == {} else given
 
 

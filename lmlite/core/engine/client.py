@@ -57,6 +57,7 @@ from .payloads import (
     read_tool_call,
     size_of,
 )
+from .tool_names import given_names
 from .worker import Placement
 
 log = logging.getLogger(__name__)
@@ -215,16 +216,17 @@ class Run:
     `contextlib.aclosing(run.batches())` makes the moment exact.
     """
 
-    __slots__ = ("_generate", "_line", "_on_finished")
+    __slots__ = ("_generate", "_line", "_names", "_on_finished")
 
     def __init__(self, line: Line, generate: Generate, on_finished: Callable[[Finished], None] | None = None):
         self._line, self._generate, self._on_finished = line, generate, on_finished
+        self._names = given_names(generate.prompt.tools) if isinstance(generate.prompt, Chat) else {}
 
     async def batches(self) -> AsyncGenerator[list[Event], None]:
         """All that has arrived since the last batch, never empty; texts that arrived together are one `TextDelta`, and so
         with the other deltas."""
         line = self._line
-        stream = _Stream(line, self._generate.whole, self._on_finished)
+        stream = _Stream(line, self._generate.whole, self._names, self._on_finished)
         generate = self._generate
         payload = await written(size_of(generate.prompt), lambda: generate_object(generate))
         request_id = line.send(Kind.GENERATE, payload, stream)
@@ -247,7 +249,7 @@ class Run:
         the last batch.
         """
         line = self._line
-        stream = _Stream(line, self._generate.whole, self._on_finished, take)
+        stream = _Stream(line, self._generate.whole, self._names, self._on_finished, take)
         generate = self._generate
         payload = await written(size_of(generate.prompt), lambda: generate_object(generate))
         request_id = line.send(Kind.GENERATE, payload, stream)
@@ -263,7 +265,7 @@ class Run:
             line.leave(request_id, stream, self._heir())
 
     def _heir(self) -> _Left | None:
-        return None if self._on_finished is None else _Left(self._line.name, self._on_finished)
+        return None if self._on_finished is None else _Left(self._line.name, self._names, self._on_finished)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         batches = self.batches()
@@ -344,14 +346,14 @@ class _Rows(_Answer[list[T]]):
 class _Left(Abandoned):
     """A generation whose reader has left: what it had cost is still told."""
 
-    __slots__ = ("_name", "_on_finished")
+    __slots__ = ("_name", "_names", "_on_finished")
 
-    def __init__(self, name: str, on_finished: Callable[[Finished], None]):
-        self._name, self._on_finished = name, on_finished
+    def __init__(self, name: str, names: Mapping[str, str], on_finished: Callable[[Finished], None]):
+        self._name, self._names, self._on_finished = name, names, on_finished
 
     def frame(self, kind: int, payload: bytes) -> None:
         if kind == Kind.FINISHED:
-            finished = read_finished(payload)
+            finished = read_finished(payload, self._names)
             tell_loosened(self._name, finished)
             self._on_finished(finished)
 
@@ -367,17 +369,19 @@ class _Stream:
     The reader either waits for an `arrival`, or is called: `take` gets each read's events at its end.
     """
 
-    __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_n_calls", "_on_finished", "_open",
-                 "_prompted", "_take", "_text", "_whole", "ended", "error", "held")  # fmt: skip
+    __slots__ = ("_ahead", "_arrival", "_deferred", "_events", "_line", "_logprobs", "_n_calls", "_names", "_on_finished",
+                 "_open", "_prompted", "_take", "_text", "_whole", "ended", "error", "held")  # fmt: skip
 
     def __init__(
         self,
         line: Line,
         whole: bool,
+        names: Mapping[str, str],
         on_finished: Callable[[Finished], None] | None,
         take: Callable[[list[Event]], bool] | None = None,
     ):
         self._line, self._whole, self._on_finished, self._take = line, whole, on_finished, take
+        self._names = names  # those that the client gave to tools, by what stands for them
         self._events: list[Event] = []
         self._open = 0  # the kind of the part that is open; 0: there was none
         self._text: list[bytes] = []  # of its last delta, which may still grow
@@ -418,7 +422,7 @@ class _Stream:
             self._close_delta()
             self._events.append(progress)
         elif kind == Kind.FINISHED:
-            finished = read_finished(payload)
+            finished = read_finished(payload, self._names)
             tell_loosened(self._line.name, finished)
             if self._ahead and self._open in (0, _TEXT):  # of tokens that never made a text, or one that was cut
                 if not self._open:
@@ -439,7 +443,7 @@ class _Stream:
         if name is not None:
             self._begin_part(_TOOL_CALL)
             self._n_calls += 1
-            self._events.append(ToolCallStart(index, name))
+            self._events.append(ToolCallStart(index, self._names.get(name, name)))
         elif self._open != _TOOL_CALL:
             raise ValueError(f"arguments of tool call {index} after its end")
         if arguments:

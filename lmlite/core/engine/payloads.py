@@ -18,6 +18,7 @@ from ...events import DraftCounts, Finished, PromptProgress, Stats, StopReason, 
 from ...messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from ...request import UNLIMITED, Chat, Draft, Embed, Generate, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
+from .tool_names import spell_names
 
 LOGPROB_FLOOR: Final = -9999.0
 """Stands for a probability of zero, whose logarithm JSON cannot say; the value that OpenAI's API uses too."""
@@ -294,16 +295,24 @@ def path_value(path: Path) -> str | dict[str, str]:
 
 
 def chat_object(chat: Chat) -> dict[str, Any]:
+    names = spell_names(chat)
     return {
-        "messages": [message_object(message) for message in chat.messages],
+        "messages": [message_object(message, names) for message in chat.messages],
         "template_kwargs": dict(chat.template_kwargs),
-        **({"tools": [dict(tool) for tool in chat.tools]} if chat.tools else {}),
+        **({"tools": [tool_object(tool, names) for tool in chat.tools]} if chat.tools else {}),
         **({} if chat.continues is None else {"continue_final": chat.continues}),
     }
 
 
-def message_object(message: Message) -> dict[str, Any]:
-    """As templates know messages, which is OpenAI's way; this is the one place that spells them."""
+def tool_object(tool: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    function = tool["function"]
+    spelled = names.get(function["name"])
+    return dict(tool) if spelled is None else {**tool, "function": {**function, "name": spelled}}
+
+
+def message_object(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+    """As templates know messages, which is OpenAI's way; this is the one place that spells them. `names` stand for those of
+    tools that cannot stay as they are."""
     spelled: dict[str, Any] = {"role": message.role}
     texts: list[TextPart] = []
     calls: list[dict[str, Any]] = []
@@ -315,11 +324,11 @@ def message_object(message: Message) -> dict[str, Any]:
             case ReasoningPart(text):
                 reasoning += text
             case ToolCallPart(id, name, arguments):
-                call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+                call = {"type": "function", "function": {"name": names.get(name, name), "arguments": arguments}}
                 calls.append({"id": id, **call} if id else call)
             case ToolResultPart(call_id, name, content):
                 spelled.update({"tool_call_id": call_id} if call_id else {})
-                spelled.update({"name": name} if name else {})
+                spelled.update({"name": names.get(name, name)} if name else {})
                 texts += content
     spelled["content"] = content_object(texts)
     if reasoning:
@@ -519,7 +528,8 @@ def read_logprob(value: float | None) -> float:
     return LOGPROB_FLOOR if value is None else max(float(value), LOGPROB_FLOOR)
 
 
-def read_finished(payload: bytes) -> Finished:
+def read_finished(payload: bytes, names: Mapping[str, str]) -> Finished:
+    """`names` are those that a client gave to tools, by what stands for them."""
     value = read_object(payload)
     reason: StopReason = value["reason"]
     if reason not in get_args(StopReason):
@@ -535,7 +545,7 @@ def read_finished(payload: bytes) -> Finished:
         reasoning_tokens=int(value.get("reasoning_tokens", 0)),
         draft=read_draft(value.get("draft")),
     )
-    loosened = tuple(map(str, value.get("loosened", ())))
+    loosened = tuple(names.get(name, str(name)) for name in value.get("loosened", ()))
     return Finished(reason, stats, None if stop_string is None else str(stop_string), loosened)
 
 
