@@ -46,7 +46,8 @@ class History:
     def __init__(self, database: Database, size_mib: int, days: int):
         self._table = HistoryTable(database, size_mib << 20, days)
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._ended: asyncio.Future[None] | None = None  # of the thread
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
         self._closed = False
         self.keeps = size_mib > 0 and days > 0
 
@@ -91,6 +92,8 @@ class History:
         if self._ended is not None:
             self._queue.put(None)
             await asyncio.wait([self._ended], timeout=CLOSE_S)
+            if self._thread is not None and self._ended.done():
+                self._thread.join()  # it said so with its last breath
 
     # ---- in the loop
 
@@ -110,7 +113,8 @@ class History:
             loop = asyncio.get_running_loop()
             self._ended = loop.create_future()
             arguments = (loop, self._ended)
-            threading.Thread(target=self._run, args=arguments, name="lmlite-history", daemon=True).start()
+            self._thread = threading.Thread(target=self._run, args=arguments, name="lmlite-history", daemon=True)
+            self._thread.start()
 
     # ---- in the thread
 

@@ -26,8 +26,7 @@ ROW_BYTES: Final = 256
 """What a row takes besides its texts, with its share of the indexes."""
 DAY_S: Final = 86400.0
 SWEEP: Final = 500
-"""Rows that one transaction removes for their age: others wait for it."""
-EVICT: Final = 32
+"""Rows that one transaction removes: others wait for it. What is more, of bounds that were made narrower, is swept later."""
 
 OPEN: Final = "('queued', 'in_progress')"
 """As `Exchange.is_open` has it."""
@@ -180,19 +179,13 @@ class HistoryTable:
         """For `id`, by removing others."""
         query = "SELECT bytes > ? FROM exchanges WHERE id = ?"
         (hopeless,) = connection.execute(query, (self._bytes_max, id)).fetchone()
-        while (taken := size_of(connection)) > self._bytes_max:
-            leaves = connection.execute(
-                f"SELECT id, bytes FROM exchanges WHERE children = 0 AND id <> ? AND status NOT IN {OPEN}"
-                " ORDER BY created LIMIT ?",
-                (id, EVICT),
-            ).fetchall()
+        for _ in range(SWEEP):
+            if size_of(connection) <= self._bytes_max:
+                break
+            leaves = oldest_leaves(connection, id, 1)
             if hopeless or not leaves:
                 raise NotKept(f"all that may be kept is {self._bytes_max >> 20} MiB (--history-size)")
-            for leaf, size in leaves:
-                remove(connection, leaf)
-                taken -= size
-                if taken <= self._bytes_max:
-                    break
+            remove(connection, leaves[0][0])
 
     def recover(self) -> bool:
         """For a server that starts: what reads as running is of one that died. Whether that was done."""
@@ -206,21 +199,29 @@ class HistoryTable:
         return True
 
     def sweep(self) -> bool:
-        """Removes some of what is too old, or all of it if nothing is to be kept; whether there may be more."""
-        oldest = self._clock() - self._days_max * DAY_S
-        if not self._bytes_max or not self._days_max:
-            oldest = float("inf")
-        query = (
-            f"SELECT id FROM exchanges WHERE children = 0 AND created <= ? AND status NOT IN {OPEN} ORDER BY created LIMIT ?"
-        )
+        """Removes some of what is too old or too much, or of all if nothing is to be kept; whether there may be more."""
         with self._database.reading() as connection:
-            if not connection.execute(query, (oldest, 1)).fetchone():
+            if not self._goes(connection, oldest_leaves(connection, "", 1)):
                 return False
         with self._database.writing() as connection:
-            leaves = connection.execute(query, (oldest, SWEEP)).fetchall()
-            for (leaf,) in leaves:
-                remove(connection, leaf)
+            for leaf in oldest_leaves(connection, "", SWEEP):
+                if self._goes(connection, [leaf]):
+                    remove(connection, leaf[0])
         return True
+
+    def _goes(self, connection: sqlite3.Connection, leaves: list[tuple[str, float]]) -> bool:
+        """Whether the first of them is not to stay."""
+        if not leaves or not self._bytes_max or not self._days_max:
+            return bool(leaves)
+        return leaves[0][1] <= self._clock() - self._days_max * DAY_S or size_of(connection) > self._bytes_max
+
+
+def oldest_leaves(connection: sqlite3.Connection, but: str, n: int) -> list[tuple[str, float]]:
+    """The ids of turns, in the order of their times, that are over and that nobody goes on from."""
+    return connection.execute(
+        f"SELECT id, created FROM exchanges WHERE children = 0 AND id <> ? AND status NOT IN {OPEN} ORDER BY created LIMIT ?",
+        (but, n),
+    ).fetchall()
 
 
 def is_known(connection: sqlite3.Connection, id: str, scope: str) -> bool:

@@ -253,6 +253,23 @@ def test_bounds_of_zero_leave_nothing(table: HistoryTable, database: Database, b
     assert ids(database) == set()
 
 
+def test_bounds_that_were_made_narrower_are_come_to_in_parts(
+    database: Database, table: HistoryTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No turn waits until all is swept."""
+    monkeypatch.setattr(module, "SWEEP", 3)
+    save(table, *(exchange(str(i), created=i, words="x" * (MIB // 4)) for i in range(16)))
+    narrower = HistoryTable(database, MIB, 36500, lambda: NOW)
+    save(narrower, exchange("new", created=99))
+    assert ids(database) == {*map(str, range(3, 16)), "new"}
+    rounds = 0
+    while narrower.sweep():
+        rounds += 1
+    assert ids(database) == {"13", "14", "15", "new"}
+    assert rounds == 4
+    assert is_sound(database)
+
+
 def test_one_that_fails_leaves_the_others_of_its_transaction(table: HistoryTable, database: Database) -> None:
     outcomes = table.write([table.save(exchange("a")), table.save(exchange("b", "gone")), table.save(exchange("c", "a"))])
     assert [type(outcome) for outcome in outcomes] == [type(None), UnknownPrevious, type(None)]
