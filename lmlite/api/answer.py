@@ -159,3 +159,18 @@ def _spell_pace(what: str, n_tokens: int, ms: float) -> dict[str, Any]:
 
 def clamp_logprob(logprob: float) -> float:
     return max(LOGPROB_MIN, logprob)  # in this order NaN loses, too
+
+
+def spell_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """As OpenAI's chats and responses have them, a token each."""
+    return [
+        {
+            "token": token.token,
+            "logprob": None if token.logprob is None else clamp_logprob(token.logprob),
+            "bytes": list(token.bytes),
+            "top_logprobs": [
+                {"token": top.token, "logprob": clamp_logprob(top.logprob), "bytes": list(top.bytes)} for top in token.top
+            ],
+        }
+        for token in logprobs
+    ]

@@ -16,18 +16,19 @@ from ...request import TEMPLATE_RESERVED, Chat
 from ..answer import Answer, count_drafts, count_usage, spell_calls
 from ..dialect import Call, Origin, Reply
 from ..read import unserved
+from ..read.effort import EFFORTS, SWITCHED_EFFORTS, set_effort
 from ..read.fields import Fields
 from ..read.messages import parse_messages
-from ..read.sampling import TOP_LOGPROBS_MAX, parse_reasoning_budget, parse_shared
+from ..read.sampling import TOP_LOGPROBS_MAX, parse_reasoning_budget
 from ..read.tools import parse_offer
 from ..read.unserved import refuse
 from ..served import Served
 from . import error as openai_error
 from .completion import ChatCompletion, Choices, Projection
+from .shared import parse_shared
 
 error = openai_error.error
 
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 VERBOSITIES = ("low", "medium", "high")
 
 
@@ -107,17 +108,10 @@ def _parse_effort(fields: Fields) -> Mapping[str, Any]:
         effort = effort or reasoning.choice("effort", EFFORTS)
         switch = reasoning.boolean("enabled") if reasoning.get("enabled") is not None else switch
     else:
-        effort = effort or fields.choice("reasoning", ("off", "on", *EFFORTS[1:]))
+        effort = effort or fields.choice("reasoning", SWITCHED_EFFORTS)
     if effort is not None:
         return set_effort(effort)
     return {} if switch is None else set_effort("on" if switch else "off")
-
-
-def set_effort(effort: str) -> Mapping[str, Any]:
-    """The variables that templates of reasoning models read; others ignore them."""
-    if effort in ("none", "off"):
-        return {"enable_thinking": False}
-    return {"enable_thinking": True} if effort == "on" else {"enable_thinking": True, "reasoning_effort": effort}
 
 
 def _parse_logprobs(fields: Fields) -> int | None:

@@ -23,7 +23,7 @@ from ...events import (
     ToolCallArguments,
     ToolCallStart,
 )
-from ..answer import FINISH_REASON, Answer, call_id, clamp_logprob, fold, leased_of, spell_timings
+from ..answer import FINISH_REASON, Answer, call_id, clamp_logprob, fold, leased_of, spell_logprobs, spell_timings
 from ..dialect import DONE, Frame, Origin, Reply
 from ..served import Served
 from ..spell import dumps
@@ -239,19 +239,7 @@ class ChatCompletion(Completion):
         }
 
     def spell_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        content = [
-            {
-                "token": token.token,
-                "logprob": None if token.logprob is None else clamp_logprob(token.logprob),
-                "bytes": list(token.bytes),
-                "top_logprobs": [
-                    {"token": top.token, "logprob": clamp_logprob(top.logprob), "bytes": list(top.bytes)}
-                    for top in token.top
-                ],
-            }
-            for token in logprobs
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": spell_logprobs(logprobs), "refusal": None}
 
     def spell_last(self, index: int, reason: str) -> dict[str, Any]:
         return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}

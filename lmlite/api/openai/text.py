@@ -12,11 +12,12 @@ from ..answer import count_drafts
 from ..dialect import Call, Origin, Reply
 from ..read import unserved
 from ..read.fields import Fields, as_string
-from ..read.sampling import RUNS_MAX, TOP_LOGPROBS_MAX, as_token_ids, parse_shared
+from ..read.sampling import TOP_LOGPROBS_MAX, as_token_ids
 from ..read.unserved import refuse
 from ..served import Served
 from .chat import detail_usage
 from .completion import Choices, Projection, TextCompletion
+from .shared import RUNS_MAX, parse_shared
 
 
 def parse_completions(body: dict[str, Any]) -> Call:

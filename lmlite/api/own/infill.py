@@ -14,9 +14,9 @@ from ...request import Infill
 from ..answer import Answer, fold, leased_of, spell_timings
 from ..dialect import Call, Frame, Origin, Reply
 from ..openai.error import error_object
+from ..openai.shared import parse_shared
 from ..read import unserved
 from ..read.fields import Fields, as_array, as_object, as_string
-from ..read.sampling import parse_shared
 from ..read.unserved import refuse
 from ..spell import dumps
 

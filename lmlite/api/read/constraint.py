@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import InvalidRequest, InvalidType, MissingField, OutOfRange
+from ...errors import InvalidRequest, InvalidType, OutOfRange
 from ...request import Grammar
 from .fields import Fields, as_object, as_string, clip
 from .json_body import DEPTH_MAX
@@ -50,7 +50,8 @@ _COUNTS = ("minLength", "minItems", "minProperties", "maxLength", "maxItems", "m
 def parse_constraint(fields: Fields) -> Grammar | None:
     """`json_schema` is llama.cpp's own, beside OpenAI's `response_format`."""
     grammar = fields.string("grammar")
-    constraint = _parse_response_format(fields.object("response_format"))
+    form = fields.object("response_format")
+    constraint = None if form is None else parse_format(form, "json_schema")
     schema = fields.object("json_schema")
     if schema is not None:
         if constraint is not None:
@@ -64,9 +65,8 @@ def parse_constraint(fields: Fields) -> Grammar | None:
     return Grammar("gbnf", grammar)
 
 
-def _parse_response_format(form: Fields | None) -> Grammar | None:
-    if form is None:
-        return None
+def parse_format(form: Fields, holder: str | None = None) -> Grammar | None:
+    """OpenAI's word for what an answer is to be: its schema is in the field `holder`, if that is named, and else beside."""
     form.require("type")
     kind = form.choice("type", ("text", "json_object", "json_schema"))
     if kind == "text":
@@ -75,11 +75,9 @@ def _parse_response_format(form: Fields | None) -> Grammar | None:
         where = form.where("schema")
         schema = form.get("schema") or {"type": "object"}
     else:
-        holder = form.object("json_schema")
-        if holder is None:
-            raise MissingField(form.where("json_schema"))
-        where = holder.where("schema")
-        schema = holder.require("schema")
+        inner = form if holder is None else form.require_object(holder)
+        where = inner.where("schema")
+        schema = inner.require("schema")
     return Grammar("json_schema", spell_schema(as_object(schema, where), where))
 
 

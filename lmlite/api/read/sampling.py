@@ -1,32 +1,25 @@
-"""The fields that OpenAI's and LM Studio's v0 requests share: model, sampling, limits, stops, choices, streaming.
+"""The fields that requests of all dialects share: model, sampling, limits, stops.
 
-Ranges are inclusive and finite. Fields that would change the answer and are not served are refused by name; the rest of
-what a client may send is ignored, as LM Studio ignores it.
+Ranges are inclusive and finite. A dialect that calls one of these otherwise says so; what it does not serve is its own to
+refuse.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
 
 from ...errors import InvalidRequest, InvalidType, OutOfRange, UnsupportedField
 from ...request import INT32_MAX, SAMPLERS, SAMPLING_INTEGERS, SAMPLING_NUMBERS, UNLIMITED, Draft, Generate, Prompt, Sampling
 from ...settings import ModelSettings
-from ...turn import Turn
-from ..openai.completion import Choices
-from . import unserved
-from .constraint import parse_constraint
+from ...turn import Follows, Turn
 from .fields import Fields, as_array, as_integer, as_number, as_object, as_string, clip
-from .unserved import refuse
 
 T = TypeVar("T")
 
 INT64_MAX = 2**63 - 1
-
-RUNS_MAX = 128
-"""Prompts times choices of one request: OpenAI's limit on `n`; more would only wait in the queue."""
 
 TTL_S_MAX = 366 * 24 * 3600
 """A year of idle time; whoever wants more wants no limit."""
@@ -75,93 +68,59 @@ LORA_SCALE_MAX = 100.0
 SEEDS = 2**32 - 1
 """Seeds the engine knows: 0 up to this number, excluded."""
 
+
+MAX_TOKENS: Final = ("max_completion_tokens", "max_tokens", "n_predict")
+"""The newer of OpenAI's two names wins if several are given, llama.cpp's own comes last."""
+
+
 @dataclass(slots=True, frozen=True)
-class Shared:
-    """What a request says apart from its prompt and its logprobs. `generate` holds the options with an empty prompt; those
-    `given` are not the model's own to choose."""
+class Options:
+    """What a request says apart from its prompt, its choices and its form. `generate` holds it with whatever prompt it was
+    read with; those `given` are not the model's own to choose."""
 
     model: str | None
     ttl_s: int | None
-    stream: bool
-    include_usage: bool
-    include_stats: bool  # of ours: LM Studio's streams do not tell them
-    n: int
     draft_model: str | None
-    timings: bool
     generate: Generate
     given: frozenset[str]
 
-    def choices(self, total: int, logprobs: bool) -> Choices:
-        return Choices(
-            total,
-            self.n,
-            self.include_usage,
-            drafted=self.generate.draft is not None,
-            draft_model=self.draft_model,
-            include_stats=self.include_stats,
-            logprobs=logprobs,
-            timings=self.timings,
-            progress=self.generate.progress,
-        )
-
-    def turn(self, needs: Literal["chat", "text"], runs: tuple[Generate, ...]) -> Turn:
+    def turn(self, needs: Literal["chat", "text"], runs: tuple[Generate, ...], follows: Follows | None = None) -> Turn:
         load = ModelSettings(ttl_s=self.ttl_s)
-        return Turn(self.model, runs, needs, self.given, load, self.draft_model)
-
-    def runs(
-        self, prompts: Sequence[Prompt], top_logprobs: int | None = None, echo: bool = False
-    ) -> tuple[Generate, ...]:
-        """`n` runs per prompt, prompt by prompt; a given seed counts up from choice to choice, so that they differ."""
-        if len(prompts) * self.n > RUNS_MAX:
-            raise InvalidRequest(f"prompts times 'n' must be at most {RUNS_MAX}", "n")
-        samplings = tuple(_reseed(self.generate.sampling, k) for k in range(self.n))
-        return tuple(
-            replace(self.generate, prompt=prompt, sampling=sampling, top_logprobs=top_logprobs, echo=echo)
-            for prompt in prompts
-            for sampling in samplings
-        )
+        return Turn(self.model, runs, needs, self.given, load, self.draft_model, follows)
 
 
-def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
-    """`prompt` is what the options are built around; `Shared.runs` puts the real ones in its place."""
-    refuse(fields, unserved.ANYWHERE)
+def parse_options(
+    fields: Fields, prompt: Prompt, *, max_tokens: Sequence[str] = MAX_TOKENS, stop: str = "stop"
+) -> Options:
+    """`prompt` is what the options are built around. `max_tokens` and `stop` are the dialect's names of these two; of
+    several names the first that is given counts."""
     draft_model = fields.name("draft_model")
     draft = _parse_draft(fields, draft_model)
-    stream_options = fields.object("stream_options") or Fields({})
-    refuse(stream_options, unserved.STREAM)
-    sampling = _parse_sampling(fields)
-    max_tokens = _parse_max_tokens(fields)
+    sampling = parse_sampling(fields)
+    limit, limit_name = _parse_max_tokens(fields, max_tokens)
     min_tokens = fields.integer("min_tokens", 0, INT32_MAX) or 0
-    if max_tokens is not None and max_tokens >= 0 and min_tokens > max_tokens:
-        raise InvalidRequest(f"'min_tokens' must be at most the limit of tokens, {max_tokens}", "min_tokens")
-    stream = fields.boolean("stream")
-    return Shared(
+    if limit is not None and limit >= 0 and min_tokens > limit:
+        raise InvalidRequest(f"'min_tokens' must be at most '{limit_name}', {limit}", "min_tokens")
+    return Options(
         model=fields.name("model"),
         ttl_s=parse_ttl(fields),
-        stream=stream,
-        include_usage=stream_options.boolean("include_usage"),
-        include_stats=stream_options.boolean("include_stats"),
-        n=_first(fields.integer(name, 1, RUNS_MAX) for name in ("n", "n_cmpl")) or 1,
         draft_model=draft_model if draft and draft.kind == "model" else None,
-        timings=fields.boolean("timings_per_token"),
         generate=Generate(
             prompt=prompt,
-            max_tokens=UNLIMITED if max_tokens is None else max_tokens,
-            stop=_parse_stop(fields),
+            max_tokens=UNLIMITED if limit is None else limit,
+            stop=parse_stop(fields, stop),
             sampling=Sampling(**sampling),
-            grammar=parse_constraint(fields),
             ignore_eos=fields.boolean("ignore_eos"),
             stop_tokens=_parse_stop_tokens(fields),
             min_tokens=min_tokens,
             line_ms=max(0, fields.integer("t_max_predict_ms", -1, INT32_MAX) or 0),
             reasoning_budget=parse_reasoning_budget(fields),
-            progress=fields.boolean("return_progress") and stream,
             overflow=OVERFLOW[fields.choice("context_overflow_policy", tuple(OVERFLOW)) or "error"],
             draft=draft,
             loras=_parse_loras(fields),
             scope=fields.name("cache_salt") or "",
         ),
-        given=frozenset(sampling) | ({"max_tokens"} if max_tokens is not None else frozenset()),
+        given=frozenset(sampling) | ({"max_tokens"} if limit is not None else frozenset()),
     )
 
 
@@ -182,18 +141,14 @@ def _parse_draft(fields: Fields, draft_model: str | None) -> Draft | None:
     return Draft(kind) if n_max is None else Draft(kind, n_max)
 
 
-def _reseed(sampling: Sampling, k: int) -> Sampling:
-    return sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + k) % SEEDS)
+def _parse_max_tokens(fields: Fields, names: Sequence[str]) -> tuple[int | None, str]:
+    """And the name it goes by. -1 is LM Studio's word for no limit but the context, 0 asks for no token at all; None if
+    none is given."""
+    given = [(value, name) for name in names if (value := fields.integer(name, UNLIMITED, INT32_MAX)) is not None]
+    return given[0] if given else (None, "")
 
 
-def _parse_max_tokens(fields: Fields) -> int | None:
-    """-1 is LM Studio's word for no limit but the context, 0 asks for no token at all. The newer of OpenAI's two names wins
-    if several are given, llama.cpp's own comes last; None if none is."""
-    names = ("max_completion_tokens", "max_tokens", "n_predict")
-    return _first(fields.integer(name, UNLIMITED, INT32_MAX) for name in names)
-
-
-def _first(values: Iterable[T | None]) -> T | None:
+def first(values: Iterable[T | None]) -> T | None:
     """All are read, so that each is checked."""
     return next((value for value in list(values) if value is not None), None)
 
@@ -203,18 +158,18 @@ def parse_ttl(fields: Fields) -> int | None:
     return fields.integer("ttl", 0, TTL_S_MAX)
 
 
-def _parse_stop(fields: Fields) -> tuple[str, ...]:
+def parse_stop(fields: Fields, name: str = "stop") -> tuple[str, ...]:
     """Empty ones, which would stop everything at once, are what clients send that have none."""
-    given = fields.get("stop")
+    given, where = fields.get(name), fields.where(name)
     if given is None:
         return ()
     if isinstance(given, str):
-        return (_check_stop(given, "stop"),) if given else ()
+        return (_check_stop(given, where),) if given else ()
     if not isinstance(given, list):
-        raise InvalidType("stop", "a string or an array of strings")
-    stops = tuple(stop for i, value in enumerate(given) if (stop := _check_stop(value, f"stop[{i}]")))
+        raise InvalidType(where, "a string or an array of strings")
+    stops = tuple(stop for i, value in enumerate(given) if (stop := _check_stop(value, f"{where}[{i}]")))
     if len(stops) > STOP_MAX:
-        raise InvalidRequest(f"'stop' must have at most {STOP_MAX} strings", "stop")
+        raise InvalidRequest(f"'{where}' must have at most {STOP_MAX} strings", where)
     return stops
 
 
@@ -241,7 +196,7 @@ def parse_reasoning_budget(fields: Fields) -> int:
     for outer, name in (("reasoning", "max_tokens"), ("thinking", "budget_tokens")):
         if isinstance(fields.get(outer), dict):
             budgets.append((fields.object(outer) or fields).integer(name, UNLIMITED, INT32_MAX))
-    budget = _first(budgets)
+    budget = first(budgets)
     return UNLIMITED if budget is None else budget
 
 
@@ -265,11 +220,11 @@ def _parse_samplers(fields: Fields) -> tuple[str, ...] | None:
     return tuple(steps)
 
 
-def _parse_sampling(fields: Fields) -> dict[str, Any]:
+def parse_sampling(fields: Fields) -> dict[str, Any]:
     """Those fields of `Sampling` that are given."""
     given: dict[str, Any] = {}
     for name, (low, high) in SAMPLING_NUMBERS.items():
-        given[name] = _first(fields.number(field, low, high) for field in (name, *ALIASES.get(name, ())))
+        given[name] = first(fields.number(field, low, high) for field in (name, *ALIASES.get(name, ())))
     for name, (least, most) in SAMPLING_INTEGERS.items():
         given[name] = fields.integer(name, least, most)
     given["seed"] = _parse_seed(fields)

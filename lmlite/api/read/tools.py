@@ -1,13 +1,14 @@
 """The tools that a request offers and which of them the model may call: `tools`, `tool_choice`, `parallel_tool_calls`.
 
-What a tool's parameters say is not checked: tools are rarely their sender's own to change, so the engine leaves out of its
-grammar what does not compile.
+`parse_offer` reads OpenAI's chat requests; dialects that say it otherwise make their `Offer` of `Tool`s with `offer`. What
+a tool's parameters say is not checked: tools are rarely their sender's own to change, so the engine leaves out of its grammar
+what does not compile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,30 +42,42 @@ class Offer:
 
 
 def parse_offer(fields: Fields) -> Offer:
-    """A choice that names a function leaves only that one, and asks for one call of it."""
-    parallel = fields.optional_boolean("parallel_tool_calls")
     tools = parse_tools(fields.array("tools") or (), "tools")
+    parallel = fields.optional_boolean("parallel_tool_calls")
     choice = fields.get("tool_choice")
     if isinstance(choice, Mapping):
-        return Offer(_only(tools, _parse_named(Fields(choice, "tool_choice"))), "required", False)
-    word = _parse_choice(choice)
+        return offer(tools, parallel=parallel, names=(_parse_named(Fields(choice, "tool_choice")),))
+    return offer(tools, parse_choice(choice), parallel)
+
+
+def offer(
+    tools: tuple[Mapping[str, Any], ...],
+    choice: ToolChoice = "auto",
+    parallel: bool | None = None,
+    names: Sequence[str] | None = None,
+) -> Offer:
+    """A choice of `names` leaves only those tools; that of a single one asks for a call of it, and for one only."""
+    if names is not None:
+        tools = _only(tools, names)
+        if len(names) == 1 and choice == "auto":
+            return Offer(tools, "required", False)
     if tools:
-        return Offer(tools, word, parallel)
-    if word == "required":
+        return Offer(tools, choice, parallel)
+    if choice == "required":
         raise InvalidRequest("'tool_choice' of 'required' needs 'tools'", "tool_choice")
     return Offer()
 
 
-def _parse_choice(given: object) -> ToolChoice:
+def parse_choice(given: object, where: str = "tool_choice") -> ToolChoice:
     match given:
         case None:
             return "auto"
         case "auto" | "none" | "required":
             return given
         case str():
-            raise InvalidRequest("'tool_choice' must be 'auto', 'none', 'required' or name a function", "tool_choice")
+            raise InvalidRequest(f"'{where}' must be 'auto', 'none', 'required' or name a function", where)
         case _:
-            raise InvalidType("tool_choice", "a string or an object")
+            raise InvalidType(where, "a string or an object")
 
 
 def _parse_named(choice: Fields) -> str:
@@ -78,35 +91,61 @@ def require_function(fields: Fields) -> None:
         raise UnsupportedField(fields.where("type"), f"of '{clip(kind)}' is not supported")
 
 
-def _only(tools: tuple[Mapping[str, Any], ...], name: str) -> tuple[Mapping[str, Any], ...]:
-    found = tuple(tool for tool in tools if tool["function"]["name"] == name)
-    if not found:
-        raise InvalidRequest(f"'tool_choice' names a function that is not in 'tools': '{clip(name)}'", "tool_choice")
-    return found
+def _only(tools: tuple[Mapping[str, Any], ...], names: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+    found = {tool["function"]["name"] for tool in tools}
+    for name in names:
+        if name not in found:
+            raise InvalidRequest(f"'tool_choice' names a function that is not in 'tools': '{clip(name)}'", "tool_choice")
+    return tuple(tool for tool in tools if tool["function"]["name"] in names)
 
 
 # ---- the tools themselves --------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True, frozen=True)
+class Tool:
+    """As a request declares it; `where` is the place of its name."""
+
+    name: str
+    description: str
+    parameters: Any
+    where: str
+
+
 def parse_tools(given: Sequence[Any], where: str) -> tuple[Mapping[str, Any], ...]:
-    if len(given) > TOOLS_MAX:
-        raise InvalidRequest(f"'{where}' must have at most {TOOLS_MAX} tools", where)
-    tools: dict[str, Mapping[str, Any]] = {}
-    n_chars = 0
+    tools = []
     for i, value in enumerate(given):
         tool = Fields(as_object(value, f"{where}[{i}]"), f"{where}[{i}]")
         require_function(tool)
-        function = tool.require_object("function")
-        name = parse_name(function)
-        if name in tools:
-            raise InvalidRequest(f"'{function.where('name')}' repeats '{name}'", function.where("name"))
-        description = function.string("description") or ""
-        parameters = _parse_parameters(function)
-        n_chars += len(description) + len(json.dumps(parameters, ensure_ascii=False))
-        tools[name] = spell_tool(name, description, parameters)
+        tools.append(parse_tool(tool.require_object("function")))
+    return spell_tools(tools, where)
+
+
+def parse_tool(function: Fields, parameters: str = "parameters") -> Tool:
+    """`parameters` is the name of the schema's field."""
+    _check_strict(function)
+    return Tool(
+        parse_name(function),
+        function.string("description") or "",
+        _fill(function.get(parameters)),
+        function.where("name"),
+    )
+
+
+def spell_tools(tools: Iterable[Tool], where: str) -> tuple[Mapping[str, Any], ...]:
+    """In the shape that `request.Chat` has them. No two may have one name, all together have bounds."""
+    spelled: dict[str, Mapping[str, Any]] = {}
+    n_chars = 0
+    for tool in tools:
+        if tool.name in spelled:
+            raise InvalidRequest(f"'{tool.where}' repeats '{clip(tool.name)}'", tool.where)
+        n_chars += len(tool.description) + len(json.dumps(tool.parameters, ensure_ascii=False))
+        spelled[tool.name] = spell_tool(tool.name, tool.description, tool.parameters)
+    if len(spelled) > TOOLS_MAX:
+        raise InvalidRequest(f"'{where}' must have at most {TOOLS_MAX} tools", where)
     if n_chars > TOOLS_CHARS_MAX:
         raise InvalidRequest(f"'{where}' must have at most {TOOLS_CHARS_MAX} characters", where)
-    return tuple(tools.values())
+    return tuple(spelled.values())
 
 
 def parse_name(function: Fields) -> str:
@@ -125,10 +164,8 @@ def spell_tool(name: str, description: str, parameters: Any) -> Mapping[str, Any
     return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
-def _parse_parameters(function: Fields) -> Any:
+def _fill(given: Any) -> Any:
     """The schema, whatever was sent for one."""
-    _check_strict(function)
-    given = function.get("parameters")
     return NO_PARAMETERS if given is None or given == {} else given
 
 
