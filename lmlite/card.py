@@ -9,6 +9,8 @@ from typing import Final, Literal
 from .settings import ModelSettings
 
 ModelType = Literal["llm", "vlm", "embedding"]
+ANY_TEXT: Final = "*"
+"""In a name of the user's own for a model."""
 _DEPTH: Final = 4
 """Components of a path in LM Studio's layout at most: publisher, repository, a folder per quantization, file."""
 Status = Literal["idle", "loading", "processingPrompt", "generating"]
@@ -47,7 +49,7 @@ class ModelCard:
     settings: ModelSettings = ModelSettings()  # the user's own for this model over those of its model.yaml
     variants: tuple[str, ...] = ()  # ids of a catalogue model's (model.yaml) quantizations on disk
     selected_variant: str | None = None  # the one of them that this is
-    aliases: tuple[str, ...] = ()  # the user's own names for it
+    aliases: tuple[str, ...] = ()  # the user's own names for it, patterns with `ANY_TEXT` too
     note: str | None = None  # what of its files does not count, and why
 
     @property

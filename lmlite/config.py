@@ -302,7 +302,7 @@ class Config:
     # ---- what it serves
     home: Path = option(DEFAULT_HOME, path(), "folder of config.json and models/")
     models_dir: tuple[Path, ...] = option((), paths(), "a further folder of publisher/repo/file.gguf")
-    alias: tuple[tuple[str, str], ...] = option((), pairs(), "a name of your own for a model, NAME=MODEL")
+    alias: tuple[tuple[str, str], ...] = option((), pairs(), "a further name for a model, NAME=MODEL; a * in NAME is any text")
     v0_extras: bool = option(True, switch(), "tell in /api/v0 what newer LM Studios add to it; off: its published keys")
 
     # ---- how a model is run

@@ -156,6 +156,12 @@ class UnexpectedEndpoint(LmError):
 # ---- models and engines ----------------------------------------------------------------------------------------------
 
 
+_ALIAS_HINT = (
+    "One of them can have such a name, too: --alias NAME=MODEL, or alias in config.json; "
+    "a * in NAME is any text, as in 'claude-*=MODEL'"
+)
+
+
 class ModelNotFound(LmError):
     """No model goes by `name`; `known` lists the ids there are."""
 
@@ -166,7 +172,8 @@ class ModelNotFound(LmError):
         if name is None:
             super().__init__(f"No model was named and there is not exactly one to take. Models: {listing}")
         else:
-            super().__init__(f'Invalid model identifier "{name[:200]}". Models: {listing}')
+            alias = f". {_ALIAS_HINT}" if known and param != "instance_id" else ""
+            super().__init__(f'Invalid model identifier "{name[:200]}". Models: {listing}{alias}')
         self.name, self.known, self.param = name, known, param
 
 

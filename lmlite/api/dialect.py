@@ -73,6 +73,14 @@ class Call:
 
 
 @dataclass(slots=True, frozen=True)
+class CountCall:
+    """`reply` takes the number of tokens that the first run's prompt has."""
+
+    turn: Turn
+    reply: Callable[[int], str]
+
+
+@dataclass(slots=True, frozen=True)
 class EmbedCall:
     """`pieces` spells the vectors of `embed.inputs` as JSON text, given the model's id, a piece per vector, so that a
     caller on an event loop can let others run in between where there are thousands."""

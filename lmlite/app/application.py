@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ..api.openai import error as openai_error
 from ..config import Config
 from ..errors import HttpError, LmError, QueueFull, UnexpectedEndpoint
 from ..metrics import OTHER
@@ -14,8 +13,9 @@ from ..wire.connection import Connection, Hooks, Request, Response, no_precheck
 from ..wire.guard import Policy, preflight
 from ..wire.http1 import Headers
 from ..wire.router import Router
+from .listing import asks_as_anthropic
 from .request_log import RequestLog
-from .routes import FAMILIES, ROUTES, Spelling
+from .routes import ANTHROPIC_FAMILIES, ELSEWHERE, FAMILIES, ROUTES, Spelling
 from .state import Endpoint, State, fact
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class App(State):
     def spell_error(self, request: Request | None, exc: Exception) -> tuple[int, Headers, bytes]:
         """The whole answer to a request that failed before an answer to it had begun."""
         error = fact(exc)
-        status, body = spelling(request.path if request else "")(error)
+        status, body = spelling(request)(error, self.origin().suffix)
         return status, headers_of(error), body.encode()
 
     def _answered(self, request: Request | None, response: Response) -> None:
@@ -115,12 +115,13 @@ class App(State):
             self._request_log.tell(request, response, status, now)
 
 
-def spelling(path: str) -> Spelling:
-    """The words of the family that `path` belongs to."""
-    for prefix, error in FAMILIES:
-        if path == prefix or path.startswith(prefix + "/"):
-            return error
-    return openai_error.error
+def spelling(request: Request | None) -> Spelling:
+    """The words of the family that its path belongs to."""
+    if request is not None:
+        for prefix, error in ANTHROPIC_FAMILIES if asks_as_anthropic(request) else FAMILIES:
+            if request.path == prefix or request.path.startswith(prefix + "/"):
+                return error
+    return ELSEWHERE
 
 
 def headers_of(error: LmError) -> tuple[tuple[str, str], ...]:

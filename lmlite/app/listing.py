@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+from ..api.anthropic import models as anthropic_models
 from ..api.lmstudio import models as lmstudio_v1
 from ..api.lmstudio import v0 as lmstudio_v0
 from ..api.openai import models as openai_models
 from ..api.own import models as lmlite_models
-from ..card import Instance, ModelCard
+from ..card import ANY_TEXT, Instance, ModelCard
 from ..wire.connection import Request, Response
 from .state import State
 
 
-async def list_openai(app: State, request: Request, response: Response, _: str) -> None:
-    """All models by all of their names, and instances; where requests load nothing, only what they can use."""
+def asks_as_anthropic(request: Request) -> bool:
+    """No other family's clients send this header."""
+    return "anthropic-version" in request.headers
+
+
+async def list_compatible(app: State, request: Request, response: Response, _: str) -> None:
+    """All models by all of their names, and instances; where requests load nothing, only what they can use. Clients of
+    Anthropic's are told of those that can answer them."""
     loaded = app.models.instances()
     cards = await app.models.cards() if app.config.jit else [app.models.latest(instance.card) for instance in loaded]
-    names = [name for card in cards for name in (*([card.id] if app.config.jit else ()), *card.aliases)]
-    ids = dict.fromkeys([*names, *(instance.id for instance in loaded)])
-    response.whole(200, openai_models.models(ids).encode())
+    named = {name: card for card in cards for name in (*([card.id] if app.config.jit else ()), *names_of(card))}
+    named |= {instance.id: instance.card for instance in loaded if instance.id not in named}
+    if asks_as_anthropic(request):
+        listed = [as_listed(app, name, card) for name, card in named.items() if card.type != "embedding"]
+        response.whole(200, anthropic_models.models(listed).encode())
+    else:
+        response.whole(200, openai_models.models(named).encode())
+
+
+def names_of(card: ModelCard) -> list[str]:
+    """Those of the user's own for it that are one name each."""
+    return [alias for alias in card.aliases if ANY_TEXT not in alias]
+
+
+def as_listed(app: State, name: str, card: ModelCard) -> anthropic_models.Listed:
+    """With the context that it has, or would be loaded with now."""
+    instance = instance_of(app, name, card)
+    if instance is not None:
+        return anthropic_models.Listed(name, card.display_name, instance.context_length)
+    asked = card.settings.context_length
+    length = app.config.context_length if asked is None else asked
+    most = card.max_context_length
+    return anthropic_models.Listed(name, card.display_name, min(length or most, most) if most else length)
 
 
 async def list_v0(app: State, request: Request, response: Response, _: str) -> None:
@@ -36,10 +63,14 @@ async def list_own(app: State, request: Request, response: Response, _: str) -> 
     response.whole(200, lmlite_models.models(cards.values(), app.models.notes()).encode())
 
 
-async def show_openai(app: State, request: Request, response: Response, name: str) -> None:
+async def show_compatible(app: State, request: Request, response: Response, name: str) -> None:
     card = await app.models.resolve(name)
     instance = instance_of(app, name, card)
-    response.whole(200, openai_models.model(card.id if instance is None else instance.id).encode())
+    id = card.id if instance is None else instance.id
+    if asks_as_anthropic(request):
+        response.whole(200, anthropic_models.model(as_listed(app, id, card)).encode())
+    else:
+        response.whole(200, openai_models.model(id).encode())
 
 
 async def show_v0(app: State, request: Request, response: Response, name: str) -> None:

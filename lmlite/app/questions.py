@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
-from ..api.dialect import EmbedCall
+from ..api.dialect import CountCall, EmbedCall
 from ..api.openai.chat import parse_chat
 from ..api.own import rerank, tokens
 from ..request import Chat
 from ..rounds.run import completed
 from ..settings import ModelSettings
+from ..turn import Turn
 from ..wire.connection import Request, Response
 from .generation import parsed
 from .state import Endpoint, State
@@ -62,9 +63,21 @@ async def apply_template(app: State, request: Request, response: Response, _: st
     response.whole(200, tokens.spell_prompt(prompt, n_tokens).encode())
 
 
+def counting(parse: Callable[[dict[str, Any]], CountCall]) -> Endpoint:
+    async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
+        call = await parsed(parse, request.body)
+        _, n_tokens = await render(app, call.turn)
+        response.whole(200, call.reply(n_tokens).encode())
+
+    return endpoint
+
+
 async def read_chat(app: State, request: Request) -> tuple[str, int]:
-    """What the model would see of a chat request, and how many tokens that is."""
-    turn = (await parsed(parse_chat, request.body)).turn
+    return await render(app, (await parsed(parse_chat, request.body)).turn)
+
+
+async def render(app: State, turn: Turn) -> tuple[str, int]:
+    """What the model would see of a chat, and how many tokens that is."""
     async with app.models.lease(turn.model, turn.needs, turn.load) as lease:
         prompt = completed(turn, app.models, lease.instance).runs[0].prompt
         assert isinstance(prompt, Chat)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from ..api.anthropic import messages as anthropic
 from ..api.lmstudio import load as lmstudio_v1_load
 from ..api.lmstudio import models as lmstudio_v1
 from ..api.lmstudio import v0 as lmstudio_v0
 from ..api.openai import chat as openai_chat
 from ..api.openai import embeddings as openai_embeddings
+from ..api.openai import error as openai_error
 from ..api.openai import text as openai_text
 from ..api.own import infill
 from ..errors import LmError
@@ -18,19 +20,23 @@ from . import downloading, estimating, listing, loading, log_stream, questions, 
 from .generation import generating
 from .state import Endpoint
 
-Spelling = Callable[[LmError], tuple[int, str]]
+Spelling = Callable[[LmError, str], tuple[int, str]]
+"""Gets the error and random characters, should an error of its family have an id."""
 
 ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/health", listing.health),
     Route("GET", "/lmstudio-greeting", listing.greet),
     Route("GET", "/metrics", scrape.show),
     # OpenAI
-    Route("GET", "/v1/models", listing.list_openai),
-    Route("GET", "/v1/models/{model}", listing.show_openai),
+    Route("GET", "/v1/models", listing.list_compatible),
+    Route("GET", "/v1/models/{model}", listing.show_compatible),
     Route("POST", "/v1/chat/completions", generating(openai_chat.parse_chat)),
     Route("POST", "/v1/chat/completions/input_tokens", questions.count_chat),
     Route("POST", "/v1/completions", generating(openai_text.parse_completions)),
     Route("POST", "/v1/embeddings", questions.embedding(openai_embeddings.parse_embeddings)),
+    # Anthropic
+    Route("POST", "/v1/messages", generating(anthropic.parse_messages)),
+    Route("POST", "/v1/messages/count_tokens", questions.counting(anthropic.parse_count)),
     # shapes of other servers, and of our own
     Route("POST", "/v1/rerank", questions.score),
     Route("POST", "/rerank", questions.score),
@@ -61,10 +67,26 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/lmlite/log", log_stream.stream),
 )
 
+
+def nameless(error: Callable[[LmError], tuple[int, str]]) -> Spelling:
+    """Of a family whose errors have no ids."""
+
+    def spell(exc: LmError, _: str) -> tuple[int, str]:
+        return error(exc)
+
+    return spell
+
+
 FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (
-    ("/api/v0", lmstudio_v0.error),
-    ("/api/v1/models", lmstudio_v1_load.error),
-    ("/api/v1", lmstudio_v1.error),
-    ("/lmlite", lmstudio_v1.error),
+    ("/api/v0", nameless(lmstudio_v0.error)),
+    ("/api/v1/models", nameless(lmstudio_v1_load.error)),
+    ("/api/v1", nameless(lmstudio_v1.error)),
+    ("/lmlite", nameless(lmstudio_v1.error)),
+    ("/v1/messages", anthropic.error),
 )
-"""Whose words an error is told in, by the first beginning of the path that fits; OpenAI's elsewhere."""
+"""Whose words an error is told in, by the first beginning of the path that fits."""
+
+ANTHROPIC_FAMILIES: Final = (("/v1/models", anthropic.error), *FAMILIES)
+"""For clients of Anthropic's, who share a path with OpenAI's."""
+
+ELSEWHERE: Final = nameless(openai_error.error)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lmlite.api.anthropic import messages as anthropic
 from lmlite.api.dialect import Call, Origin, Reply
 from lmlite.api.lmstudio import v0 as lmstudio_v0
 from lmlite.api.openai import chat as openai_chat
@@ -38,6 +39,7 @@ from lmlite.events import (
 GOLDEN = Path(__file__).parent / "golden"
 
 PARSE = {
+    "messages": anthropic.parse_messages,
     "openai_chat": openai_chat.parse_chat,
     "openai_text": openai_text.parse_completions,
     "v0_chat": lmstudio_v0.parse_chat,
@@ -94,6 +96,7 @@ def spell_call(call: Call) -> dict[str, Any]:
         "ttl_s": turn.load.ttl_s,
         "needs": turn.needs,
         **({"draft_model": turn.draft_model} if turn.draft_model else {}),
+        **({"ignored": list(call.ignored)} if call.ignored else {}),
         "runs": [_changes(run) for run in turn.runs],
     }
 

@@ -496,6 +496,30 @@ def test_aliases_lead_to_any_name_that_is_known(tmp_path: Path) -> None:
     assert catalog.resolve("loop") is None
 
 
+def test_an_alias_with_a_star_is_for_all_names_that_nothing_else_has(tmp_path: Path) -> None:
+    for name in ("Falcon", "Owl", "Wren", "Claude-Bird"):
+        put(tmp_path, f"acme/{name}-GGUF/{name}.gguf")
+    aliases = {"*": "wren", "Claude-*": "falcon", "claude-haiku-*": "acme/owl", "claude-own": "none", "claude-[a]*b.": "wren"}
+    catalog = Catalog([tmp_path], aliases=aliases)
+    assert found(catalog, "claude-opus-9").id == found(catalog, "CLAUDE-").id == "falcon"
+    assert found(catalog, "claude-haiku-4-5@x").id == "owl"
+    assert found(catalog, "claude-bird").id == "claude-bird"
+    assert found(catalog, "gpt").id == "wren"
+    assert found(catalog, "claude-[a]xb.").id == "wren" and found(catalog, "claude-axb.").id == "falcon"
+    assert catalog.resolve("claude-own") is None
+    assert found(catalog, "falcon").aliases == ("Claude-*",)
+    assert catalog.notes() == ("the alias claude-own stands for none, and there is no such model",)
+
+
+def test_a_star_leads_no_settings_to_a_model_that_they_do_not_name(tmp_path: Path) -> None:
+    put(tmp_path, "acme/Falcon-GGUF/Falcon.gguf")
+    settings = tmp_path / "model-settings.json"
+    settings.write_text('{"gone": {"ttl": 5}}')
+    catalog = Catalog([tmp_path], settings=settings, aliases={"*": "falcon"})
+    assert found(catalog, "falcon").settings.ttl_s is None
+    assert catalog.notes() == ("model-settings.json: there is no model gone",)
+
+
 def test_every_listed_id_finds_its_own_card(tmp_path: Path) -> None:
     for place in ("acme/F-GGUF/F-Q8_0.gguf", "acme/F-GGUF/F-Q4_K_M.gguf", "birds/F/F.gguf", "F.gguf", "f@q8_0.gguf"):
         put(tmp_path, place)

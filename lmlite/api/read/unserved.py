@@ -90,6 +90,8 @@ TEXT: Final[Mapping[str, Harmless]] = {
     "tools": ([],),
 }
 
+MESSAGES: Final[Mapping[str, Harmless]] = {"mcp_servers": ([],)}
+
 EMBEDDINGS: Final[Mapping[str, Harmless]] = {
     "add_special_tokens": (True,),
     "embd_normalize": (2,),

@@ -21,6 +21,7 @@ from ...errors import ConfigError
 from ...package import bundled_model
 from ...settings import ModelSettings
 from . import gguf, given_ids, known_headers, model_settings, model_yaml
+from .aliases import Aliases
 from .gguf import Facts, GgufError
 from .known_headers import Seen, Stamp, stamp_of
 from .model_files import (
@@ -139,10 +140,10 @@ class Catalog:
     and `definitions` make of them. With `bundled`, the package's own model stands in for an empty list.
 
     Links that lead out of their folder are refused, but for those that `approvals` has (`model_files.approval`).
-    `aliases` maps names of the user's own to any name that `resolve` knows; `settings` is the file with the user's
-    settings of single models; `state` is lmlite's own folder, where it may keep what it has read. The first question scans
-    the disk; after that only `rescan` does. `rescan` may run in a thread of its own: the others see the old list or the
-    new one.
+    `aliases` maps names of the user's own, and patterns of names, to any name that the disk has; `settings` is the file
+    with the user's settings of single models; `state` is lmlite's own folder, where it may keep what it has read. The first
+    question scans the disk; after that only `rescan` does. `rescan` may run in a thread of its own: the others see the old
+    list or the new one.
     """
 
     def __init__(
@@ -164,8 +165,7 @@ class Catalog:
         self._caches = tuple(caches)
         self._definitions = _Definitions(definitions)
         self._settings = _Settings(settings)
-        self._named_aliases = dict(aliases or {})
-        self._aliases = {key_of(alias): key_of(target) for alias, target in self._named_aliases.items()}
+        self._aliases = Aliases(aliases or {})
         self._bundled = bundled
         self._follow_links_out = follow_links_out
         self._approvals = approvals
@@ -198,12 +198,13 @@ class Catalog:
 
     def resolve(self, name: str) -> ModelCard | None:
         """The model that `name` names, in any case: an alias, an id, `publisher/name`, `publisher/repo`, these with
-        `@quant`, or `publisher/repo/file.gguf`. Without `@quant` a model on disk in several is taken as Q4_K_M, else
-        nearest to that. None if two different models go by the name."""
+        `@quant`, or `publisher/repo/file.gguf`; else that of an alias with a `*`. Without `@quant` a model on disk in
+        several is taken as Q4_K_M, else nearest to that. None if two different models go by the name."""
         if len(name) > MAX_NAME:
             return None
         current = self._current()
-        return current.known.get(current.index.get(self._unaliased(name), ""))
+        ids = (current.index.get(key) for key in self._aliases.keys(name))
+        return next((current.known[id] for id in ids if id is not None), None)
 
     def latest(self, card: ModelCard) -> ModelCard | None:
         """The card that the model of `card` has now; None if the model is gone."""
@@ -257,15 +258,16 @@ class Catalog:
     def _note(self) -> None:
         """Tells each once, when it comes to be true."""
         left_out = [f"{shown(path)} is left out: {why}" for path, why in self._left_out]
+        index = self._current().index
         aliases = [
             f"the alias {shown(alias)} stands for {shown(target)}, and there is no such model"
-            for alias, target in self._named_aliases.items()
-            if self.resolve(alias) is None
+            for alias, target, key in self._aliases
+            if key not in index
         ]
         settings = [
             f"{model_settings.FILE_NAME}: there is no model {shown(name)}"
             for name in self._settings.entries
-            if self.resolve(name) is None
+            if self._aliases.key(name) not in index
         ]
         for level, notes in ((logging.INFO, [*left_out, *settings]), (logging.WARNING, aliases)):
             for note in notes:
@@ -277,7 +279,7 @@ class Catalog:
         """Gives the cards what the user has set; a variant has what its model has, too."""
         said: dict[str, Entry] = {}
         for name, entry in self._settings.entries.items():
-            id = models.index.get(self._unaliased(name))
+            id = models.index.get(self._aliases.key(name))
             if id is not None:
                 said[id] = _join(entry, said.get(id))
         for variant, model in models.models.items():
@@ -292,14 +294,10 @@ class Catalog:
                 models.cards[id] = replace(card, reasoning=_told(card.reasoning, card.settings))
 
     def _list_aliases(self, models: _Models) -> None:
-        for alias in self._named_aliases:
-            id = models.index.get(self._unaliased(alias))
+        for alias, _, key in self._aliases:
+            id = models.index.get(key)
             if id is not None:
                 models.cards[id] = replace(models.cards[id], aliases=(*models.cards[id].aliases, alias))
-
-    def _unaliased(self, name: str) -> str:
-        key = key_of(name)
-        return self._aliases.get(key, key)
 
     def _current(self) -> _Snapshot:
         if self._snapshot is None:

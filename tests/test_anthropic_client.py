@@ -1,0 +1,181 @@
+"""Anthropic's official client, unchanged, against a real server with the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import pytest
+
+from lmlite.server import Server
+from tests.conftest import Client
+
+MODEL = "lmlite-tiny"
+WEATHER = {
+    "name": "get_weather",
+    "description": "Get the weather in a city",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+HELLO = {"role": "user", "content": "Hello!"}
+QUESTION = {"role": "user", "content": "What is the weather in Turin?"}
+SUM = {"role": "user", "content": "Think of 2 plus 2"}
+THINK = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
+
+
+@pytest.fixture
+def client(tiny_server: Server) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=tiny_server.url, api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(params=["whole", "streamed"])
+def ask(request: pytest.FixtureRequest, client: anthropic.Anthropic) -> Any:
+    """The message that answers messages, asked for whole or put together by the client."""
+
+    def ask(*messages: Any, **params: Any) -> Any:
+        asked: dict[str, Any] = {"model": MODEL, "max_tokens": 100, "messages": messages, **params}
+        asked["extra_body"] = {"temperature": 0}
+        if request.param == "whole":
+            return client.messages.create(**asked)
+        with client.messages.stream(**asked) as stream:
+            return stream.get_final_message()
+
+    return ask
+
+
+def test_text(ask: Any) -> None:
+    message = ask(HELLO)
+    (block,) = message.content
+    assert block.type == "text" and "help" in block.text
+    assert (message.role, message.model, message.stop_reason) == ("assistant", MODEL, "end_turn")
+    assert message.id.startswith("msg_") and message.usage.output_tokens > 0
+
+
+def test_call_result_and_final_answer(ask: Any) -> None:
+    message = ask(QUESTION, tools=[WEATHER])
+    (call,) = message.content
+    assert (call.type, call.name, call.input) == ("tool_use", "get_weather", {"city": "Turin"})
+    assert message.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "sunny"}]}
+    final = ask(QUESTION, message.to_param(), {"role": "user", "content": [result]}, tools=[WEATHER])
+    assert final.stop_reason == "end_turn" and [block.type for block in final.content] == ["text"]
+    assert "Turin" in final.content[0].text and "sunny" in final.content[0].text
+
+
+def test_thinking_stands_before_the_answer_and_can_be_sent_back(ask: Any) -> None:
+    message = ask(SUM, **THINK)
+    assert [block.type for block in message.content] == ["thinking", "text"]
+    thought, text = message.content
+    assert thought.thinking and thought.signature and "4" in text.text
+    assert message.usage.output_tokens_details.thinking_tokens > 0
+    assert ask(SUM, message.to_param(), HELLO, **THINK).content
+    assert [block.type for block in ask(SUM, thinking={"type": "disabled"}).content] == ["text"]
+
+
+def test_a_call_that_is_cut_off_parses_and_can_be_gone_on_with(ask: Any) -> None:
+    whole = ask(QUESTION, tools=[WEATHER]).usage.output_tokens
+    for max_tokens in range(whole - 12, whole):
+        message = ask(QUESTION, tools=[WEATHER], max_tokens=max_tokens)
+        assert message.stop_reason == "max_tokens"
+        calls = [block for block in message.content if block.type == "tool_use"]
+        assert all(isinstance(call.input, dict) for call in calls)
+        if calls:
+            result = {"type": "tool_result", "tool_use_id": calls[0].id, "content": "sunny"}
+            goes_on = ask(QUESTION, message.to_param(), {"role": "user", "content": [result]}, tools=[WEATHER])
+            assert goes_on.content
+
+
+def test_an_answer_that_has_begun_is_gone_on_with(ask: Any) -> None:
+    text = ask(HELLO).content[0].text
+    rest = ask(HELLO, {"role": "assistant", "content": text[:10]})
+    assert rest.content[0].text == text[10:]
+
+
+def test_what_stops_an_answer_is_told(ask: Any) -> None:
+    message = ask(HELLO, stop_sequences=["help", "never"])
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "help")
+    assert "help" not in message.content[0].text
+    short = ask(HELLO, max_tokens=2)
+    assert (short.stop_reason, short.stop_sequence, short.usage.output_tokens) == ("max_tokens", None, 2)
+
+
+@pytest.mark.parametrize(
+    ("choice", "calls"),
+    [({"type": "any"}, True), ({"type": "tool", "name": "get_weather"}, True), ({"type": "none"}, False)],
+)
+def test_tool_choice(ask: Any, choice: dict[str, Any], calls: bool) -> None:
+    question = HELLO if calls else QUESTION
+    message = ask(question, tools=[WEATHER, {"type": "web_search_20250305", "name": "web_search"}], tool_choice=choice)
+    assert ("tool_use" in [block.type for block in message.content]) == calls
+
+
+def test_what_a_prompt_takes_is_told_before_its_first_token(client: anthropic.Anthropic) -> None:
+    words = {"role": "user", "content": "One of the words that nobody else in these tests says is xylophone"}
+    asked: dict[str, Any] = {"model": MODEL, "max_tokens": 4, "messages": [words]}
+    counted = client.messages.count_tokens(model=MODEL, messages=asked["messages"]).input_tokens
+    for is_first in (True, False):
+        with client.messages.stream(**asked) as stream:
+            events = [event for event in stream if event.type in ("message_start", "message_delta")]
+        start, end = events[0].message.usage, events[-1].usage  # type: ignore[union-attr]
+        assert start.input_tokens + (start.cache_read_input_tokens or 0) == counted
+        assert (start.output_tokens, end.output_tokens) == (0, 4)
+        assert (end.input_tokens, end.cache_read_input_tokens) == (start.input_tokens, start.cache_read_input_tokens)
+        assert start.input_tokens > 1 if is_first else start.input_tokens == 1
+
+
+def test_tokens_of_tools_and_system_count(client: anthropic.Anthropic) -> None:
+    def count(**params: Any) -> int:
+        return client.messages.count_tokens(model=MODEL, messages=[HELLO], **params).input_tokens  # type: ignore[list-item]
+
+    assert count() < count(system="Be brief.") < count(system="Be brief.", tools=[WEATHER])
+    beta = client.beta.messages.count_tokens(model=MODEL, messages=[HELLO], context_management={"edits": []})  # type: ignore[list-item]
+    assert beta.context_management is not None
+    assert beta.context_management.original_input_tokens == beta.input_tokens == count()
+
+
+def test_models_are_listed_and_retrieved(client: anthropic.Anthropic, tiny: Client) -> None:
+    (listed,) = client.models.list()
+    assert (listed.id, listed.type, listed.max_input_tokens) == (MODEL, "model", 2048)
+    assert client.models.retrieve(MODEL) == listed
+    assert tiny.get("/v1/models").json["object"] == "list"
+    assert tiny.get("/v1/models", **{"x-api-key": "any"}).json["object"] == "list"
+
+
+def test_errors_are_the_clients_own_classes(client: anthropic.Anthropic) -> None:
+    def create(**params: Any) -> Any:
+        return client.messages.create(**{"model": MODEL, "max_tokens": 9, "messages": [HELLO], **params})
+
+    for stream in (False, True):
+        with pytest.raises(anthropic.NotFoundError, match="--alias") as unknown:
+            create(model="claude-nobody", stream=stream)
+        assert unknown.value.type == "not_found_error" and unknown.value.body["request_id"].startswith("req_")  # type: ignore[index]
+        with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 2048 maximum"):
+            create(messages=[{"role": "user", "content": "word " * 3000}], stream=stream)
+        with pytest.raises(anthropic.BadRequestError, match="'temperature' must be"):
+            create(extra_body={"temperature": -1}, stream=stream)
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("claude-nobody")
+    with pytest.raises(anthropic.NotFoundError):
+        client.post("/v1/messages/batches", body={}, cast_to=object)
+
+
+def test_structured_answers(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+    asked: dict[str, Any] = {"model": MODEL, "max_tokens": 60, "messages": [SUM]}
+    message = client.messages.create(output_config={"format": {"type": "json_schema", "schema": schema}}, **asked)
+    block = message.content[-1]
+    assert block.type == "text" and block.text.lstrip().startswith("{")
+
+
+def test_names_of_a_form_lead_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with (
+        Server(port=0, home=tmp_path, alias=["claude-*=lmlite-tiny", "gpt-*=lmlite-tiny"]) as server,
+        anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0) as client,
+    ):
+        for name in ("claude-haiku-4-5-20251001", "gpt-5"):
+            message = client.messages.create(model=name, max_tokens=4, messages=[HELLO])  # type: ignore[list-item]
+            assert message.model == MODEL
+        assert [model.id for model in client.models.list()] == [MODEL]
