@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import StateError
+from .home import PRIVATE_FILE, PRIVATE_FOLDER
 
 if TYPE_CHECKING:  # a server that keeps nothing does without it
     import sqlite3
@@ -132,7 +133,7 @@ class Database:
             raise StateError(f"{self.path.name} was closed")
         if self._connection is None:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
                 self._connection = _open(self.path, self._suspect)
                 self._suspect = False
             except OSError as error:
@@ -184,6 +185,8 @@ def _connect(path: Path, suspect: bool) -> sqlite3.Connection:
 
     closed = not path.with_name(f"{path.name}-wal").exists()
     thorough = suspect or not closed or not path.exists() or path.stat().st_size <= SMALL_BYTES
+    if not path.exists():  # conversations are in it; its log is as private as it is
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -25,6 +25,8 @@ TEXT_MAX: Final = 64 << 20
 ROW_BYTES: Final = 256
 """What a row takes besides its texts, with its share of the indexes."""
 DAY_S: Final = 86400.0
+FOLLOWED_S: Final = 3600.0
+"""What was read to be gone on from does not go for its age or size meanwhile, however long the answer takes."""
 SWEEP: Final = 500
 """Rows that one transaction removes: others wait for it. What is more, of bounds that were made narrower, is swept later."""
 
@@ -50,6 +52,7 @@ class HistoryTable:
     def __init__(self, database: Database, bytes_max: int, days_max: int, clock: Callable[[], float] = time.time):
         self._database, self._clock = database, clock
         self._bytes_max, self._days_max = bytes_max, days_max
+        self._followed: dict[str, float] = {}  # turns that others are about to go on from, and since when
 
     @property
     def exists(self) -> bool:
@@ -84,6 +87,7 @@ class HistoryTable:
                 raise StateError(f"what {id} goes on from is lost")
             query = "SELECT asked, answer FROM exchanges WHERE id = ?"
             texts = [connection.execute(query, (row[0],)).fetchone() for row in reversed(line)]
+        self._followed[id] = self._clock()
         return tuple(message for pair in texts for text in pair for message in load(text))
 
     # ---- writing: one transaction for all, an outcome for each
@@ -182,7 +186,7 @@ class HistoryTable:
         for _ in range(SWEEP):
             if size_of(connection) <= self._bytes_max:
                 break
-            leaves = oldest_leaves(connection, id, 1)
+            leaves = self._oldest_leaves(connection, 1, but=id)
             if hopeless or not leaves:
                 raise NotKept(f"all that may be kept is {self._bytes_max >> 20} MiB (--history-size)")
             remove(connection, leaves[0][0])
@@ -201,10 +205,10 @@ class HistoryTable:
     def sweep(self) -> bool:
         """Removes some of what is too old or too much, or of all if nothing is to be kept; whether there may be more."""
         with self._database.reading() as connection:
-            if not self._goes(connection, oldest_leaves(connection, "", 1)):
+            if not self._goes(connection, self._oldest_leaves(connection, 1)):
                 return False
         with self._database.writing() as connection:
-            for leaf in oldest_leaves(connection, "", SWEEP):
+            for leaf in self._oldest_leaves(connection, SWEEP):
                 if self._goes(connection, [leaf]):
                     remove(connection, leaf[0])
         return True
@@ -215,13 +219,14 @@ class HistoryTable:
             return bool(leaves)
         return leaves[0][1] <= self._clock() - self._days_max * DAY_S or size_of(connection) > self._bytes_max
 
-
-def oldest_leaves(connection: sqlite3.Connection, but: str, n: int) -> list[tuple[str, float]]:
-    """The ids of turns, in the order of their times, that are over and that nobody goes on from."""
-    return connection.execute(
-        f"SELECT id, created FROM exchanges WHERE children = 0 AND id <> ? AND status NOT IN {OPEN} ORDER BY created LIMIT ?",
-        (but, n),
-    ).fetchall()
+    def _oldest_leaves(self, connection: sqlite3.Connection, n: int, but: str = "") -> list[tuple[str, float]]:
+        """Turns that can go, with their times and in the order of these: they are over, and nobody goes on from them."""
+        now = self._clock()
+        self._followed = {id: since for id, since in self._followed.items() if now - since < FOLLOWED_S}
+        stay = {but, *self._followed}
+        query = f"SELECT id, created FROM exchanges WHERE children = 0 AND status NOT IN {OPEN} ORDER BY created LIMIT ?"
+        leaves = connection.execute(query, (n + len(stay),)).fetchall()
+        return [leaf for leaf in leaves if leaf[0] not in stay][:n]
 
 
 def is_known(connection: sqlite3.Connection, id: str, scope: str) -> bool:

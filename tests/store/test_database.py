@@ -145,6 +145,17 @@ def test_what_was_not_closed_in_order_is_checked_however_large(path: Path, monke
     assert any(".damaged-" in other.name for other in path.parent.iterdir())
 
 
+def test_nobody_else_can_read_it(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with closing(Database(path)) as database:
+            DownloadTable(database).save(RECORD)
+            modes = {other.name: other.stat().st_mode & 0o777 for other in (path.parent, *path.parent.iterdir())}
+    finally:
+        os.umask(before)
+    assert modes == {"home": 0o700, "state.sqlite3": 0o600, "state.sqlite3-wal": 0o600, "state.sqlite3-shm": 0o600}
+
+
 def test_an_empty_file_is_a_new_database(path: Path) -> None:
     path.parent.mkdir()
     path.touch()

@@ -230,6 +230,24 @@ def test_a_turn_that_runs_is_never_in_the_way_of_bounds_nor_removed_by_them(data
     assert ids(database) == {"runs", "large"}
 
 
+def test_what_is_about_to_be_gone_on_from_stays_meanwhile(database: Database) -> None:
+    times = [NOW]
+    table = HistoryTable(database, MIB, 1, lambda: times[0])
+    save(table, exchange("old", created=1), exchange("other", created=2))
+    assert table.conversation("old", "") == said("old")
+    save(table, exchange("large", words="x" * (MIB - 1500)))
+    while table.sweep():
+        pass
+    assert ids(database) == {"old", "large"}
+    save(table, exchange("next", "old"))
+    do(table, table.delete("next", ""))
+    assert table.conversation("old", "") == said("old")
+    times[0] += module.FOLLOWED_S
+    while table.sweep():
+        pass
+    assert ids(database) == {"large"}
+
+
 def test_what_is_too_old_is_swept_from_its_leaves(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SWEEP", 2)
     table = HistoryTable(database, 1024 * MIB, 2, lambda: NOW)
