@@ -384,6 +384,16 @@ class UnknownExchange(LmError):
         self.id = id
 
 
+class UnknownItem(LmError):
+    """An item of an earlier turn that is only pointed at, and that turn is not kept, or not for whoever asks."""
+
+    status, code, param = 404, "not_found", "input"
+
+    def __init__(self, id: str):
+        super().__init__(f"Item with id '{id[:80]}' not found. Items are not there where \"store\" was false.")
+        self.id = id
+
+
 class UnknownPrevious(LmError):
     """The turn that this one goes on from is not kept, or not for whoever asks. The message is OpenAI's."""
 

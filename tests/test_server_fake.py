@@ -419,7 +419,7 @@ def test_h13_form_post_of_a_browser_is_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope?x=1", "/v1/message", "/v1/responses", "/api/v1/chat", "/api/v0/nope", "/v1/"]
+    "path", ["/", "/nope?x=1", "/v1/message", "/v1/response", "/api/v1/chat", "/api/v0/nope", "/v1/"]
 )
 def test_h20_unknown_path_is_a_404_in_lm_studios_words(client: Client, path: str) -> None:
     answer = client.get(path)

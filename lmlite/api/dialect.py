@@ -64,12 +64,14 @@ class Reply:
 
 @dataclass(slots=True, frozen=True)
 class Call:
-    """`ignored` names what the request asked for and does not get, although it is answered."""
+    """`ignored` names what the request asked for and does not get, although it is answered. What runs in the `background`
+    is answered before it has begun, and goes on without its client."""
 
     turn: Turn
     stream: bool
     reply: Callable[[Origin], Reply]
     ignored: tuple[str, ...] = ()
+    background: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -13,10 +13,11 @@ from ..wire.connection import Connection, Hooks, Request, Response, no_precheck
 from ..wire.guard import Policy, preflight
 from ..wire.http1 import Headers
 from ..wire.router import Router
+from .facts import fact
 from .listing import asks_as_anthropic
 from .request_log import RequestLog
 from .routes import ANTHROPIC_FAMILIES, ELSEWHERE, FAMILIES, ROUTES, Spelling
-from .state import Endpoint, State, fact
+from .state import Endpoint, State
 
 if TYPE_CHECKING:
     from ..core.engine.worker import Placement
@@ -83,6 +84,7 @@ class App(State):
     async def close(self) -> None:
         for connection in list(self._connections):
             connection.abort()
+        await self.background.close()
         await self.downloads.close()
         await self.models.close()
         await self.history.close()

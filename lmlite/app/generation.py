@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,41 +28,59 @@ from ..rounds.run import Rounds, Watch
 from ..turn import Turn
 from ..wire import sse
 from ..wire.connection import Request, Response
+from .facts import fact
 from .logs import overhear
-from .state import Endpoint, State, fact
+from .state import Endpoint, State
 
 if TYPE_CHECKING:
     from ..core.engine.client import Engine
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 SILENCE_S: Final = 10.0
 """A stream that has nothing to say for so long says that: clients and proxies give up on those that do not."""
 
 IGNORED_HEADER: Final = "X-Lmlite-Ignored"
+IGNORED_MAX: Final = 1024
+"""Characters: many servers and clients bound a header's line."""
+NOT_PLAIN: Final = re.compile(r"[^\x20-\x7e]")
 
 
 def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
     """The endpoint of a dialect that generates."""
 
     async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
-        call = await parsed(parse, request.body)
-        reply = call.reply(app.origin())
-        if call.ignored:
-            response.extra_headers = (*response.extra_headers, (IGNORED_HEADER, ", ".join(call.ignored)))
-        if call.stream:
-            await stream(app, call.turn, reply, response)
-        else:
-            await answer(app, call.turn, reply, response)
+        await respond(app, await parsed(parse, request.body), response)
 
     return endpoint
 
 
+async def respond(app: State, call: Call, response: Response) -> None:
+    tell_ignored(call, response)
+    reply = call.reply(app.origin())
+    if call.stream:
+        await stream(app, call.turn, reply, response)
+    else:
+        await answer(app, call.turn, reply, response)
+
+
+def tell_ignored(call: Call, response: Response) -> None:
+    """The names are a client's words."""
+    if call.ignored:
+        listing = NOT_PLAIN.sub("?", ", ".join(call.ignored))[:IGNORED_MAX]
+        log.warning("a request asks for what is ignored: %s", listing)
+        response.extra_headers = (*response.extra_headers, (IGNORED_HEADER, listing))
+
+
 async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes | bytearray) -> T:
+    return await read(lambda: parse(parse_body(body)), len(body))
+
+
+async def read(work: Callable[[], T], n_bytes: int) -> T:
     """A large body is read in a thread: others' streams must not wait for it."""
-    if len(body) <= INLINE_BYTES_MAX:
-        return parse(parse_body(body))
-    return await asyncio.to_thread(lambda: parse(parse_body(body)))
+    return work() if n_bytes <= INLINE_BYTES_MAX else await asyncio.to_thread(work)
 
 
 async def watches(app: State, engine: Engine, instance: Instance, runs: Sequence[Generate]) -> list[Watch]:

@@ -8,8 +8,9 @@ from ..api.lmstudio import load as spelling
 from ..errors import SettingRefused, ShuttingDown
 from ..wire import sse
 from ..wire.connection import Request, Response
+from .facts import fact
 from .generation import frames, parsed
-from .state import State, fact
+from .state import State
 
 
 async def load(app: State, request: Request, response: Response, _: str) -> None:

@@ -16,7 +16,7 @@ from ..api.openai import text as openai_text
 from ..api.own import infill
 from ..errors import LmError
 from ..wire.router import Route
-from . import downloading, estimating, listing, loading, log_stream, questions, scrape
+from . import downloading, estimating, listing, loading, log_stream, questions, responses, scrape
 from .generation import generating
 from .state import Endpoint
 
@@ -32,6 +32,12 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/v1/models/{model}", listing.show_compatible),
     Route("POST", "/v1/chat/completions", generating(openai_chat.parse_chat)),
     Route("POST", "/v1/chat/completions/input_tokens", questions.count_chat),
+    Route("POST", "/v1/responses", responses.create),
+    Route("POST", "/v1/responses/input_tokens", responses.count),
+    Route("GET", "/v1/responses/{id}", responses.show),
+    Route("DELETE", "/v1/responses/{id}", responses.delete),
+    Route("POST", "/v1/responses/{id}/cancel", responses.cancel),
+    Route("GET", "/v1/responses/{id}/input_items", responses.list_input),
     Route("POST", "/v1/completions", generating(openai_text.parse_completions)),
     Route("POST", "/v1/embeddings", questions.embedding(openai_embeddings.parse_embeddings)),
     # Anthropic

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import string
 import time
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 from ..api.dialect import Origin
 from ..card import Runtime
 from ..config import Config
-from ..errors import InternalError, LmError
 from ..rounds.history import History
 from ..store.database import Database
 from ..store.home import Home
 from ..wire.connection import Request, Response
+from .background import Background
 from .downloads import ModelDownloads
 from .logs import Logs
 from .metrics import Metrics, Reports
@@ -24,8 +23,6 @@ from .models import Models
 
 if TYPE_CHECKING:
     from ..core.engine.worker import Placement
-
-log = logging.getLogger(__name__)
 
 SUFFIX_LETTERS: Final = string.ascii_lowercase + string.digits
 SUFFIX_LENGTH: Final = 22
@@ -43,6 +40,7 @@ class State:
         self.database = Database(Home(config.home).state)
         self.downloads = ModelDownloads(config, self.database)
         self.history = History(self.database, config.history_size, config.history_days)
+        self.background = Background()
         self.expired = False
         self.metrics = Metrics()
         self.reports = Reports()
@@ -69,11 +67,3 @@ class State:
 
 Endpoint = Callable[[State, Request, Response, str], Awaitable[None]]
 """Answers one request; the text is the parameter in its path, if the route has one."""
-
-
-def fact(exc: Exception) -> LmError:
-    """What a client is told of `exc`; what is no fact but a bug goes to the log."""
-    if isinstance(exc, LmError):
-        return exc
-    log.error("a request failed", exc_info=exc)
-    return InternalError()

@@ -76,6 +76,11 @@ class History:
         found: Exchange = await self._wait(lambda: self._table.find(id, scope))
         return found
 
+    async def find_beginning(self, beginning: str, scope: str) -> Exchange | None:
+        """The one turn whose id begins so, if there is one. Raises `StateError`."""
+        found: Exchange | None = await self._wait(lambda: self._table.find_beginning(beginning, scope))
+        return found
+
     async def conversation(self, id: str, scope: str) -> tuple[Message, ...]:
         """All that was said up to the end of `id`, of whichever dialects. Raises `UnknownPrevious`, `UnfinishedPrevious`,
         `ConversationTooLong`, `StateError`."""

@@ -29,6 +29,8 @@ FOLLOWED_S: Final = 3600.0
 """What was read to be gone on from does not go for its age or size meanwhile, however long the answer takes."""
 SWEEP: Final = 500
 """Rows that one transaction removes: others wait for it. What is more, of bounds that were made narrower, is swept later."""
+AFTER_ALL: Final = "\U0010ffff"
+"""Behind whatever an id may go on with."""
 
 OPEN: Final = "('queued', 'in_progress')"
 """As `Exchange.is_open` has it."""
@@ -70,6 +72,15 @@ class HistoryTable:
         if row is None:
             raise UnknownExchange(id)
         return read(row)
+
+    def find_beginning(self, beginning: str, scope: str) -> Exchange | None:
+        """The one whose id begins so; None if there is not exactly one."""
+        if not self.exists:
+            return None
+        with self._database.reading() as connection:
+            query = f"SELECT {COLUMNS} FROM exchanges WHERE id >= ? AND id < ? AND scope = ? AND NOT deleted LIMIT 2"
+            rows = connection.execute(query, (beginning, beginning + AFTER_ALL, scope)).fetchall()
+        return read(rows[0]) if len(rows) == 1 else None
 
     def conversation(self, id: str, scope: str) -> tuple[Message, ...]:
         """All that was said up to the end of `id`. Raises `UnknownPrevious`, `UnfinishedPrevious`, `ConversationTooLong`."""

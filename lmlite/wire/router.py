@@ -1,8 +1,8 @@
 """Which endpoint serves a request, from an immutable table of routes; the endpoint's type is the table's own business.
 
 A pattern is a fixed path, or a fixed prefix and one parameter that takes the rest, slashes included
-(`/api/v0/models/{model}`). A slash at the end of a path says nothing. Fixed paths win over prefixes, long prefixes over
-short ones. GET routes serve HEAD.
+(`/api/v0/models/{model}`), or all but a fixed end (`/v1/responses/{id}/cancel`). A slash at the end of a path says nothing.
+Fixed paths win over prefixes, long prefixes over short ones, and with an end over without. GET routes serve HEAD.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import UnexpectedEndpoint
 
 Endpoint = TypeVar("Endpoint")
 
-PATTERN = re.compile(r"(/[^{}]*)(?:\{([a-z_]+)\})?")
+PATTERN = re.compile(r"(/[^{}]*)(?:\{([a-z_]+)\}((?:/[^{}]+)?))?")
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -39,19 +39,21 @@ class Router(Generic[Endpoint]):
 
     def __init__(self, routes: Iterable[Route[Endpoint]]) -> None:
         fixed: dict[str, dict[str, Route[Endpoint]]] = {}
-        open_ended: dict[tuple[str, str], dict[str, Route[Endpoint]]] = {}
+        open_ended: dict[tuple[str, str, str], dict[str, Route[Endpoint]]] = {}
         for route in routes:
             parts = PATTERN.fullmatch(route.pattern)
             if parts is None:
                 raise ValueError(f"not a route pattern: {route.pattern!r}")
-            prefix, parameter = parts.groups()
-            methods = open_ended.setdefault((prefix, parameter), {}) if parameter else fixed.setdefault(prefix, {})
+            prefix, parameter, end = parts.groups()
+            methods = open_ended.setdefault((prefix, parameter, end), {}) if parameter else fixed.setdefault(prefix, {})
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 if method in methods:
                     raise ValueError(f"two routes for {method} {route.pattern}")
                 methods[method] = route
         self._fixed = fixed
-        self._open_ended = sorted(open_ended.items(), key=lambda item: len(item[0][0]), reverse=True)
+        self._open_ended = sorted(
+            open_ended.items(), key=lambda item: (len(item[0][0]), len(item[0][2])), reverse=True
+        )
 
     def match(self, method: str, path: str, target: str | None = None) -> Match[Endpoint]:
         """The route for a decoded path. UnexpectedEndpoint otherwise, which names `target` (the path, if not given)."""
@@ -62,9 +64,12 @@ class Router(Generic[Endpoint]):
         if method in methods:
             return Match(methods[method], NO_PARAMETERS)
         allow.extend(methods)
-        for (prefix, parameter), methods in self._open_ended:
-            if path.startswith(prefix) and len(path) > len(prefix):
+        for (prefix, parameter, end), methods in self._open_ended:
+            if path.startswith(prefix) and path.endswith(end) and len(path) > len(prefix) + len(end):
                 if method in methods:
-                    return Match(methods[method], MappingProxyType({parameter: path[len(prefix) :]}))
+                    value = path[len(prefix) : len(path) - len(end)]
+                    return Match(methods[method], MappingProxyType({parameter: value}))
                 allow.extend(methods)
+                if end:
+                    break  # what has an end of its own is nothing that the parameter could be
         raise UnexpectedEndpoint(method, wanted, tuple(sorted(set(allow))))

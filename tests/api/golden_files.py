@@ -12,6 +12,7 @@ from lmlite.api.anthropic import messages as anthropic
 from lmlite.api.dialect import Call, Origin, Reply
 from lmlite.api.lmstudio import v0 as lmstudio_v0
 from lmlite.api.openai import chat as openai_chat
+from lmlite.api.openai import responses as openai_responses
 from lmlite.api.openai import text as openai_text
 from lmlite.card import Instance, ModelCard, Runtime
 from lmlite.events import (
@@ -42,6 +43,7 @@ PARSE = {
     "messages": anthropic.parse_messages,
     "openai_chat": openai_chat.parse_chat,
     "openai_text": openai_text.parse_completions,
+    "openai_responses": openai_responses.parse_responses,
     "v0_chat": lmstudio_v0.parse_chat,
     "v0_text": lmstudio_v0.parse_completions,
 }
@@ -96,7 +98,9 @@ def spell_call(call: Call) -> dict[str, Any]:
         "ttl_s": turn.load.ttl_s,
         "needs": turn.needs,
         **({"draft_model": turn.draft_model} if turn.draft_model else {}),
+        **({"follows": asdict(turn.follows)} if turn.follows else {}),
         **({"ignored": list(call.ignored)} if call.ignored else {}),
+        **({"background": True} if call.background else {}),
         "runs": [_changes(run) for run in turn.runs],
     }
 

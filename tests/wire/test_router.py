@@ -15,6 +15,9 @@ ROUTER: Router[str] = Router(
         Route("POST", "/v1/models/load", "load"),
         Route("GET", "/v1/models/download/status/{job_id}", "status"),
         Route("POST", "/v1/chat/completions", "chat"),
+        Route("GET", "/v1/things/{id}", "thing"),
+        Route("GET", "/v1/things/{id}/parts", "parts"),
+        Route("POST", "/v1/things/{id}/stop", "stop"),
     ]
 )
 
@@ -32,6 +35,12 @@ ROUTER: Router[str] = Router(
         ("POST", "/v1/models/load", "load", {}),
         ("GET", "/v1/models/load", "one", {"model": "load"}),
         ("GET", "/v1/models/download/status/j", "status", {"job_id": "j"}),
+        ("GET", "/v1/things/t", "thing", {"id": "t"}),
+        ("GET", "/v1/things/t/parts", "parts", {"id": "t"}),
+        ("GET", "/v1/things/t/parts/", "parts", {"id": "t"}),
+        ("GET", "/v1/things/parts", "thing", {"id": "parts"}),
+        ("GET", "/v1/things/a/b/parts", "parts", {"id": "a/b"}),
+        ("POST", "/v1/things/t/stop", "stop", {"id": "t"}),
     ],
 )
 def test_match(method: str, path: str, endpoint: str, parameters: dict[str, str]) -> None:
@@ -80,7 +89,7 @@ def test_error_names_the_target_as_sent() -> None:
         ROUTER.match("GET", "/x", "/x?y=1")
 
 
-@pytest.mark.parametrize("pattern", ["v1", "/v1/{model}/x", "/{a}{b}", "/v1/{", "/{}"])
+@pytest.mark.parametrize("pattern", ["v1", "/v1/{model}/{x}", "/v1/{model}x", "/{a}{b}", "/v1/{", "/{}"])
 def test_unreadable_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="pattern"):
         Router([Route("GET", pattern, 0)])
@@ -90,3 +99,17 @@ def test_unreadable_pattern_is_refused(pattern: str) -> None:
 def test_two_routes_for_one_request_are_refused(first: str, second: str) -> None:
     with pytest.raises(ValueError, match="two routes"):
         Router([Route(first, "/x", 0), Route(second, "/x", 1)])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/v1/things/t", ("GET", "HEAD")),
+        ("GET", "/v1/things/t/stop", ("POST",)),
+        ("POST", "/v1/things/t/parts", ("GET", "HEAD")),
+    ],
+)
+def test_an_end_of_its_own_has_methods_of_its_own(method: str, path: str, allow: tuple[str, ...]) -> None:
+    with pytest.raises(UnexpectedEndpoint) as refused:
+        ROUTER.match(method, path)
+    assert (refused.value.status, refused.value.allow) == (405, allow)

@@ -41,7 +41,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
     offer = parse_offer(fields)
     prompt = Chat(
         parse_messages(fields),
-        _parse_template_kwargs(fields),
+        parse_template_kwargs(fields),
         tools=offer.tools,
         tool_choice=offer.choice,
         parallel_tool_calls=offer.parallel,
@@ -80,7 +80,7 @@ def _parse_continues(fields: Fields, prompt: Chat) -> bool | None:
     return continues
 
 
-def _parse_template_kwargs(fields: Fields) -> Mapping[str, Any]:
+def parse_template_kwargs(fields: Fields) -> Mapping[str, Any]:
     """What the client sets of the template's variables itself stands before what an effort says of them."""
     given = fields.object("chat_template_kwargs") or Fields({})
     for name in given.values:

@@ -26,7 +26,10 @@ ROLES: Mapping[str, Role] = {
 CALLS_MAX = 512
 """Tool calls of one message."""
 
-TEXTS: Mapping[str, str] = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+TEXTS: Mapping[str, str] = {
+    **dict.fromkeys(("text", "input_text", "output_text", "summary_text"), "text"),
+    "refusal": "refusal",
+}
 """Types of parts that are text, each with the field that has it."""
 
 THOUGHTS: Mapping[str, str] = {"reasoning": "text", "thinking": "thinking"}

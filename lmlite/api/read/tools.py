@@ -58,7 +58,7 @@ def offer(
 ) -> Offer:
     """A choice of `names` leaves only those tools; that of a single one asks for a call of it, and for one only."""
     if names is not None:
-        tools = _only(tools, names)
+        tools = only(tools, names)
         if len(names) == 1 and choice == "auto":
             return Offer(tools, "required", False)
     if tools:
@@ -91,7 +91,7 @@ def require_function(fields: Fields) -> None:
         raise UnsupportedField(fields.where("type"), f"of '{clip(kind)}' is not supported")
 
 
-def _only(tools: tuple[Mapping[str, Any], ...], names: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+def only(tools: tuple[Mapping[str, Any], ...], names: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
     found = {tool["function"]["name"] for tool in tools}
     for name in names:
         if name not in found:

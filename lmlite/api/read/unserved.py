@@ -84,6 +84,12 @@ CHAT: Final[Mapping[str, Harmless]] = {
     "suffix": ("",),
 }
 
+RESPONSES: Final[Mapping[str, Harmless]] = {
+    "conversation": ("",),
+    "moderation": (),
+    "prompt": (),
+}
+
 TEXT: Final[Mapping[str, Harmless]] = {
     "add_special_tokens": (True,),
     "tool_choice": ("none", "auto"),

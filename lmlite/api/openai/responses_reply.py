@@ -1,0 +1,335 @@
+"""The answer to a Responses request: its events in a stream, and the response object that they add up to.
+
+A whole answer is what its stream would have ended with. Items begin with the first thing that they say, and end where the
+next one begins, or with the answer: only then is it known whether they came to their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ...errors import ContextOverflow, ConversationTooLong, InternalError, LmError, QueueFull
+from ...events import (
+    Event,
+    Finished,
+    Leased,
+    PromptProgress,
+    ReasoningDelta,
+    ReasoningStart,
+    Started,
+    TextDelta,
+    TextStart,
+    ToolCallArguments,
+    ToolCallStart,
+)
+from ...exchange import Exchange, Status
+from ...messages import Message
+from ..answer import FINISH_REASON, call_id, spell_logprobs
+from ..dialect import Frame, Origin, Reply
+from ..spell import dumps
+from ..transcript import Piece, Transcript
+from .error import error_object
+from .responses_events import PREFIXES, Item, ItemStatus, Kind, Numbers
+from .responses_items import encrypt, keep_input
+from .responses_tools import InputText, Told
+
+PLACE_DIGITS: Final = 18
+"""Of a response's id: they stand in those of its items, and lead from there to it."""
+INPUT_PLACES: Final = 0x8000
+"""From here on the numbers of items that were asked, and not answered."""
+
+TERMINAL: Final = ("completed", "incomplete")
+
+
+@dataclass(slots=True, frozen=True)
+class Asked:
+    """What of a request its answer has to know. `echo` are the members of the response that repeat it, as JSON text;
+    `messages` are without the instructions, which are said for one answer only."""
+
+    model: str
+    echo: str
+    messages: tuple[Message, ...] = ()
+    input: Any = None
+    previous: str | None = None
+    told: Mapping[str, Told] = field(default_factory=dict)
+    store: bool = True
+    background: bool = False
+    summary: bool = False
+    encrypted: bool = False
+    scope: str = ""
+
+
+def item_id(kind: Kind, digits: str, place: int) -> str:
+    return f"{PREFIXES[kind]}{digits[:PLACE_DIGITS]}{place:04x}"
+
+
+def response_beginning(item_id: str) -> str:
+    """What the id of the response begins with that the item belongs to; "" if that is no id of ours."""
+    digits = item_id.partition("_")[2][:PLACE_DIGITS]
+    return f"resp_{digits}" if len(digits) == PLACE_DIGITS and digits.isalnum() else ""
+
+
+class ResponseReply(Reply):
+    def __init__(self, origin: Origin, asked: Asked):
+        self.id = f"resp_{origin.digits}"
+        self._origin, self._asked = origin, asked
+        self._model = asked.model
+        self._transcript = Transcript()
+        self._numbers = Numbers()
+        self._begun = False  # the stream has said its first
+        self._runs = False  # the engine has
+        self._cancelled = False
+        self._error: LmError | None = None
+        self._items: list[str] = []  # those that are done, as JSON
+        self._lengths: list[list[int]] = []  # of the pieces that the stream told of each
+        self._open: Item | None = None
+        self._piece = Piece("text")  # what the open item says
+        self._hears: type[Event] | None = None  # what goes on with the open item
+        self._input = InputText()  # of the open call of a custom tool
+        self._kept_input = ""
+
+    # ---- as a stream
+
+    def begin(self) -> Iterable[Frame]:
+        if self._begun:
+            return ()
+        self._begun = True
+        status: Status = "queued" if self._asked.background else "in_progress"
+        members = f',"response":{self._spell(status, ())}'
+        return [self._numbers.event(f"response.{kind}", members) for kind in ("created", status)]
+
+    def stream(self, index: int, event: Event) -> Iterable[Frame]:
+        kind = type(event)
+        self._transcript.hear(event)
+        if kind is self._hears:
+            return self._go_on(event)  # type: ignore[arg-type]
+        if isinstance(event, TextDelta):
+            return self._enter("message", event) if event.text or event.logprobs else ()
+        if isinstance(event, ReasoningDelta):
+            return self._enter("summary" if self._asked.summary else "reasoning", event) if event.text else ()
+        if isinstance(event, TextStart | ReasoningStart):
+            self._hears = None
+        elif isinstance(event, ToolCallStart):
+            return [*self._close("completed"), *self._open_call(event)]
+        elif isinstance(event, PromptProgress):
+            return self._start()
+        elif isinstance(event, Finished):
+            return self._finish(event)
+        elif isinstance(event, Started):
+            self._model = event.model
+        elif isinstance(event, Leased):
+            self._model = event.instance.id
+        return ()
+
+    def _start(self) -> list[Frame]:
+        """The engine is at it."""
+        frames = [*self.begin()]
+        if not self._runs:
+            self._runs = True
+            if self._asked.background:
+                begun = self._spell("in_progress", ())
+                frames.append(self._numbers.event("response.in_progress", f',"response":{begun}'))
+        return frames
+
+    def _tell(self, status: Status) -> Frame:
+        return self._numbers.event(f"response.{status}", f',"response":{self.body()}')
+
+    def _enter(self, kind: Kind, event: TextDelta | ReasoningDelta) -> list[Frame]:
+        """Something else begins."""
+        frames = [*self._start(), *self._close("completed")]
+        self._hears = type(event)
+        self._piece = self._transcript.pieces[-1] if self._transcript.pieces else Piece("text")
+        self._open = Item(kind, self._item_id(kind), len(self._items))
+        self._lengths.append([])
+        return [*frames, *self._open.opening(self._numbers), *self._go_on(event)]
+
+    def _open_call(self, event: ToolCallStart) -> list[Frame]:
+        frames = self._start()
+        told = self._asked.told.get(event.name) or Told(event.name)
+        kind: Kind = "custom_tool_call" if told.custom else "function_call"
+        id = call_id(self._origin.suffix, 0, event.index)
+        self._open = Item(kind, self._item_id(kind), len(self._items), id, told.name, told.namespace)
+        self._hears = ToolCallArguments
+        self._piece = self._transcript.pieces[-1]
+        self._input = InputText()
+        self._lengths.append([])
+        return [*frames, *self._open.opening(self._numbers)]
+
+    def _item_id(self, kind: Kind) -> str:
+        return item_id(kind, self._origin.digits, len(self._items))
+
+    def _go_on(self, event: TextDelta | ReasoningDelta | ToolCallArguments) -> tuple[Frame, ...]:
+        item = self._open
+        assert item is not None
+        text = event.text
+        if type(event) is TextDelta and event.logprobs:
+            self._lengths[-1].append(len(text))
+            return (item.delta(self._numbers, text, dumps(spell_logprobs(event.logprobs))),)
+        if item.kind == "custom_tool_call":
+            text = self._input.hear(text)
+        if not text:
+            return ()
+        self._lengths[-1].append(len(text))
+        return (item.delta(self._numbers, text),)
+
+    def _close(self, status: ItemStatus) -> list[Frame]:
+        """The item that is open, if one is."""
+        item = self._open
+        if item is None:
+            return []
+        frames: list[Frame] = []
+        if item.kind == "custom_tool_call" and (rest := self._input.rest()):
+            self._lengths[-1].append(len(rest))
+            frames.append(item.delta(self._numbers, rest))
+        text, logprobs = self._said(item), spell_logprobs(self._piece.logprobs)
+        spelled = self._spell_item(item, text, status, logprobs)
+        self._items.append(spelled)
+        self._open = self._hears = None
+        return [*frames, *item.closing(self._numbers, text, spelled, logprobs)]
+
+    def _said(self, item: Item) -> str:
+        """By the open item, up to now."""
+        return self._input.text if item.kind == "custom_tool_call" else self._piece.text
+
+    def _spell_item(self, item: Item, text: str, status: ItemStatus, logprobs: Sequence[Any]) -> str:
+        secret = self._asked.encrypted and item.kind in ("reasoning", "summary")
+        return dumps(item.spell(text, status, logprobs, encrypt(text) if secret else None))
+
+    def _finish(self, event: Finished) -> list[Frame]:
+        frames = self._start()
+        if self._open is None and not self._items:  # an answer that says nothing has a text, too
+            frames += self._enter("message", TextDelta(""))
+        return frames + self._close("incomplete" if is_cut(event) else "completed")
+
+    def end(self) -> Iterable[Frame]:
+        if self._transcript.finished is None:
+            raise InternalError
+        return (self._tell(self.status),)
+
+    def failed(self, exc: LmError) -> Iterable[Frame]:
+        """Clients look for one of the two, or for the other; of the second in one of two shapes."""
+        self._error = exc
+        frames = [*self.begin(), self._tell("failed")]
+        error = error_object(exc)
+        told = {"code": error["code"], "message": error["message"], "param": error.get("param")}
+        nested = dumps({"type": error["type"], **told})
+        frames.append(self._numbers.event("error", f',{dumps(told)[1:-1]},"error":{nested}'))
+        return frames
+
+    def cancelled(self) -> Iterable[Frame]:
+        """Its client wanted no more of it."""
+        self._cancelled = True
+        return (self._tell("cancelled"),)
+
+    # ---- whole
+
+    def whole(self, runs: Sequence[Sequence[Event]]) -> str:
+        (events,) = runs
+        for event in events:
+            self.stream(0, event)
+        if self._transcript.finished is None:
+            raise InternalError
+        return self.body()
+
+    @property
+    def status(self) -> Status:
+        if self._cancelled:
+            return "cancelled"
+        if self._error is not None:
+            return "failed"
+        if (finished := self._transcript.finished) is not None:
+            return "incomplete" if is_cut(finished) else "completed"
+        return "queued" if self._asked.background and not self._runs else "in_progress"
+
+    @property
+    def is_open(self) -> bool:
+        """Its turn still runs."""
+        return self.status in ("queued", "in_progress")
+
+    def body(self) -> str:
+        """The response as it is now."""
+        items = self._items
+        if self._open is not None:
+            logprobs = spell_logprobs(self._piece.logprobs)
+            items = [*items, self._spell_item(self._open, self._said(self._open), "incomplete", logprobs)]
+        return self._spell(self.status, items, self._transcript.finished)
+
+    def _spell(self, status: Status, items: Iterable[str], finished: Finished | None = None) -> str:
+        head = {
+            "id": self.id,
+            "object": "response",
+            "created_at": self._origin.created,
+            "completed_at": self._completed_at() if status in TERMINAL else None,
+            "status": status,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "model": self._model,
+        }
+        tail = {
+            "error": None if self._error is None else spell_error(self._error),
+            "usage": None if finished is None else spell_usage(finished),
+        }
+        return f'{dumps(head)[:-1]},"output":[{",".join(items)}],{dumps(tail)[1:-1]},{self._asked.echo}}}'
+
+    def _completed_at(self) -> int:
+        """By what the engine says that it took."""
+        finished, leased = self._transcript.finished, self._transcript.leased
+        if finished is None:
+            return self._origin.created
+        load_s = leased.load_s or 0.0 if leased is not None else 0.0
+        ms = finished.stats.first_token_ms + finished.stats.generation_ms
+        return self._origin.created + round(load_s + ms / 1000)
+
+    def exchange(self) -> Exchange | None:
+        return self.kept() if self._asked.store else None
+
+    def kept(self) -> Exchange:
+        asked = self._asked
+        lengths = dumps(self._lengths) if self._begun else "null"
+        return Exchange(
+            id=self.id,
+            kind="response",
+            scope=asked.scope,
+            model=self._model,
+            created=self._origin.created,
+            status=self.status,
+            previous=asked.previous,
+            asked=asked.messages,
+            answer=(self._transcript.message(self._call_id),),
+            body=f'{{"lengths":{lengths},"response":{self.body()}}}',
+            items=self._spell_input(),
+        )
+
+    def _call_id(self, number: int) -> str:
+        return call_id(self._origin.suffix, 0, number)
+
+    def _spell_input(self) -> str:
+        if not self._kept_input:
+            self._kept_input = dumps(keep_input(self._asked.input, self._input_id))
+        return self._kept_input
+
+    def _input_id(self, place: int) -> str:
+        return item_id("message", self._origin.digits, INPUT_PLACES + place)
+
+
+def is_cut(finished: Finished) -> bool:
+    return FINISH_REASON[finished.reason] == "length"
+
+
+def spell_usage(finished: Finished) -> dict[str, Any]:
+    stats = finished.stats
+    return {
+        "input_tokens": stats.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": stats.cached_tokens},
+        "output_tokens": stats.generated_tokens,
+        "output_tokens_details": {"reasoning_tokens": stats.reasoning_tokens},
+        "total_tokens": stats.prompt_tokens + stats.generated_tokens,
+    }
+
+
+def spell_error(error: LmError) -> dict[str, Any]:
+    """Of a response that failed. Clients know few codes: by these two they shorten what they send, or wait."""
+    known = (ContextOverflow, ConversationTooLong, QueueFull)
+    code = error.code if isinstance(error, known) or error.status < 500 else "server_error"
+    return {"code": code, "message": error_object(error)["message"]}

@@ -1,0 +1,137 @@
+"""`/v1/responses` and what is asked of responses later, by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..api.dialect import Call
+from ..api.openai import responses_kept as kept
+from ..api.openai.responses import parse_responses
+from ..api.openai.responses_items import dereference, references
+from ..api.openai.responses_reply import ResponseReply, response_beginning
+from ..api.read.json_body import parse_body
+from ..errors import InvalidRequest, NotKept, UnknownItem
+from ..exchange import Exchange
+from ..request import Chat
+from ..rounds.run import completed
+from ..turn import Turn
+from ..wire import sse
+from ..wire.connection import Request, Response
+from .generation import frames, read, respond, rounds, tell_ignored
+from .state import State
+
+SCOPE = ""
+
+
+async def create(app: State, request: Request, response: Response, _: str) -> None:
+    call = await read_call(app, request.body)
+    if not call.background:
+        await respond(app, call, response)
+        return
+    if not app.history.keeps:
+        raise NotKept("this server keeps nothing (--history-size, --history-days)")
+    reply = call.reply(app.origin())
+    assert isinstance(reply, ResponseReply)
+    tell_ignored(call, response)
+    run = app.background.start(rounds(app), app.history, call.turn, reply)
+    if call.stream:
+        await run.follow(-1, response)
+    else:
+        response.whole(200, reply.body().encode())
+
+
+async def read_call(app: State, body: bytes | bytearray) -> Call:
+    """With the items in their places that the request only points at."""
+
+    def look() -> tuple[dict[str, Any], tuple[str, ...]]:
+        fields = parse_body(body)
+        return fields, references(fields)
+
+    fields, ids = await read(look, len(body))
+    if ids:
+        fields = dereference(fields, await find_items(app, ids))
+    return await read(lambda: parse_responses(fields), len(body))
+
+
+async def find_items(app: State, ids: tuple[str, ...]) -> Mapping[str, Any]:
+    """Several are mostly of one response."""
+    turns: dict[str, Exchange | None] = {}
+    found = {}
+    for id in ids:
+        beginning = response_beginning(id)
+        if beginning and beginning not in turns:
+            turns[beginning] = await app.history.find_beginning(beginning, SCOPE)
+        exchange = turns.get(beginning)
+        item = None if exchange is None else kept.find_item(exchange, id)
+        if item is None:
+            raise UnknownItem(id)
+        found[id] = item
+    return found
+
+
+async def count(app: State, request: Request, response: Response, _: str) -> None:
+    turn = (await read_call(app, request.body)).turn
+    response.whole(200, kept.spell_count(await count_tokens(app, turn)).encode())
+
+
+async def count_tokens(app: State, turn: Turn) -> int:
+    """Of all that the model would read."""
+    if turn.follows is not None:
+        turn = turn.after(await app.history.conversation(turn.follows.id, turn.scope))
+    async with app.models.lease(turn.model, turn.needs, turn.load) as lease:
+        prompt = completed(turn, app.models, lease.instance).runs[0].prompt
+        assert isinstance(prompt, Chat)
+        _, n_tokens = await lease.engine.count(prompt)
+        return n_tokens
+
+
+# ---- by their ids ----------------------------------------------------------------------------------------------------
+
+
+async def show(app: State, request: Request, response: Response, id: str) -> None:
+    streams, after = kept.parse_show(request.query)
+    run = app.background.find(id)
+    if run is not None:
+        if streams:
+            await run.follow(after, response)
+        else:
+            response.whole(200, run.reply.body().encode())
+        return
+    exchange = await app.history.find(id, SCOPE)
+    if not streams:
+        response.whole(200, kept.spell_response(exchange).encode())
+        return
+    if exchange.is_open:
+        raise InvalidRequest("a response that still runs is told again only if it runs in the background", "stream")
+    said = frames(kept.replay(exchange, after))
+    response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
+    response.finish(said)
+
+
+async def delete(app: State, request: Request, response: Response, id: str) -> None:
+    if (run := app.background.find(id)) is not None:
+        await run.stop()
+    await app.history.delete(id, SCOPE)
+    response.whole(200, kept.spell_deleted(id).encode())
+
+
+async def cancel(app: State, request: Request, response: Response, id: str) -> None:
+    """One that is over stays as it is."""
+    if (run := app.background.find(id)) is not None:
+        await run.stop()
+        response.whole(200, run.reply.body().encode())
+        return
+    exchange = await app.history.find(id, SCOPE)
+    found = kept.response_of(exchange)
+    if not found["background"]:
+        raise InvalidRequest("only a response that runs in the background can be cancelled; else leave it", "background")
+    response.whole(200, kept.spell_response(exchange).encode())
+
+
+async def list_input(app: State, request: Request, response: Response, id: str) -> None:
+    if (run := app.background.find(id)) is not None:
+        exchange = run.reply.kept()
+    else:
+        exchange = await app.history.find(id, SCOPE)
+    response.whole(200, kept.spell_input(exchange, request.query).encode())
