@@ -35,6 +35,12 @@ AFTER_ALL: Final = "\U0010ffff"
 OPEN: Final = "('queued', 'in_progress')"
 """As `Exchange.is_open` has it."""
 COLUMNS: Final = "id, kind, scope, model, created, status, previous, asked, answer, body, items"
+SIZE: Final = f"{ROW_BYTES} + " + " + ".join(f"length(CAST(?{n} AS BLOB))" for n in (1, 3, 4, 8, 9, 10, 11))
+INSERT: Final = f"INSERT INTO exchanges ({COLUMNS}, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, {SIZE})"
+UPDATE: Final = f"""
+UPDATE exchanges SET model = ?4, status = ?6, asked = ?8, answer = ?9, body = ?10, items = ?11, bytes = {SIZE}
+WHERE id = ?1 AND scope = ?3
+"""
 CONVERSATION: Final = f"""
 WITH RECURSIVE line (turn, id, previous, deleted, is_open, bytes) AS (
     SELECT 0, id, previous, deleted, status IN {OPEN}, bytes FROM exchanges WHERE id = ? AND scope = ?
@@ -143,28 +149,21 @@ class HistoryTable:
 
         def work(connection: sqlite3.Connection) -> None:
             texts = (message_text.dump(exchange.asked), message_text.dump(exchange.answer), exchange.body, exchange.items)
-            size = ROW_BYTES + sum(len(text.encode()) for text in (exchange.id, exchange.scope, exchange.model, *texts))
+            values = (
+                exchange.id, exchange.kind, exchange.scope, exchange.model, exchange.created, exchange.status,
+                exchange.previous, *texts,
+            )  # fmt: skip
             known = connection.execute("SELECT deleted FROM exchanges WHERE id = ?", (exchange.id,)).fetchone()
             if known is not None and known[0]:  # while it ran: nobody will ask for it
                 if not exchange.is_open:
                     remove(connection, exchange.id)
                 return
             if known is not None:
-                connection.execute(
-                    "UPDATE exchanges SET bytes = ?, model = ?, status = ?, asked = ?, answer = ?, body = ?, items = ?"
-                    " WHERE id = ? AND scope = ?",
-                    (size, exchange.model, exchange.status, *texts, exchange.id, exchange.scope),
-                )
+                connection.execute(UPDATE, values)
             else:
                 if exchange.previous is not None and not is_known(connection, exchange.previous, exchange.scope):
                     raise UnknownPrevious(exchange.previous)
-                connection.execute(
-                    f"INSERT INTO exchanges ({COLUMNS}, bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        exchange.id, exchange.kind, exchange.scope, exchange.model, exchange.created, exchange.status,
-                        exchange.previous, *texts, size,
-                    ),
-                )  # fmt: skip
+                connection.execute(INSERT, values)
             self._make_room(connection, exchange.id)
 
         return work

@@ -1,50 +1,71 @@
-"""Messages as JSON text and back. Parts and roles of a later version are passed over; they are still there for that one."""
+"""Messages as one text and back: a line of JSON that says what there is, then all that was said, as it is.
+
+In the line a text is where it begins behind it and how long it is, in characters: so texts of megabytes, in a thread, keep
+nobody from the interpreter. Parts and roles of a later version are passed over; they are still there for that one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from ..messages import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 
 
 def dump(messages: Iterable[Message]) -> str:
-    rows = [{"role": message.role, "parts": [to_json(part) for part in message.parts]} for message in messages]
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    said: list[str] = []
+    end = 0
+
+    def put(text: str) -> tuple[int, int]:
+        nonlocal end
+        said.append(text)
+        begin, end = end, end + len(text)
+        return begin, len(text)
+
+    rows = [{"role": message.role, "parts": [spell(part, put) for part in message.parts]} for message in messages]
+    return "".join((json.dumps(rows, separators=(",", ":")), "\n", *said))
 
 
 def load(text: str) -> tuple[Message, ...]:
     """Raises ValueError for what is no such text."""
+    line, _, said = text.partition("\n")
+
+    def get(place: tuple[int, int]) -> str:
+        begin, length = place
+        found = said[begin : begin + length]
+        if min(begin, length) < 0 or len(found) != length:
+            raise ValueError("a text is not there")
+        return found
+
     try:
-        return tuple(
-            Message(row["role"], tuple(parts(row["parts"]))) for row in json.loads(text) if row["role"] in get_args(Role)
-        )
+        rows = [row for row in json.loads(line) if row["role"] in get_args(Role)]
+        return tuple(Message(row["role"], tuple(parts(row["parts"], get))) for row in rows)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no messages: {error!r}") from None
 
 
-def to_json(part: Part) -> dict[str, Any]:
+def spell(part: Part, put: Callable[[str], tuple[int, int]]) -> dict[str, Any]:
     match part:
         case TextPart(text):
-            return {"type": "text", "text": text}
+            return {"type": "text", "text": put(text)}
         case ReasoningPart(text):
-            return {"type": "reasoning", "text": text}
+            return {"type": "reasoning", "text": put(text)}
         case ToolCallPart(id, name, arguments):
-            return {"type": "tool_call", "id": id, "name": name, "arguments": arguments}
+            return {"type": "tool_call", "id": id, "name": name, "arguments": put(arguments)}
         case ToolResultPart(call_id, name, content):
-            return {"type": "tool_result", "call_id": call_id, "name": name, "content": [to_json(item) for item in content]}
+            return {"type": "tool_result", "call_id": call_id, "name": name, "content": [spell(item, put) for item in content]}
 
 
-def parts(rows: Iterable[Mapping[str, Any]]) -> Iterator[Part]:
+def parts(rows: Iterable[Mapping[str, Any]], get: Callable[[tuple[int, int]], str]) -> Iterator[Part]:
     for row in rows:
         match row.get("type"):
             case "text":
-                yield TextPart(row["text"])
+                yield TextPart(get(row["text"]))
             case "reasoning":
-                yield ReasoningPart(row["text"])
+                yield ReasoningPart(get(row["text"]))
             case "tool_call":
-                yield ToolCallPart(row["id"], row["name"], row["arguments"])
+                yield ToolCallPart(row["id"], row["name"], get(row["arguments"]))
             case "tool_result":
-                content = tuple(part for part in parts(row["content"]) if isinstance(part, TextPart))
+                content = tuple(part for part in parts(row["content"], get) if isinstance(part, TextPart))
                 yield ToolResultPart(row["call_id"], row["name"], content)

@@ -11,33 +11,37 @@ from lmlite.messages import Message, Part, ReasoningPart, TextPart, ToolCallPart
 from lmlite.store import message_text
 
 MESSAGES = (
-    text_message("system", "Be brief. \0 é 🦙"),
+    text_message("system", "Be brief. \0 é 🦙\n[]\r\n"),
     Message("user", ()),
     Message("user", (TextPart("a"), TextPart(""))),
     Message(
         "assistant", (ReasoningPart("hm"), TextPart("so"), ToolCallPart("call_1", "look up", '{"x": [1, '), TextPart("and"))
     ),
-    Message("tool", (ToolResultPart("call_1", "", (TextPart("one"), TextPart("two"))),)),
+    Message("tool", (ToolResultPart("call_1", "ü", (TextPart("one"), TextPart("two"))),)),
 )
 
 
 def test_every_part_is_read_as_it_was_written() -> None:
     assert message_text.load(message_text.dump(MESSAGES)) == MESSAGES
+    assert message_text.load(message_text.dump(())) == ()
     assert {type(part) for message in MESSAGES for part in message.parts} == set(get_args(Part))
 
 
 def test_parts_and_roles_of_a_later_version_are_passed_over() -> None:
-    rows = json.loads(message_text.dump(MESSAGES[2:]))
-    rows[0]["parts"].insert(1, {"type": "smell", "of": 1})
+    line, _, said = message_text.dump(MESSAGES[2:]).partition("\n")
+    rows = json.loads(line)
+    rows[0]["parts"].insert(1, {"type": "smell", "of": [len(said), 4]})
     rows[2]["parts"][0]["content"].insert(0, {"type": "smell"})
     rows[2]["parts"][0]["later"] = True
     rows.insert(0, {"role": "oracle", "parts": []})
-    assert message_text.load(json.dumps(rows)) == MESSAGES[2:]
+    assert message_text.load(f"{json.dumps(rows)}\n{said}rose") == MESSAGES[2:]
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[1]", '[{"role": "user"}]', '[{"role": "user", "parts": [{"type": "text"}]}]', "7"]
-)
+WRONG_PARTS = ('{"type": "text"}', *(f'{{"type": "text", "text": {place}}}' for place in ("7", "[0, 9]", "[-1, 1]", '"hi"')))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "7", '[{"role": "user"}]', *WRONG_PARTS])
 def test_what_is_no_messages_is_told(text: str) -> None:
+    line = f'[{{"role": "user", "parts": [{text}]}}]' if text in WRONG_PARTS else text
     with pytest.raises(ValueError):
-        message_text.load(text)
+        message_text.load(f"{line}\nabc")
