@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from lmlite.app import generation
+from lmlite.app.routes import ROUTES
 from lmlite.core.engine.frames import Kind
 from lmlite.errors import ConfigError
 from lmlite.server import ACCEPT_BURST, Server
@@ -222,6 +223,15 @@ def test_health_and_greeting(client: Client) -> None:
     assert client.get("/lmstudio-greeting").json == {"lmstudio": True}
 
 
+def test_the_front_door_says_which_apis_there_are(client: Client) -> None:
+    answer = client.get("/")
+    assert answer.status == 200 and answer.headers["Content-Type"].startswith("text/plain")
+    text = answer.body.decode()
+    for route in ROUTES:
+        assert f"{route.method:<6} {route.pattern}\n" in text
+    assert text.index("OpenAI's API") < text.index("/v1/chat/completions") < text.index("REST API v0")
+
+
 def test_request_without_a_model_takes_the_only_one(client: Client) -> None:
     assert client.post("/v1/chat/completions", {"messages": HELLO["messages"]}).json["model"] == "talker"
 
@@ -419,7 +429,7 @@ def test_h13_form_post_of_a_browser_is_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope?x=1", "/v1/message", "/v1/response", "/api/v1/chat", "/api/v0/nope", "/v1/"]
+    "path", ["/nope?x=1", "/v1/message", "/api/v0/nope", "/v1/"]
 )
 def test_h20_unknown_path_is_a_404_in_lm_studios_words(client: Client, path: str) -> None:
     answer = client.get(path)

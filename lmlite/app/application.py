@@ -14,6 +14,7 @@ from ..wire.guard import Policy, preflight
 from ..wire.http1 import Headers
 from ..wire.router import Router
 from .facts import fact
+from .greeting import page
 from .listing import asks_as_anthropic
 from .request_log import RequestLog
 from .routes import ANTHROPIC_FAMILIES, ELSEWHERE, FAMILIES, ROUTES, Spelling
@@ -32,6 +33,7 @@ class App(State):
     def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
         super().__init__(config, place)
         self._router: Router[Endpoint] = Router(ROUTES)
+        self.page = page(ROUTES)
         self._policy = Policy.of(config.host, config.allow_host, config.allow_origin)
         self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed, self._answered)
         self._request_log = RequestLog()

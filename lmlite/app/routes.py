@@ -16,7 +16,7 @@ from ..api.openai import text as openai_text
 from ..api.own import infill
 from ..errors import LmError
 from ..wire.router import Route
-from . import downloading, estimating, listing, loading, log_stream, questions, responses, scrape
+from . import downloading, estimating, greeting, listing, loading, log_stream, questions, responses, scrape
 from .generation import generating
 from .state import Endpoint
 
@@ -24,6 +24,7 @@ Spelling = Callable[[LmError, str], tuple[int, str]]
 """Gets the error and random characters, should an error of its family have an id."""
 
 ROUTES: Final[tuple[Route[Endpoint], ...]] = (
+    Route("GET", "/", greeting.show),
     Route("GET", "/health", listing.health),
     Route("GET", "/lmstudio-greeting", listing.greet),
     Route("GET", "/metrics", scrape.show),

@@ -45,6 +45,7 @@ class State:
         self.metrics = Metrics()
         self.reports = Reports()
         self.n_connections = 0
+        self.page = b""  # what is shown at "/"
         self.started = time.time()
         self._started_at = time.monotonic()
 

@@ -132,7 +132,7 @@ def build_overview() -> argparse.ArgumentParser:
 def begin_parser() -> tuple[Parser, argparse._SubParsersAction[Parser]]:
     parser = Parser(
         prog="lmlite",
-        description="LM Studio's and OpenAI's APIs in front of local GGUF models.",
+        description="LM Studio's, OpenAI's and Anthropic's APIs in front of local GGUF models.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", "-V", "-v", action="store_true", help="show the versions of lmlite and llama.cpp")

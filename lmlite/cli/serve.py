@@ -34,8 +34,9 @@ CLOSING_S = 10.0
 """After running requests had their time: engines end in well under this, or are killed."""
 LM_STUDIO_FLAGS = {"host": ("--bind",), "port": ("-p",)}
 """What LM Studio's command line calls an option."""
-DESCRIPTION = """Serve the models on this machine, or the bundled lmlite-tiny where there are none. SIGTERM, SIGINT and
-SIGHUP let running requests finish, for as long as --drain says; a second signal ends them."""
+DESCRIPTION = """Serve the models on this machine, or the bundled lmlite-tiny where there are none, to what speaks OpenAI's
+API (/v1), Anthropic's (/v1/messages) or LM Studio's (/api/v0, /api/v1); GET / lists all paths. SIGTERM, SIGINT and SIGHUP
+let running requests finish, for as long as --drain says; a second signal ends them."""
 EPILOG = """Every option is also an environment variable (--context-length: LMLITE_CONTEXT_LENGTH) and a key of
 config.json in the home folder ("context_length": 4096). A flag wins over the variable, the variable over the file."""
 
