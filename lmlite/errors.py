@@ -197,6 +197,17 @@ class WrongModelType(LmError):
         self.name, self.needs, self.param = name, needs, param
 
 
+class EffortRefused(LmError):
+    """The model's reasoning cannot be told this; `options` is what it can be told, nothing of a model without any."""
+
+    status, code, param = 400, "invalid_value", "reasoning"
+
+    def __init__(self, name: str, effort: str, options: tuple[str, ...]):
+        listing = " or ".join(f"'{option}'" for option in options) if options else "left out"
+        super().__init__(f"'reasoning' of '{effort}' is not for model \"{name}\": it must be {listing}")
+        self.name, self.effort, self.options = name, effort, options
+
+
 class LoadFailed(LmError):
     """The model's file was refused; `reason` is the engine's or the header reader's word for why."""
 

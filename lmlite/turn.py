@@ -47,7 +47,9 @@ def name_results(messages: Sequence[Message]) -> list[Message]:
 class Turn:
     """`model` is None where the request names none. `runs` are its choices, of one prompt or of several; their events are
     numbered by their places here. Runs that are drafted by a model are so by `draft_model`. What `load` says counts only if
-    this turn has the model loaded. `given` are the names that `request.with_defaults` wants. `scope` is the caller's."""
+    this turn has the model loaded. `given` are the names that `request.with_defaults` wants. `effort` is a word of
+    `card.Reasoning` that the model must know, None if it need not; what it says to a template the prompt has. `scope` is the
+    caller's."""
 
     model: str | None
     runs: tuple[Generate, ...]
@@ -56,6 +58,7 @@ class Turn:
     load: ModelSettings = UNSAID
     draft_model: str | None = None
     follows: Follows | None = None
+    effort: str | None = None
     scope: str = ""
 
     def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Turn:

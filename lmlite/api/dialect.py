@@ -23,11 +23,12 @@ DONE: Frame = (None, "[DONE]")
 @dataclass(slots=True, frozen=True)
 class Origin:
     """What sets one reply apart from all others, and no dialect may make up: `suffix` is 22 random characters of
-    `[a-z0-9]`, `digits` 48 random hexadecimal ones, `created` Unix seconds."""
+    `[a-z0-9]`, `digits` 48 random hexadecimal ones, `created` Unix seconds. `keeps`: this server keeps turns."""
 
     suffix: str
     digits: str
     created: int
+    keeps: bool = True
 
 
 class Reply:

@@ -118,10 +118,11 @@ class Models:
         asked: ModelSettings = UNSAID,
         draft: str | None = None,
         heard: Callable[[Event], object] | None = None,
+        effort: str | None = None,
     ) -> AsyncIterator[Lease]:
         """See `Pool.lease`."""
         _, pool = await self._current()
-        async with pool.lease(name, needs, asked, heard, draft=draft) as lease:
+        async with pool.lease(name, needs, asked, heard, draft=draft, effort=effort) as lease:
             yield lease
 
     async def load(

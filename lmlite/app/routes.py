@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..api.anthropic import messages as anthropic
+from ..api.lmstudio import chat as lmstudio_chat
 from ..api.lmstudio import load as lmstudio_v1_load
 from ..api.lmstudio import models as lmstudio_v1
 from ..api.lmstudio import v0 as lmstudio_v0
@@ -58,6 +59,7 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("POST", "/api/v0/chat/completions", generating(lmstudio_v0.parse_chat)),
     Route("POST", "/api/v0/completions", generating(lmstudio_v0.parse_completions)),
     Route("POST", "/api/v0/embeddings", questions.embedding(lmstudio_v0.parse_embeddings)),
+    Route("POST", "/api/v1/chat", generating(lmstudio_chat.parse_chat)),
     Route("GET", "/api/v1/models", listing.list_v1),
     Route("POST", "/api/v1/models/load", loading.load),
     Route("POST", "/api/v1/models/unload", loading.unload),

@@ -63,7 +63,7 @@ class State:
     def origin(self) -> Origin:
         drawn = os.urandom(ORIGIN_BYTES)
         suffix = "".join([SUFFIX_LETTERS[byte % len(SUFFIX_LETTERS)] for byte in drawn[:SUFFIX_LENGTH]])
-        return Origin(suffix, drawn.hex(), int(time.time()))
+        return Origin(suffix, drawn.hex(), int(time.time()), self.history.keeps)
 
 
 Endpoint = Callable[[State, Request, Response, str], Awaitable[None]]

@@ -43,6 +43,7 @@ class Models(Protocol):
         asked: ModelSettings = ...,
         draft: str | None = None,
         heard: Callable[[Event], object] | None = None,
+        effort: str | None = None,
     ) -> AbstractAsyncContextManager[Lease]: ...
 
     def settings_of(self, instance: Instance) -> ModelSettings: ...
@@ -99,7 +100,7 @@ async def run_round(
     def heard(event: Event) -> None:
         take(0, [event])
 
-    async with models.lease(turn.model, turn.needs, turn.load, turn.draft_model, heard) as lease:
+    async with models.lease(turn.model, turn.needs, turn.load, turn.draft_model, heard, turn.effort) as lease:
         engine, instance = lease.engine, lease.instance
         runs = completed(turn, models, instance).runs
         if whole:

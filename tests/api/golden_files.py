@@ -10,6 +10,7 @@ from typing import Any
 
 from lmlite.api.anthropic import messages as anthropic
 from lmlite.api.dialect import Call, Origin, Reply
+from lmlite.api.lmstudio import chat as lmstudio_chat
 from lmlite.api.lmstudio import v0 as lmstudio_v0
 from lmlite.api.openai import chat as openai_chat
 from lmlite.api.openai import responses as openai_responses
@@ -42,6 +43,7 @@ GOLDEN = Path(__file__).parent / "golden"
 PARSE = {
     "messages": anthropic.parse_messages,
     "openai_chat": openai_chat.parse_chat,
+    "native": lmstudio_chat.parse_chat,
     "openai_text": openai_text.parse_completions,
     "openai_responses": openai_responses.parse_responses,
     "v0_chat": lmstudio_v0.parse_chat,
@@ -98,6 +100,8 @@ def spell_call(call: Call) -> dict[str, Any]:
         "ttl_s": turn.load.ttl_s,
         "needs": turn.needs,
         **({"draft_model": turn.draft_model} if turn.draft_model else {}),
+        **({"context_length": turn.load.context_length} if turn.load.context_length else {}),
+        **({"effort": turn.effort} if turn.effort else {}),
         **({"follows": asdict(turn.follows)} if turn.follows else {}),
         **({"ignored": list(call.ignored)} if call.ignored else {}),
         **({"background": True} if call.background else {}),

@@ -7,7 +7,7 @@ is something to know about the model's chat template, its answer has `warnings`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,10 +82,10 @@ def parse_unload(body: dict[str, Any]) -> str:
     return required_name(strict(body, UNLOAD_KEYS), "instance_id")
 
 
-def strict(body: dict[str, Any], keys: frozenset[str]) -> Fields:
+def strict(body: Mapping[str, Any], keys: frozenset[str], path: str = "") -> Fields:
     if unknown := tuple(key for key in body if key not in keys):
         raise UnrecognizedKeys(unknown)
-    return Fields(body)
+    return Fields(body, path)
 
 
 def required_name(fields: Fields, name: str) -> str:

@@ -27,6 +27,7 @@ from typing import Final, Literal, Protocol
 
 from ...card import Instance, ModelCard, Presence
 from ...errors import (
+    EffortRefused,
     EngineGone,
     InternalError,
     InvalidRequest,
@@ -146,21 +147,25 @@ class Pool:
         heard: Callable[[Event], object] | None = None,
         *,
         draft: str | None = None,
+        effort: str | None = None,
     ) -> AsyncIterator[Lease]:
         """The engine of the model or instance `name` for the time of one request; of several instances of the model the
         least busy. None means the one loaded model that can do it, or the catalogue's default. What is `asked` counts if
         this request causes the load. `heard` gets `Started`, `LoadProgress` and `Leased`. The model `draft` is loaded beside
         it to draft for it, in the place of any other: a request that was drafted for by that one goes on with this one.
+        `effort` is a word of its `card.Reasoning` that the model must know.
 
-        Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `LoadFailed`, `ModelUnloaded`, `EngineGone`,
-        `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest` for a draft model that does
-        not fit the model. Who uses the engine hears `ModelFileChanged` if its files are written to meanwhile.
+        Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `EffortRefused`, `LoadFailed`, `ModelUnloaded`,
+        `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest` for a draft model
+        that does not fit the model. Who uses the engine hears `ModelFileChanged` if its files are written to meanwhile.
         """
         meant = None if name is None else await self.resolve(name)
         if meant is None and (not self.instances() or await self._catalog.settings_changed()):
             await self._look()
         draft_card = None if draft is None else drafter((await self.resolve(draft, "draft_model")).card)
         card, slots = await self._choose(meant, needs)
+        if effort is not None and (card.reasoning is None or effort not in card.reasoning.options):
+            raise EffortRefused(card.id, effort, card.reasoning.options if card.reasoning else ())
         self._leases += 1
         slot = None
         try:
