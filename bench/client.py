@@ -131,13 +131,17 @@ async def whole(port: int, path: str, body: dict[str, Any] | None = None) -> dic
     return answer
 
 
+ENDS = (b"[DONE]", b'"message_stop"')
+"""What streams end with, each dialect's."""
+
+
 async def arrivals(port: int, path: str, body: dict[str, Any]) -> AsyncIterator[tuple[float, int]]:
     """Of each piece of a streamed answer: when it arrived, and how many events it held."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request(path, {**body, "stream": True}))
     tail = b""
     try:
-        while b"[DONE]" not in tail:
+        while not any(end in tail for end in ENDS):
             chunk = await reader.read(1 << 16)
             if not chunk:
                 raise RuntimeError(f"the stream ended early: {tail!r}")

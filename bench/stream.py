@@ -25,6 +25,8 @@ from tests.fakes import FakeEngine, Script  # noqa: E402
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
+DIALECTS = {"chat": CHAT, "messages": "/v1/messages"}
+"""Whose streams are measured, each by a path that takes `MESSAGES`."""
 
 
 class PacedEngine(FakeEngine):
@@ -60,12 +62,12 @@ def serve(model: Path, pace_s: float) -> None:
     asyncio.run(run())
 
 
-async def tokens(server: client.Running, streams: int, n: int) -> float:
+async def tokens(server: client.Running, path: str, streams: int, n: int) -> float:
     """Microseconds of server CPU per token."""
     body = {"messages": MESSAGES, "max_tokens": n}
-    await client.stream(server.port, CHAT, {**body, "max_tokens": 10})
+    await client.stream(server.port, path, {**body, "max_tokens": 10})
     before = client.cpu_s(server.pid)
-    answers = await asyncio.gather(*(client.stream(server.port, CHAT, body) for _ in range(streams)))
+    answers = await asyncio.gather(*(client.stream(server.port, path, body) for _ in range(streams)))
     return (client.cpu_s(server.pid) - before) / sum(n for n, _, _ in answers) * 1e6
 
 
@@ -90,10 +92,13 @@ async def requests(server: client.Running, path: str, body: dict[str, Any] | Non
 async def measure(server: client.Running, n: int) -> dict[str, Any]:
     chat = {"messages": MESSAGES, "max_tokens": 1}
     await client.whole(server.port, CHAT, chat)
+    us = {
+        f"{dialect}_cpu_us_per_token_{streams}_streams": round(await tokens(server, path, streams, n // streams), 1)
+        for streams in (1, 4, 16)
+        for dialect, path in DIALECTS.items()
+    }
     return {
-        "cpu_us_per_token_1_stream": round(await tokens(server, 1, n), 1),
-        "cpu_us_per_token_4_streams": round(await tokens(server, 4, n // 4), 1),
-        "cpu_us_per_token_16_streams": round(await tokens(server, 16, n // 16), 1),
+        **us,
         "health": await requests(server, "/health", None, 8000, 8),
         "chat_whole": await requests(server, CHAT, chat, 800, 8),
     }
