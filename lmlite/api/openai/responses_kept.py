@@ -63,7 +63,7 @@ def spell_input(exchange: Exchange, query: str) -> str:
     """A page of what was asked, the latest first unless the query says otherwise."""
     given = read_query(query)
     limit = given.get("limit", str(LIMIT))
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= LIMIT_MAX):
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= LIMIT_MAX):
         raise InvalidRequest(f"'limit' must be between 1 and {LIMIT_MAX}", "limit")
     if (order := given.get("order", "desc")) not in ("asc", "desc"):
         raise InvalidRequest("'order' must be one of 'asc', 'desc'", "order")
