@@ -278,6 +278,26 @@ def test_a_server_whose_clients_keep_nothing_has_no_database(fake_server: FakeSe
     assert not Home(tmp_path / "home").state.exists()
 
 
+def test_a_server_that_keeps_nothing_does_without_the_code_of_the_database(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys
+from lmlite.app import App
+from lmlite.config import Config
+app = App(Config.of(home=sys.argv[1]))
+
+async def live():
+    app.open()
+    await app.close()
+
+asyncio.run(live())
+print("sqlite3" in sys.modules)
+"""
+    environ = {**os.environ, "PYTHONPATH": str(INSTALLED)}
+    command = [sys.executable, "-c", program, str(tmp_path / "home")]
+    told = subprocess.run(command, capture_output=True, text=True, env=environ, check=True)
+    assert told.stdout == "False\n"
+
+
 KEEPER = """
 import asyncio, sys
 from pathlib import Path
