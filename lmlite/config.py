@@ -293,6 +293,7 @@ class Config:
     # ---- where it listens
     host: tuple[str, ...] = option(("127.0.0.1",), hosts(), "an address to listen on; :: is every one, of IPv4 too")
     port: int = option(1234, whole(0, 65535), "port to listen on; 0 takes a free one")
+    auth: bool = option(False, switch(), "ask callers for an API token, which `lmlite token create` makes")
     insecure_no_auth: bool = option(
         False, switch(), "allow an address that other machines can reach, although nothing asks them for a token"
     )
@@ -358,10 +359,11 @@ class Config:
     def checked(cls, values: Mapping[str, Any]) -> Config:
         config = cls(**{"home": DEFAULT_HOME.expanduser(), **values})
         exposed = next((host for host in config.host if not is_loopback(host)), None)
-        if exposed is not None and not config.insecure_no_auth:
+        if exposed is not None and not (config.auth or config.insecure_no_auth):
             raise ConfigError(
                 f"{exposed} can be reached by other machines and no token would be asked of them; "
-                "listen on 127.0.0.1, or say --insecure-no-auth (LMLITE_INSECURE_NO_AUTH=1) if that is what you want"
+                "listen on 127.0.0.1, ask for tokens with --auth, "
+                "or say --insecure-no-auth (LMLITE_INSECURE_NO_AUTH=1) if that is what you want"
             )
         return config
 

@@ -240,14 +240,22 @@ class MemoryRefused(LmError):
         self.needed, self.available, self.param = needed, available, param
 
 
-class QueueFull(LmError):
-    """Too many requests wait already; `retry_after_s` is whole seconds."""
+class RateLimited(LmError):
+    """Not now; `retry_after_s` is whole seconds."""
 
     status, code = 429, "rate_limit_exceeded"
 
+    def __init__(self, message: str, retry_after_s: int = 1):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(RateLimited):
+    """Too many requests wait already."""
+
     def __init__(self, limit: int, retry_after_s: int = 1):
-        super().__init__(f"{limit} requests are waiting already")
-        self.limit, self.retry_after_s = limit, retry_after_s
+        super().__init__(f"{limit} requests are waiting already", retry_after_s)
+        self.limit = limit
 
 
 class EngineGone(LmError):

@@ -48,8 +48,7 @@ class Turn:
     """`model` is None where the request names none. `runs` are its choices, of one prompt or of several; their events are
     numbered by their places here. Runs that are drafted by a model are so by `draft_model`. What `load` says counts only if
     this turn has the model loaded. `given` are the names that `request.with_defaults` wants. `effort` is a word of
-    `card.Reasoning` that the model must know, None if it need not; what it says to a template the prompt has. `scope` is the
-    caller's."""
+    `card.Reasoning` that the model must know, None if it need not; what it says to a template the prompt has."""
 
     model: str | None
     runs: tuple[Generate, ...]
@@ -59,7 +58,6 @@ class Turn:
     draft_model: str | None = None
     follows: Follows | None = None
     effort: str | None = None
-    scope: str = ""
 
     def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Turn:
         """For the model that turned out to answer: what the request leaves open is the model's to say. Choices of one

@@ -16,7 +16,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if pa
 
 RANKS = {
     **dict.fromkeys(("errors", "forks", "messages", "settings", "package"), 0),
-    **dict.fromkeys(("config", "request", "exchange", "card", "metrics", "download"), 1),
+    **dict.fromkeys(("config", "request", "exchange", "card", "metrics", "download", "principal"), 1),
     **dict.fromkeys(("events", "turn"), 2),
     **dict.fromkeys(("wire", "api", "core", "hub", "mcp", "store"), 3),
     **{"rounds": 4},

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from ..config import Config
-from ..errors import HttpError, LmError, QueueFull, UnexpectedEndpoint
+from ..errors import HttpError, LmError, RateLimited, UnexpectedEndpoint
 from ..metrics import OTHER
-from ..wire.connection import Connection, Hooks, Request, Response, no_precheck
+from ..principal import ANYBODY, Principal
+from ..wire.connection import Connection, Hooks, Request, Response
 from ..wire.guard import Policy, preflight
 from ..wire.http1 import Headers
 from ..wire.router import Router
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from ..core.engine.worker import Placement
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+WORK: Final = frozenset({"chat", "embed"})
+"""Rights whose use costs something that a token can have less of."""
 CLIENT_LEFT: Final = 499
 """Counted for a client that left before its answer began; nginx's number, which dashboards know."""
 
@@ -35,7 +39,7 @@ class App(State):
         self._router: Router[Endpoint] = Router(ROUTES)
         self.page = page(ROUTES)
         self._policy = Policy.of(config.host, config.allow_host, config.allow_origin)
-        self._hooks = Hooks(self.handle, self.spell_error, no_precheck, self._opened, self._closed, self._answered)
+        self._hooks = Hooks(self.handle, self.spell_error, self.admit, self._opened, self._closed, self._answered)
         self._request_log = RequestLog()
         self._connections: set[Connection] = set()
         self._deserted = asyncio.Event()  # no connection is left
@@ -89,11 +93,19 @@ class App(State):
         await self.background.close()
         await self.downloads.close()
         await self.models.close()
+        self.door.close()
         await self.history.close()
         if self.database.is_open:
             await asyncio.to_thread(self.database.close)
 
     # ---- one request
+
+    def admit(self, request: Request) -> Principal:
+        """Who asks, if that one may: before the body is read. Browsers ask without a token whether they may ask."""
+        if request.method == "OPTIONS" or self.config.auth is False:
+            return ANYBODY
+        match = self._router.match(request.method, request.path, request.target)
+        return self.door.admit(request.headers, match.route.right)
 
     async def handle(self, request: Request, response: Response) -> None:
         if request.method == "OPTIONS" and (allowed := preflight(self._policy, request.method, request.headers)):
@@ -101,7 +113,8 @@ class App(State):
             return
         match = self._router.match(request.method, request.path, request.target)
         response.route = match.route.pattern
-        await match.route.endpoint(self, request, response, "".join(match.parameters.values()))
+        with self.door.working(request.caller) if match.route.right in WORK else contextlib.nullcontext():
+            await match.route.endpoint(self, request, response, "".join(match.parameters.values()))
 
     def spell_error(self, request: Request | None, exc: Exception) -> tuple[int, Headers, bytes]:
         """The whole answer to a request that failed before an answer to it had begun."""
@@ -134,7 +147,7 @@ def headers_of(error: LmError) -> tuple[tuple[str, str], ...]:
             return headers
         case UnexpectedEndpoint(allow=allow) if allow:
             return (("Allow", ", ".join(allow)),)
-        case QueueFull(retry_after_s=seconds):
+        case RateLimited(retry_after_s=seconds):
             return (("Retry-After", str(seconds)),)
         case _:
             return ()

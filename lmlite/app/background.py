@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..api.dialect import Frame
     from ..api.openai.responses_reply import ResponseReply
     from ..events import Event
-    from ..rounds.history import History
+    from ..rounds.history import OwnHistory
     from ..rounds.run import Rounds
     from ..turn import Turn
 
@@ -39,7 +39,7 @@ class Background:
     def __init__(self) -> None:
         self._runs: dict[str, BackgroundRun] = {}
 
-    def start(self, rounds: Rounds, history: History, turn: Turn, reply: ResponseReply) -> BackgroundRun:
+    def start(self, rounds: Rounds, history: OwnHistory, turn: Turn, reply: ResponseReply) -> BackgroundRun:
         if len(self._runs) >= RUNS_MAX:
             raise QueueFull(RUNS_MAX)
         run = BackgroundRun(rounds, history, turn, reply)
@@ -47,8 +47,10 @@ class Background:
         run.task.add_done_callback(lambda _: self._runs.pop(reply.id))
         return run
 
-    def find(self, id: str) -> BackgroundRun | None:
-        return self._runs.get(id)
+    def find(self, id: str, scope: str) -> BackgroundRun | None:
+        """One of another scope is unknown."""
+        run = self._runs.get(id)
+        return run if run is not None and run.scope == scope else None
 
     async def close(self) -> None:
         for run in list(self._runs.values()):
@@ -56,8 +58,9 @@ class Background:
 
 
 class BackgroundRun:
-    def __init__(self, rounds: Rounds, history: History, turn: Turn, reply: ResponseReply):
+    def __init__(self, rounds: Rounds, history: OwnHistory, turn: Turn, reply: ResponseReply):
         self.reply = reply
+        self.scope = history.scope
         self._rounds, self._history, self._turn = rounds, history, turn
         self._said: list[bytes] = []  # an event each
         self._news = asyncio.Event()  # more was said, or it is over

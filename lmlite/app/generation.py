@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -22,8 +23,9 @@ from ..card import Instance
 from ..errors import LmError, ShuttingDown, let_go
 from ..events import Event, Finished
 from ..exchange import Exchange
+from ..principal import Principal
 from ..request import Generate
-from ..rounds.history import History
+from ..rounds.history import OwnHistory
 from ..rounds.run import Rounds, Watch
 from ..turn import Turn
 from ..wire import sse
@@ -52,18 +54,19 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
     """The endpoint of a dialect that generates."""
 
     async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
-        await respond(app, await parsed(parse, request.body), response)
+        await respond(app, await parsed(parse, request.body), response, request.caller)
 
     return endpoint
 
 
-async def respond(app: State, call: Call, response: Response) -> None:
+async def respond(app: State, call: Call, response: Response, caller: Principal) -> None:
     tell_ignored(call, response)
     reply = call.reply(app.origin())
+    turn = scoped(call.turn, caller)
     if call.stream:
-        await stream(app, call.turn, reply, response)
+        await stream(app, turn, reply, response, caller)
     else:
-        await answer(app, call.turn, reply, response)
+        await answer(app, turn, reply, response, caller)
 
 
 def tell_ignored(call: Call, response: Response) -> None:
@@ -83,52 +86,68 @@ async def read(work: Callable[[], T], n_bytes: int) -> T:
     return work() if n_bytes <= INLINE_BYTES_MAX else await asyncio.to_thread(work)
 
 
-async def watches(app: State, engine: Engine, instance: Instance, runs: Sequence[Generate]) -> list[Watch]:
+async def watches(
+    app: State, caller: Principal, engine: Engine, instance: Instance, runs: Sequence[Generate]
+) -> list[Watch]:
     """Each run is counted at its end, and heard if somebody listens."""
     prompt, watches = None, []
     heard = await overhear(app.logs, engine, instance, runs) if app.logs.hears("model") else [None] * len(runs)
     for work, prediction in zip(runs, heard, strict=True):
         new_prompt = work.prompt is not prompt  # else it is the same one's further choice
         prompt = work.prompt
-        counted = partial(app.metrics.generated, instance.card.id, new_prompt)
-        watches.append(Watch(counted if prediction is None else both(counted, prediction.finished), prediction))
+        told: list[Callable[[Finished], None]] = [partial(app.metrics.generated, instance.card.id, new_prompt)]
+        if caller.tokens_per_minute:
+            told.append(partial(charge, app, caller, new_prompt))
+        if prediction is not None:
+            told.append(prediction.finished)
+        watches.append(Watch(told[0] if len(told) == 1 else partial(tell_all, told), prediction))
     return watches
 
 
-def both(first: Callable[[Finished], None], second: Callable[[Finished], None]) -> Callable[[Finished], None]:
-    def call(value: Finished) -> None:
-        first(value)
-        second(value)
-
-    return call
+def charge(app: State, caller: Principal, new_prompt: bool, finished: Finished) -> None:
+    stats = finished.stats
+    app.door.charge(caller, stats.generated_tokens + (stats.prompt_tokens if new_prompt else 0))
 
 
-async def answer(app: State, turn: Turn, reply: Reply, response: Response) -> None:
+def tell_all(listeners: Iterable[Callable[[Finished], None]], finished: Finished) -> None:
+    for tell in listeners:
+        tell(finished)
+
+
+async def answer(app: State, turn: Turn, reply: Reply, response: Response, caller: Principal) -> None:
     runs: list[list[Event]] = [[] for _ in turn.runs]
 
     def take(index: int, events: list[Event]) -> bool:
         runs[index].extend(events)
         return True
 
-    await rounds(app).run(turn, take, never, whole=True)
+    await rounds(app, caller).run(turn, take, never, whole=True)
     said = reply.whole(runs)
     if (exchange := reply.exchange()) is not None:
-        await app.history.keep(exchange)
+        await app.history.own(caller.scope).keep(exchange)
     response.whole(200, said.encode())
 
 
-def rounds(app: State) -> Rounds:
-    return Rounds(app.models, app.history, partial(watches, app))
+def rounds(app: State, caller: Principal) -> Rounds:
+    return Rounds(app.models, app.history.own(caller.scope), partial(watches, app, caller))
+
+
+def scoped(turn: Turn, caller: Principal) -> Turn:
+    """Prompts are cached for those who share the caller's scope; a request can narrow who shares its own."""
+    if not caller.scope:
+        return turn
+    runs = tuple(replace(work, scope=json.dumps([caller.scope, work.scope])) for work in turn.runs)
+    return replace(turn, runs=runs)
 
 
 async def never() -> None:
     """Waits for room where there always is."""
 
 
-async def stream(app: State, turn: Turn, reply: Reply, response: Response) -> None:
-    speaker = Speaker(reply, response, app.history)
+async def stream(app: State, turn: Turn, reply: Reply, response: Response, caller: Principal) -> None:
+    speaker = Speaker(reply, response, app.history.own(caller.scope))
     try:
-        await rounds(app).run(turn, speaker.take, response.drain)
+        await rounds(app, caller).run(turn, speaker.take, response.drain)
         last = await speaker.last()
     except asyncio.CancelledError:
         if not (app.expired and response.started):
@@ -147,7 +166,7 @@ async def stream(app: State, turn: Turn, reply: Reply, response: Response) -> No
 class Speaker:
     """The side of a stream that talks: one write per batch of events, however many frames that is."""
 
-    def __init__(self, reply: Reply, response: Response, history: History):
+    def __init__(self, reply: Reply, response: Response, history: OwnHistory):
         self._reply, self._response, self._history = reply, response, history
         self._is_open = False  # the history has it as one that runs
         self._spoke = False  # since the timer was set

@@ -27,7 +27,9 @@ def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
         async with app.models.lease(call.model, "embedding", ModelSettings(ttl_s=call.ttl_s)) as lease:
             vectors = await lease.engine.embed(call.embed)
             instance = lease.instance
-        app.metrics.read(instance.card.id, sum(vector.n_tokens for vector in vectors))
+        n_tokens = sum(vector.n_tokens for vector in vectors)
+        app.metrics.read(instance.card.id, n_tokens)
+        app.door.charge(request.caller, n_tokens)
         response.whole(200, "".join([piece async for piece in in_turns(call.pieces(instance.id, vectors))]).encode())
 
     return endpoint
@@ -49,7 +51,9 @@ async def score(app: State, request: Request, response: Response, _: str) -> Non
     async with app.models.lease(call.model, "rerank", ModelSettings(ttl_s=call.ttl_s)) as lease:
         scores = await lease.engine.rerank(call.rerank)
         instance = lease.instance
-    app.metrics.read(instance.card.id, sum(score.n_tokens for score in scores))
+    n_tokens = sum(score.n_tokens for score in scores)
+    app.metrics.read(instance.card.id, n_tokens)
+    app.door.charge(request.caller, n_tokens)
     response.whole(200, call.reply(instance.id, scores).encode())
 
 

@@ -30,7 +30,8 @@ class RequestLog:
             path = ascii(request.path)[1:-1]
             cut = "" if response.complete else " and cut"
             took_ms = (now - response.began) * 1000
-            log.log(level, "%.16s %.200s: %d%s after %.0f ms", request.method, path, status, cut, took_ms)
+            whose = f" by {request.caller.name}" if request.caller is not None and request.caller.name else ""
+            log.log(level, "%.16s %.200s%s: %d%s after %.0f ms", request.method, path, whose, status, cut, took_ms)
 
     def _has_room(self, second: int) -> bool:
         if second != self._second:

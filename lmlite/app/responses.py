@@ -14,54 +14,58 @@ from ..api.read.json_body import parse_body
 from ..errors import InvalidRequest, NotKept, UnknownItem
 from ..exchange import Exchange
 from ..request import Chat
+from ..rounds.history import OwnHistory
 from ..rounds.run import completed
 from ..turn import Turn
 from ..wire import sse
 from ..wire.connection import Request, Response
-from .generation import frames, read, respond, rounds, tell_ignored
+from .generation import frames, read, respond, rounds, scoped, tell_ignored
 from .state import State
-
-SCOPE = ""
 
 
 async def create(app: State, request: Request, response: Response, _: str) -> None:
-    call = await read_call(app, request.body)
+    caller = request.caller
+    call = await read_call(app, request)
     if not call.background:
-        await respond(app, call, response)
+        await respond(app, call, response, request.caller)
         return
     if not app.history.keeps:
         raise NotKept("this server keeps nothing (--history-size, --history-days)")
     reply = call.reply(app.origin())
     assert isinstance(reply, ResponseReply)
     tell_ignored(call, response)
-    run = app.background.start(rounds(app), app.history, call.turn, reply)
+    run = app.background.start(rounds(app, caller), own(app, request), scoped(call.turn, caller), reply)
     if call.stream:
         await run.follow(-1, response)
     else:
         response.whole(200, reply.body().encode())
 
 
-async def read_call(app: State, body: bytes | bytearray) -> Call:
+def own(app: State, request: Request) -> OwnHistory:
+    return app.history.own(request.caller.scope)
+
+
+async def read_call(app: State, request: Request) -> Call:
     """With the items in their places that the request only points at."""
 
     def look() -> tuple[dict[str, Any], tuple[str, ...]]:
-        fields = parse_body(body)
+        fields = parse_body(request.body)
         return fields, references(fields)
 
-    fields, ids = await read(look, len(body))
+    fields, ids = await read(look, len(request.body))
     if ids:
-        fields = dereference(fields, await find_items(app, ids))
-    return await read(lambda: parse_responses(fields), len(body))
+        fields = dereference(fields, await find_items(own(app, request), ids))
+    return await read(lambda: parse_responses(fields), len(request.body))
 
 
-async def find_items(app: State, ids: tuple[str, ...]) -> Mapping[str, Any]:
+async def find_items(past: OwnHistory, ids: tuple[str, ...]) -> Mapping[str, Any]:
     """Several are mostly of one response."""
     turns: dict[str, Exchange | None] = {}
     found = {}
     for id in ids:
         beginning = response_beginning(id)
         if beginning and beginning not in turns:
-            turns[beginning] = await app.history.find_beginning(beginning, SCOPE)
+            turns[beginning] = await past.find_beginning(beginning)
         exchange = turns.get(beginning)
         item = None if exchange is None else kept.find_item(exchange, id)
         if item is None:
@@ -71,14 +75,14 @@ async def find_items(app: State, ids: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 async def count(app: State, request: Request, response: Response, _: str) -> None:
-    turn = (await read_call(app, request.body)).turn
-    response.whole(200, kept.spell_count(await count_tokens(app, turn)).encode())
+    turn = (await read_call(app, request)).turn
+    response.whole(200, kept.spell_count(await count_tokens(app, turn, own(app, request))).encode())
 
 
-async def count_tokens(app: State, turn: Turn) -> int:
+async def count_tokens(app: State, turn: Turn, past: OwnHistory) -> int:
     """Of all that the model would read."""
     if turn.follows is not None:
-        turn = turn.after(await app.history.conversation(turn.follows.id, turn.scope))
+        turn = turn.after(await past.conversation(turn.follows.id))
     async with app.models.lease(turn.model, turn.needs, turn.load) as lease:
         prompt = completed(turn, app.models, lease.instance).runs[0].prompt
         assert isinstance(prompt, Chat)
@@ -91,14 +95,14 @@ async def count_tokens(app: State, turn: Turn) -> int:
 
 async def show(app: State, request: Request, response: Response, id: str) -> None:
     streams, after = kept.parse_show(request.query)
-    run = app.background.find(id)
+    run = app.background.find(id, request.caller.scope)
     if run is not None:
         if streams:
             await run.follow(after, response)
         else:
             response.whole(200, run.reply.body().encode())
         return
-    exchange = await app.history.find(id, SCOPE)
+    exchange = await own(app, request).find(id)
     if not streams:
         response.whole(200, kept.spell_response(exchange).encode())
         return
@@ -110,19 +114,19 @@ async def show(app: State, request: Request, response: Response, id: str) -> Non
 
 
 async def delete(app: State, request: Request, response: Response, id: str) -> None:
-    if (run := app.background.find(id)) is not None:
+    if (run := app.background.find(id, request.caller.scope)) is not None:
         await run.stop()
-    await app.history.delete(id, SCOPE)
+    await own(app, request).delete(id)
     response.whole(200, kept.spell_deleted(id).encode())
 
 
 async def cancel(app: State, request: Request, response: Response, id: str) -> None:
     """One that is over stays as it is."""
-    if (run := app.background.find(id)) is not None:
+    if (run := app.background.find(id, request.caller.scope)) is not None:
         await run.stop()
         response.whole(200, run.reply.body().encode())
         return
-    exchange = await app.history.find(id, SCOPE)
+    exchange = await own(app, request).find(id)
     found = kept.response_of(exchange)
     if not found["background"]:
         raise InvalidRequest("only a response that runs in the background can be cancelled; else leave it", "background")
@@ -130,8 +134,8 @@ async def cancel(app: State, request: Request, response: Response, id: str) -> N
 
 
 async def list_input(app: State, request: Request, response: Response, id: str) -> None:
-    if (run := app.background.find(id)) is not None:
+    if (run := app.background.find(id, request.caller.scope)) is not None:
         exchange = run.reply.kept()
     else:
-        exchange = await app.history.find(id, SCOPE)
+        exchange = await own(app, request).find(id)
     response.whole(200, kept.spell_input(exchange, request.query).encode())

@@ -15,6 +15,7 @@ from ..rounds.history import History
 from ..store.database import Database
 from ..store.home import Home
 from ..wire.connection import Request, Response
+from .auth import Door, GuardedDoor
 from .background import Background
 from .downloads import ModelDownloads
 from .logs import Logs
@@ -38,6 +39,7 @@ class State:
         self.logs = Logs(self._runtime, self._owner)
         self.models = Models(config, place, self.logs.engine_said)
         self.database = Database(Home(config.home).state)
+        self.door = GuardedDoor(self.database.path) if config.auth else Door()
         self.downloads = ModelDownloads(config, self.database)
         self.history = History(self.database, config.history_size, config.history_days)
         self.background = Background()

@@ -27,6 +27,7 @@ GROUPS: Final = {
     "importing": {"import": "put a GGUF file into the models folder"},
     "chat": {"chat": "talk to a model"},
     "log": {"log": "watch what models and the server do"},
+    "token": {"token": "make, list or revoke API tokens"},
     "service": {"service": "print a unit for systemd or launchd"},
     "runtime": {"runtime": "list the inference engine"},
     "version": {"version": "show the versions of lmlite and llama.cpp"},

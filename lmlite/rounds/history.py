@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..errors import NotKept, StateError, let_go
@@ -100,6 +100,9 @@ class History:
             if self._thread is not None and self._ended.done():
                 self._thread.join()  # it said so with its last breath
 
+    def own(self, scope: str) -> OwnHistory:
+        return OwnHistory(self, scope)
+
     # ---- in the loop
 
     async def _wait(self, work: Callable[[], Any] | None = None, write: Write | None = None) -> Any:
@@ -178,6 +181,36 @@ class History:
         except StateError as error:
             log.warning("what was kept of turns cannot be put in order: %s", error)
             return False
+
+
+@dataclass(slots=True, frozen=True)
+class OwnHistory:
+    """What those of one scope have of it: they see nothing of others. The methods are `History`'s."""
+
+    history: History
+    scope: str
+
+    @property
+    def keeps(self) -> bool:
+        return self.history.keeps
+
+    def begin(self, exchange: Exchange) -> None:
+        self.history.begin(replace(exchange, scope=self.scope))
+
+    async def keep(self, exchange: Exchange) -> None:
+        await self.history.keep(replace(exchange, scope=self.scope))
+
+    async def find(self, id: str) -> Exchange:
+        return await self.history.find(id, self.scope)
+
+    async def find_beginning(self, beginning: str) -> Exchange | None:
+        return await self.history.find_beginning(beginning, self.scope)
+
+    async def conversation(self, id: str) -> tuple[Message, ...]:
+        return await self.history.conversation(id, self.scope)
+
+    async def delete(self, id: str) -> None:
+        await self.history.delete(id, self.scope)
 
 
 Outcome = tuple["asyncio.Future[Any] | None", Any, "Exception | None"]

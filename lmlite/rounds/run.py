@@ -72,9 +72,9 @@ Watching = Callable[["Engine", Instance, Sequence[Generate]], Awaitable[Sequence
 
 
 class Past(Protocol):
-    """What was kept: see `history.History`."""
+    """What was kept: see `history.OwnHistory`."""
 
-    async def conversation(self, id: str, scope: str) -> tuple[Message, ...]: ...
+    async def conversation(self, id: str) -> tuple[Message, ...]: ...
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,7 +88,7 @@ class Rounds:
     async def run(self, turn: Turn, take: Take, drained: Drained, *, whole: bool = False) -> None:
         """Returns when the turn is over, raises `LmError` when it failed. `whole` tells that nobody looks before the end."""
         if turn.follows is not None:
-            turn = turn.after(await self.past.conversation(turn.follows.id, turn.scope))
+            turn = turn.after(await self.past.conversation(turn.follows.id))
         await run_round(turn, self.models, self.watching, take, drained, whole)
 
 

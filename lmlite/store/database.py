@@ -78,6 +78,19 @@ MIGRATIONS: Final[tuple[Sequence[str], ...]] = (
             UPDATE history SET bytes = bytes - OLD.bytes;
         END""",
     ),
+    (
+        """CREATE TABLE tokens (
+            id TEXT PRIMARY KEY,
+            digest BLOB NOT NULL, -- of the secret part
+            name TEXT NOT NULL UNIQUE,
+            rights TEXT NOT NULL, -- words with spaces between
+            scope TEXT NOT NULL,
+            created REAL NOT NULL,
+            expires REAL,
+            requests_max INTEGER NOT NULL,
+            tokens_per_minute INTEGER NOT NULL
+        )""",
+    ),
 )
 """The statements that lead from each version of the schema to the next; `PRAGMA user_version` counts them."""
 

@@ -64,6 +64,8 @@ class Request:
     headers: Mapping[str, str]
     body: bytes | bytearray
     peer: Any
+    caller: Any = None
+    """Who asks, as the app found out."""
 
 
 class Response:
@@ -177,7 +179,7 @@ OnError = Callable[["Request | None", Exception], tuple[int, Headers, bytes]]
 
 
 def no_precheck(request: Request) -> None:
-    pass
+    return None
 
 
 def no_bookkeeping(connection: Connection) -> None:
@@ -196,8 +198,8 @@ class Hooks:
     on_error: OnError
     """Spells an error that nothing was sent for yet, as (status, headers, JSON). The request is None where it never
     became clear. Exceptions other than LmError are bugs: they are its to log."""
-    precheck: Callable[[Request], None] = no_precheck
-    """Called with a request whose body (b"") was not read; an exception refuses it. For authentication."""
+    precheck: Callable[[Request], Any] = no_precheck
+    """Called with a request whose body (b"") was not read; an exception refuses it. What it returns is the caller."""
     on_open: Callable[[Connection], None] = no_bookkeeping
     on_close: Callable[[Connection], None] = no_bookkeeping
     """Called once the connection is lost and its handler has ended."""
@@ -385,7 +387,7 @@ class Connection(asyncio.Protocol):
         self._response = response = Response(self, head, self._loop.time())
         try:
             response.extra_headers = guard.check(self._policy, head.headers, head.has_body)
-            self._hooks.precheck(request)
+            self._request = replace(request, caller=self._hooks.precheck(request))
         except Exception as error:
             if head.has_body:
                 raise

@@ -26,6 +26,8 @@ class Route(Generic[Endpoint]):
     method: str
     pattern: str
     endpoint: Endpoint
+    right: str = ""
+    """What it takes to be let in, in the table's own words."""
 
 
 @dataclass(frozen=True)

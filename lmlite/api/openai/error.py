@@ -20,7 +20,7 @@ from ...errors import (
     LoadFailed,
     MissingField,
     ModelFileChanged,
-    QueueFull,
+    RateLimited,
     ShuttingDown,
     UnexpectedEndpoint,
 )
@@ -28,7 +28,7 @@ from ...errors import (
 _DIRECTORY = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":]+[/\\])*(?=[^/\\\s])")
 """The directory of an absolute path in an engine's message; the file's name stays, since it says which model it was."""
 
-_TELLING = (ConfigError, EngineGone, HttpError, HubError, ModelFileChanged, QueueFull, ShuttingDown)
+_TELLING = (ConfigError, EngineGone, HttpError, HubError, ModelFileChanged, RateLimited, ShuttingDown)
 """Errors whose text was written for clients, whatever their status."""
 
 

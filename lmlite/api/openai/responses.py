@@ -83,7 +83,6 @@ def parse_responses(body: dict[str, Any]) -> Call:
         background=background,
         summary=summary is not None,
         encrypted=ENCRYPTED_REASONING in include,
-        scope=turn.scope,
     )
 
     def reply(origin: Origin) -> Reply:

@@ -58,7 +58,6 @@ class Asked:
     background: bool = False
     summary: bool = False
     encrypted: bool = False
-    scope: str = ""
 
 
 def item_id(kind: Kind, digits: str, place: int) -> str:
@@ -290,7 +289,7 @@ class ResponseReply(Reply):
         return Exchange(
             id=self.id,
             kind="response",
-            scope=asked.scope,
+            scope="",  # the dialect does not know who asks
             model=self._model,
             created=self._origin.created,
             status=self.status,

@@ -1,0 +1,145 @@
+"""`lmlite token`: API tokens of the server of this home, made, listed and revoked whether it runs or not."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from ..config import home_folder
+from ..errors import ConfigError
+from ..principal import RIGHTS, Principal
+from ..store.database import Database
+from ..store.home import Home
+from ..store.tokens import Token, TokenTable
+from .terminal import escaped, put, put_json, say
+
+UNITS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+SPAN: Final = re.compile(r"([0-9]{1,6})([mhdw])")
+NAME_MAX: Final = 80
+COUNT_MAX: Final = 10**9
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    help = "make, list or revoke API tokens"
+    parser = commands.add_parser("token", help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser("create", help="make one; it is shown this once", allow_abbrev=False)
+    create.add_argument("name", metavar="NAME", type=_name, help="whose it is")
+    create.add_argument(
+        "--allow",
+        metavar="RIGHTS",
+        type=_rights,
+        default=frozenset(RIGHTS) - {"admin"},
+        help=f"what it may do, of {', '.join(RIGHTS)}, joined by ',' (default: all but admin)",
+    )
+    create.add_argument("--expires", metavar="SPAN", type=_span, help="after so long: 30d, 12h (default: never)")
+    group = "those of one group share conversations and cached prompts"
+    create.add_argument("--group", metavar="NAME", type=_name, help=group)
+    create.add_argument("--max-requests", metavar="N", type=_count, default=0, help="requests that it may have at once")
+    create.add_argument("--tokens-per-minute", metavar="N", type=_count, default=0, help="of prompts and answers together")
+    listing = actions.add_parser("list", help="list them", allow_abbrev=False)
+    revoke = actions.add_parser("revoke", help="end one, for the server that runs too", allow_abbrev=False)
+    revoke.add_argument("name", metavar="NAME", help="its name, or the first part of it (sk-lm-XXXXXXXX)")
+    for action, run in ((create, make), (listing, show), (revoke, end)):
+        action.add_argument("--home", metavar="DIR", help="the home folder of the server")
+        action.add_argument("--json", action="store_true", help="as JSON")
+        action.add_argument("--quiet", action="store_true", help="no messages but errors")
+        action.set_defaults(run=run)
+
+
+def make(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    now = time.time()
+    scope = f"group {arguments.group}" if arguments.group else f"token {arguments.name}"
+    principal = Principal(
+        arguments.name, scope, arguments.allow, arguments.max_requests, arguments.tokens_per_minute
+    )
+    expires = None if arguments.expires is None else now + arguments.expires
+    try:
+        text = table(arguments, environ).create(principal, now, expires)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if arguments.json:
+        put_json({"token": text, "name": arguments.name})
+        return 0
+    put(text)
+    say(arguments, "It is shown this once. A server asks for tokens if it is started with --auth.")
+    return 0
+
+
+def show(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    tokens = table(arguments, environ).all()
+    if arguments.json:
+        put_json([as_json(token) for token in tokens])
+        return 0
+    if not tokens:
+        say(arguments, "There are no tokens. To make one: lmlite token create NAME")
+    for token in tokens:
+        told = [f"sk-lm-{token.id}", escaped(token.principal.name), ",".join(sorted(token.principal.rights))]
+        if token.principal.scope.startswith("group "):
+            told.append(escaped(token.principal.scope))
+        if token.expires is not None:
+            told.append(f"{'expired' if token.expires <= time.time() else 'expires'} {day(token.expires)}")
+        put("  ".join(told))
+    return 0
+
+
+def end(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if not table(arguments, environ).revoke(arguments.name.removeprefix("sk-lm-").partition(":")[0]):
+        raise ConfigError(f"there is no token {arguments.name!r}")
+    say(arguments, f"Token {escaped(arguments.name)} is revoked.")
+    return 0
+
+
+def table(arguments: argparse.Namespace, environ: Mapping[str, str]) -> TokenTable:
+    flags = {} if arguments.home is None else {"home": arguments.home}
+    return TokenTable(Database(Home(home_folder(flags, environ)).state))
+
+
+def as_json(token: Token) -> dict[str, Any]:
+    principal = token.principal
+    return {
+        "id": token.id,
+        "name": principal.name,
+        "rights": sorted(principal.rights),
+        "group": principal.scope.removeprefix("group ") if principal.scope.startswith("group ") else None,
+        "created": day(token.created),
+        "expires": None if token.expires is None else day(token.expires),
+        "maxRequests": principal.requests_max or None,
+        "tokensPerMinute": principal.tokens_per_minute or None,
+    }
+
+
+def day(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _name(text: str) -> str:
+    if not text.strip() or len(text) > NAME_MAX or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"a name has 1 to {NAME_MAX} printable characters")
+    return text
+
+
+def _rights(text: str) -> frozenset[str]:
+    named = frozenset(filter(None, (word.strip() for word in text.split(","))))
+    if unknown := sorted(named - frozenset(RIGHTS)):
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(RIGHTS)}")
+    if not named:
+        raise argparse.ArgumentTypeError("a token without rights is of no use")
+    return named
+
+
+def _span(text: str) -> int:
+    match = SPAN.fullmatch(text)
+    if match is None or match[1] == "0":
+        raise argparse.ArgumentTypeError(f"{text!r} is not a span of time, as 90m, 12h, 30d or 4w are")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def _count(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text[:12]) <= COUNT_MAX:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {COUNT_MAX}")

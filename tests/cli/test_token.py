@@ -1,0 +1,51 @@
+"""`lmlite token`: made, listed and revoked without a server, and shown once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lmlite.store.tokens import SHAPE
+from tests.cli.conftest import Command
+
+
+def test_a_token_is_shown_when_it_is_made_and_never_again(command: Command, home: Path) -> None:
+    made = command("token", "create", "kitchen", "--allow", "chat,models", "--expires", "30d")
+    token = made.out.strip()
+    assert made.code == 0 and SHAPE.fullmatch(token) and "--auth" in made.err
+    listed = command("token", "list")
+    assert token[:14] in listed.out and "kitchen  chat,models  expires " in listed.out
+    assert token.partition(":")[2] not in listed.out
+    assert command("token", "list", "--json").json[0]["rights"] == ["chat", "models"]
+
+
+def test_a_token_is_revoked_by_name_or_by_its_first_part(command: Command, home: Path) -> None:
+    command("token", "create", "a")
+    second = command("token", "create", "b").out.strip()
+    assert command("token", "revoke", "a").code == 0
+    assert command("token", "revoke", second[:14]).code == 0
+    gone = command("token", "revoke", "a")
+    assert (gone.code, gone.err) == (2, "lmlite: there is no token 'a'\n")
+    assert command("token", "list").out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--allow", "everything"), ("--allow", ","), ("--expires", "soon"), ("--max-requests", "0")]
+)
+def test_what_makes_no_sense_is_refused_by_name(command: Command, home: Path, arguments: tuple[str, str]) -> None:
+    refused = command("token", "create", "x", *arguments)
+    assert (refused.code, refused.out) == (2, "") and arguments[0] in refused.err
+
+
+def test_a_name_is_taken_once(command: Command, home: Path) -> None:
+    command("token", "create", "a")
+    again = command("token", "create", "a")
+    assert (again.code, again.out) == (2, "") and "'a'" in again.err
+
+
+def test_those_who_administer_are_named_as_such(command: Command, home: Path) -> None:
+    command("token", "create", "plain")
+    command("token", "create", "boss", "--allow", "admin,chat", "--group", "home")
+    plain, boss = command("token", "list", "--json").json
+    assert "admin" not in plain["rights"] and boss["rights"] == ["admin", "chat"] and boss["group"] == "home"
