@@ -1,4 +1,5 @@
-"""Anthropic's official client, unchanged, against a real server with the bundled model."""
+"""Anthropic's official clients, unchanged, against a real server with the bundled model: Python, and JavaScript where node
+and npm are, with the AI SDK's own beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +12,9 @@ import pytest
 
 from lmlite.server import Server
 from tests.conftest import Client
+from tests.test_openai_client import fetch, node_folder, run_node
+
+__all__ = ["node_folder"]  # a fixture
 
 MODEL = "lmlite-tiny"
 WEATHER = {
@@ -179,3 +183,80 @@ def test_names_of_a_form_lead_to_a_model(tmp_path: Path, monkeypatch: pytest.Mon
             message = client.messages.create(model=name, max_tokens=4, messages=[HELLO])  # type: ignore[list-item]
             assert message.model == MODEL
         assert [model.id for model in client.models.list()] == [MODEL]
+
+
+# ---- JavaScript ------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import Anthropic from "@anthropic-ai/sdk";
+import assert from "node:assert";
+const client = new Anthropic({ baseURL: process.argv[2], apiKey: "any", maxRetries: 0 });
+const model = "lmlite-tiny", temperature = 0;
+const properties = { city: { type: "string" } };
+const input_schema = { type: "object", properties, required: ["city"] };
+const tools = [{ name: "get_weather", description: "Get the weather in a city", input_schema }];
+const thinking = { type: "enabled", budget_tokens: 1024 };
+const said = async (content, more) => {
+  const asked = { model, temperature, max_tokens: 100, messages: [{ role: "user", content }], ...more };
+  const streamed = await client.messages.stream(asked).finalMessage();
+  const whole = await client.messages.create(asked);
+  const plain = ({ content, stop_reason }) => [content.map(({ id, ...block }) => block), stop_reason];
+  assert.deepStrictEqual(plain(streamed), plain(whole));
+  return whole;
+};
+assert.strictEqual((await said("Hello!")).stop_reason, "end_turn");
+const called = await said("What is the weather in Turin?", { tools });
+assert.deepStrictEqual(called.content.map((block) => block.input), [{ city: "Turin" }]);
+assert.strictEqual(called.stop_reason, "tool_use");
+assert.strictEqual((await said("What is the weather in Turin?", { tools, max_tokens: 18 })).stop_reason, "max_tokens");
+const thought = await said("Think of 2 plus 2", { thinking });
+assert.deepStrictEqual(thought.content.map((block) => block.type), ["thinking", "text"]);
+const counted = await client.messages.countTokens({ model, messages: [{ role: "user", content: "Hello!" }] });
+assert.ok(counted.input_tokens > 0);
+const listed = [];
+for await (const entry of client.models.list()) listed.push(entry.id);
+assert.deepStrictEqual(listed, [model]);
+const unknown = { model: "nobody", max_tokens: 9, messages: [{ role: "user", content: "Hello!" }] };
+await assert.rejects(client.messages.create(unknown), Anthropic.NotFoundError);
+console.log("done");
+"""
+
+AI_SDK = """
+import assert from "node:assert";
+import { createAnthropic } from "@ai-sdk/anthropic";
+import { generateText, jsonSchema, streamText, tool } from "ai";
+globalThis.AI_SDK_LOG_WARNINGS = false;
+const model = createAnthropic({ baseURL: process.argv[2] + "/v1", apiKey: "any" })("lmlite-tiny");
+const inputSchema = jsonSchema({ type: "object", properties: { city: { type: "string" } }, required: ["city"] });
+const get_weather = tool({ description: "Get the weather in a city", inputSchema, execute: async () => "sunny" });
+const thinking = { providerOptions: { anthropic: { thinking: { type: "enabled", budgetTokens: 1024 } } } };
+const ask = async (prompt, more) => {
+  const asked = { model, prompt, temperature: 0, maxRetries: 0, maxOutputTokens: 200, ...more };
+  const streamed = streamText({ ...asked, onError: ({ error }) => { throw error; } });
+  for await (const part of streamed.fullStream) assert.notStrictEqual(part.type, "error");
+  const whole = await generateText(asked);
+  assert.strictEqual(await streamed.text, whole.text);
+  assert.strictEqual(await streamed.finishReason, whole.finishReason);
+  assert.strictEqual(await streamed.reasoningText, whole.reasoningText);
+  return whole;
+};
+assert.strictEqual((await ask("Hello!")).finishReason, "stop");
+const stopWhen = ({ steps }) => steps.length >= 3;
+const answer = await ask("What is the weather in Turin?", { tools: { get_weather }, stopWhen });
+assert.deepStrictEqual(answer.steps[0].toolCalls.map((call) => call.input), [{ city: "Turin" }]);
+assert.ok(answer.text.includes("sunny"));
+const thought = await ask("Think of 2 plus 2", thinking);
+assert.ok(thought.reasoningText && thought.text.includes("4"));
+console.log("done");
+"""
+
+
+def test_javascript_client(tiny_server: Server, node_folder: Path) -> None:
+    fetch(node_folder, "@anthropic-ai/sdk")
+    assert run_node(node_folder, SCRIPT, tiny_server.url) == "done\n"
+
+
+def test_ai_sdk(tiny_server: Server, node_folder: Path) -> None:
+    fetch(node_folder, "ai")
+    fetch(node_folder, "@ai-sdk/anthropic")
+    assert run_node(node_folder, AI_SDK, tiny_server.url) == "done\n"

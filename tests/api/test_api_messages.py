@@ -140,6 +140,63 @@ def test_failed_results_say_so() -> None:
     assert result("no such file", is_error=False) != failed
 
 
+odd: st.SearchStrategy[Any] = st.sampled_from([None, True, False, -9, 0, 1.5, "", "a", "text", "auto", "user", []])
+
+
+def shaped(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Objects with some of `fields`, whose values are now and then of another kind."""
+    return st.fixed_dictionaries({}, optional={name: values | odd for name, values in fields.items()})
+
+
+kinds = st.sampled_from(["text", "image", "document", "search_result", "tool_use", "tool_result", "tool_reference",
+                         "thinking", "redacted_thinking", "server_tool_use", "web_search_tool_result", "new"])  # fmt: skip
+sources = shaped(type=st.sampled_from(["text", "content", "base64", "url"]), data=st.just("a"), content=st.just("b"))
+blocks: st.SearchStrategy[dict[str, Any]] = st.deferred(
+    lambda: shaped(
+        type=kinds,
+        text=st.just("a"),
+        thinking=st.just("a"),
+        id=st.just("a"),
+        tool_use_id=st.just("a"),
+        tool_name=st.just("a"),
+        name=st.just("a"),
+        title=st.just("a"),
+        input=st.just({"a": 1}),
+        is_error=st.booleans(),
+        source=sources,
+        content=st.just("a") | st.lists(blocks, max_size=2),
+    )
+)
+said = st.just("a") | st.lists(blocks, max_size=3)
+odd_tools = shaped(name=st.sampled_from("ab"), description=st.just("a"), input_schema=st.just({}), type=st.just("custom"))
+forms = shaped(type=st.just("json_schema"), schema=st.just({}))
+bodies = shaped(
+    model=st.just("a"),
+    messages=st.lists(shaped(role=st.sampled_from(["user", "assistant", "system"]), content=said), max_size=3),
+    system=said,
+    tools=st.lists(odd_tools, max_size=2),
+    tool_choice=shaped(type=st.sampled_from(["auto", "any", "tool", "none"]), name=st.just("a")),
+    thinking=shaped(type=st.sampled_from(["enabled", "disabled"]), budget_tokens=st.integers(0, 9)),
+    output_config=shaped(effort=st.sampled_from(["low", "max"]), format=forms),
+    context_management=st.just({}),
+    stop_sequences=st.just(["a"]),
+    max_tokens=st.integers(0, 9),
+    stream=st.booleans(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(bodies)
+def test_any_body_is_a_conversation_or_a_named_refusal(body: dict[str, Any]) -> None:
+    for parse in (anthropic.parse_messages, anthropic.parse_count):
+        try:
+            (run,) = parse(body).turn.runs
+        except errors.InvalidRequest as refused:
+            assert refused.param is not None and len(refused.message) < 300
+        else:
+            assert isinstance(run.prompt, Chat) and run.prompt.messages
+
+
 def test_counting_takes_what_a_request_takes() -> None:
     call = anthropic.parse_count({"model": "a", "messages": HI, "tools": [{"name": "b", "input_schema": {}}]})
     assert call.turn.model == "a" and call.reply(12) == '{"input_tokens":12}'
