@@ -13,7 +13,7 @@ ANY_TEXT: Final = "*"
 """In a name of the user's own for a model."""
 _DEPTH: Final = 4
 """Components of a path in LM Studio's layout at most: publisher, repository, a folder per quantization, file."""
-Status = Literal["idle", "loading", "processingPrompt", "generating"]
+Activity = Literal["idle", "loading", "processingPrompt", "generating"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -99,7 +99,7 @@ class Presence:
 
     id: str
     card: ModelCard
-    status: Status
+    status: Activity
     context_length: int  # what was asked for while it is loading; 0: the model's own limit
     parallel: int
     threads: int | None  # None while it is loading

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["downloading", "paused", "completed", "failed"]
+DownloadStatus = Literal["downloading", "paused", "completed", "failed"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -25,7 +25,7 @@ class Record:
     repo: str  # "owner/name"
     revision: str  # a commit where the hub names one, so that all files are of one state
     files: tuple[RemoteFile, ...]
-    status: Status
+    status: DownloadStatus
     started_at: float
     completed_at: float | None = None
     error: str | None = None  # why it failed

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .messages import Message
 
-Kind = Literal["response", "chat"]
+ExchangeKind = Literal["response", "chat"]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
 
@@ -16,7 +16,7 @@ class Exchange:
     """Its conversation is that of `previous`, then `asked`, then `answer`. `body` and `items` are the words of its dialect."""
 
     id: str
-    kind: Kind
+    kind: ExchangeKind
     scope: str
     """Whose it is: nobody of another scope knows it."""
     model: str

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 from .. import metrics
 from ..config import Config
-from ..download import Status
+from ..download import DownloadStatus
 from ..errors import LmError
 from ..store.database import Database
 from ..store.downloads import DownloadTable
@@ -64,7 +64,7 @@ class ModelDownloads:
         jobs = metrics.Gauge("lmlite_downloads", "Downloads, those that have ended lately among them.", ("status",))
         received = metrics.Counter("lmlite_downloaded_bytes_total", "Bytes of models received from the hub.")
         statuses = list(self._jobs.statuses()) if self._jobs else []
-        for status in get_args(Status):
+        for status in get_args(DownloadStatus):
             jobs.set(statuses.count(status), status)
         received.add(n=self._jobs.received if self._jobs else 0)
         yield from (jobs, received)

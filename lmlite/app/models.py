@@ -22,15 +22,14 @@ if TYPE_CHECKING:
     from ..core.engine.client import Engine
     from ..core.engine.worker import Placement
     from ..core.loading.estimate import Estimate
-    from ..core.loading.pool import Catalog as Choice
-    from ..core.loading.pool import Lease, Needs, Pool
+    from ..core.loading.pool import Lease, Needs, Pool, Shelf
 
 log = logging.getLogger(__name__)
 
 
 def open_pool(
     config: Config,
-    catalog: Choice,
+    catalog: Shelf,
     place: Callable[[], Placement] | None = None,
     on_line: Callable[[int, str], None] | None = None,
     look: Callable[[], Awaitable[None]] | None = None,

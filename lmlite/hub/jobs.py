@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
-from ..download import Progress, Record, RemoteFile, Status
+from ..download import DownloadStatus, Progress, Record, RemoteFile
 from ..errors import DiskFull, HubError, JobNotFound, LmError, ShuttingDown
 from .choice import choose
 from .http import Client, Interrupt
@@ -184,7 +184,7 @@ class Downloads:
         await self.restore()
         return [job.progress() for job in sorted(self._jobs.values(), key=lambda job: job.record.started_at)]
 
-    def statuses(self) -> Iterator[Status]:
+    def statuses(self) -> Iterator[DownloadStatus]:
         """Of all jobs that are known by now."""
         return (job.record.status for job in self._jobs.values())
 
@@ -313,7 +313,7 @@ class Downloads:
             task.cancel()
             await asyncio.wait({task})
 
-    async def _end(self, job: Job, status: Status, error: str | None = None) -> None:
+    async def _end(self, job: Job, status: DownloadStatus, error: str | None = None) -> None:
         job.record = replace(
             job.record, status=status, error=error, completed_at=time.time() if status == "completed" else None
         )

@@ -32,7 +32,7 @@ CLOSE_S: Final = 5.0
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class Job:
+class Errand:
     """Something to be read, or to be written, and who waits for it."""
 
     work: Callable[[], Any] | None
@@ -45,7 +45,7 @@ class History:
 
     def __init__(self, database: Database, size_mib: int, days: int):
         self._table = HistoryTable(database, size_mib << 20, days)
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
@@ -60,7 +60,7 @@ class History:
         """Tells of a turn that runs now, "queued" or "in_progress": by its id it is found from here on, after a crash too,
         and what it goes on from stays. `keep` follows. Nobody waits for it, so it raises nothing: `keep` does."""
         if self.keeps and not self._closed:
-            self._put(Job(None, self._table.save(exchange), None))
+            self._put(Errand(None, self._table.save(exchange), None))
 
     async def keep(self, exchange: Exchange) -> None:
         """Returns once it is on the disk, with what `begin` told replaced. Raises `NotKept`, and `UnknownPrevious` if what
@@ -109,12 +109,12 @@ class History:
         if self._closed:
             raise StateError("the server is shutting down")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._put(Job(work, write, future))
+        self._put(Errand(work, write, future))
         return await future
 
-    def _put(self, job: Job) -> None:
+    def _put(self, errand: Errand) -> None:
         self._start()
-        self._queue.put(job)
+        self._queue.put(errand)
 
     def _start(self) -> None:
         if self._ended is None:
@@ -131,43 +131,43 @@ class History:
         sweep_at = time.monotonic()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             while True:
-                jobs = self._next(sweep_at)
+                errands = self._next(sweep_at)
                 if not recovered:
                     recovered = self._try(self._table.recover)
-                settled = self._do([job for job in jobs if job is not None])
+                settled = self._do([errand for errand in errands if errand is not None])
                 if settled:
                     loop.call_soon_threadsafe(settle, settled)
-                if None in jobs:
+                if None in errands:
                     break
                 if (now := time.monotonic()) >= sweep_at:
                     more = self._try(self._sweep)
                     sweep_at = now + (PAUSE_S if more else SWEEP_S)
             loop.call_soon_threadsafe(settle, [(ended, None, None)])
 
-    def _next(self, sweep_at: float) -> list[Job | None]:
+    def _next(self, sweep_at: float) -> list[Errand | None]:
         """All that waits; nothing, once it is time to sweep."""
-        jobs: list[Job | None] = []
+        errands: list[Errand | None] = []
         with contextlib.suppress(queue.Empty):
-            jobs.append(self._queue.get(timeout=max(sweep_at - time.monotonic(), 0)))
+            errands.append(self._queue.get(timeout=max(sweep_at - time.monotonic(), 0)))
             while True:
-                jobs.append(self._queue.get_nowait())
-        return jobs
+                errands.append(self._queue.get_nowait())
+        return errands
 
-    def _do(self, jobs: list[Job]) -> list[Outcome]:
+    def _do(self, errands: list[Errand]) -> list[Outcome]:
         """First all that is to be written, in one go: what waits at the same time has no order."""
-        writers = [job for job in jobs if job.write is not None]
+        writers = [errand for errand in errands if errand.write is not None]
         outcomes: list[Outcome] = []
-        errors = self._table.write([job.write for job in writers if job.write is not None])
-        for job, error in zip(writers, errors):
-            outcomes.append((job.future, None, error))
+        errors = self._table.write([errand.write for errand in writers if errand.write is not None])
+        for errand, error in zip(writers, errors):
+            outcomes.append((errand.future, None, error))
         if failed := next((error for error in errors if isinstance(error, StateError)), None):
             log.warning("turns cannot be kept: %s", failed)
-        for job in jobs:
-            if job.work is not None:
+        for errand in errands:
+            if errand.work is not None:
                 try:
-                    outcomes.append((job.future, job.work(), None))
+                    outcomes.append((errand.future, errand.work(), None))
                 except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits it
-                    outcomes.append((job.future, None, error))
+                    outcomes.append((errand.future, None, error))
         for _, _, outcome in outcomes:
             let_go(outcome)
         return outcomes

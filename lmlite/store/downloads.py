@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Any, get_args
 
-from ..download import Record, RemoteFile, Status
+from ..download import DownloadStatus, Record, RemoteFile
 from .database import Database
 
 
@@ -55,6 +55,6 @@ def read(row: Sequence[Any]) -> Record | None:
         listed = tuple(RemoteFile(str(name), int(size), str(digest)) for name, size, digest in json.loads(files))
     except (ValueError, TypeError):
         return None
-    if status not in get_args(Status):
+    if status not in get_args(DownloadStatus):
         return None
     return Record(id, repo, revision, listed, status, started_at, completed_at, error)

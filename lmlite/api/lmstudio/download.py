@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import InvalidRequest
-from ..read.fields import Fields, clip
+from ...errors import UnrecognizedKeys
+from ..read.fields import Fields
 from ..spell import dumps
 
 if TYPE_CHECKING:
@@ -18,16 +18,11 @@ LAST_S: Final = 253402300799.999
 """The end of the year 9999, where calendars end: a slow download may have no better estimate."""
 
 
-class UnrecognizedKeys(InvalidRequest):
-    code = "unrecognized_keys"
-
-
 def parse(body: Mapping[str, Any]) -> tuple[str, str | None]:
     """`model` and `quantization`."""
     fields = Fields(body)
-    for name in body:
-        if name not in FIELDS:
-            raise UnrecognizedKeys(f"'{clip(name)}' is not a field of a download", clip(name))
+    if unknown := tuple(name for name in body if name not in FIELDS):
+        raise UnrecognizedKeys(unknown)
     return fields.require_string("model"), fields.string("quantization")
 
 

@@ -58,7 +58,7 @@ from .slot import Place, Slot, instance_of
 log = logging.getLogger(__name__)
 
 Needs = Literal["chat", "text", "embedding", "rerank", "any"]
-State = Literal["not-loaded", "loading", "loaded"]
+LoadState = Literal["not-loaded", "loading", "loaded"]
 Room = Callable[[LoadSpec, bool], AbstractAsyncContextManager[LoadSpec]]
 
 _ABILITY: Final[dict[Needs, str]] = {
@@ -70,7 +70,7 @@ _ABILITY: Final[dict[Needs, str]] = {
 }
 
 
-class Catalog(Protocol):
+class Shelf(Protocol):
     def cards(self) -> tuple[ModelCard, ...]: ...
 
     def resolve(self, name: str) -> ModelCard | None: ...
@@ -109,7 +109,7 @@ class Pool:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Shelf,
         place: Callable[[], Placement],
         settings: LoadSettings,
         ttl_s: float | None = None,
@@ -701,7 +701,7 @@ class Pool:
         now = self._clock.time()
         return tuple(slot.presence(now) for slot in self._slots.values())
 
-    def state(self, card_id: str) -> State:
+    def state(self, card_id: str) -> LoadState:
         slots = [slot for slot in self._slots.values() if slot.card.id == card_id]
         if any(slot.loaded for slot in slots):
             return "loaded"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ...card import Instance, ModelCard, Presence, Runtime, Status
+from ...card import Activity, Instance, ModelCard, Presence, Runtime
 from ...settings import ModelSettings
 from ..disk.stamps import Stamps
 from ..engine.client import Engine
@@ -81,7 +81,7 @@ class Slot:
 
     def presence(self, now: float) -> Presence:
         loaded, work = self.instance or self.settings, self.engine.work() if self.engine else None
-        status: Status = "loading"
+        status: Activity = "loading"
         queued = self.users
         if self.loaded and work is not None:
             status = "generating" if work.generates else "processingPrompt" if work.n_runs else "idle"
