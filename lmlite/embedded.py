@@ -85,6 +85,9 @@ class OneModel:
     def resolve(self, name: str) -> ModelCard | None:
         return self.card if name == self.card.id else None
 
+    def matched(self, name: str) -> ModelCard | None:
+        return None
+
     def default(self) -> ModelCard | None:
         return self.card
 

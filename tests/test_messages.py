@@ -15,6 +15,7 @@ from lmlite.app import generation
 from lmlite.core.engine.frames import Kind
 from lmlite.server import Server
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
+from tests.core.gguf_files import gguf, llama
 from tests.fakes import Gate, Script, error
 from tests.random_models import Llama
 from tests.replays import claude_code
@@ -177,6 +178,26 @@ def test_clients_of_anthropics_are_told_of_the_models_that_can_answer_them(serve
     assert client.get("/v1/models/mine", **VERSION).json["max_input_tokens"] == 512
     plain = [entry["id"] for entry in client.get("/v1/models").json["data"]]
     assert plain == ["talker", "gpt-4o", "text-embedding-embedder", "text-embedding-judge", "mine"]
+
+
+def test_a_name_of_a_form_is_for_what_nothing_else_goes_by(
+    serve_fake: Serve, model_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("claude-bird", "owl"):
+        path = tmp_path / "more" / "acme" / name / f"{name}-Q4_K_M.gguf"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gguf(llama()))
+    server = serve_fake(alias=["*=talker", "claude-*=owl"], models_dir=[tmp_path / "more", model_folder], auto_evict=False)
+    client = server.client()
+
+    def answers(name: str) -> str:
+        return str(client.post(PATH, {**HELLO, "model": name}).json["model"])
+
+    assert [answers(name) for name in ("claude-x", "claude-bird", "any", "owl")] == ["owl", "claude-bird", "talker", "owl"]
+    for identifier in ({}, {"identifier": "claude-mine"}):  # a name of an instance's own, made up or chosen
+        loaded = client.post("/api/v1/models/load", {"model": "claude-bird", **identifier})
+        assert loaded.status == 200
+        assert answers(loaded.json["instance_id"]) == loaded.json["instance_id"]
 
 
 # ---- what Claude Code sends ------------------------------------------------------------------------------------------

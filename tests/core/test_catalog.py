@@ -496,19 +496,25 @@ def test_aliases_lead_to_any_name_that_is_known(tmp_path: Path) -> None:
     assert catalog.resolve("loop") is None
 
 
-def test_an_alias_with_a_star_is_for_all_names_that_nothing_else_has(tmp_path: Path) -> None:
-    for name in ("Falcon", "Owl", "Wren", "Claude-Bird"):
+def test_an_alias_with_a_star_is_for_all_names_of_its_form(tmp_path: Path) -> None:
+    for name in ("Falcon", "Owl", "Wren"):
         put(tmp_path, f"acme/{name}-GGUF/{name}.gguf")
     aliases = {"*": "wren", "Claude-*": "falcon", "claude-haiku-*": "acme/owl", "claude-own": "none", "claude-[a]*b.": "wren"}
-    catalog = Catalog([tmp_path], aliases=aliases)
-    assert found(catalog, "claude-opus-9").id == found(catalog, "CLAUDE-").id == "falcon"
-    assert found(catalog, "claude-haiku-4-5@x").id == "owl"
-    assert found(catalog, "claude-bird").id == "claude-bird"
-    assert found(catalog, "gpt").id == "wren"
-    assert found(catalog, "claude-[a]xb.").id == "wren" and found(catalog, "claude-axb.").id == "falcon"
-    assert catalog.resolve("claude-own") is None
+    catalog = Catalog([tmp_path], aliases={**aliases, "gpt-*": "nobody"})
+
+    def matched(name: str) -> str | None:
+        card = catalog.matched(name)
+        return None if card is None else card.id
+
+    assert matched("claude-opus-9") == matched("CLAUDE-") == "falcon"
+    assert matched("claude-haiku-4-5@x") == "owl"
+    assert matched("claude-[a]xb.") == "wren" and matched("claude-axb.") == "falcon"
+    assert matched("other") == "wren"
+    assert matched("claude-own") is matched("gpt-5") is None
+    assert catalog.resolve("claude-opus-9") is None
     assert found(catalog, "falcon").aliases == ("Claude-*",)
-    assert catalog.notes() == ("the alias claude-own stands for none, and there is no such model",)
+    told = "the alias {} stands for {}, and there is no such model"
+    assert catalog.notes() == (told.format("claude-own", "none"), told.format("gpt-*", "nobody"))
 
 
 def test_a_star_leads_no_settings_to_a_model_that_they_do_not_name(tmp_path: Path) -> None:

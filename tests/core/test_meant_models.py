@@ -29,6 +29,9 @@ class Counting(Shelf):
         self.asked.append(name)
         return self.latest(card(self.names.get(name, name)))
 
+    def matched(self, name: str) -> ModelCard | None:
+        return None
+
     def latest(self, card: ModelCard) -> ModelCard | None:
         return next((known for known in self.listed if known.id == card.id), None)
 

@@ -57,6 +57,9 @@ class Shelf:
     def resolve(self, name: str) -> ModelCard | None:
         return next((known for known in self.listed if known.id == name), None)
 
+    def matched(self, name: str) -> ModelCard | None:
+        return None
+
     def default(self) -> ModelCard | None:
         return self.listed[0] if self.listed else None
 

@@ -31,12 +31,12 @@ class Aliases:
         key = key_of(name)
         return self._names.get(key, key)
 
-    def keys(self, name: str) -> Iterator[str]:
-        """Of all that `name` may stand for, the first that there is: patterns are for names that nothing has."""
+    def matched(self, name: str) -> str | None:
+        """The key of what the pattern that `name` has the form of stands for; None of a name of the user's own."""
         key = key_of(name)
-        yield self._names.get(key, key)
-        if key not in self._names:
-            yield from [target for pattern, target in self._patterns if pattern.fullmatch(key)][:1]
+        if key in self._names:
+            return None
+        return next((target for pattern, target in self._patterns if pattern.fullmatch(key)), None)
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

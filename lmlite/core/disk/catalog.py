@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -198,13 +198,19 @@ class Catalog:
 
     def resolve(self, name: str) -> ModelCard | None:
         """The model that `name` names, in any case: an alias, an id, `publisher/name`, `publisher/repo`, these with
-        `@quant`, or `publisher/repo/file.gguf`; else that of an alias with a `*`. Without `@quant` a model on disk in
-        several is taken as Q4_K_M, else nearest to that. None if two different models go by the name."""
+        `@quant`, or `publisher/repo/file.gguf`. Without `@quant` a model on disk in several is taken as Q4_K_M, else
+        nearest to that. None if two different models go by the name."""
+        return self._find_named(name, self._aliases.key)
+
+    def matched(self, name: str) -> ModelCard | None:
+        """The model of the alias with a `*` that `name` has the form of: for names that nothing goes by."""
+        return self._find_named(name, self._aliases.matched)
+
+    def _find_named(self, name: str, key: Callable[[str], str | None]) -> ModelCard | None:
         if len(name) > MAX_NAME:
             return None
         current = self._current()
-        ids = (current.index.get(key) for key in self._aliases.keys(name))
-        return next((current.known[id] for id in ids if id is not None), None)
+        return current.known.get(current.index.get(key(name) or "", ""))
 
     def latest(self, card: ModelCard) -> ModelCard | None:
         """The card that the model of `card` has now; None if the model is gone."""

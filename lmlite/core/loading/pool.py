@@ -75,6 +75,10 @@ class Shelf(Protocol):
 
     def resolve(self, name: str) -> ModelCard | None: ...
 
+    def matched(self, name: str) -> ModelCard | None:
+        """For names of models and instances that there are not."""
+        ...
+
     def default(self) -> ModelCard | None: ...
 
     def latest(self, card: ModelCard) -> ModelCard | None: ...
@@ -202,7 +206,7 @@ class Pool:
         slot = self._slots.get(name) or self._slots.get(name.lower())
         if slot is not None and slot.id != slot.card.id:
             return Meant(slot.card, slot.id)
-        card = self._catalog.resolve(name) or (slot.card if slot is not None else None)
+        card = self._catalog.resolve(name) or (slot.card if slot is not None else self._catalog.matched(name))
         return None if card is None else Meant(card)
 
     async def _choose(self, meant: Meant | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
