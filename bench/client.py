@@ -131,7 +131,7 @@ async def whole(port: int, path: str, body: dict[str, Any] | None = None) -> dic
     return answer
 
 
-ENDS = (b"[DONE]", b'"message_stop"')
+ENDS = (b"[DONE]", b'"message_stop"', b"event: response.completed", b"event: response.incomplete")
 """What streams end with, each dialect's."""
 
 
@@ -145,7 +145,7 @@ async def arrivals(port: int, path: str, body: dict[str, Any]) -> AsyncIterator[
             chunk = await reader.read(1 << 16)
             if not chunk:
                 raise RuntimeError(f"the stream ended early: {tail!r}")
-            tail = tail[-16:] + chunk
+            tail = tail[-32:] + chunk
             if b"data: {" in chunk:
                 yield time.perf_counter(), chunk.count(b"data: {")
     finally:

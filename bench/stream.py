@@ -25,8 +25,12 @@ from tests.fakes import FakeEngine, Script  # noqa: E402
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
-DIALECTS = {"chat": CHAT, "messages": "/v1/messages"}
-"""Whose streams are measured, each by a path that takes `MESSAGES`."""
+DIALECTS = {
+    "chat": (CHAT, "messages", "max_tokens"),
+    "messages": ("/v1/messages", "messages", "max_tokens"),
+    "responses": ("/v1/responses", "input", "max_output_tokens"),
+}
+"""Whose streams are measured: the path, and what it calls `MESSAGES` and their limit."""
 
 
 class PacedEngine(FakeEngine):
@@ -62,10 +66,11 @@ def serve(model: Path, pace_s: float) -> None:
     asyncio.run(run())
 
 
-async def tokens(server: client.Running, path: str, streams: int, n: int) -> float:
+async def tokens(server: client.Running, dialect: str, streams: int, n: int) -> float:
     """Microseconds of server CPU per token."""
-    body = {"messages": MESSAGES, "max_tokens": n}
-    await client.stream(server.port, path, {**body, "max_tokens": 10})
+    path, messages, limit = DIALECTS[dialect]
+    body = {messages: MESSAGES, limit: n}
+    await client.stream(server.port, path, {**body, limit: 10})
     before = client.cpu_s(server.pid)
     answers = await asyncio.gather(*(client.stream(server.port, path, body) for _ in range(streams)))
     return (client.cpu_s(server.pid) - before) / sum(n for n, _, _ in answers) * 1e6
@@ -93,9 +98,9 @@ async def measure(server: client.Running, n: int) -> dict[str, Any]:
     chat = {"messages": MESSAGES, "max_tokens": 1}
     await client.whole(server.port, CHAT, chat)
     us = {
-        f"{dialect}_cpu_us_per_token_{streams}_streams": round(await tokens(server, path, streams, n // streams), 1)
+        f"{dialect}_cpu_us_per_token_{streams}_streams": round(await tokens(server, dialect, streams, n // streams), 1)
         for streams in (1, 4, 16)
-        for dialect, path in DIALECTS.items()
+        for dialect in DIALECTS
     }
     return {
         **us,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lmlite.app import generation
 from lmlite.core.engine.frames import Kind
 from tests.conftest import Answer, Client, FakeServer
 from tests.fakes import WORDS, Gate, Script, error
@@ -129,6 +130,24 @@ def test_what_a_cloud_would_run_is_ignored_and_named(client: Client, caplog: pyt
     assert "web_search" in caplog.text
 
 
+def test_a_stream_that_is_silent_for_long_begins(
+    serve_fake: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SILENCE_S", 0.01)
+    gate = Gate(Kind.GENERATE)
+    server = serve_fake(Script(hold=gate, die_after=0))
+    stream = server.client().start("POST", PATH, {**TALK, "stream": True})
+    begun = b""
+    while b"keep-alive" not in begun:
+        begun += stream.readline()
+    gate.open()
+    body = (begun + stream.read()).replace(b": keep-alive\n\n", b"")
+    events = events_of(Answer(200, {}, body))
+    kinds = [event["type"] for event in events]
+    assert kinds == ["response.created", "response.in_progress", "response.failed", "error"]
+    assert events[0]["response"]["model"] == "talker"
+
+
 # ---- kept responses --------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +253,26 @@ def test_input_tokens_are_counted_with_what_came_before(client: Client) -> None:
     assert more["input_tokens"] == len("<user>Hi<assistant><user>Hi") + len(SAID)
 
 
+def test_a_stream_whose_client_leaves_is_kept_as_cancelled(serve_fake: Callable[..., FakeServer]) -> None:
+    server = serve_fake(Script(silent_after=2))
+    leaving = server.client()
+    stream = leaving.start("POST", PATH, {**TALK, "stream": True})
+    lines = [stream.readline() for _ in range(2)]
+    id = json.loads(lines[1].decode().removeprefix("data: "))["response"]["id"]
+    while b"delta" not in stream.readline():
+        pass
+    client = server.client()
+    assert client.get(f"{PATH}/{id}").json["status"] == "in_progress"
+    refused = client.get(f"{PATH}/{id}?stream=true")
+    assert refused.status == 400 and refused.json["error"]["param"] == "stream"
+    stream.close()
+    leaving.close()
+    while (kept := client.get(f"{PATH}/{id}").json)["status"] == "in_progress":
+        pass
+    assert kept["status"] == "cancelled" and kept["error"] is None and kept["completed_at"] is None
+    assert SAID.startswith(text_of(kept))
+
+
 # ---- in the background -----------------------------------------------------------------------------------------------
 
 
@@ -294,6 +333,18 @@ def test_a_background_response_can_be_cancelled(serve_fake: Callable[..., FakeSe
     plain = client.post(PATH, TALK).json
     refused = client.post(f"{PATH}/{plain['id']}/cancel", None)
     assert refused.status == 400 and client.post(f"{PATH}/resp_0/cancel", None).status == 404
+
+
+def test_a_background_response_that_runs_can_be_deleted(serve_fake: Callable[..., FakeServer]) -> None:
+    gate = Gate(Kind.GENERATE)
+    server = serve_fake(Script(hold=gate))
+    client = server.client()
+    path = f"{PATH}/{client.post(PATH, {**TALK, 'background': True}).json['id']}"
+    follower = server.client().start("GET", f"{path}?stream=true")
+    assert client.ask("DELETE", path).status == 200
+    gate.open()
+    assert client.get(path).status == 404
+    assert b"response.cancelled" in follower.read()
 
 
 def test_a_background_response_that_fails_is_kept_as_failed(serve_fake: Callable[..., FakeServer]) -> None:

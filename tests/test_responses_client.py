@@ -197,6 +197,74 @@ def test_a_conversation_computes_only_what_is_new(client: openai.OpenAI) -> None
         previous, n_before = response.id, response.usage.input_tokens
 
 
+# ---- as Codex asks ---------------------------------------------------------------------------------------------------
+
+GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": 'start: "*** Begin Patch" LF\n'}
+CODEX: dict[str, Any] = {
+    "instructions": "You are a coding agent.",
+    "tools": [
+        WEATHER,
+        {"type": "local_shell"},
+        {"type": "custom", "name": "apply_patch", "description": "Edits files.", "format": GRAMMAR},
+        {"type": "namespace", "name": "mcp__docs", "description": "Docs.", "tools": [{**WEATHER, "name": "find/it"}]},
+        {"type": "web_search", "external_web_access": False},
+        {"type": "image_generation", "output_format": "png"},
+    ],
+    "parallel_tool_calls": False,
+    "reasoning": {"effort": "medium", "summary": "auto"},
+    "store": False,
+    "include": ["reasoning.encrypted_content"],
+    "prompt_cache_key": "0199",
+    "text": {"verbosity": "medium"},
+}
+
+
+def codex_input(*items: Any) -> list[Any]:
+    context = "<environment_context><cwd>/tmp</cwd></environment_context>"
+    return [
+        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "<permissions/>"}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": context}]},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": QUESTION}]},
+        *items,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind", "name"),
+    [
+        ({"type": "custom", "name": "apply_patch"}, "custom_tool_call", "apply_patch"),
+        ({"type": "function", "name": "get_weather"}, "function_call", "get_weather"),
+        ({"type": "function", "name": "find/it", "namespace": "mcp__docs"}, "function_call", "find/it"),
+    ],
+)
+def test_every_kind_of_tool_is_called_and_its_result_read(
+    client: openai.OpenAI, choice: Any, kind: str, name: str
+) -> None:
+    asked = {**CODEX, "tool_choice": choice, "max_output_tokens": 200}
+    events: list[Any] = list(client.responses.create(**{**STAYING, **asked}, input=codex_input(), stream=True))
+    items = [event.item.model_dump(exclude_none=True) for event in events if event.type == "response.output_item.done"]
+    call = items[-1]
+    assert (call["type"], call["name"], call.get("namespace")) == (kind, name, choice.get("namespace"))
+    deltas = [event for event in events if event.type.endswith(".delta") and event.item_id == call["id"]]
+    said = "".join(event.delta for event in deltas)
+    assert said == call.get("input", call.get("arguments")) != ""
+    if kind == "function_call" and call["status"] == "completed":
+        assert json.loads(said)["location"]
+    for thought in items[:-1]:
+        assert thought["type"] == "reasoning" and thought["summary"] and thought["encrypted_content"]
+    foreign: Any = {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": "gAAAAA"}
+    output = {"type": f"{kind}_output", "call_id": call["call_id"], "output": "Sunny"}
+    more = {**STAYING, **CODEX, "reasoning": {"effort": "none"}, "tool_choice": "none"}
+    last = client.responses.create(**more, input=codex_input(foreign, *items, output))
+    assert [item.type for item in last.output] == ["message"]
+
+
+@pytest.mark.parametrize("nothing", ["", []])
+def test_a_model_is_loaded_by_a_request_that_asks_nothing(client: openai.OpenAI, nothing: Any) -> None:
+    response = client.responses.create(model=MODEL, input=nothing, max_output_tokens=1, store=False)
+    assert response.status in ("completed", "incomplete")
+
+
 # ---- Open Responses --------------------------------------------------------------------------------------------------
 
 RESPONSE_KEYS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from lmlite.api.openai.responses_items import decrypt, encrypt, parse_input
 from lmlite.api.openai.responses_kept import replay, response_of
 from lmlite.api.openai.responses_reply import ResponseReply, response_beginning
 from lmlite.api.openai.responses_tools import InputText, spell_input
-from lmlite.errors import ContextOverflow, EngineGone, InternalError, LmError, QueueFull, UnknownItem
+from lmlite.errors import ContextOverflow, EngineGone, InternalError, LmError, QueueFull, UnknownExchange, UnknownItem
 from lmlite.events import (
     Event,
     Finished,
@@ -361,3 +362,16 @@ def test_a_stream_that_has_to_begin_early_begins_once() -> None:
 def test_numbers_count_from_zero() -> None:
     numbers = Numbers()
     assert [json.loads(numbers.event("a", "")[1])["sequence_number"] for _ in range(3)] == [0, 1, 2]
+
+
+def test_what_its_server_did_not_survive_reads_as_failed() -> None:
+    reply = reply_of(HI)
+    list(reply.begin())
+    begun = reply.exchange()
+    assert begun is not None and begun.status == "in_progress"
+    lost = response_of(replace(begun, status="failed"))
+    assert lost["status"] == "failed" and lost["error"]["code"] == "server_error"
+    assert [name for name, _ in replay(replace(begun, status="failed"), 1)] == ["response.failed"]
+    assert response_of(replace(begun, status="cancelled"))["error"] is None
+    with pytest.raises(UnknownExchange):
+        response_of(replace(begun, kind="chat"))

@@ -366,3 +366,15 @@ def test_random_trees_keep_their_conversations_through_deletions_and_bounds(data
     needed = {id for last in known for id in lines[last]}
     assert ids(database) == needed
     assert is_sound(database)
+
+
+def test_a_turn_is_found_by_how_its_id_begins(table: HistoryTable) -> None:
+    assert table.find_beginning("resp_", "") is None
+    save(table, exchange("resp_aab"), exchange("resp_aac"), exchange("resp_b", scope="other"))
+    found = table.find_beginning("resp_aab", "")
+    assert found is not None and found.id == "resp_aab"
+    assert table.find_beginning("resp_aa", "") is None  # both
+    assert table.find_beginning("resp_b", "") is None
+    do(table, table.delete("resp_aac", ""))
+    found = table.find_beginning("resp_aa", "")
+    assert found is not None and found.id == "resp_aab"

@@ -83,6 +83,7 @@ def parse_responses(body: dict[str, Any]) -> Call:
         background=background,
         summary=summary is not None,
         encrypted=ENCRYPTED_REASONING in include,
+        logprobs=run.top_logprobs is not None,
     )
 
     def reply(origin: Origin) -> Reply:

@@ -72,6 +72,7 @@ class Item:
     delta_kind: str = ""
     _delta_head: str = ""
     _delta_place: str = ""
+    _delta_tail: str = ""
     _at: str = ""
 
     def __post_init__(self) -> None:
@@ -80,6 +81,7 @@ class Item:
         self.delta_kind = f"response.{TEXT[self.kind][0]}.delta"
         self._delta_head = f'{{"type":"{self.delta_kind}","sequence_number":'
         self._delta_place = self._at + ',"delta":'
+        self._delta_tail = ',"logprobs":[]}' if self.kind == "message" else "}"
 
     def spell(
         self, text: str, status: ItemStatus, logprobs: Sequence[Any] = (), encrypted: str | None = None
@@ -109,15 +111,11 @@ class Item:
             part = dumps(self._part("", ()))
             yield numbers.event(f"response.{PART[self.kind][0]}.added", f'{self._at},"part":{part}')
 
-    def delta(self, numbers: Numbers, text: str, logprobs: str = "[]") -> Frame:
+    def delta(self, numbers: Numbers, text: str, logprobs: str | None = None) -> Frame:
         n = numbers.n
         numbers.n = n + 1
-        if self.kind == "message":
-            return (
-                self.delta_kind,
-                f'{self._delta_head}{n}{self._delta_place}{quote(text)},"logprobs":{logprobs}}}',
-            )
-        return self.delta_kind, f"{self._delta_head}{n}{self._delta_place}{quote(text)}}}"
+        tail = self._delta_tail if logprobs is None else f',"logprobs":{logprobs}}}'
+        return self.delta_kind, f"{self._delta_head}{n}{self._delta_place}{quote(text)}{tail}"
 
     def closing(self, numbers: Numbers, text: str, spelled: str, logprobs: Sequence[Any] = ()) -> Iterator[Frame]:
         """`spelled` is the item as it is now, as JSON."""

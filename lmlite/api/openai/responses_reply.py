@@ -58,6 +58,7 @@ class Asked:
     background: bool = False
     summary: bool = False
     encrypted: bool = False
+    logprobs: bool = False
 
 
 def item_id(kind: Kind, digits: str, place: int) -> str:
@@ -85,6 +86,7 @@ class ResponseReply(Reply):
         self._lengths: list[list[int]] = []  # of the pieces that the stream told of each
         self._open: Item | None = None
         self._piece = Piece("text")  # what the open item says
+        self._is_plain = False  # it says nothing but texts, which are told as they are
         self._hears: type[Event] | None = None  # what goes on with the open item
         self._input = InputText()  # of the open call of a custom tool
         self._kept_input = ""
@@ -100,10 +102,15 @@ class ResponseReply(Reply):
         return [self._numbers.event(f"response.{kind}", members) for kind in ("created", status)]
 
     def stream(self, index: int, event: Event) -> Iterable[Frame]:
-        kind = type(event)
-        self._transcript.hear(event)
-        if kind is self._hears:
+        if type(event) is self._hears:
+            if self._is_plain:  # as nearly all are
+                text = event.text  # type: ignore[union-attr]
+                self._piece.texts.append(text)
+                self._lengths[-1].append(len(text))
+                return (self._open.delta(self._numbers, text),)  # type: ignore[union-attr]
+            self._transcript.hear(event)
             return self._go_on(event)  # type: ignore[arg-type]
+        self._transcript.hear(event)
         if isinstance(event, TextDelta):
             return self._enter("message", event) if event.text or event.logprobs else ()
         if isinstance(event, ReasoningDelta):
@@ -140,6 +147,7 @@ class ResponseReply(Reply):
         frames = [*self._start(), *self._close("completed")]
         self._hears = type(event)
         self._piece = self._transcript.pieces[-1] if self._transcript.pieces else Piece("text")
+        self._is_plain = not (isinstance(event, TextDelta) and self._asked.logprobs)
         self._open = Item(kind, self._item_id(kind), len(self._items))
         self._lengths.append([])
         return [*frames, *self._open.opening(self._numbers), *self._go_on(event)]
@@ -151,6 +159,7 @@ class ResponseReply(Reply):
         id = call_id(self._origin.suffix, 0, event.index)
         self._open = Item(kind, self._item_id(kind), len(self._items), id, told.name, told.namespace)
         self._hears = ToolCallArguments
+        self._is_plain = not told.custom
         self._piece = self._transcript.pieces[-1]
         self._input = InputText()
         self._lengths.append([])
