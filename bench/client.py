@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 COMPLETIONS = "/v1/completions"
+ENDS = (b"[DONE]", b"event: chat.end", b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
+"""Of streams, in all dialects."""
 CORES = os.cpu_count() or 1
 WORDS = (
     "time year people way day man thing woman life child world school state family student group country problem hand part "
@@ -48,10 +50,14 @@ class Running:
 
 
 @contextmanager
-def serving(command: Sequence[str | Path]) -> Iterator[Running]:
-    """Runs `command` until its first line of output with a port in it; that moment is `ready_s`."""
+def serving(command: Sequence[str | Path], tree: Path | None = None) -> Iterator[Running]:
+    """Runs `command` until its first line of output with a port in it; that moment is `ready_s`. With `tree`, the lmlite of
+    that checkout is what Python programs find."""
     began = time.perf_counter()
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ if tree is None else {**os.environ, "PYTHONPATH": str(tree)}
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=tree, env=environment
+    ) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -71,10 +77,10 @@ def lmlite(*arguments: str | Path) -> list[str | Path]:
 
 
 @contextmanager
-def lmlite_server(model: Path, *flags: object) -> Iterator[Running]:
+def lmlite_server(model: Path, *flags: object, tree: Path | None = None) -> Iterator[Running]:
     """With `model` loaded."""
     with tempfile.TemporaryDirectory() as home:
-        with serving(lmlite(model, "--home", home, *map(str, flags))) as server:
+        with serving(lmlite(model, "--home", home, *map(str, flags)), tree) as server:
             server.model = asyncio.run(id_of(server.port, model))
             asyncio.run(whole(server.port, COMPLETIONS, {"model": server.model, "prompt": "a", "max_tokens": 1}))
             yield server
@@ -129,10 +135,6 @@ async def whole(port: int, path: str, body: dict[str, Any] | None = None) -> dic
         raise RuntimeError(f"{path}: {answer}")
     assert isinstance(answer, dict)
     return answer
-
-
-ENDS = (b"[DONE]", b'"message_stop"', b"event: response.completed", b"event: response.incomplete")
-"""What streams end with, each dialect's."""
 
 
 async def arrivals(port: int, path: str, body: dict[str, Any]) -> AsyncIterator[tuple[float, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -25,12 +26,15 @@ from tests.fakes import FakeEngine, Script  # noqa: E402
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
-DIALECTS = {
-    "chat": (CHAT, "messages", "max_tokens"),
-    "messages": ("/v1/messages", "messages", "max_tokens"),
-    "responses": ("/v1/responses", "input", "max_output_tokens"),
+DIALECTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "chat": (CHAT, "max_tokens", {"messages": MESSAGES}),
+    "v0": ("/api/v0/chat/completions", "max_tokens", {"messages": MESSAGES}),
+    "responses": ("/v1/responses", "max_output_tokens", {"input": "hello"}),
+    "messages": ("/v1/messages", "max_tokens", {"messages": MESSAGES}),
+    "native": ("/api/v1/chat", "max_output_tokens", {"input": "hello"}),
 }
-"""Whose streams are measured: the path, and what it calls `MESSAGES` and their limit."""
+"""Where each is, its limit of tokens, and the rest of its body but for the model."""
+ROUNDS = 3
 
 
 class PacedEngine(FakeEngine):
@@ -66,14 +70,25 @@ def serve(model: Path, pace_s: float) -> None:
     asyncio.run(run())
 
 
-async def tokens(server: client.Running, dialect: str, streams: int, n: int) -> float:
+async def tokens(server: client.Running, streams: int, n: int, dialect: str = "chat") -> float:
     """Microseconds of server CPU per token."""
-    path, messages, limit = DIALECTS[dialect]
-    body = {messages: MESSAGES, limit: n}
+    path, limit, body = DIALECTS[dialect]
+    body = {"model": server.model, **body}
     await client.stream(server.port, path, {**body, limit: 10})
     before = client.cpu_s(server.pid)
-    answers = await asyncio.gather(*(client.stream(server.port, path, body) for _ in range(streams)))
-    return (client.cpu_s(server.pid) - before) / sum(n for n, _, _ in answers) * 1e6
+    await asyncio.gather(*(client.stream(server.port, path, {**body, limit: n}) for _ in range(streams)))
+    return (client.cpu_s(server.pid) - before) / (streams * n) * 1e6
+
+
+async def dialects(server: client.Running, n: int) -> dict[str, float]:
+    """The same for each, in turns: medians, and how many times that of chat completions."""
+    taken: dict[str, list[float]] = {dialect: [] for dialect in DIALECTS}
+    for _ in range(ROUNDS):
+        for dialect, found in taken.items():
+            found.append(await tokens(server, 4, n // 4, dialect))
+    us = {dialect: statistics.median(found) for dialect, found in taken.items()}
+    told = {dialect: round(value, 1) for dialect, value in us.items()}
+    return {**told, **{f"{dialect}, of chat": round(us[dialect] / us["chat"], 2) for dialect in us if dialect != "chat"}}
 
 
 async def requests(server: client.Running, path: str, body: dict[str, Any] | None, n: int, clients: int) -> dict[str, float]:
@@ -96,14 +111,12 @@ async def requests(server: client.Running, path: str, body: dict[str, Any] | Non
 
 async def measure(server: client.Running, n: int) -> dict[str, Any]:
     chat = {"messages": MESSAGES, "max_tokens": 1}
-    await client.whole(server.port, CHAT, chat)
-    us = {
-        f"{dialect}_cpu_us_per_token_{streams}_streams": round(await tokens(server, dialect, streams, n // streams), 1)
-        for streams in (1, 4, 16)
-        for dialect in DIALECTS
-    }
+    server.model = (await client.whole(server.port, CHAT, chat))["model"]
     return {
-        **us,
+        "cpu_us_per_token_1_stream": round(await tokens(server, 1, n), 1),
+        "cpu_us_per_token_4_streams": round(await tokens(server, 4, n // 4), 1),
+        "cpu_us_per_token_16_streams": round(await tokens(server, 16, n // 16), 1),
+        "cpu_us_per_token_of_dialects": await dialects(server, n),
         "health": await requests(server, "/health", None, 8000, 8),
         "chat_whole": await requests(server, CHAT, chat, 800, 8),
     }
