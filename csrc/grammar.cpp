@@ -23,7 +23,8 @@ static constexpr size_t MAX_NAME_BYTES = 4u << 20;  // rules are named by their 
 static constexpr size_t MAX_KEY_BYTES = 1024;
 static constexpr size_t MAX_TYPES = 16; // of one node, which is copied for each
 
-static constexpr size_t MAX_CACHED_BYTES = 16u << 20;
+// Of compiled grammars that nobody uses: about as many as agents with all their tools come back with.
+static constexpr size_t MAX_CACHED_BYTES = 8u << 20;
 
 // A parser quotes the whole rest of the text at fault.
 static constexpr size_t MAX_QUOTED = 200;
@@ -442,11 +443,11 @@ grammar_ptr grammar_cache::get(const grammar_spec & spec) {
         return entries_.front().compiled;
     }
     grammar_ptr compiled = compile_grammar(vocab_, to_gbnf(spec), spec.is_schema ? "response_format" : "grammar");
-    const size_t n_bytes = compiled->n_bytes() + 2 * key.size();
-    entries_.push_front({key, compiled, n_bytes});
-    by_key_.emplace(std::move(key), entries_.begin());
+    const size_t n_bytes = compiled->n_bytes() + key.size();
+    entries_.push_front({std::move(key), compiled, n_bytes});
+    by_key_.emplace(entries_.front().key, entries_.begin());
     n_bytes_ += n_bytes;
-    while (n_bytes_ > MAX_CACHED_BYTES) {
+    while (n_bytes_ > MAX_CACHED_BYTES && entries_.size() > 1) { // a large one takes the longest to compile
         n_bytes_ -= entries_.back().n_bytes;
         by_key_.erase(entries_.back().key);
         entries_.pop_back();

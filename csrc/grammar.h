@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -107,7 +108,7 @@ class grammar_cache {
 
     const vocabulary & vocab_; // borrowed, outlives the cache
     std::list<entry> entries_; // the most recently used first
-    std::unordered_map<std::string, std::list<entry>::iterator> by_key_;
+    std::unordered_map<std::string_view, std::list<entry>::iterator> by_key_; // views of the entries' own keys
     size_t n_bytes_ = 0;
 };
 
