@@ -2,11 +2,13 @@
 #include "budget.h"
 #include "chat_vocabulary.h"
 #include "check.h"
+#include "counted_search.h"
 #include "dialogue.h"
 #include "error.h"
 #include "templates.h"
 
 #include <optional>
+#include <random>
 
 using namespace lm;
 
@@ -73,6 +75,9 @@ TEST(a_budget_within_another_one_is_that_other_one) {
           }) == "memory");
 }
 
+// Little memory, and what compares or hashes it goes through 2^60 pairs.
+#define DOUBLED_PAIR "{% set ns = namespace(x=(1, 2)) %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}"
+
 TEST(templates_that_take_too_much_are_a_problem_that_is_told) {
     const chat_vocabulary tokens;
     const std::pair<const char *, const char *> hostile[] = {
@@ -87,6 +92,8 @@ TEST(templates_that_take_too_much_are_a_problem_that_is_told) {
         {"{% set ns = namespace(x=1) %}{% set ns.x = ns %}{{ ns|tojson }}", "nests without end"},
         {"{% set l = [1] %}{% set _ = l.append(l) %}{{ l }}", "nests without end"},
         {"{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}", "3 s"},
+        {DOUBLED_PAIR "{{ ns.x == ns.x }}", "3 s"},
+        {DOUBLED_PAIR "{{ {ns.x: 1}|length }}", "3 s"},
         {"{% if %}{{ messages }", "Unexpected token"},
         {"{% for m in messages %}{{ m.content }}", "Unexpected"},
     };
@@ -126,6 +133,57 @@ TEST(a_template_that_takes_too_much_for_one_conversation_is_told_and_goes_on) {
     CHECK(render(10)->size() >= 1000);
     CHECK(!render(3000));
     CHECK(render(10)->size() >= 1000);
+}
+
+TEST(texts_are_found_where_the_library_finds_them) {
+    std::mt19937 random(1);
+    const auto text = [&](size_t least, size_t most) {
+        std::string made(std::uniform_int_distribution<size_t>(least, most)(random), 'a');
+        for (char & c : made) {
+            c = random() % 8 == 0 ? 'b' : 'a';
+        }
+        return made;
+    };
+    for (int round = 0; round < 3000; round++) {
+        const std::string whole = text(0, 400);
+        const bool inside = round % 2 == 0 && whole.size() > 100;
+        const std::string part = inside ? whole.substr(random() % 50, 1 + random() % 90) : text(0, 90);
+        const size_t from = random() % 450;
+        CHECK(find_counted(whole, part, from) == whole.find(part, from));
+        CHECK(rfind_counted(whole, part) == whole.rfind(part));
+        if (!part.empty()) {
+            std::string replaced = whole, expected = whole;
+            replace_counted(replaced, part, "xyz");
+            for (size_t at = 0; (at = expected.find(part, at)) != std::string::npos; at += 3) {
+                expected.replace(at, part.size(), "xyz");
+            }
+            CHECK(replaced == expected);
+        }
+    }
+    const std::string part(40, 'b'); // across the ends of pieces
+    for (const size_t at : {262100u, 262104u, 262105u, 262143u, 262144u, 524200u, 600000u - 40}) {
+        std::string whole(600000, 'a');
+        whole.replace(at, part.size(), part);
+        CHECK(find_counted(whole, part, 0) == at);
+    }
+}
+
+TEST(searches_take_no_longer_than_their_texts_are) {
+    const std::string whole(8 * MB, 'a');
+    const std::string part = std::string(4 * MB, 'a') + 'b';
+    const budget_limits limits = {256 * MB, MB, 3000};
+    CHECK(exceeded(limits, [&] { CHECK(find_counted(whole, part, 0) == std::string::npos); }) == "");
+    CHECK(exceeded(limits, [&] { CHECK(rfind_counted(whole, 'b' + part.substr(1)) == std::string::npos); }) == "");
+    CHECK(exceeded(limits, [&] {
+              std::string text = whole;
+              replace_counted(text, "aa", "a");
+              CHECK(text.size() == 4 * MB);
+          }) == "");
+    CHECK(exceeded({256 * MB, MB, 20}, [&] {
+              for (;;) {
+                  find_counted(whole, "b", 0);
+              }
+          }) == "time");
 }
 
 TEST(a_long_conversation_is_within_the_budget) {
