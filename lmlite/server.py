@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from .app import App
 from .app.logs import keep
@@ -40,6 +40,9 @@ OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno
 FLUSH_S = 1.0
 """What clients have to take the last bytes of their answers, once all answers are finished."""
 
+NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+"""Without IPv6, `localhost` still names ::1, and `::` every address."""
+
 T = TypeVar("T")
 
 
@@ -61,22 +64,33 @@ def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def bind(host: str, port: int, bound: set[tuple[int, str]]) -> list[socket.socket]:
-    """Listening sockets for every address of `host` that is not in `bound`, all on one port. `ConfigError` says why it
-    cannot be."""
+    """Listening sockets for every address of `host` that is not in `bound` and that the machine has, all on one port.
+    `ConfigError` says why it cannot be."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigError(f"host: {host!r} is not an address of this machine ({error.strerror})") from None
     sockets: list[socket.socket] = []
+    missing: OSError | None = None
+    served = False  # by what listens already
     try:
         addresses = dict.fromkeys((int(entry[0]), str(entry[4][0])) for entry in found)
         if (socket.AF_INET6, "::") in addresses:  # whoever says "every address" means those of IPv4 too
             addresses[(socket.AF_INET, "0.0.0.0")] = None
         for family, address in addresses:
             if covers(bound, family, address):
+                served = True
                 continue
-            sockets.append(listen(family, address, sockets[0].getsockname()[1] if sockets else port))
-            bound.add((family, address))
+            try:
+                sockets.append(listen(family, address, sockets[0].getsockname()[1] if sockets else port))
+            except OSError as error:
+                if error.errno not in NO_SUCH_FAMILY:
+                    raise
+                missing = error
+            else:
+                bound.add((family, address))
+        if missing is not None and not (sockets or served):
+            raise missing
     except OSError as error:
         for listening in sockets:
             listening.close()
