@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from ..api.dialect import Call
 from ..api.openai import responses_kept as kept
@@ -21,6 +21,8 @@ from ..wire import sse
 from ..wire.connection import Request, Response
 from .generation import frames, read, respond, rounds, scoped, tell_ignored
 from .state import State
+
+T = TypeVar("T")
 
 
 async def create(app: State, request: Request, response: Response, _: str) -> None:
@@ -60,18 +62,20 @@ async def read_call(app: State, request: Request) -> Call:
 
 async def find_items(past: OwnHistory, ids: tuple[str, ...]) -> Mapping[str, Any]:
     """Several are mostly of one response."""
-    turns: dict[str, Exchange | None] = {}
-    found = {}
+    items: dict[str, Mapping[str, Any]] = {}
     for id in ids:
         beginning = response_beginning(id)
-        if beginning and beginning not in turns:
-            turns[beginning] = await past.find_beginning(beginning)
-        exchange = turns.get(beginning)
-        item = None if exchange is None else kept.find_item(exchange, id)
-        if item is None:
+        if beginning and beginning not in items:
+            exchange = await past.find_beginning(beginning)
+            items[beginning] = {} if exchange is None else await of_kept(kept.items_of, exchange)
+        if id not in items.get(beginning, {}):
             raise UnknownItem(id)
-        found[id] = item
-    return found
+    return {id: items[response_beginning(id)][id] for id in ids}
+
+
+async def of_kept(work: Callable[..., T], exchange: Exchange, *more: Any) -> T:
+    """What is kept may be as large as what may be sent."""
+    return await read(lambda: work(exchange, *more), len(exchange.body) + len(exchange.items))
 
 
 async def count(app: State, request: Request, response: Response, _: str) -> None:
@@ -104,11 +108,11 @@ async def show(app: State, request: Request, response: Response, id: str) -> Non
         return
     exchange = await own(app, request).find(id)
     if not streams:
-        response.whole(200, kept.spell_response(exchange).encode())
+        response.whole(200, (await of_kept(kept.spell_response, exchange)).encode())
         return
     if exchange.is_open:
         raise InvalidRequest("a response that still runs is told again only if it runs in the background", "stream")
-    said = frames(kept.replay(exchange, after))
+    said = frames(await of_kept(kept.replay, exchange, after))
     response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
     response.finish(said)
 
@@ -127,10 +131,10 @@ async def cancel(app: State, request: Request, response: Response, id: str) -> N
         response.whole(200, run.reply.body().encode())
         return
     exchange = await own(app, request).find(id)
-    found = kept.response_of(exchange)
+    found = await of_kept(kept.response_of, exchange)
     if not found["background"]:
         raise InvalidRequest("only a response that runs in the background can be cancelled; else leave it", "background")
-    response.whole(200, kept.spell_response(exchange).encode())
+    response.whole(200, (await of_kept(kept.spell_response, exchange)).encode())
 
 
 async def list_input(app: State, request: Request, response: Response, id: str) -> None:
@@ -138,4 +142,4 @@ async def list_input(app: State, request: Request, response: Response, id: str) 
         exchange = run.reply.kept()
     else:
         exchange = await own(app, request).find(id)
-    response.whole(200, kept.spell_input(exchange, request.query).encode())
+    response.whole(200, (await of_kept(kept.spell_input, exchange, request.query)).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from lmlite.api.openai.responses import parse_responses
 from lmlite.api.openai.responses_events import Numbers
-from lmlite.api.openai.responses_items import decrypt, encrypt, parse_input
-from lmlite.api.openai.responses_kept import replay, response_of
+from lmlite.api.openai.responses_items import decrypt, dereference, encrypt, parse_input, references
+from lmlite.api.openai.responses_kept import input_of, replay, response_of
 from lmlite.api.openai.responses_reply import ResponseReply, response_beginning
 from lmlite.api.openai.responses_tools import InputText, spell_input
 from lmlite.errors import ContextOverflow, EngineGone, InternalError, LmError, QueueFull, UnknownExchange, UnknownItem
@@ -29,7 +30,7 @@ from lmlite.events import (
     ToolCallStart,
 )
 from lmlite.messages import Message, ReasoningPart, TextPart, ToolCallPart
-from tests.api.golden_files import ORIGIN, bracketed, leased, stream_frames
+from tests.api.golden_files import ORIGIN, bracketed, cases, leased, stream_frames
 
 HI: dict[str, Any] = {"input": "Hi"}
 FUNCTION = {"type": "function", "name": "look", "parameters": {"type": "object"}}
@@ -375,3 +376,49 @@ def test_what_its_server_did_not_survive_reads_as_failed() -> None:
     assert response_of(replace(begun, status="cancelled"))["error"] is None
     with pytest.raises(UnknownExchange):
         response_of(replace(begun, kind="chat"))
+
+
+# ---- any body --------------------------------------------------------------------------------------------------------
+
+BODIES = [case["body"] for name, case in cases("requests") if name.startswith("responses_")]
+STRANGE: list[Any] = [
+    None, True, 0, -1, 1.5, 10**30, "", "x", "message", "function", [], {}, [[]], [{}], {"a": 1}, [None], ["a"],
+    {"type": "function"}, {"type": None}, {"type": ["x"]}, {"id": "x"}, {"id": 5}, {"role": "user"},
+]  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield from places(value[key], (*path, key))
+
+
+def changed(body: Any, path: tuple[Any, ...], value: Any) -> Any:
+    body = json.loads(json.dumps(body))
+    holder = body
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    return body
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.data())
+def test_any_body_is_a_turn_or_a_named_refusal(data: st.DataObject) -> None:
+    body = data.draw(st.sampled_from(BODIES))
+    for _ in range(data.draw(st.integers(1, 3))):
+        body = changed(body, data.draw(st.sampled_from(list(places(body)))), data.draw(st.sampled_from(STRANGE)))
+    try:
+        fields = dereference(body, dict.fromkeys(references(body), {"role": "user", "content": "x"}))
+        reply = reply_of(fields)
+    except LmError as error:
+        assert error.status in (400, 404)
+        return
+    whole = json.loads(reply.whole(leased([[Finished("eosFound", STATS)]])))
+    assert whole["status"] == "completed"
+    exchange = reply.exchange()
+    if exchange is not None:
+        assert response_of(exchange) == whole
+        assert all(isinstance(item["id"], str) and item["type"] for item in input_of(exchange))

@@ -23,7 +23,7 @@ from ..read.unserved import refuse
 from ..spell import dumps
 from . import error as openai_error
 from .chat import VERBOSITIES, parse_template_kwargs
-from .responses_items import parse_input
+from .responses_items import keep_input, parse_input
 from .responses_reply import Asked, ResponseReply
 from .responses_tools import ToolSet, parse_tool_set
 
@@ -76,7 +76,7 @@ def parse_responses(body: dict[str, Any]) -> Call:
         model=options.model or "",
         echo=_spell_echo(fields, run, tools, summary),
         messages=asked,
-        input=body.get("input"),
+        input=keep_input(body.get("input")) if store else (),
         previous=previous,
         told=tools.told,
         store=store,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ...errors import InvalidRequest, InvalidType, UnknownItem
@@ -82,6 +82,8 @@ def references(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 def dereference(body: dict[str, Any], items: Mapping[str, Any]) -> dict[str, Any]:
     """`body` with the items themselves where it points at them."""
+    if not items:
+        return body
     given = [
         items.get(str(item.get("id")), item) if isinstance(item, dict) and type_of(item) == REFERENCE else item
         for item in body["input"]
@@ -89,15 +91,16 @@ def dereference(body: dict[str, Any], items: Mapping[str, Any]) -> dict[str, Any
     return {**body, "input": given}
 
 
-def keep_input(given: Any, id: Callable[[int], str]) -> list[dict[str, Any]]:
-    """The items as `input_items` tells them; `id` makes the ids of those that have none, by their place."""
+def keep_input(given: Any) -> tuple[str, ...]:
+    """The items as `input_items` tells them, as JSON; `join_input` gives ids to those that have none."""
     items = [{"role": "user", "content": given}] if isinstance(given, str) else list(given or ())
-    return [_keep(item, id(place)) for place, item in enumerate(items)]
+    return tuple(dumps(_keep(item)) for item in items)
 
 
-def _keep(item: Mapping[str, Any], id: str) -> dict[str, Any]:
-    kept = {"type": type_of(item), **{name: value for name, value in item.items() if value is not None}}
-    kept.setdefault("id", id)
+def _keep(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An id stands first."""
+    said = {name: value for name, value in item.items() if value is not None and name != "id"}
+    kept = {**({"id": item["id"]} if isinstance(item.get("id"), str) else {}), **said, "type": type_of(item)}
     if kept["type"] == "message":
         kept.setdefault("status", "completed")
         if isinstance(kept.get("content"), str):
@@ -105,6 +108,14 @@ def _keep(item: Mapping[str, Any], id: str) -> dict[str, Any]:
             more: dict[str, Any] = {"annotations": [], "logprobs": []} if kind == "output_text" else {}
             kept["content"] = [{"type": kind, "text": kept["content"], **more}]
     return kept
+
+
+def join_input(items: Iterable[str], id: Callable[[int], str]) -> str:
+    """`id` makes ids of places."""
+    told = [
+        item if item.startswith('{"id":') else f'{{"id":"{id(place)}",{item[1:]}' for place, item in enumerate(items)
+    ]
+    return f"[{','.join(told)}]"
 
 
 # ---- items become messages -------------------------------------------------------------------------------------------
@@ -254,7 +265,7 @@ def _content(output: Any, where: str) -> tuple[TextPart, ...]:
 
 
 def _is_part(part: Mapping[str, Any]) -> bool:
-    return part.get("type") in TEXTS or part.get("type") in ("input_image", "input_file", "input_audio")
+    return part.get("type") in (*TEXTS, "input_image", "input_file", "input_audio")
 
 
 def _refuse_reference(conversation: _Conversation, item: Fields) -> None:

@@ -94,12 +94,11 @@ def input_of(exchange: Exchange) -> list[dict[str, Any]]:
     return items
 
 
-def find_item(exchange: Exchange, id: str) -> dict[str, Any] | None:
-    """One of its items, asked or answered."""
+def items_of(exchange: Exchange) -> dict[str, dict[str, Any]]:
+    """All of its items, asked or answered, by their ids."""
     if exchange.kind != "response":
-        return None
-    items = [*response_of(exchange)["output"], *input_of(exchange)]
-    return next((item for item in items if item.get("id") == id), None)
+        return {}
+    return {item["id"]: item for item in (*input_of(exchange), *response_of(exchange)["output"])}
 
 
 # ---- the stream once more --------------------------------------------------------------------------------------------

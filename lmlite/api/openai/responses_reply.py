@@ -32,7 +32,7 @@ from ..spell import dumps
 from ..transcript import Piece, Transcript
 from .error import error_object
 from .responses_events import PREFIXES, Item, ItemStatus, Kind, Numbers
-from .responses_items import encrypt, keep_input
+from .responses_items import encrypt, join_input
 from .responses_tools import InputText, Told
 
 PLACE_DIGITS: Final = 18
@@ -51,7 +51,7 @@ class Asked:
     model: str
     echo: str
     messages: tuple[Message, ...] = ()
-    input: Any = None
+    input: tuple[str, ...] = ()  # its items, as `keep_input` has them
     previous: str | None = None
     told: Mapping[str, Told] = field(default_factory=dict)
     store: bool = True
@@ -314,7 +314,7 @@ class ResponseReply(Reply):
 
     def _spell_input(self) -> str:
         if not self._kept_input:
-            self._kept_input = dumps(keep_input(self._asked.input, self._input_id))
+            self._kept_input = join_input(self._asked.input, self._input_id)
         return self._kept_input
 
     def _input_id(self, place: int) -> str:
