@@ -106,10 +106,12 @@ def test_what_cannot_be_served_is_named(body: dict[str, Any], param: str) -> Non
     assert refused.value.param == param and param in str(refused.value)
 
 
-def test_names_of_what_is_left_out_can_stand_in_a_header() -> None:
-    kinds = ("web_search_20250305", "a\r\nSet-Cookie: b", "é" * 9, "web_search_20250305")
-    tools = [{"type": kind, "name": "a"} for kind in kinds]
-    assert anthropic.parse_messages({"messages": HI, "tools": tools}).ignored == ("web_search_20250305", "(unnamed)")
+def test_what_is_left_out_is_named_once() -> None:
+    kinds = ("web_search_20250305", "a" * 999, "web_search_20250305")
+    used = {"type": "web_search_tool_result", "tool_use_id": "a", "content": []}
+    body = {"messages": asked(used, role="assistant")["messages"], "tools": [{"type": kind, "name": "a"} for kind in kinds]}
+    names = anthropic.parse_messages(body).ignored
+    assert names == ("web_search_20250305", "a" * 80 + "…", "web_search_tool_result")
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,6 @@ that changes in its first tokens is in no cache."""
 CLOUD_BLOCKS: Final = re.compile(r"server_tool_use|mcp_tool_use|[a-z_]+_tool_result|compaction|fallback")
 """Of turns that a cloud has answered: calls of its own tools and what these gave, which may be encrypted."""
 
-NAMED: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""Of types that are told in a header."""
-
 
 @dataclass(slots=True)
 class Reading:
@@ -39,7 +36,7 @@ class Reading:
     ignored: dict[str, None] = field(default_factory=dict)
 
     def ignore(self, kind: str) -> None:
-        self.ignored[kind if NAMED.fullmatch(kind) else "(unnamed)"] = None
+        self.ignored[clip(kind)] = None
 
 
 def parse_conversation(fields: Fields, reading: Reading) -> tuple[Message, ...]:
