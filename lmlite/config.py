@@ -78,7 +78,7 @@ class Option:
         """The default as a user would write it."""
         if isinstance(self.default, tuple):
             return ", ".join(map(str, self.default)) or "none"
-        if self.default == "":
+        if self.default in ("", None):
             return "none"
         words = self.kind.words
         return next((word for word, number in words if number == self.default), f"{self.default}".removesuffix(".0"))
@@ -159,6 +159,15 @@ def text() -> Kind:
 
 def path() -> Kind:
     return Kind("a path", to_path, "DIR")
+
+
+def file() -> Kind:
+    """A path that stays one wherever it is read; none by default."""
+
+    def convert(value: object) -> Path | None:
+        return None if value == "" else Path(os.path.abspath(to_path(value)))
+
+    return Kind("a path", convert, "FILE")
 
 
 def paths() -> Kind:
@@ -293,6 +302,9 @@ class Config:
     # ---- where it listens
     host: tuple[str, ...] = option(("127.0.0.1",), hosts(), "an address to listen on; :: is every one, of IPv4 too")
     port: int = option(1234, whole(0, 65535), "port to listen on; 0 takes a free one")
+    unix_socket: Path | None = option(None, file(), "a socket file to listen on, in place of an address and a port")
+    tls_cert: Path | None = option(None, file(), "certificate chain, in PEM form: what listens on an address speaks TLS")
+    tls_key: Path | None = option(None, file(), "the certificate's key, without a password")
     auth: bool = option(False, switch(), "ask callers for an API token, which `lmlite token create` makes")
     insecure_no_auth: bool = option(
         False, switch(), "allow an address that other machines can reach, although nothing asks them for a token"
@@ -358,14 +370,21 @@ class Config:
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Config:
         config = cls(**{"home": DEFAULT_HOME.expanduser(), **values})
-        exposed = next((host for host in config.host if not is_loopback(host)), None)
-        if exposed is not None and not (config.auth or config.insecure_no_auth):
+        if not config.unix_socket:
+            config.check()
+        if (config.tls_cert is None) != (config.tls_key is None):
+            raise ConfigError("--tls-cert and --tls-key go together: a certificate, and the key that belongs to it")
+        return config
+
+    def check(self) -> None:
+        """Raises `ConfigError` where strangers could come in."""
+        exposed = next((host for host in self.host if not is_loopback(host)), None)
+        if exposed is not None and not (self.auth or self.insecure_no_auth):
             raise ConfigError(
                 f"{exposed} can be reached by other machines and no token would be asked of them; "
                 "listen on 127.0.0.1, ask for tokens with --auth, "
                 "or say --insecure-no-auth (LMLITE_INSECURE_NO_AUTH=1) if that is what you want"
             )
-        return config
 
     def chosen(self) -> dict[str, Any]:
         """The options that have another value than their default, as the config file would have them."""

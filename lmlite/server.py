@@ -8,172 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
-import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .app import App
 from .app.logs import keep
 from .card import ModelCard
 from .config import Config
-from .errors import ConfigError, PortInUse
-from .forks import KEPT_FROM_CHILDREN, Origin
+from .errors import ConfigError
+from .forks import Origin
+from .wire import listening, tls
+from .wire.listening import Acceptor
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 4096
-"""Connections that the kernel holds while the loop is busy, as far as the system lets it: one more is not refused but has
-to ask again, after a second."""
-ACCEPT_BURST = 16
-"""Connections taken per turn of the loop, two milliseconds with all that follows, so that a flood of them does not stop the
-streams."""
-ACCEPT_PAUSE_S = 0.2
-"""After the process ran out of descriptors: long enough for some to be closed, short enough to go unnoticed."""
-EVERY_ADDRESS = ("0.0.0.0", "::")
-OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 FLUSH_S = 1.0
 """What clients have to take the last bytes of their answers, once all answers are finished."""
 
-NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
-"""Without IPv6, `localhost` still names ::1, and `::` every address."""
-
 T = TypeVar("T")
-
-
-# ---- listening -------------------------------------------------------------------------------------------------------
-
-
-def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Listening sockets for all of `hosts`, all on one port. As `bind`; an address that two of them mean is bound once."""
-    sockets: list[socket.socket] = []
-    bound: set[tuple[int, str]] = set()
-    try:
-        for host in sorted(hosts, key=lambda host: host not in EVERY_ADDRESS):  # none of them could follow what it covers
-            sockets += bind(host, sockets[0].getsockname()[1] if sockets else port, bound)
-    except BaseException:
-        for listening in sockets:
-            listening.close()
-        raise
-    return sockets
-
-
-def bind(host: str, port: int, bound: set[tuple[int, str]]) -> list[socket.socket]:
-    """Listening sockets for every address of `host` that is not in `bound` and that the machine has, all on one port.
-    `ConfigError` says why it cannot be."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError(f"host: {host!r} is not an address of this machine ({error.strerror})") from None
-    sockets: list[socket.socket] = []
-    missing: OSError | None = None
-    served = False  # by what listens already
-    try:
-        addresses = dict.fromkeys((int(entry[0]), str(entry[4][0])) for entry in found)
-        if (socket.AF_INET6, "::") in addresses:  # whoever says "every address" means those of IPv4 too
-            addresses[(socket.AF_INET, "0.0.0.0")] = None
-        for family, address in addresses:
-            if covers(bound, family, address):
-                served = True
-                continue
-            try:
-                sockets.append(listen(family, address, sockets[0].getsockname()[1] if sockets else port))
-            except OSError as error:
-                if error.errno not in NO_SUCH_FAMILY:
-                    raise
-                missing = error
-            else:
-                bound.add((family, address))
-        if missing is not None and not (sockets or served):
-            raise missing
-    except OSError as error:
-        for listening in sockets:
-            listening.close()
-        if error.errno == errno.EADDRINUSE:
-            from .wire.occupant import find_listener
-
-            raise PortInUse(host, port, find_listener(port)) from None
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from None
-    return sockets
-
-
-def covers(bound: set[tuple[int, str]], family: int, address: str) -> bool:
-    """Something of `bound` takes the connections to `address` already."""
-    every = "::" if family == socket.AF_INET6 else "0.0.0.0"
-    return (family, address) in bound or (family, every) in bound
-
-
-def listen(family: int, address: str, port: int) -> socket.socket:
-    listening = KEPT_FROM_CHILDREN.include(socket.socket(family, socket.SOCK_STREAM))
-    try:
-        if sys.platform != "win32":  # there it would let two programs share the port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listening.bind((address, port))
-        listening.listen(BACKLOG)
-        listening.setblocking(False)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
-
-
-class Acceptor:
-    """Takes connections from one listening socket; pauses while the process has no descriptors left.
-
-    asyncio's own does not stop its burst at the first failure, and logs each of them with a traceback.
-    """
-
-    def __init__(self, listening: socket.socket, connect: Callable[[], asyncio.Protocol]):
-        self._socket, self._connect = listening, connect
-        self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[Any]] = set()
-        self._pause: asyncio.TimerHandle | None = None
-        self._resume()
-
-    def _resume(self) -> None:
-        self._pause = None
-        self._loop.add_reader(self._socket.fileno(), self._accept)
-
-    def _accept(self) -> None:
-        for _ in range(ACCEPT_BURST):
-            try:
-                accepted, _ = self._socket.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in OUT_OF_DESCRIPTORS:
-                    raise
-                log.warning("cannot accept connections: %s", error.strerror)
-                self._loop.remove_reader(self._socket.fileno())
-                self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
-                return
-            KEPT_FROM_CHILDREN.include(accepted).setblocking(False)
-            if accepted.family != socket.AF_UNIX:  # asyncio sees to it only where a socket bears its protocol's number
-                with contextlib.suppress(OSError):  # some systems refuse it to one that was reset meanwhile
-                    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            task = self._loop.create_task(self._open(accepted))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
-
-    async def _open(self, accepted: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(self._connect, accepted)
-        except OSError:  # it left before it arrived
-            accepted.close()
-
-    def close(self) -> None:
-        if self._pause is not None:
-            self._pause.cancel()
-        else:
-            self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
 
 
 # ---- a server in a running loop --------------------------------------------------------------------------------------
@@ -188,28 +50,49 @@ class Service:
         self.origin = Origin("server")
         self.port = 0
         self._acceptors: list[Acceptor] = []
+        self._secured: ssl.SSLContext | None = None
         self._expired: asyncio.Event | None = None
         self._keeping: asyncio.Future[None] | None = None
 
     @property
     def url(self) -> str:
+        """Where it is for a program on this machine; `unix:` and a path for a file."""
+        if self.config.unix_socket:
+            return f"unix:{self.config.unix_socket}"
+        scheme = "http" if self._secured is None else "https"
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.config.host[0], self.config.host[0])
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
-    async def open(self) -> None:
+    async def open(self, inherited: Sequence[socket.socket] = ()) -> None:
+        """`inherited` are sockets that listen already, in the place of what the options say of that."""
         if self._expired is not None:
             raise RuntimeError("a server runs once; make another one")
         self.origin = Origin("server")
         for path in self.config.models:
             if not path.exists():
                 raise ConfigError(f"models: there is no file {str(path)!r}")
-        sockets = bind_all(self.config.host, self.config.port)
-        self.port = sockets[0].getsockname()[1]
+        config = self.config
+        self._secured = tls.context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
+        if inherited:
+            check_exposure(config, inherited)
+            sockets = list(inherited)
+        elif config.unix_socket:
+            sockets = [listening.bind_file(Path(config.unix_socket))]
+        else:
+            sockets = listening.bind_all(config.host, config.port)
+        self.port = next((found.getsockname()[1] for found in sockets if found.family != socket.AF_UNIX), 0)
         self._expired = asyncio.Event()
         if self.config.log_prompts:
             self._keeping = asyncio.ensure_future(keep(self.app.logs))
-        self._acceptors = [Acceptor(listening, self.app.connect) for listening in sockets]
+        self._acceptors = [
+            Acceptor(found, self.app.connect, None if found.family == socket.AF_UNIX else self._secured) for found in sockets
+        ]
         self.app.open()
+
+    def renew_certificate(self) -> None:
+        """Reads it again, for the connections to come. Raises `ConfigError`."""
+        if self._secured is not None and self.config.tls_cert and self.config.tls_key:
+            tls.renew(self._secured, self.config.tls_cert, self.config.tls_key)
 
     async def cards(self) -> tuple[ModelCard, ...]:
         return await self.app.models.cards()
@@ -222,6 +105,8 @@ class Service:
         self.origin.check()
         for acceptor in self._acceptors:
             acceptor.close()
+        if self._acceptors and self.config.unix_socket:
+            Path(self.config.unix_socket).unlink(missing_ok=True)
         self._acceptors = []
         self.app.drain()
         if self._expired is not None:
@@ -240,6 +125,13 @@ class Service:
         finally:
             for task in waiting:
                 task.cancel()
+
+
+def check_exposure(config: Config, sockets: Sequence[socket.socket]) -> None:
+    """What the options may not say, no socket of others may do either."""
+    for found in sockets:
+        if found.family != socket.AF_UNIX:
+            replace(config, host=(found.getsockname()[0],)).check()
 
 
 # ---- a server in a program -------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from lmlite import server
 from lmlite.errors import ConfigError
+from lmlite.wire import listening as server
 
 
 @pytest.fixture(params=[errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])

@@ -53,11 +53,12 @@ def test_every_option_has_the_same_value_from_each_place(home: Path) -> None:
         if option.name == "home":
             continue
         text, value = a_value_for(option.kind.shape, option.default, option.kind.allowed)
-        noauth = {"LMLITE_INSECURE_NO_AUTH": "1"} if option.name == "host" else {}
-        nothing = {"LMLITE_HOME": str(home / "none"), **noauth}
+        needs = {"host": "INSECURE_NO_AUTH", "tls_cert": "TLS_KEY", "tls_key": "TLS_CERT"}
+        with_it = {f"LMLITE_{needs[option.name]}": "1"} if option.name in needs else {}
+        nothing = {"LMLITE_HOME": str(home / "none"), **with_it}
         by_flag = gather({option.name: [text] if option.kind.shape == "many" else text}, nothing)
         by_variable = gather({}, nothing | {option.variable: text})
-        by_file = gather({}, write_file(home, json.dumps({option.name: value})) | noauth)
+        by_file = gather({}, write_file(home, json.dumps({option.name: value})) | with_it)
         found = {getattr(config, option.name) for config in (by_flag, by_variable, by_file)}
         assert len(found) == 1, option.name
         assert found != {option.default}, option.name
@@ -76,6 +77,8 @@ def a_value_for(shape: str, default: object, allowed: str) -> tuple[str, object]
         return "3,1", [3, 1]
     if isinstance(default, float):
         return "7.5", 7.5
+    if allowed == "a path" and default is None:
+        return "/some/file", "/some/file"
     words = {"process or thread": "thread", "auto or on or off": "off", "none or layer or row or tensor": "row"}
     text = "q8_0,q4_0" if "q8_0" in allowed else words.get(allowed, "debug")
     return text, text

@@ -24,7 +24,8 @@ from lmlite.app import generation
 from lmlite.app.routes import ROUTES
 from lmlite.core.engine.frames import Kind
 from lmlite.errors import ConfigError
-from lmlite.server import ACCEPT_BURST, Server
+from lmlite.server import Server
+from lmlite.wire.listening import ACCEPT_BURST
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.core.gguf_files import gguf, llama
 from tests.fakes import Gate, Script, error

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..config import gather, read_file
@@ -71,11 +73,20 @@ def _port(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a port, which is a number from 1 to 65535")
 
 
+@dataclass(slots=True, frozen=True)
+class Place:
+    """Where a server is besides an address and a port: in a file, or behind a certificate; "" for neither."""
+
+    file: str = ""
+    certificate: str = ""
+
+
 class Client:
     """One server. Every call is a connection of its own."""
 
-    def __init__(self, host: str, port: int, token: str | None = None):
+    def __init__(self, host: str, port: int, token: str | None = None, place: Place | None = None):
         self.host, self.port, self._token = ANY_ADDRESS.get(host, host), port, token
+        self._place = place or Place()
 
     @classmethod
     def find(cls, environ: Mapping[str, str], host: str | None = None, port: int | None = None) -> Client:
@@ -87,7 +98,8 @@ class Client:
             return cls(config.host[0], config.port if port is None else port, token)
         home = Home(config.home)
         if (owner := home.owner()) is not None and owner.url is not None:
-            return cls(*_address(owner.url), token)
+            host, port, place = _address(owner.url, owner.options.get("tls_cert"))
+            return cls(host, port, token, place)
         client = cls(config.host[0], config.port, token)
         # A server inside a program holds no lock, but it has a port that somebody chose.
         if environ.get("LMLITE_PORT") or "port" in read_file(home.config_file):
@@ -96,7 +108,10 @@ class Client:
 
     @property
     def url(self) -> str:
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        if self._place.file:
+            return f"unix:{self._place.file}"
+        scheme = "https" if self._place.certificate else "http"
+        return f"{scheme}://[{self.host}]:{self.port}" if ":" in self.host else f"{scheme}://{self.host}:{self.port}"
 
     def is_running(self) -> bool:
         try:
@@ -176,15 +191,45 @@ class Client:
 
         connection = HTTPConnection(self.host, self.port, timeout=CONNECT_S)
         try:
-            connection.connect()
+            if self._place.file:
+                connection.sock = _open_file(self._place.file)
+            else:
+                connection.connect()
+                if self._place.certificate:
+                    connection.sock = _secure(connection.sock, self._place.certificate)
         except (OSError, UnicodeError):
             raise NotRunning(self.url) from None
         return connection
 
 
-def _address(url: str) -> tuple[str, int]:
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    return host.strip("[]"), int(port)
+def _address(url: str, certificate: object) -> tuple[str, int, Place]:
+    if url.startswith("unix:"):
+        return "localhost", 0, Place(file=url.removeprefix("unix:"))
+    scheme, _, address = url.partition("://")
+    host, _, port = address.rpartition(":")
+    secured = certificate if scheme == "https" and isinstance(certificate, str) else ""
+    return host.strip("[]"), int(port), Place(certificate=secured)
+
+
+def _open_file(path: str) -> socket.socket:
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connected.settimeout(CONNECT_S)
+        connected.connect(path)
+    except BaseException:
+        connected.close()
+        raise
+    return connected
+
+
+def _secure(connected: socket.socket, certificate: str) -> socket.socket:
+    """The server of this home has to prove that it holds this very certificate, whatever name that is made out to."""
+    import ssl
+
+    context = ssl.create_default_context(cafile=certificate)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.check_hostname = False
+    return context.wrap_socket(connected)
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------

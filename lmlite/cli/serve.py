@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..config import Config, Option, gather, options
+from ..errors import ConfigError
 from ..store.home import Home, Lock
 from ..store.logfile import FORMAT, LogFile
 from .notify import Notifier
@@ -36,7 +38,7 @@ LM_STUDIO_FLAGS = {"host": ("--bind",), "port": ("-p",)}
 """What LM Studio's command line calls an option."""
 DESCRIPTION = """Serve the models on this machine, or the bundled lmlite-tiny where there are none, to what speaks OpenAI's
 API (/v1), Anthropic's (/v1/messages) or LM Studio's (/api/v0, /api/v1); GET / lists all paths. SIGTERM, SIGINT and SIGHUP
-let running requests finish, for as long as --drain says; a second signal ends them."""
+let running requests finish, for as long as --drain says; a second signal ends them. With --tls-cert SIGHUP reads it anew."""
 EPILOG = """Every option is also an environment variable (--context-length: LMLITE_CONTEXT_LENGTH) and a key of
 config.json in the home folder ("context_length": 4096). A flag wins over the variable, the variable over the file."""
 
@@ -123,6 +125,7 @@ async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     import asyncio
 
     from ..server import Service
+    from ..wire.listening import inherited
     from . import tuning
 
     service = Service(config)
@@ -130,7 +133,9 @@ async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     loop = asyncio.get_running_loop()
     for number in stop_signals():
         loop.add_signal_handler(number, signals.put_nowait, number)
-    await service.open()
+    if config.tls_cert is not None:
+        loop.add_signal_handler(signal.SIGHUP, renew_certificate, service)
+    await service.open(inherited(os.environ))
     lock.publish(service.port, service.url)
     say(STDOUT, f"lmlite is listening on {service.url}")
     log.info("lmlite %s is listening on %s, process %d", __version__, service.url, os.getpid())
@@ -154,6 +159,16 @@ async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     second.cancel()
     await closing
     log.info("stopped")
+
+
+def renew_certificate(service: Service) -> None:
+    """With a certificate, this is what SIGHUP means."""
+    try:
+        service.renew_certificate()
+    except ConfigError as error:
+        log.error("the certificate stays as it was: %s", error)
+    else:
+        log.info("the certificate was read again")
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -192,4 +207,6 @@ def curl(url: str, card: ModelCard) -> str:
     if card.reranks:
         path, asked = "/v1/rerank", '"query": "Hello!", "documents": ["a greeting", "a farewell"]'
     text = f'{{"model": {json.dumps(card.id)}, {asked}}}'.replace("'", "'\\''")
+    if url.startswith("unix:"):
+        url = f"--unix-socket {shlex.quote(url.removeprefix('unix:'))} http://localhost"
     return f"curl {url}{path} -H 'Content-Type: application/json' -d '{text}'"
