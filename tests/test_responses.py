@@ -123,6 +123,7 @@ def test_what_fails_in_the_stream_is_told_in_both_ways(serve_fake: Callable[...,
 
 
 def test_what_a_cloud_would_run_is_ignored_and_named(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     tools = [{"type": "web_search"}, TOOL, {"type": "new\r\nthing"}]
     answer = client.post(PATH, {**TALK, "tools": tools})
     assert answer.status == 200

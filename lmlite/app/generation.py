@@ -73,7 +73,7 @@ def tell_ignored(call: Call, response: Response) -> None:
     """The names are a client's words."""
     if call.ignored:
         listing = NOT_PLAIN.sub("?", ", ".join(call.ignored))[:IGNORED_MAX]
-        log.warning("a request asks for what is ignored: %s", listing)
+        log.info("a request asks for what is ignored: %s", listing)
         response.extra_headers = (*response.extra_headers, (IGNORED_HEADER, listing))
 
 
