@@ -19,7 +19,6 @@ sys.path.append(str(ROOT))  # at the end: an installed lmlite is the one to meas
 
 from lmlite.server import Server  # noqa: E402
 from tests import voices  # noqa: E402
-from tests.conftest import Client  # noqa: E402
 
 TIED_MAX = 0.05
 """Of all answers."""
@@ -32,10 +31,8 @@ def main() -> None:
     arguments = parser.parse_args()
     tally = voices.Tally()
     with tempfile.TemporaryDirectory() as home, Server(port=0, home=Path(home)) as server:
-        client = Client(server.port)
         for chat in islice(voices.random_chats(arguments.seed), arguments.chats):
-            voices.compare(client, chat, tally)
-        client.close()
+            voices.compare(server.port, chat, tally)
     told = {"bench": "voices", "chats": arguments.chats, "answers": tally.n, "tied": tally.tied, "wrong": tally.wrong}
     print(json.dumps(told, indent=1))
     sys.exit(bool(tally.wrong) or tally.tied > TIED_MAX * tally.n)

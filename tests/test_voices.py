@@ -34,7 +34,7 @@ def heard(server: FakeServer) -> dict[str, Any]:
 def test_random_chats_are_the_same_through_every_dialect_streamed_and_whole(tiny: Client) -> None:
     tally = voices.Tally()
     for chat in islice(voices.random_chats(seed=11), N_CHATS):
-        voices.compare(tiny, chat, tally)
+        voices.compare(tiny.port, chat, tally)
     assert tally.wrong == []
     assert tally.n >= 10 * N_CHATS and tally.tied <= tally.n // 20
 
