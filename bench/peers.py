@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / "bench" / "peers"
 VOCABULARY = "models/ggml-vocab-qwen2.gguf"
+TEMPLATES = "models/templates"
 MODEL = "any"
 """llama-server has one model, whatever a request calls it."""
 
@@ -48,6 +49,19 @@ def tree() -> Path:
         with fetch.pinned_archive(pin) as archive:
             fetch.unpack(archive, pin.folder, path, lambda name: name == VOCABULARY or not name.startswith("models/"))
     return path
+
+
+def templates() -> Path:
+    """A folder of chat templates of many families."""
+    there = tree() / TEMPLATES
+    if there.exists():
+        return there
+    unpacked = PEERS / "templates"
+    if not unpacked.exists():
+        pin = fetch.read_pin()
+        with fetch.pinned_archive(pin) as archive:
+            fetch.unpack(archive, pin.folder, unpacked, lambda name: name.startswith(TEMPLATES))
+    return unpacked / TEMPLATES
 
 
 def vocabulary() -> Path:

@@ -72,6 +72,10 @@ common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat
 // call a tool write on for ever before it does.
 void forbid_content(common_peg_arena & parser, std::string & grammar);
 
+// Holds arguments that may be one of a few texts to those, in notations that write texts without quotes: there llama.cpp's
+// grammars let any text stand.
+void hold_to_choices(const common_peg_arena & parser, const std::vector<common_chat_tool> & tools, std::string & grammar);
+
 // Fills in `tags` and `visible`, which follow from the rest.
 void derive(answer_format & format, const vocabulary & vocab);
 

@@ -103,6 +103,22 @@ void name_results(conversation & messages) {
     }
 }
 
+void part_calls_from_text(conversation & messages) {
+    conversation parted;
+    for (common_chat_msg & message : messages) {
+        const bool says = !message.content.empty() || !message.content_parts.empty();
+        if (says && !message.tool_calls.empty()) {
+            common_chat_msg calls = say("assistant");
+            calls.tool_calls = std::exchange(message.tool_calls, {});
+            parted.push_back(std::move(message));
+            parted.push_back(std::move(calls));
+        } else {
+            parted.push_back(std::move(message));
+        }
+    }
+    messages = std::move(parted);
+}
+
 // ---- the mendings ----------------------------------------------------------------------------------------------------
 
 static bool join_all_texts(conversation & messages) {

@@ -27,6 +27,9 @@ bool is_some_lost(const conversation & messages, const std::string & prompt);
 // Gives the tools' results that have none the names of the tools, which some templates write and few clients send.
 void name_results(conversation & messages);
 
+// What a message says besides its calls as a message of its own.
+void part_calls_from_text(conversation & messages);
+
 // The beginning of a text without white space around it, which tells it from others: templates trim.
 std::string_view beginning_of(const std::string & text);
 

@@ -5,6 +5,8 @@
 #include "conversation.h"
 #include "error.h"
 
+#include "plain_tools.h"
+#include "python_calls.h"
 #include "tool_requests.h"
 
 #include "chat-auto-parser.h"
@@ -14,6 +16,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -45,6 +48,10 @@ static constexpr size_t MAX_TEMPLATE_BYTES = 128u << 10;
 static constexpr size_t MAX_PROBLEM_BYTES = 300;
 
 static constexpr char CHATML[] = "chatml";
+
+static constexpr char KEEP_THOUGHTS[] = "preserve_reasoning"; // llama.cpp's word for the switches that templates have
+
+static constexpr char FUNCTIONS[] = "functions"; // firefunction's word for the tools: a text that is a list of them
 
 static std::string told(const over_budget & over) {
     const std::string what = over.what;
@@ -147,6 +154,30 @@ void dialogue::read_choice(const std::string & chosen) {
     throw invalid_request("chat_template", "'" + told(chosen) + "' is no chat template, nor the name of a built-in one: " + known);
 }
 
+// Templates have words of their own for the field that holds what was thought, which everybody else calls as below. Empty: this
+// one has none.
+static std::string rename_fields(const std::string & source) {
+    static constexpr char OURS[] = "reasoning_content";
+    if (source.find(OURS) != std::string::npos) {
+        return {};
+    }
+    std::string renamed = source;
+    for (const std::string theirs : {"reasoning", "thinking", "thought"}) {
+        for (const auto & [before, after] : {std::pair("message.", ""), std::pair("message['", "']"), std::pair("message[\"", "\"]"),
+                                             std::pair("message.get('", "'"), std::pair("message.get(\"", "\""), std::pair("'", "' in message"), std::pair("\"", "\" in message")}) {
+            const std::string field = before + theirs + after;
+            for (size_t at = renamed.find(field); at != std::string::npos; at = renamed.find(field, at + 1)) {
+                const size_t end = at + field.size();
+                const bool goes_on = end < renamed.size() && (isalnum(static_cast<unsigned char>(renamed[end])) || renamed[end] == '_');
+                if (!goes_on || *after != '\0') {
+                    renamed.replace(at + strlen(before), theirs.size(), OURS);
+                }
+            }
+        }
+    }
+    return renamed == source ? std::string() : renamed;
+}
+
 void dialogue::parse(const llama_model * model, const std::string & chosen) {
     read_choice(chosen);
     if (chosen.empty() && model != nullptr) {
@@ -156,8 +187,15 @@ void dialogue::parse(const llama_model * model, const std::string & chosen) {
         check_syntax(own != nullptr ? own : for_tools != nullptr ? for_tools : "");
     }
     templates_ = common_chat_templates_init(model, chosen);
+    if (const std::string renamed = rename_fields(common_chat_templates_source(templates_.get(), ""));
+        !renamed.empty() && !is_special_case() && common_chat_templates_source(templates_.get(), "tool_use").empty()) {
+        templates_ = common_chat_templates_init(model, renamed);
+    }
     explicit_ = common_chat_templates_was_explicit(templates_.get());
     special_case_ = !built_in_ && is_special_case();
+    if (!built_in_) {
+        read_variables(common_chat_templates_source(templates_.get(), ""));
+    }
     try {
         end_mark_ = special_case_ ? std::string() : find_end_mark(); // what those readers know can go on behind such a mark
         try_out();
@@ -198,13 +236,52 @@ void dialogue::try_out() {
     parsed_answer parsed;
     plain_ = end_mark_.empty() && !params.supports_thinking && parse_answer(*make_format({params}, inputs), text, true, parsed) &&
              parsed.content == text;
-    const std::map<std::string, bool> caps = common_chat_templates_get_caps(templates_.get());
-    if (!built_in_ && caps.at("supports_tools") && caps.at("supports_tool_calls")) {
-        inputs.tools = {{"tool", "", "{}"}};
-        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
-        native_tools_ = !run(inputs).grammar.empty();
+    native_tools_ = !built_in_ && lists_tools() && calls_have_grammar();
+    if (native_tools_ && !shows_calls(1, "")) {
+        native_tools_ = writes_calls_ = python_calls_;
     }
-    parallel_calls_ = !native_tools_ || renders_two_calls();
+    parts_calls_ = native_tools_ && !writes_calls_ && !shows_calls(1, "Of course.");
+    parallel_calls_ = !native_tools_ || writes_calls_ || shows_calls(2, "");
+}
+
+// In tags, outside of longer words.
+static bool mentions(const std::string & source, const std::string & word) {
+    const auto is_part = [&](size_t at) { return at < source.size() && (isalnum(static_cast<unsigned char>(source[at])) || source[at] == '_'); };
+    for (size_t at = source.find(word); at != std::string::npos; at = source.find(word, at + 1)) {
+        const bool alone = !(at > 0 && (is_part(at - 1) || source[at - 1] == '.')) && !is_part(at + word.size());
+        const size_t opening = source.rfind('{', at);
+        const size_t closing = source.rfind('}', at);
+        if (alone && opening != std::string::npos && (closing == std::string::npos || closing < opening)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Variables and fields that OpenAI's dialect has not.
+void dialogue::read_variables(const std::string & source) {
+    reads_functions_ = mentions(source, FUNCTIONS) && !mentions(source, "tools");
+    mentions_think_ = source.find("<think>") != std::string::npos;
+}
+
+bool dialogue::lists_tools() const {
+    common_chat_templates_inputs inputs = greeting();
+    inputs.tools = {{"tool_of_no_use", "", "{}"}};
+    inputs.force_pure_content = !special_case_;
+    return run(inputs).prompt.find(inputs.tools[0].name) != std::string::npos;
+}
+
+bool dialogue::calls_have_grammar() {
+    const std::map<std::string, bool> caps = common_chat_templates_get_caps(templates_.get());
+    if (!caps.at("supports_tool_calls") && !special_case_) {
+        return false;
+    }
+    common_chat_templates_inputs inputs = greeting();
+    inputs.tools = {{"tool", "", "{}"}};
+    inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
+    const common_chat_params params = run(inputs);
+    python_calls_ = are_python_calls(params);
+    return !params.grammar.empty();
 }
 
 // What the template writes behind an answer, if that is no token that ends one: then the model will write it as text, too.
@@ -228,17 +305,19 @@ std::string dialogue::find_end_mark() const {
     return tokens.empty() || llama_vocab_is_control(vocab_.get(), tokens.front()) ? std::string() : mark;
 }
 
-// Two calls of one message that cannot be written down, or are lost in writing, could be made only once: the next request
-// brings them back.
-bool dialogue::renders_two_calls() const {
+// Whether `n` calls of one message are written down. Those that are not could be made only once: the next request brings them
+// back.
+bool dialogue::shows_calls(size_t n, const char * beside) const {
     common_chat_templates_inputs inputs = greeting();
     common_chat_msg calls;
     calls.role = "assistant";
+    calls.content = beside;
     std::vector<common_chat_msg> results;
-    for (const char * id : {"call00001", "call00002"}) { // nine characters: some templates count them
-        const std::string name = std::string("tool_") + id;
+    for (size_t i = 1; i <= n; i++) {
+        const std::string id = "call0000" + std::to_string(i); // nine characters: some templates count them
+        const std::string name = "tool_" + id;
         inputs.tools.push_back({name, "", R"({"type":"object","properties":{"word":{"type":"string"}}})"});
-        calls.tool_calls.push_back({name, std::string(R"({"word":"said_)") + id + "\"}", id});
+        calls.tool_calls.push_back({name, R"({"word":"said_)" + id + "\"}", id});
         common_chat_msg result;
         result.role = "tool";
         result.content = "result";
@@ -250,8 +329,9 @@ bool dialogue::renders_two_calls() const {
     inputs.messages.insert(inputs.messages.end(), results.begin(), results.end());
     inputs.force_pure_content = !special_case_;
     try {
-        const std::string prompt = common_chat_templates_apply(templates_.get(), inputs).prompt;
-        return prompt.find("said_call00001") != std::string::npos && prompt.find("said_call00002") != std::string::npos;
+        const std::string prompt = run(inputs).prompt;
+        return std::all_of(calls.tool_calls.begin(), calls.tool_calls.end(),
+                           [&](const auto & call) { return prompt.find("said_" + call.id) != std::string::npos; });
     } catch (const std::exception &) {
         return false;
     }
@@ -388,6 +468,9 @@ common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
         }
     }
     name_results(inputs.messages);
+    if (parts_calls_) {
+        part_calls_from_text(inputs.messages);
+    }
     if (chat.may_call_tools()) { // a model that must not call a tool does not hear of any
         inputs.tools = common_chat_tools_parse_oaicompat(chat.tools);
         inputs.tool_choice = chat.choice == tool_choice::required ? COMMON_CHAT_TOOL_CHOICE_REQUIRED
@@ -395,6 +478,10 @@ common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
     }
     inputs.parallel_tool_calls = chat.parallel_tool_calls.value_or(parallel_calls_);
     inputs.reasoning_format = COMMON_REASONING_FORMAT_DEEPSEEK;
+    if (!built_in_) { // of all turns, which also spares them from being computed again
+        inputs.chat_template_kwargs[KEEP_THOUGHTS] = "true";
+    }
+    inputs.enable_thinking = !thinking_start_.empty(); // what nobody could tell from the answer is not asked for unasked
     for (const auto & [name, value] : chat.template_kwargs.items()) {
         inputs.chat_template_kwargs[name] = value.dump();
         if (name == "enable_thinking" && value.is_boolean()) {
@@ -419,6 +506,15 @@ static std::string refusal(const std::exception & e) {
 
 // The template's own work. Throws what it throws.
 common_chat_params dialogue::run(const common_chat_templates_inputs & inputs) const {
+    if (reads_functions_ && !inputs.tools.empty()) {
+        common_json functions = common_json::array();
+        for (const common_json & tool : common_chat_tools_to_json_oaicompat(inputs.tools)) {
+            functions.push_back(tool.at("function"));
+        }
+        common_chat_templates_inputs told = inputs;
+        told.chat_template_kwargs[FUNCTIONS] = common_json::make(functions.dump(4)).dump();
+        return common_chat_templates_apply(templates_.get(), told);
+    }
     if (!built_in_) {
         return common_chat_templates_apply(templates_.get(), inputs);
     }
@@ -467,7 +563,7 @@ static budget_limits limits_for(const common_chat_templates_inputs & inputs) {
 // The conversation as it was given, if the template takes that and leaves nothing of it out, else in the first form of which
 // that is true; `inputs` are left in the form that was taken. Throws what the template throws of what was given.
 common_chat_params dialogue::run_mended(common_chat_templates_inputs & inputs) const {
-    const common_chat_templates_inputs given = inputs;
+    common_chat_templates_inputs given = inputs;
     std::optional<common_chat_params> params; // of the first form that is taken
     std::exception_ptr refused;
     std::string words; // of the last refusal
@@ -478,6 +574,7 @@ common_chat_params dialogue::run_mended(common_chat_templates_inputs & inputs) c
             if (is_whole || !params) {
                 params = std::move(taken);
                 inputs.messages = form.messages;
+                inputs.tools = form.tools;
             }
             return is_whole;
         } catch (const std::exception & e) {
@@ -488,6 +585,13 @@ common_chat_params dialogue::run_mended(common_chat_templates_inputs & inputs) c
     };
     if (takes_all(given)) {
         return std::move(*params);
+    }
+    if (!params && make_plain(given.tools)) {
+        const std::string words_before = words;
+        if (takes_all(given)) {
+            return std::move(*params);
+        }
+        given.tools = words == words_before ? inputs.tools : given.tools;
     }
     // What gets the template no further is taken back; only if that leads nowhere, everything is done at once.
     for (const bool keep_all : {false, true}) {
@@ -561,6 +665,8 @@ dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bo
     mark_all(inputs);
     if (!native_tools_) {
         spell_tools(inputs);
+    } else if (writes_calls_) {
+        write_python_calls(inputs.messages);
     }
     common_chat_params params = apply(inputs, pure);
     const size_t said_from = find_first_user(params.prompt, inputs.messages);
@@ -687,7 +793,8 @@ static common_chat_templates_inputs without_tools(common_chat_templates_inputs i
 common_chat_params dialogue::describe_calls(common_chat_templates_inputs inputs) const {
     inputs.json_schema.clear();
     if (native_tools_) {
-        return apply(inputs, false);
+        const common_chat_params native = apply(inputs, false);
+        return python_calls_ ? python_call_format(inputs, native, mentions_think_) : native;
     }
     common_chat_templates_inputs spelled = inputs;
     spell_tools(spelled);
@@ -741,6 +848,7 @@ std::shared_ptr<const answer_format> dialogue::make_format(const std::vector<com
         if (!inputs.tools.empty() && !first.grammar_lazy) {
             forbid_content(format->parsers.front(), grammar);
         }
+        hold_to_choices(format->parsers.front(), inputs.tools, grammar);
         format->grammar_lazy = first.grammar_lazy;
         format->triggers = first.grammar_triggers;
         if (!grammar.empty()) {

@@ -75,8 +75,11 @@ class dialogue {
     void parse(const llama_model * model, const std::string & chosen);
     std::string find_end_mark() const;
     void try_out();
+    void read_variables(const std::string & source);
     bool is_special_case() const;
-    bool renders_two_calls() const;
+    bool lists_tools() const;
+    bool calls_have_grammar();
+    bool shows_calls(size_t n, const char * beside) const;
 
     common_chat_templates_inputs read(const chat_prompt & chat) const;
     common_chat_params run(const common_chat_templates_inputs & inputs) const;
@@ -116,6 +119,11 @@ class dialogue {
     bool explicit_ = false;
     bool plain_ = true;         // an answer without tools is its text, as it stands
     bool native_tools_ = false; // the template lists tools and their calls can be read
+    bool reads_functions_ = false; // it lists them from a text in a variable of its own
+    bool writes_calls_ = false; // it does not show past calls, which are written into what was said
+    bool parts_calls_ = false; // it shows no calls of a message that says something besides
+    bool python_calls_ = false; // calls are Python's
+    bool mentions_think_ = false; // "<think>"
     bool parallel_calls_ = true; // a message with two calls can be rendered
     std::string thinking_start_, thinking_end_; // empty: answers have no reasoning
     bool special_case_ = false; // llama.cpp has a reader for this very template, which renders it in a way of its own

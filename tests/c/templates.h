@@ -134,4 +134,39 @@ static const char FORGETFUL[] = R"({%- if messages[0].role == 'system' %}{{- '[s
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '[assistant]' }}{%- endif %})";
 
+// Lists tools, shows no calls, and is read as LFM2's.
+static const char PYTHONIC[] = R"({%- for message in messages %}
+    {%- if tools and loop.first %}{{- '<|im_start|>system\nList of tools: <|tool_list_start|>[' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}{{- ']<|tool_list_end|><|im_end|>\n' }}{%- endif %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %})";
+
+// Lists tools from a text in a variable of its own.
+static const char FUNCTIONS[] = R"({{- '<|im_start|>system\nFunctions: ' + functions + '<|im_end|>\n' }}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content }}
+    {%- if message.tool_calls %}
+        {{- ' functools[' }}
+        {%- for call in message.tool_calls %}
+            {{- '{"name": "' + call.function.name + '", "arguments": ' }}{{- call.function.arguments | tojson }}{{- '}' }}{%- if not loop.last %}{{- ', ' }}{%- endif %}
+        {%- endfor %}
+        {{- ']' }}
+    {%- endif %}
+    {{- '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %})";
+
+// Thinks if it is told to, between marks that nobody is told of.
+static const char DELIBERATE[] = R"({{- 'Deliberation: ' }}{%- if enable_thinking is defined and enable_thinking %}{{- 'enabled' }}{%- else %}{{- 'disabled' }}{%- endif %}
+{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %})";
+
+// Another field for thoughts, and a switch for those of earlier turns.
+static const char PENSIVE[] = R"({%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' }}
+    {%- if message.thought and (loop.last or preserve_thinking) %}{{- '<think>\n' + message.thought + '\n</think>\n\n' }}{%- endif %}
+    {{- message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %})";
+
 }  // namespace templates

@@ -1,10 +1,12 @@
 #include "chat_vocabulary.h"
 #include "templates.h"
 
+#include "answer_format.h"
 #include "conversation.h"
 #include "dialogue.h"
 #include "error.h"
 #include "fixture.h"
+#include "matcher.h"
 
 #include "log.h"
 
@@ -122,6 +124,98 @@ TEST(a_template_that_refuses_all_the_same_is_quoted_and_not_dumped) {
             CHECK(std::string(e.what()) == "No talk today. (the model's chat template refuses this conversation)");
         }
     }
+}
+
+// ---- what single families want ---------------------------------------------------------------------------------------
+
+static const char CALLED[] = R"([{"role": "user", "content": "A"}, {"role": "assistant", "content": "So", "tool_calls": [
+    {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Bonn\", \"days\": [1, true]}"}}]},
+    {"role": "tool", "tool_call_id": "1", "content": "rain"}])";
+
+TEST(calls_are_written_down_for_a_template_that_shows_none) {
+    const std::string prompt = dialogue(templates::PYTHONIC, *tokens().vocab).render(prompt_of(CALLED, TOOLS));
+    CHECK(prompt.find("List of tools: <|tool_list_start|>[{") != std::string::npos && prompt.find("TOOL_REQUEST") == std::string::npos);
+    CHECK(prompt.find("assistant\nSo<|tool_call_start|>[weather(city=\"Bonn\", days=[1,true])]<|tool_call_end|><|im_end|>") != std::string::npos);
+}
+
+static parsed_answer parsed(const char * source, const chat_prompt & prompt, const std::string & text) {
+    const auto format = dialogue(source, *tokens().vocab).prepare(prompt, nullptr, 1 << 20).format;
+    parsed_answer answer;
+    CHECK(parse_answer(*format, text, true, answer));
+    return answer;
+}
+
+TEST(calls_in_the_manner_of_python_are_read) {
+    const parsed_answer answer = parsed(templates::PYTHONIC, prompt_of(CALLED, TOOLS), "Well. <|tool_call_start|>[weather(city=\"B\\\"onn\"), weather()]<|tool_call_end|>");
+    CHECK(answer.content == "Well. " && answer.calls.size() == 2);
+    CHECK(answer.calls[0].name == "weather" && answer.calls[0].arguments == R"({"city":"B\"onn"})" && answer.calls[1].arguments == "{}");
+}
+
+TEST(a_template_that_reads_tools_from_another_variable_gets_them_there) {
+    const dialogue chat(templates::FUNCTIONS, *tokens().vocab);
+    CHECK(chat.knows_tools());
+    const std::string prompt = chat.render(prompt_of(CALLED, TOOLS));
+    CHECK(prompt.find("Functions: [\n    {\n        \"name\": \"weather\",") != std::string::npos);
+    CHECK(prompt.find(" functools[{\"name\": \"weather\", \"arguments\": {\"city\": \"Bonn\", \"days\": [1, true]}}]") != std::string::npos);
+    const parsed_answer answer = parsed(templates::FUNCTIONS, prompt_of(CALLED, TOOLS), " functools[{\"name\": \"weather\", \"arguments\": {\"city\": \"Bonn\"}}]");
+    CHECK(answer.calls.size() == 1 && answer.calls[0].name == "weather" && answer.content.empty());
+}
+
+TEST(nobody_is_asked_to_think_unasked_where_thoughts_could_not_be_told_apart) {
+    const char hello[] = R"([{"role": "user", "content": "A"}])";
+    CHECK(render(templates::DELIBERATE, hello).find("Deliberation: disabled") == 0);
+    chat_prompt asked = prompt_of(hello);
+    asked.template_kwargs["enable_thinking"] = true;
+    CHECK(dialogue(templates::DELIBERATE, *tokens().vocab).render(asked).find("Deliberation: enabled") == 0);
+}
+
+TEST(thoughts_are_shown_in_whatever_field_and_of_all_turns_where_a_template_can) {
+    chat_prompt chat = prompt_of(R"([{"role": "user", "content": "A"}, {"role": "assistant", "content": "B", "reasoning_content": "Hm."},
+        {"role": "user", "content": "C"}])");
+    const dialogue pensive(templates::PENSIVE, *tokens().vocab);
+    CHECK(pensive.render(chat).find("assistant\n<think>\nHm.\n</think>\n\nB<|im_end|>") != std::string::npos);
+    chat.template_kwargs["preserve_thinking"] = false;
+    CHECK(pensive.render(chat).find("Hm.") == std::string::npos);
+    const parsed_answer answer = parsed(templates::PENSIVE, prompt_of(CALLED), "Oh.\n</think>\n\nYes.");
+    CHECK(answer.reasoning == "Oh.\n" && answer.content == "Yes.");
+}
+
+TEST(calls_that_words_would_hide_are_messages_of_their_own) {
+    const std::string either = std::string("{%- for message in messages %}{%- if message.content and message.tool_calls %}{{- '[' + message.content + ']' }}{%- else %}"
+                                           "{%- for call in message.tool_calls %}{{- '<tool_call>\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}{{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}"
+                                           "{{- '[' + message.content + ']' }}{%- endif %}{%- endfor %}{%- if tools %}{{- tools | tojson }}{%- endif %}{%- if add_generation_prompt %}{{- '[assistant]' }}{%- endif %}");
+    const dialogue chat(either, *tokens().vocab);
+    CHECK(chat.knows_tools());
+    const std::string prompt = chat.render(prompt_of(CALLED, TOOLS));
+    CHECK(prompt.find("[So]<tool_call>\n{\"name\": \"weather\"") != std::string::npos);
+}
+
+TEST(a_template_that_wants_plain_types_gets_them) {
+    const std::string picky = std::string("{%- for tool in tools %}{%- for name, spec in tool.function.parameters.properties | items %}{{- name + ':' + spec.type + ' ' }}"
+                                          "{%- if spec.type == 'array' %}{{- spec['items'].type + ' ' }}{%- endif %}{%- endfor %}{%- endfor %}") + templates::HERMES;
+    const char tools[] = R"([{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object", "properties": {
+        "a": {"type": ["null", "integer"]}, "b": {"enum": ["x"]}, "c": {"anyOf": [{"type": "null"}, {"type": "number"}]}, "d": {"type": "array"},
+        "e": {"description": "any"}, "f": true, "g": {"const": false}}}}}])";
+    const chat_prompt chat = prompt_of(R"([{"role": "user", "content": "A"}])", tools);
+    const dialogue plain(picky, *tokens().vocab);
+    CHECK(plain.render(chat).find("a:integer b:string c:number d:array string e:string f:string g:boolean ") == 0);
+    CHECK(plain.prepare(chat, nullptr, 1 << 20).loosened.empty());
+}
+
+TEST(arguments_without_quotes_are_held_to_the_texts_that_they_may_be) {
+    const char tools[] = R"([{"type": "function", "function": {"name": "get_it", "description": "", "parameters": {"type": "object", "properties": {
+        "a_unit": {"enum": ["m", "k\"m"]}, "kind": {"const": "x"}, "word": {"type": "string"}}, "required": ["a_unit", "kind"]}}}])";
+    chat_prompt chat = prompt_of(R"([{"role": "user", "content": "A"}])", tools);
+    chat.choice = tool_choice::required;
+    const auto format = dialogue(templates::TAGGED, *tokens().vocab).prepare(chat, nullptr, 1 << 20).format;
+    const auto call = [](const char * unit, const char * kind) {
+        return std::string("<tool_call>\n<function=get_it>\n<parameter=a_unit>\n") + unit + "\n</parameter>\n<parameter=kind>\n" + kind + "\n</parameter>\n";
+    };
+    const auto takes = [&](const std::string & text) {
+        return matcher(format->compiled, *tokens().vocab).accept(format->opening + text);
+    };
+    CHECK(takes(call("m", "x")) && takes(call("k\"m", "x") + "<parameter=word>\nany <x>\n</parameter>\n"));
+    CHECK(!takes(call("cm", "x")) && !takes(call("m", "xy")));
 }
 
 static std::vector<llama_token> tokenized(const vocabulary & vocab, const std::string & text) {

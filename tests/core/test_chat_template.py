@@ -22,7 +22,12 @@ LEVELS = ("low", "medium", "high")
     ],
 )
 def test_a_switch_is_on_unless_told_otherwise(template: str) -> None:
-    assert reasoning(template) == SWITCH
+    assert reasoning(template + "<think>") == SWITCH
+
+
+def test_a_switch_is_off_where_thoughts_could_not_be_told_from_the_answer() -> None:
+    template = "Deliberation: {% if enable_thinking is defined and enable_thinking %}enabled{% else %}disabled{% endif %}"
+    assert reasoning(template) == Reasoning(("off", "on"), "off")
 
 
 @pytest.mark.parametrize(

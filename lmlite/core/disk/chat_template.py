@@ -23,6 +23,8 @@ _TOOLS: Final = re.compile(r"""(?<![\w.'"])tools(?![\w'"])""")
 _THINKING: Final = re.compile(r"""(?<![\w.'"])enable_thinking(?![\w'"]|\s*=(?!=))""")
 _EFFORT: Final = re.compile(r"""(?<![\w.'"])reasoning_effort(?![\w'"]|\s*=(?!=))""")
 _EFFORT_SET: Final = re.compile(r"""(?<![\w.'"])reasoning_effort\s*=(?!=)""")
+_MARKS: Final = re.compile(r"think>|THINK|reasoning|thinking>|channel")
+"""What tells thoughts from an answer, wherever it stands."""
 _COMPARES: Final = re.compile(r"==|!=|\bin\b")
 _QUOTED: Final = re.compile(r"""'(\w{1,16})'|"(\w{1,16})\"""")
 _DEFAULT: Final = re.compile(r"""(?:(?<![=!<>])=|\belse\b|\bdefault\()\s*['"](\w{1,16})['"]""")
@@ -63,7 +65,8 @@ def reasoning(template: str) -> Reasoning | None:
     if usual not in levels:
         usual = "off" if off and usual == off else "medium" if "medium" in levels else None
     if "on" in switch and usual is None:
-        usual = "on"  # the engine sets enable_thinking where nobody does
+        # The engine sets enable_thinking where nobody does, unless thoughts could not be told from the answer.
+        usual = "on" if off or _MARKS.search(template) else "off"
     return Reasoning(options, usual or (levels or options)[0], off)
 
 
