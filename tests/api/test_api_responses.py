@@ -195,6 +195,7 @@ def test_free_text_is_found_in_arguments_however_they_come(text: str, escaped: b
         ('{"input": "a\nb', "a\nb"),
         ('{"other": 1}', '{"other": 1}'),
         ("[1, 2", "[1, 2"),
+        ('{"other": "' + "a" * 1000, '{"other": "' + "a" * 1000),
         ("", ""),
     ],
 )

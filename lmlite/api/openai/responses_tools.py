@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ...errors import UnsupportedField
 from ..read.fields import Fields, as_object, clip
@@ -26,6 +26,8 @@ INPUT_SCHEMA: Final[Mapping[str, Any]] = {
     "additionalProperties": False,
 }
 SEPARATOR: Final = "__"
+BEGINNING_MAX: Final = 256
+"""Characters in which a text that is an argument has begun."""
 
 _INPUT_BEGINS: Final = re.compile(rf'\s*{{\s*"{INPUT}"\s*:\s*"')
 _WHOLE_CHARACTERS: Final = re.compile(r'[^"\\]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\]*)*')
@@ -159,23 +161,36 @@ class InputText:
     """The free text within the arguments of a custom tool's call, as they come. Arguments that have none are their own
     text, which `rest` gives at the end."""
 
-    __slots__ = ("_raw", "_state", "text")
+    __slots__ = ("_pieces", "_raw", "_state")
 
     def __init__(self) -> None:
         self._raw = ""  # not read yet
-        self._state = "before"
-        self.text = ""
+        self._pieces: list[str] = []  # of the text; of the arguments, where they are that
+        self._state: Literal["before", "within", "after", "none"] = "before"
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
 
     def hear(self, arguments: str) -> str:
         """What of the text `arguments` brought."""
+        if self._state == "none":
+            self._pieces.append(arguments)
+            return ""
         if self._state == "after":
             return ""
         self._raw += arguments
         if self._state == "before":
             begins = _INPUT_BEGINS.match(self._raw)
             if begins is None:
+                if len(self._raw) > BEGINNING_MAX:
+                    self._tell_none()
                 return ""
             self._state, self._raw = "within", self._raw[begins.end() :]
+        return self._read()
+
+    def _read(self) -> str:
+        """The whole characters that there are."""
         whole = _WHOLE_CHARACTERS.match(self._raw)
         end = whole.end() if whole else 0
         if self._raw[end : end + 1] == '"':
@@ -185,12 +200,19 @@ class InputText:
         text: str = json.loads(f'"{self._raw[:end]}"', strict=False)
         self._raw = self._raw[end:]
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        self.text += text
+        self._pieces.append(text)
         return text
+
+    def _tell_none(self) -> None:
+        self._state = "none"
+        self._pieces.append(self._raw)
+        self._raw = ""
 
     def rest(self) -> str:
         """What is still to be told once no more comes."""
-        if self._state != "before":
+        if self._state == "before":
+            self._tell_none()
+        if self._state != "none":
             return ""
-        self._state, self.text = "after", self._raw
-        return self._raw
+        self._state = "after"
+        return self.text
