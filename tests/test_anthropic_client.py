@@ -115,6 +115,15 @@ def test_tool_choice(ask: Any, choice: dict[str, Any], calls: bool) -> None:
     assert ("tool_use" in [block.type for block in message.content]) == calls
 
 
+def test_a_tool_that_has_no_schema_is_called(ask: Any) -> None:
+    editor = {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}
+    message = ask(HELLO, tools=[editor], tool_choice={"type": "tool", "name": editor["name"]}, max_tokens=400)
+    call = message.content[-1]
+    assert (call.type, call.name) == ("tool_use", editor["name"])
+    if message.stop_reason == "tool_use":
+        assert call.input["command"] in ("view", "create", "str_replace", "insert") and isinstance(call.input["path"], str)
+
+
 def test_what_a_prompt_takes_is_told_before_its_first_token(client: anthropic.Anthropic) -> None:
     words = {"role": "user", "content": "One of the words that nobody else in these tests says is xylophone"}
     asked: dict[str, Any] = {"model": MODEL, "max_tokens": 4, "messages": [words]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,6 +113,34 @@ def test_what_is_left_out_is_named_once() -> None:
     body = {"messages": asked(used, role="assistant")["messages"], "tools": [{"type": kind, "name": "a"} for kind in kinds]}
     names = anthropic.parse_messages(body).ignored
     assert names == ("web_search_20250305", "a" * 80 + "…", "web_search_tool_result")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "commands", "takes"),
+    [
+        ("bash_20250124", "bash", None, {"command", "restart"}),
+        ("text_editor_20250728", "str_replace_based_edit_tool", 4, {"path", "insert_text", "old_str", "new_str"}),
+        ("text_editor_20250124", "str_replace_editor", 5, {"path", "insert_line", "file_text", "view_range"}),
+        ("memory_20250818", "memory", 6, {"path", "insert_text", "old_path", "new_path"}),
+    ],
+)
+def test_tools_that_clients_run_without_a_schema_get_one(
+    kind: str, name: str, commands: int | None, takes: set[str]
+) -> None:
+    (tool,) = chat_of(tools=[{"type": kind, "name": name, "cache_control": {"type": "ephemeral"}}, CLOUD]).tools
+    schema = tool["function"]["parameters"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert tool["function"]["name"] == name and tool["function"]["description"]
+    assert takes <= set(schema["properties"]) and set(schema["required"]) <= set(schema["properties"])
+    if commands is not None:
+        assert len(schema["properties"]["command"]["enum"]) == commands
+    assert ("insert_text" in schema["properties"]) == ("insert_text" in takes)
+
+
+def test_tools_of_a_screen_are_a_clouds_own_here() -> None:
+    tools = [{"type": "computer_20250124", "name": "computer", "display_width_px": 9, "display_height_px": 9}]
+    call = anthropic.parse_messages({"messages": HI, "tools": tools})
+    assert call.ignored == ("computer_20250124",)
 
 
 @pytest.mark.parametrize(

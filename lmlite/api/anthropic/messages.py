@@ -18,9 +18,10 @@ from ..read.constraint import parse_format
 from ..read.effort import EFFORTS
 from ..read.fields import Fields, as_object
 from ..read.sampling import Options, parse_options
-from ..read.tools import Offer, offer, parse_tool, spell_tools
+from ..read.tools import Offer, Tool, offer, parse_name, parse_tool, spell_tools
 from ..read.unserved import refuse
 from ..spell import dumps
+from . import client_tools
 from . import error as anthropic_error
 from .blocks import Reading, parse_conversation
 from .reply import MessageReply
@@ -80,6 +81,8 @@ def _parse_offer(fields: Fields, reading: Reading) -> Offer:
         kind = tool.string("type") or "custom"
         if kind == "custom":
             tools.append(parse_tool(tool, "input_schema"))
+        elif (known := client_tools.find(kind, tool.string("name") or "")) is not None:
+            tools.append(Tool(parse_name(tool), *known, tool.where("name")))
         else:
             reading.ignore(kind)
     spelled = spell_tools(tools, "tools")
