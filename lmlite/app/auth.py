@@ -16,7 +16,6 @@ from typing import Final
 
 from ..errors import HttpError, RateLimited, StateError
 from ..principal import ANYBODY, Principal
-from ..store.tokens import TokenReader
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,8 @@ class GuardedDoor(Door):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ):
+        from ..store.tokens import TokenReader  # with the code of digests, which others do without
+
         self._tokens = TokenReader(path, clock)
         self._monotonic = monotonic
         self._used: dict[str, Use] = {}
