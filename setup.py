@@ -1,6 +1,7 @@
 """Builds the native part with CMake and puts it into the package; everything else is in pyproject.toml.
 
     pip install .                                 a wheel for every CPython 3 on this platform
+    python setup.py pyz                           dist/lmlite.pyz, which any CPython from 3.10 on runs as it is
     python setup.py build_native --inplace        (re)builds lmlite/lib in the source tree; --tests: the C++ tests too
 
 Objects stay under build/native-<switches>, so a second build of either kind compiles only what changed.
@@ -26,7 +27,7 @@ from setuptools.command.install import install as setuptools_install
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT), str(ROOT / "vendor")]
+sys.path[:0] = [str(ROOT), str(ROOT / "vendor"), str(ROOT / "tools" / "onefile")]
 
 import fetch  # noqa: E402, I001 (vendor/fetch.py)
 import patch  # noqa: E402 (vendor/patch.py)
@@ -290,6 +291,28 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+class OneFile(Command):
+    """The package of this platform in one file."""
+
+    description = "write dist/lmlite.pyz, which runs without being installed"
+    user_options = [("target=", "t", "the file to write (default: dist/lmlite.pyz)")]
+
+    def initialize_options(self) -> None:
+        self.target: str | None = None
+
+    def finalize_options(self) -> None:
+        self.target = self.target or str(ROOT / "dist" / "lmlite.pyz")
+
+    def run(self) -> None:
+        import onefile  # tools/onefile
+
+        self.run_command("build")
+        target = Path(self.target or "")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        onefile.write(Path(self.get_finalized_command("build").build_lib).resolve() / "lmlite", target)
+        print(f"lmlite: {target} has {target.stat().st_size / 1e6:.1f} MB", flush=True)
+
+
 class SourceArchive(sdist):
     """Carries llama.cpp, so that installing from it needs no download."""
 
@@ -308,6 +331,7 @@ if __name__ == "__main__":
             "build_native": BuildNative,
             "install": Install,
             "bdist_wheel": Wheel,
+            "pyz": OneFile,
             "sdist": SourceArchive,
         }
     )
