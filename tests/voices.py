@@ -152,7 +152,8 @@ def read_response(answer: Any) -> Said:
         if item["type"] == "function_call":
             calls.append((item["name"], item["arguments"]))
         else:
-            texts[item["type"]] += "".join(part["text"] for part in item["content"])
+            parts = item.get("content") or item.get("summary") or ()
+            texts[item["type"]] += "".join(part["text"] for part in parts)
     cut = answer["status"] == "incomplete"
     reason = "length" if cut else "tool_calls" if calls else "stop"
     usage = answer["usage"]
@@ -168,7 +169,7 @@ def read_response_stream(answer: Answer) -> Said:
     said = read_response(events[-1]["response"])
     deltas = {"reasoning_text": "", "output_text": "", "function_call_arguments": ""}
     for event in events:
-        kind = event["type"].removeprefix("response.").removesuffix(".delta")
+        kind = event["type"].removeprefix("response.").removesuffix(".delta").replace("_summary_", "_")
         if event["type"].endswith(".delta"):
             deltas[kind] += event["delta"]
     arguments = "".join(arguments for _, arguments in said.calls)
@@ -335,9 +336,10 @@ def random_chats(seed: int) -> Iterator[Chat]:
 
 @dataclass
 class Tally:
-    """Answers that were compared, those of them that parted at a near tie, and those that are wrong."""
+    """Turns, answers to them that were compared, turns whose answers parted at a near tie, and answers that are wrong."""
 
-    n: int = 0
+    turns: int = 0
+    answers: int = 0
     tied: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -369,13 +371,14 @@ def _compare(client: Client, chat: Chat, tally: Tally) -> None:
         if not chat.tools:
             ids |= {(voice.name, stream): said.id for voice, stream, said in answers if voice is NATIVE}
         body = {"model": MODEL, **chat_body(messages, chat.tools, chat.limit), "temperature": 0}
-        same = True
-        for voice, stream, said in answers:
-            tally.n += 1
-            if not agrees(voice, stream, reference, said):
-                same = False
-                judge({**body, "stream": stream}, reference, said, voice, tally)
-        if not same:
+        tally.turns += 1
+        tally.answers += len(answers)
+        others = [answer for answer in answers if not agrees(*answer[:2], reference, answer[2])]
+        for voice, stream, said in others:
+            if not is_tied({**body, "stream": stream}, reference, said, voice):
+                tally.wrong.append(f"{voice.name}: {said} and not {reference}: {json.dumps(body)}")
+        if others:
+            tally.tied += 1
             return  # the conversations are not the same any more
         messages.append(reference.message(f"call_{len(messages)}"))
         messages += [
@@ -398,17 +401,16 @@ def agrees(voice: Voice, stream: bool, reference: Said, said: Said) -> bool:
     return said.calls == reference.calls
 
 
-def judge(body: Mapping[str, Any], reference: Said, said: Said, voice: Voice, tally: Tally) -> None:
+def is_tied(body: Mapping[str, Any], reference: Said, said: Said, voice: Voice) -> bool:
     """Batches of another shape add up in another order: two answers may part where two tokens were all but as likely."""
-    path = V0.path if voice is V0 else CHAT.path
-    plan = chats.Plan(tally.n, path, dict(body), leaves_after=None)
+    if said.n_prompt not in (0, reference.n_prompt):
+        return False
+    plan = chats.Plan(0, V0.path if voice is V0 else CHAT.path, dict(body), leaves_after=None)
     calls = [{"name": name, "arguments": arguments} for name, arguments in said.calls]
     heard = chats.Heard(said.text, said.reasoning, calls, finish_reason=said.reason or reference.reason)
-    tied = chats.judge(plan, heard).wrong is None
-    if not tied and not reference.text and not reference.calls and not said.calls:
-        # the one had begun to call or to think, and was cut before there was anything to be told of it
-        tied = chats.parts_at_a_near_tie(chats.raw_tokens(dict(body, stream=False)), heard, may_end=True)
-    if tied and said.n_prompt in (0, reference.n_prompt):
-        tally.tied += 1
-    else:
-        tally.wrong.append(f"{voice.name}: {said} and not {reference}: {json.dumps(body)}")
+    if chats.judge(plan, heard).wrong is None:
+        return True
+    if reference.text or reference.calls or said.calls:
+        return False
+    # the one had begun to call or to think, and was cut before there was anything to be told of it
+    return chats.parts_at_a_near_tie(chats.raw_tokens(dict(body, stream=False)), heard, may_end=True)
