@@ -376,6 +376,24 @@ def test_another_template_can_be_chosen(tmp_path: Path, chosen: str, prompt: str
     with_model(test, broken, chat_template=chosen)
 
 
+def test_parts_reach_a_template_that_takes_parts_as_parts() -> None:
+    takes_parts = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}{% endfor %}"
+    )
+    takes_texts = "{% for m in messages %}{{ m.content + '.' }}{% endfor %}"
+    said = Chat((Message("user", (TextPart("one"), TextPart("two"))),))
+
+    async def parts(engine: Engine, loaded: Loaded) -> None:
+        assert await engine.render(said) == "[one][two]"
+
+    async def text(engine: Engine, loaded: Loaded) -> None:
+        assert await engine.render(said) == "one\ntwo."
+
+    with_model(parts, bundled_model(), chat_template=takes_parts)
+    with_model(text, bundled_model(), chat_template=takes_texts)
+
+
 def test_a_template_that_nobody_knows_is_refused_with_those_there_are() -> None:
     async def test(engine: Engine, loaded: Loaded) -> None:
         raise AssertionError("it was loaded")
