@@ -1,10 +1,11 @@
 """Stress: thousands of hostile requests in random order, beside somebody's stream.
 
 Broken HTTP, broken JSON, values out of their ranges, grammars and schemas built to hurt, prompts of megabytes, bombs in
-gzip, clients that leave at any moment: a fixed set of kinds, drawn in an order that a seed gives. After a first tenth, which
-settles allocators and caches, the server and its engine must stay the processes that they are and grow by no more than a
-tenth; a neighbour streams all the while and must never wait for over half a second. Every kind gets the status that it
-should, every time. Prints one JSON object; exit code 1 if something of this is not so.
+gzip, clients that leave at any moment: a fixed set of kinds, drawn in an order that a seed gives. Before them each kind is
+sent once and every KV cell is written once, which settles allocators and caches: from there on the server and its engine must
+stay the processes that they are and grow by no more than a tenth; a neighbour streams all the while and must never wait for
+over half a second. Every kind gets the status that it should, every time. Prints one JSON object; exit code 1 if
+something of this is not so.
 
 `python bench/hostile.py [--requests 5000] [--seed 1] [--clients 4]`
 """
@@ -21,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,17 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an i
 
 from bench import client  # noqa: E402
 from lmlite.package import bundled_model  # noqa: E402
-from tests.test_hostile_requests import HELLO, REFUSED, SERVED  # noqa: E402
+from tests.test_hostile_requests import BASES, DIALECTS, HELLO, REFUSED, SERVED  # noqa: E402
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-FLAGS = ("--context-length", 2048, "--kv-cells", 8192, "--parallel", 4, "--spill", 16)
+CONTEXT, KV_CELLS = 2048, 8192
+FLAGS = ("--context-length", CONTEXT, "--kv-cells", KV_CELLS, "--parallel", 4, "--spill", 16)
 GAP_MAX_S = 0.5
 GROWTH = 0.10
-SETTLED_SHARE = 0.1
 SETTLE_S = 8.0
 LARGE_EVERY = 60
 """Of so many requests one has a body of many megabytes: more would measure the machine's memory bus."""
+LARGE_BYTES = 4 << 20
 MEGABYTES = 31
 STREAM_TOKENS = 400
 USER = {"role": "user", "content": "Hi"}
@@ -154,12 +157,22 @@ def engine_kinds() -> Iterator[Kind]:
         yield Kind(f"too long, {policy}", json_post(CHAT, body), (200, 400))
 
 
+def dialect_kinds(large: bool) -> Iterator[Kind]:
+    for name, path, change, statuses in DIALECTS:
+        raw = json_post(path, {**BASES[path], **change})
+        if (len(raw) > LARGE_BYTES) == large:
+            yield Kind(f"{path}: {name}", raw, statuses)
+
+
 def leaving_kinds() -> Iterator[Kind]:
-    raw = json_post(CHAT, {"messages": [{"role": "user", "content": "one two three " * 300}], "stream": True})
-    yield Kind("leaves in the head", raw[:30], (), 0.0)
-    yield Kind("leaves in the body", raw[:-10], (), 0.0)
-    for wait_s in (0.0, 0.01, 0.05, 0.2):
-        yield Kind(f"leaves after {wait_s} s", raw, (), wait_s)
+    words = "one two three " * 300
+    for path, body in {CHAT: {}, **BASES}.items():
+        asked = {"input": words} if "input" in body else {"messages": [{"role": "user", "content": words}]}
+        raw = json_post(path, {**body, **asked, "stream": True})
+        yield Kind(f"{path}: leaves in the head", raw[:30], (), 0.0)
+        yield Kind(f"{path}: leaves in the body", raw[:-10], (), 0.0)
+        for wait_s in (0.0, 0.01, 0.05, 0.2):
+            yield Kind(f"{path}: leaves after {wait_s} s", raw, (), wait_s)
 
 
 def large_kinds() -> Iterator[Kind]:
@@ -233,11 +246,22 @@ async def neighbour(port: int, found: Findings) -> None:
         found.streams += 1
 
 
-def plan_of(seed: int, n: int) -> list[Kind]:
-    ordinary = [*http_kinds(), *json_kinds(), *value_kinds(), *engine_kinds(), *leaving_kinds()]
-    large = list(large_kinds())
+def plans_of(seed: int, n: int) -> tuple[list[Kind], list[Kind]]:
+    """Each kind once, and `n` drawn ones."""
+    kinds = (http_kinds(), json_kinds(), value_kinds(), engine_kinds(), dialect_kinds(large=False), leaving_kinds())
+    ordinary = list(chain(*kinds))
+    large = [*large_kinds(), *dialect_kinds(large=True)]
     draw = random.Random(seed)
-    return [draw.choice(large if i % LARGE_EVERY == LARGE_EVERY - 1 else ordinary) for i in range(n)]
+    each = draw.sample([*ordinary, *large], len(ordinary) + len(large))
+    return each, [draw.choice(large if i % LARGE_EVERY == LARGE_EVERY - 1 else ordinary) for i in range(n)]
+
+
+async def touch_cells(port: int) -> None:
+    """Prompts of a context each that share nothing, twice as many as there are cells for: with them, what is spilled."""
+    for i in range(0, 2 * KV_CELLS // CONTEXT, 4):
+        prompts = [[100 + (k * (7 + j) + j) % 1000 for k in range(CONTEXT - 8)] for j in range(i, i + 4)]
+        wish = {"model": "lmlite-tiny", "max_tokens": 4, "ignore_eos": True}
+        await asyncio.gather(*(client.whole(port, TEXT, {"prompt": prompt, **wish}) for prompt in prompts))
 
 
 async def settled(server: client.Running) -> dict[int, float]:
@@ -251,10 +275,11 @@ async def settled(server: client.Running) -> dict[int, float]:
     return lowest
 
 
-async def run(server: client.Running, plan: list[Kind], n_clients: int) -> tuple[Findings, dict[int, float], dict[int, float]]:
+async def run(
+    server: client.Running, each: list[Kind], plan: list[Kind], n_clients: int
+) -> tuple[Findings, dict[int, float], dict[int, float]]:
     found = Findings()
     beside = asyncio.ensure_future(neighbour(server.port, found))
-    first = int(len(plan) * SETTLED_SHARE)
 
     async def part(kinds: list[Kind]) -> dict[int, float]:
         shared = iter(kinds)
@@ -262,8 +287,9 @@ async def run(server: client.Running, plan: list[Kind], n_clients: int) -> tuple
         return await settled(server)
 
     try:
-        before = await part(plan[:first])
-        after = await part(plan[first:])
+        await touch_cells(server.port)
+        before = await part(each)
+        after = await part(plan)
         if beside.done():
             beside.result()
     finally:
@@ -277,10 +303,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=4)
     arguments = parser.parse_args()
-    plan = plan_of(arguments.seed, arguments.requests)
+    each, plan = plans_of(arguments.seed, arguments.requests)
     began = time.perf_counter()
     with client.lmlite_server(bundled_model(), *FLAGS) as server:
-        found, before, after = asyncio.run(run(server, plan, arguments.clients))
+        found, before, after = asyncio.run(run(server, each, plan, arguments.clients))
     broken = [f"{kind} ({n} times)" for kind, n in found.wrong.most_common()]
     if before.keys() != after.keys():
         broken.append(f"processes {sorted(before)} became {sorted(after)}")
@@ -293,8 +319,8 @@ def main() -> int:
         broken.append(f"the neighbour waited for {found.longest_s:.2f} s beside {', '.join(found.beside)}")
     result = {
         "bench": "hostile",
-        "requests": len(plan),
-        "kinds": len({kind.name for kind in plan}),
+        "requests": len(each) + len(plan),
+        "kinds": len(each),
         "seed": arguments.seed,
         "seconds": round(time.perf_counter() - began, 1),
         "statuses": dict(sorted(found.answered.items())),

@@ -713,24 +713,37 @@ static std::optional<common_chat_msg> take_last(const chat_prompt & chat, common
     return last;
 }
 
-std::string dialogue::write_marked(const chat_prompt & chat) const {
-    common_chat_templates_inputs inputs = read(chat);
-    if (special_case_ && !inputs.tools.empty()) {
-        inputs.tools = loosen_once(inputs).schemas.tools;
+dialogue::asked dialogue::read(const chat_prompt & chat, const grammar_spec * grammar) const {
+    asked ask{read(chat)};
+    ask.last = take_last(chat, ask.inputs, grammar != nullptr);
+    const bool rules_all = grammar != nullptr && !grammar->is_schema;
+    const bool begins_in_a_schema = grammar != nullptr && ask.last; // which has to be told what there is
+    ask.is_text = rules_all || (plain_ && ask.inputs.tools.empty() && !begins_in_a_schema);
+    if (grammar != nullptr && !ask.is_text) {
+        to_gbnf(*grammar); // for its guards
+        ask.inputs.json_schema = grammar->text;
     }
-    const std::optional<common_chat_msg> last = take_last(chat, inputs, false);
-    return write_prompt(std::move(inputs), !special_case_, last ? &*last : nullptr).params.prompt;
+    return ask;
 }
 
-std::string dialogue::render(const chat_prompt & chat) const {
-    return without_marks(write_marked(chat));
+std::string dialogue::write_marked(const chat_prompt & chat, const grammar_spec * grammar) const {
+    asked ask = read(chat, grammar);
+    const bool pure = ask.is_text || !special_case_;
+    if (!pure && !ask.inputs.tools.empty()) {
+        ask.inputs.tools = loosen_once(ask.inputs).schemas.tools;
+    }
+    return write_prompt(std::move(ask.inputs), pure, ask.last ? &*ask.last : nullptr).params.prompt;
 }
 
-counted_prompt dialogue::count(const chat_prompt & chat, size_t limit) const {
+std::string dialogue::render(const chat_prompt & chat, const grammar_spec * grammar) const {
+    return without_marks(write_marked(chat, grammar));
+}
+
+counted_prompt dialogue::count(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const {
     if (chat.messages.size() >= std::max(limit, COUNTED_MESSAGES)) {
         throw context_overflow(chat.messages.size() + 1, limit);
     }
-    const std::string prompt = write_marked(chat);
+    const std::string prompt = write_marked(chat, grammar);
     try {
         return {without_marks(prompt), tokenize(prompt, std::max(limit, COUNTED_TOKENS)).size()};
     } catch (const context_overflow & e) {
@@ -916,17 +929,11 @@ chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * gramm
     if (chat.messages.size() >= limit) { // each is a token at least; rendering them all could take seconds
         throw context_overflow(chat.messages.size() + 1, limit);
     }
-    common_chat_templates_inputs inputs = read(chat);
-    const std::optional<common_chat_msg> taken = take_last(chat, inputs, grammar != nullptr);
-    const common_chat_msg * last = taken ? &*taken : nullptr;
-    const bool rules_all = grammar != nullptr && !grammar->is_schema;
-    const bool begins_in_a_schema = grammar != nullptr && last != nullptr; // which has to be told what there is
-    if (rules_all || (plain_ && inputs.tools.empty() && !begins_in_a_schema)) {
+    asked ask = read(chat, grammar);
+    common_chat_templates_inputs & inputs = ask.inputs;
+    const common_chat_msg * last = ask.last ? &*ask.last : nullptr;
+    if (ask.is_text) {
         return turn_of(write_prompt(std::move(inputs), true, last), limit);
-    }
-    if (grammar != nullptr) {
-        to_gbnf(*grammar); // for its guards
-        inputs.json_schema = grammar->text;
     }
     if (inputs.tools.empty()) {
         return answer_turn(inputs, inputs, last, limit);

@@ -11,6 +11,7 @@
 #include <functional>
 #include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,12 +48,12 @@ class dialogue {
     // What whoever loads the model should know.
     std::vector<std::string> warnings() const;
 
-    // Both throw invalid_request with the template's word for what is wrong.
-    std::string render(const chat_prompt & chat) const;
+    // The prompt that `prepare` makes, as text. `grammar` (null: none) is the client's: what rules the answer may be told
+    // to the model. Both throw invalid_request with the template's word for what is wrong.
+    std::string render(const chat_prompt & chat, const grammar_spec * grammar = nullptr) const;
     // The same with its number of tokens, which may be more than `limit`: throws context_overflow where it is many more.
-    counted_prompt count(const chat_prompt & chat, size_t limit) const;
-    // Throws context_overflow unless the prompt has fewer than `limit` tokens. `grammar` (null: none) is the client's.
-    // For one thread at a time.
+    counted_prompt count(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const;
+    // Throws context_overflow unless the prompt has fewer than `limit` tokens. For one thread at a time.
     chat_turn prepare(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const;
 
   private:
@@ -81,7 +82,14 @@ class dialogue {
     bool calls_have_grammar();
     bool shows_calls(size_t n, const char * beside) const;
 
+    // A conversation as the templates take it.
+    struct asked {
+        common_chat_templates_inputs inputs;
+        std::optional<common_chat_msg> last = std::nullopt; // an answer that is gone on with
+        bool is_text = false; // the answer is read as it stands
+    };
     common_chat_templates_inputs read(const chat_prompt & chat) const;
+    asked read(const chat_prompt & chat, const grammar_spec * grammar) const;
     common_chat_params run(const common_chat_templates_inputs & inputs) const;
     common_chat_params run_mended(common_chat_templates_inputs & inputs) const;
     common_chat_params apply(common_chat_templates_inputs & inputs, bool pure) const;
@@ -93,7 +101,7 @@ class dialogue {
     // `last` (null: none) is an answer that is gone on with.
     written write_prompt(common_chat_templates_inputs inputs, bool pure, const common_chat_msg * last) const;
     std::string begin_answer(common_chat_msg last, const std::string & opening) const;
-    std::string write_marked(const chat_prompt & chat) const;
+    std::string write_marked(const chat_prompt & chat, const grammar_spec * grammar) const;
     std::vector<llama_token> tokenize(const std::string & prompt, size_t limit) const;
     known_tools & loosen_once(const common_chat_templates_inputs & inputs) const;
     chat_turn answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,

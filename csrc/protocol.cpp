@@ -521,6 +521,21 @@ static overflow_policy parse_overflow(const std::string & word) {
     throw invalid_request("overflow", "unknown overflow policy");
 }
 
+// `chat` is null where the prompt is none.
+static std::optional<grammar_spec> parse_grammar(const common_json & object, const chat_prompt * chat) {
+    if (!has(object, "grammar")) {
+        return std::nullopt;
+    }
+    const std::string kind = read_string(object.at("grammar"), "kind");
+    if (kind != "gbnf" && kind != "json_schema") {
+        throw invalid_request("grammar", "unknown kind of grammar");
+    }
+    if (chat != nullptr && chat->may_call_tools() && kind == "gbnf") {
+        throw invalid_request("grammar", "a grammar cannot be combined with tools");
+    }
+    return grammar_spec{kind == "json_schema", read_string(object.at("grammar"), "text")};
+}
+
 generate_spec parse_generate(const std::string & payload) {
     const common_json object = parse_object(payload);
     generate_spec spec;
@@ -543,17 +558,7 @@ generate_spec parse_generate(const std::string & payload) {
     if (has(object, "top_logprobs")) {
         spec.top_logprobs = int32_t(integer(object.at("top_logprobs"), "top_logprobs", 0, MAX_TOP_LOGPROBS));
     }
-    if (has(object, "grammar")) {
-        const std::string kind = read_string(object.at("grammar"), "kind");
-        if (kind != "gbnf" && kind != "json_schema") {
-            throw invalid_request("grammar", "unknown kind of grammar");
-        }
-        spec.grammar = grammar_spec{kind == "json_schema", read_string(object.at("grammar"), "text")};
-    }
-    const auto * chat = std::get_if<chat_prompt>(&spec.prompt);
-    if (chat != nullptr && chat->may_call_tools() && spec.grammar && !spec.grammar->is_schema) {
-        throw invalid_request("grammar", "a grammar cannot be combined with tools");
-    }
+    spec.grammar = parse_grammar(object, std::get_if<chat_prompt>(&spec.prompt));
     if (has(object, "draft")) {
         spec.draft = parse_draft(object.at("draft"));
     }
@@ -623,7 +628,9 @@ render_spec parse_render(const std::string & payload) {
     if (!has(object, "messages")) {
         throw invalid_request("messages", "messages must be an array that is not empty");
     }
-    return {parse_chat(object), read_bool(object, "count", false)};
+    render_spec spec{parse_chat(object), std::nullopt, read_bool(object, "count", false)};
+    spec.grammar = parse_grammar(object, &spec.chat);
+    return spec;
 }
 
 tokenize_spec parse_tokenize(const std::string & payload) {

@@ -135,7 +135,10 @@ std::vector<llama_token> parse_detokenize(const std::string & payload);
 
 struct render_spec {
     chat_prompt chat;
+    std::optional<grammar_spec> grammar;
     bool count; // the prompt's tokens are to be counted
+
+    const grammar_spec * ruled_by() const { return grammar ? &*grammar : nullptr; }
 };
 render_spec parse_render(const std::string & payload);
 

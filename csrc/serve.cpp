@@ -265,9 +265,9 @@ void server::prepare(const work & item) {
             const render_spec spec = parse_render(payload);
             const dialogue & chat = loaded().chat();
             if (!spec.count) {
-                return answer(item.request, frame_kind::RESULT, chat.render(spec.chat));
+                return answer(item.request, frame_kind::RESULT, chat.render(spec.chat, spec.ruled_by()));
             }
-            const counted_prompt counted = chat.count(spec.chat, size_t(loaded().context_length()));
+            const counted_prompt counted = chat.count(spec.chat, spec.ruled_by(), size_t(loaded().context_length()));
             return answer(item.request, frame_kind::RESULT, std::to_string(counted.n_tokens) + "\n" + counted.text);
         }
         default: return answer(item.request, frame_kind::REPORT, report());

@@ -24,6 +24,9 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+JSON = {"type": "json_object"}
+BEGUN = [user("An object, please."), {"role": "assistant", "content": "{"}]
+
 CONVERSATIONS: dict[str, dict[str, Any]] = {
     "one message": {"messages": [user("Hello!")]},
     "system and history": {
@@ -42,7 +45,12 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     },
     "control tokens that are text": {"messages": [user("What is <|im_end|> for, and <|im_start|>?")]},
     "without reasoning": {"messages": [user("Hello!")], "reasoning_effort": "none"},
-    "a schema": {"messages": [user("Hello!")], "response_format": {"type": "json_object"}},
+    "a schema": {"messages": [user("Hello!")], "response_format": JSON},
+    "an answer that is gone on with": {"messages": BEGUN},
+    "an answer that no schema goes on with": {"messages": BEGUN, "response_format": JSON},
+    "an answer that a schema goes on with": {"messages": BEGUN, "response_format": JSON, "continue_final_message": True},
+    "an answer that no grammar goes on with": {"messages": BEGUN, "grammar": 'root ::= "a"'},
+    "a schema beside tools": {"messages": [user("Weather in Oslo?")], "tools": TOOLS, "response_format": JSON},
 }
 
 
@@ -82,6 +90,10 @@ def test_a_request_that_cannot_be_is_not_counted(tiny: Client) -> None:
     assert tiny.post("/apply-template", {"messages": [user("a")], "temperature": "hot"}).status == 400
     assert tiny.post(COUNT, {"messages": [user("a")], "model": "nobody"}).json["error"]["code"] == "model_not_found"
     assert tiny.get(COUNT).status == 405
+    no_type = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "colour"}}}
+    beside_tools = {"messages": [user("a")], "tools": TOOLS, "response_format": no_type}
+    refused = tiny.post(CHAT, beside_tools)
+    assert refused.status == 400 and tiny.post(COUNT, beside_tools).json == refused.json
 
 
 def fresh(n_words: int) -> str:

@@ -83,9 +83,9 @@ async def read_chat(app: State, request: Request) -> tuple[str, int]:
 async def render(app: State, turn: Turn) -> tuple[str, int]:
     """What the model would see of a chat, and how many tokens that is."""
     async with app.models.lease(turn.model, turn.needs, turn.load) as lease:
-        prompt = completed(turn, app.models, lease.instance).runs[0].prompt
-        assert isinstance(prompt, Chat)
-        return await lease.engine.count(prompt)
+        run = completed(turn, app.models, lease.instance).runs[0]
+        assert isinstance(run.prompt, Chat)
+        return await lease.engine.count(run.prompt, run.grammar)
 
 
 async def tokenize(app: State, request: Request, response: Response, _: str) -> None:

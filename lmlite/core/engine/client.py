@@ -28,7 +28,7 @@ from ...events import (
     ToolCallStart,
 )
 from ...forks import KEPT_FROM_CHILDREN
-from ...request import Chat, Embed, Embedding, Generate, Rerank, Score
+from ...request import Chat, Embed, Embedding, Generate, Grammar, Rerank, Score
 from .frames import Kind
 from .line import Abandoned, Clock, Line
 from .payloads import (
@@ -41,6 +41,7 @@ from .payloads import (
     embed_object,
     encode,
     generate_object,
+    grammar_object,
     load_object,
     paths_object,
     read_counted,
@@ -187,9 +188,11 @@ class Engine:
         payload = await written(size_of(chat), lambda: {**chat_object(chat), **choice_object(chat)})
         return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read_text))
 
-    async def count(self, chat: Chat) -> tuple[str, int]:
-        """The same, and how many tokens it is, even if they are too many. Raises `ContextOverflow` for far too many."""
-        payload = await written(size_of(chat), lambda: {**chat_object(chat), **choice_object(chat), "count": True})
+    async def count(self, chat: Chat, grammar: Grammar | None = None) -> tuple[str, int]:
+        """The prompt of a generation by that grammar, and how many tokens it is, even if they are too many. Raises
+        `ContextOverflow` for far too many."""
+        rules = {**choice_object(chat), **grammar_object(grammar), "count": True}
+        payload = await written(size_of(chat), lambda: {**chat_object(chat), **rules})
         return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read_counted))
 
     async def stats(self) -> Report:

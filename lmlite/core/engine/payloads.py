@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, get_args
 from ...errors import ContextOverflow, EngineError, InvalidRequest, LmError, LoadFailed, QueueFull, WrongModelType
 from ...events import DraftCounts, Finished, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
 from ...messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
-from ...request import UNLIMITED, Chat, Draft, Embed, Generate, Infill, Prompt, Sampling, Score, Text, Tokens
+from ...request import UNLIMITED, Chat, Draft, Embed, Generate, Grammar, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
 from .tool_names import spell_names
 
@@ -353,6 +353,10 @@ def choice_object(chat: Chat) -> dict[str, Any]:
     return {"tool_choice": chat.tool_choice, **({} if parallel is None else {"parallel_tool_calls": parallel})}
 
 
+def grammar_object(grammar: Grammar | None) -> dict[str, Any]:
+    return {"grammar": {"kind": grammar.kind, "text": grammar.text}} if grammar else {}
+
+
 def sampling_object(sampling: Sampling) -> dict[str, Any]:
     return {
         **{field.name: getattr(sampling, field.name) for field in fields(Sampling)},
@@ -383,7 +387,7 @@ def generate_object(generate: Generate) -> dict[str, Any]:
             prompt = {"tokens": ids}
         case Infill() as infill:
             prompt = {"infill": infill_object(infill)}
-    grammar, loras = generate.grammar, generate.loras
+    loras = generate.loras
     return {
         **prompt,
         "max_tokens": generate.max_tokens,
@@ -392,7 +396,7 @@ def generate_object(generate: Generate) -> dict[str, Any]:
         "whole": generate.whole,
         "ignore_eos": generate.ignore_eos,
         "top_logprobs": generate.top_logprobs,
-        **({"grammar": {"kind": grammar.kind, "text": grammar.text}} if grammar else {}),
+        **grammar_object(generate.grammar),
         **({} if loras is None else {"loras": [{"id": id, "scale": scale} for id, scale in loras]}),
         "sampling": sampling_object(generate.sampling),
         **options_object(generate),
