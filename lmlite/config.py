@@ -352,6 +352,15 @@ class Config:
     history_size: int = option(1024, whole(0, 1 << 30), "MiB of responses and chats that are kept; the oldest go; 0: none")
     history_days: int = option(90, whole(0, 36500), "days that a response or chat is kept since it was made; 0: none are")
 
+    # ---- servers of tools (MCP)
+    mcp: bool = option(False, switch(), "let requests have models call the tools of mcp.json's servers; needs --auth")
+    mcp_ephemeral: bool = option(False, switch(), "let requests name servers of tools by URL, for themselves")
+    mcp_private: bool = option(False, switch(), "such URLs may lead to this machine and its network, too")
+    mcp_rounds: int = option(25, whole(1, 1000), "rounds of calls that one request may have")
+    mcp_parallel: int = option(4, whole(1, 64), "calls of one request that run at once")
+    mcp_call_timeout: float = option(60.0, seconds(86400), "time that a tool has for one call")
+    mcp_timeout: float = option(600.0, seconds(86400), "time after which a request calls no more tools")
+
     # ---- how it behaves
     download_stall: float = option(60.0, seconds(86400), "time a download may hardly move before it connects anew; 0: any")
     drain: float = option(10.0, seconds(3600), "time that running requests have to finish when the server stops")
@@ -374,6 +383,11 @@ class Config:
             config.check()
         if (config.tls_cert is None) != (config.tls_key is None):
             raise ConfigError("--tls-cert and --tls-key go together: a certificate, and the key that belongs to it")
+        if config.mcp and not config.auth:
+            raise ConfigError(
+                "mcp: programs of this machine would run for whoever asks; ask for tokens with --auth, "
+                "and give the right 'mcp' to those that may"
+            )
         return config
 
     def check(self) -> None:

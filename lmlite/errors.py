@@ -372,6 +372,22 @@ class JobNotFound(LmError):
         super().__init__(f'There is no download job "{id[:80]}"')
 
 
+# ---- servers of tools ------------------------------------------------------------------------------------------------
+
+
+class ToolServerFailed(LmError):
+    """A server whose tools a request wants cannot be used; `why` says so in words. `ephemeral`: the request brought it along.
+
+    424, for the request is sound and so is this server; clients repeat those with a 5xx."""
+
+    status = 424
+
+    def __init__(self, message: str, ephemeral: bool, param: str | None = None, status: int = 424):
+        super().__init__(message)
+        self.code = "mcp_connection_error" if ephemeral else "plugin_connection_error"
+        self.param, self.status = param, status
+
+
 # ---- what is kept ----------------------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,10 @@
 """What happens while a turn is answered: LM Studio v1's vocabulary, which every dialect projects down.
 
 In this order: `Started`, `LoadProgress` if it waits for a load, `Leased`, `PromptProgress`, then the parts of the answer
-one after the other (reasoning, text, tool calls: each a start, deltas and an end), `Finished`. A whole (non-stream) answer is
-a fold over the same events that a stream would have carried. Errors are not events: who runs a turn raises
-`errors.LmError`.
+one after the other (reasoning, text, tool calls: each a start, deltas and an end), `Finished`. Where servers have the tools
+that are called, `ToolsListed` is the first of all, and between two rounds come `RoundOver` and the results. A whole
+(non-stream) answer is a fold over the same events that a stream would have carried. Errors are not events: who runs a
+turn raises `errors.LmError`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .card import Instance
+from .tool_servers import ServerTool, ToolServer
 
 StopReason = Literal[
     "eosFound",
@@ -137,6 +139,45 @@ class ToolCallEnd:
 
 
 @dataclass(slots=True, frozen=True)
+class ToolsListed:
+    """What a server offers the model in this turn, before its first round."""
+
+    server: ToolServer
+    tools: tuple[ServerTool, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class RoundOver:
+    """The model waits for results of its calls: those that servers have follow in the order of the calls, then what it says
+    to them."""
+
+
+@dataclass(slots=True, frozen=True)
+class ToolResult:
+    """What the call `index` gave. `id` is its name in the conversation, `output` the JSON of an array of MCP's blocks, `text`
+    what the model is told of them. `error` is "" where the server answered, if only that its tool failed."""
+
+    index: int
+    id: str
+    tool: ServerTool
+    output: str
+    text: str
+    failed: bool = False
+    error: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class ToolRefused:
+    """The call `index` was not made, for what the model wrote; it is told the `reason`. `tool` is None where there is none of
+    that name."""
+
+    index: int
+    id: str
+    reason: str
+    tool: ServerTool | None
+
+
+@dataclass(slots=True, frozen=True)
 class DraftCounts:
     """Guessed tokens: those verified and kept, those verified and not kept, and those not looked at."""
 
@@ -194,5 +235,9 @@ Event = (
     | ToolCallStart
     | ToolCallArguments
     | ToolCallEnd
+    | ToolsListed
+    | RoundOver
+    | ToolResult
+    | ToolRefused
     | Finished
 )

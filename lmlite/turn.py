@@ -9,6 +9,7 @@ from typing import Literal
 from .messages import Message, ToolCallPart, ToolResultPart
 from .request import Chat, Generate, Prompt, with_defaults
 from .settings import UNSAID, ModelSettings
+from .tool_servers import ToolServer
 
 
 @dataclass(slots=True, frozen=True)
@@ -48,7 +49,8 @@ class Turn:
     """`model` is None where the request names none. `runs` are its choices, of one prompt or of several; their events are
     numbered by their places here. Runs that are drafted by a model are so by `draft_model`. What `load` says counts only if
     this turn has the model loaded. `given` are the names that `request.with_defaults` wants. `effort` is a word of
-    `card.Reasoning` that the model must know, None if it need not; what it says to a template the prompt has."""
+    `card.Reasoning` that the model must know, None if it need not; what it says to a template the prompt has. Tools of
+    `servers` are called by this server, round after round; such a turn has one run."""
 
     model: str | None
     runs: tuple[Generate, ...]
@@ -58,6 +60,8 @@ class Turn:
     draft_model: str | None = None
     follows: Follows | None = None
     effort: str | None = None
+    servers: tuple[ToolServer, ...] = ()
+    max_calls: int | None = None  # of servers' tools; None: no limit of its own
 
     def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Turn:
         """For the model that turned out to answer: what the request leaves open is the model's to say. Choices of one

@@ -89,6 +89,7 @@ class Script:
     words: tuple[str, ...] = WORDS  # said over and over until max_tokens; once, if that is unlimited
     reasoning: tuple[str, ...] = ()  # said before the words, in a chat
     calls: tuple[tuple[str, tuple[str, ...]], ...] = ()  # made instead of the words, where tools are offered: name, arguments
+    call_rounds: int | None = None  # so often since the user's last word; then the words are said
     burst: bool = False  # all tokens of a request in one write; else one write per token
     embedding: bool = False
     needed: int = 4000  # bytes that a load takes, by its estimate
@@ -199,6 +200,8 @@ class FakeEngine:
         prompt = command.get("text") or command.get("tokens") or rendered(command)
         limit = command.get("max_tokens", -1)
         is_chat, calling = "messages" in command, command.get("tools") and command["tool_choice"] != "none"
+        if script.call_rounds is not None and calling:
+            calling = rounds_of(command["messages"]) < script.call_rounds
         texts = [pack(Kind.REASONING, request_id, word.encode()) for word in script.reasoning if is_chat]
         n_reasoning = len(texts)
         if calling and script.calls:
@@ -232,6 +235,14 @@ class FakeEngine:
 
 class _Died(Exception):
     pass
+
+
+def rounds_of(messages: Iterable[dict[str, Any]]) -> int:
+    """Of calls since the user's last word."""
+    n = 0
+    for message in messages:
+        n = 0 if message["role"] == "user" else n + bool(message.get("tool_calls"))
+    return n
 
 
 def tool_calls(request_id: int, calls: Iterable[tuple[str, Iterable[str]]]) -> list[bytes]:

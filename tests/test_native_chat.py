@@ -170,7 +170,7 @@ def test_reasoning_of_a_model_that_has_none_is_refused_even_where_it_is_loaded(s
         ({**HELLO, "input": [{"type": "sound", "content": "a"}]}, 400, "invalid_value", "input[0].type"),
         ({**HELLO, "input": [{"type": "image", "data_url": "data:,"}]}, 400, "unsupported_parameter", "input[0].type"),
         ({**HELLO, "system_prompt": ["a"]}, 400, "invalid_type", "system_prompt"),
-        ({**HELLO, "integrations": ["mcp/web"]}, 400, "unsupported_parameter", "integrations"),
+        ({**HELLO, "integrations": ["mcp/web"]}, 403, "permission_denied", None),
         ({**HELLO, "integrations": "mcp/web"}, 400, "invalid_type", "integrations"),
         ({**HELLO, "stream": "true"}, 400, "invalid_type", "stream"),
         ({**HELLO, "store": 1}, 400, "invalid_type", "store"),

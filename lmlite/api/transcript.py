@@ -12,24 +12,30 @@ from ..events import (
     Leased,
     ReasoningDelta,
     ReasoningStart,
+    RoundOver,
     TextDelta,
     TextStart,
     TokenLogprob,
     ToolCallArguments,
     ToolCallStart,
+    ToolRefused,
+    ToolResult,
 )
-from ..messages import Message, Part, ReasoningPart, TextPart, ToolCallPart
+from ..messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 
 @dataclass(slots=True)
 class Piece:
-    """One part of an answer, perhaps still growing. `number` counts tool calls from 0; `name` is the tool's."""
+    """One part of an answer, perhaps still growing. `number` counts tool calls from 0; `name` is the tool's. What this server
+    made of a call is its `result`."""
 
     kind: Literal["reasoning", "text", "tool_call"]
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     name: str = ""
     number: int = 0
+    round: int = 0
+    result: ToolResult | ToolRefused | None = None
 
     @property
     def text(self) -> str:
@@ -41,6 +47,8 @@ class Transcript:
     pieces: list[Piece] = field(default_factory=list)
     leased: Leased | None = None
     finished: Finished | None = None
+    round: int = 0
+    load_s: float | None = None  # of all that this turn waited for
 
     def hear(self, event: Event) -> None:
         kind = type(event)
@@ -51,22 +59,55 @@ class Transcript:
         elif kind is ReasoningDelta or kind is ToolCallArguments:
             self.pieces[-1].texts.append(event.text)  # type: ignore[union-attr]
         elif kind is TextStart:
-            self.pieces.append(Piece("text"))
+            self.pieces.append(Piece("text", round=self.round))
         elif kind is ReasoningStart:
-            self.pieces.append(Piece("reasoning"))
+            self.pieces.append(Piece("reasoning", round=self.round))
         elif isinstance(event, ToolCallStart):
-            self.pieces.append(Piece("tool_call", name=event.name, number=event.index))
+            self.pieces.append(Piece("tool_call", name=event.name, number=event.index, round=self.round))
         elif isinstance(event, Leased):
             self.leased = event
+            if event.load_s is not None:
+                self.load_s = event.load_s + (self.load_s or 0.0)
+        elif isinstance(event, RoundOver):
+            self.round += 1
+        elif isinstance(event, ToolResult | ToolRefused):
+            self.call(event.index).result = event
         elif isinstance(event, Finished):
             self.finished = event
 
-    def message(self, call_id: Callable[[int], str]) -> Message:
-        """What the assistant said, to be gone on from. `call_id` gives the ids of calls by their number."""
+    def call(self, number: int) -> Piece:
+        return next(piece for piece in reversed(self.pieces) if piece.kind == "tool_call" and piece.number == number)
+
+    def messages(self, call_id: Callable[[int], str]) -> tuple[Message, ...]:
+        """All that was said, round by round, with what tools gave between."""
+        messages: list[Message] = []
+        for round in range(self.round + 1):
+            message = self.message(call_id, round)
+            if message.parts or round == 0 or self.finished is not None:
+                messages.append(message)
+            messages += [
+                result_message(piece.name, piece.result)
+                for piece in self.pieces
+                if piece.round == round and piece.result is not None
+            ]
+        return tuple(messages)
+
+    def message(self, call_id: Callable[[int], str], round: int = 0) -> Message:
+        """What the assistant said, to be gone on from. `call_id` gives the ids of calls that have no result, by their
+        number."""
         parts: list[Part] = []
         for piece in self.pieces:
+            if piece.round != round:
+                continue
             if piece.kind == "tool_call":
-                parts.append(ToolCallPart(call_id(piece.number), piece.name, piece.text))
+                id = call_id(piece.number) if piece.result is None else piece.result.id
+                parts.append(ToolCallPart(id, piece.name, piece.text))
             elif piece.text:
                 parts.append((TextPart if piece.kind == "text" else ReasoningPart)(piece.text))
         return Message("assistant", tuple(parts))
+
+
+def result_message(name: str, result: ToolResult | ToolRefused) -> Message:
+    """As the model is told it."""
+    text = result.text if isinstance(result, ToolResult) else f"Error: {result.reason}"
+    return Message("tool", (ToolResultPart(result.id, name, (TextPart(text),)),))

@@ -91,6 +91,7 @@ class App(State):
         for connection in list(self._connections):
             connection.abort()
         await self.background.close()
+        await self.tools.close()
         await self.downloads.close()
         await self.models.close()
         self.door.close()

@@ -129,7 +129,8 @@ async def answer(app: State, turn: Turn, reply: Reply, response: Response, calle
 
 
 def rounds(app: State, caller: Principal) -> Rounds:
-    return Rounds(app.models, app.history.own(caller.scope), partial(watches, app, caller))
+    servers = partial(app.tools.servers, caller)
+    return Rounds(app.models, app.history.own(caller.scope), partial(watches, app, caller), servers)
 
 
 def scoped(turn: Turn, caller: Principal) -> Turn:

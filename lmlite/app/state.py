@@ -21,6 +21,7 @@ from .downloads import ModelDownloads
 from .logs import Logs
 from .metrics import Metrics, Reports
 from .models import Models
+from .tools import Tools
 
 if TYPE_CHECKING:
     from ..core.engine.worker import Placement
@@ -43,6 +44,7 @@ class State:
         self.downloads = ModelDownloads(config, self.database)
         self.history = History(self.database, config.history_size, config.history_days)
         self.background = Background()
+        self.tools = Tools(config)
         self.expired = False
         self.metrics = Metrics()
         self.reports = Reports()

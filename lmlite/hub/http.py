@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import ipaddress
 import json
 import re
 import socket
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urljoin
 
+from ..addresses import kind
 from ..errors import HubError, LmError
 from .site import Address, Proxy, Site, is_here
 
@@ -36,10 +36,6 @@ PROXY_REPLY_MAX: Final = 16 << 10
 RETRY_AFTER_MAX_S: Final = 3600.0
 WORTH_RETRYING: Final = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524))
 USER_AGENT: Final = "lmlite"
-
-METADATA: Final = frozenset(("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "192.0.0.192"))
-"""Where clouds give credentials to whoever asks from inside."""
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 Resolve = Callable[[str, int], list[str]]
 Dial = Callable[[str, int, float], socket.socket]
@@ -268,27 +264,6 @@ class Client:
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return self._tls
-
-
-def kind(address: str) -> str:
-    """What an IP address is part of: "public", "loopback", "private", "link-local", "metadata" or "reserved"."""
-    ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        elif ip.sixtofour is not None:
-            ip = ip.sixtofour
-        elif ip in _NAT64:
-            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    if str(ip) in METADATA:
-        return "metadata"
-    if ip.is_loopback:
-        return "loopback"
-    if ip.is_link_local:
-        return "link-local"
-    if ip.is_global and not ip.is_multicast and not ip.is_reserved:
-        return "public"
-    return "private" if ip.is_private and not ip.is_unspecified and not ip.is_reserved else "reserved"
 
 
 def _out_of_reach(address: Address, kind: str) -> HubError:

@@ -18,11 +18,13 @@ from ..events import Event, Finished
 from ..messages import Message
 from ..request import Generate
 from ..settings import ModelSettings
+from ..tool_servers import ToolServer
 from ..turn import Turn
 
 if TYPE_CHECKING:
     from ..core.engine.client import Engine
     from ..core.loading.pool import Lease, Needs
+    from .tools import Limits, Toolbox
 
 T = TypeVar("T")
 
@@ -77,19 +79,39 @@ class Past(Protocol):
     async def conversation(self, id: str) -> tuple[Message, ...]: ...
 
 
+class Servers(Protocol):
+    """Opens the servers of tools that a turn wants: see `tools.ToolServers`."""
+
+    def open(self, servers: Sequence[ToolServer]) -> AbstractAsyncContextManager[Toolbox]: ...
+
+
 @dataclass(slots=True, frozen=True)
 class Rounds:
-    """What turns are run on."""
+    """What turns are run on. `servers` gives those that turns may use, and the limits of that, or raises `LmError`
+    for those that this one may not."""
 
     models: Models
     past: Past
     watching: Watching
+    servers: Callable[[Sequence[ToolServer]], tuple[Servers, Limits]] | None = None
 
     async def run(self, turn: Turn, take: Take, drained: Drained, *, whole: bool = False) -> None:
         """Returns when the turn is over, raises `LmError` when it failed. `whole` tells that nobody looks before the end."""
         if turn.follows is not None:
             turn = turn.after(await self.past.conversation(turn.follows.id))
-        await run_round(turn, self.models, self.watching, take, drained, whole)
+
+        async def play(turn: Turn, take: Take) -> None:
+            await run_round(turn, self.models, self.watching, take, drained, whole)
+
+        if not turn.servers:
+            await play(turn, take)
+            return
+        from .tools import run_rounds  # with all that the protocol takes
+
+        assert self.servers is not None
+        servers, limits = self.servers(turn.servers)
+        async with servers.open(turn.servers) as toolbox:
+            await run_rounds(turn, toolbox, limits, play, take, drained)
 
 
 async def run_round(

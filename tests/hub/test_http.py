@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lmlite.addresses import kind
 from lmlite.errors import HubError
 from lmlite.hub import http
-from lmlite.hub.http import Client, Interrupt, Interrupted, kind, retry_after_s
+from lmlite.hub.http import Client, Interrupt, Interrupted, retry_after_s
 from lmlite.hub.site import Proxy, Site
 from tests.hub import misbehaving
 from tests.hub.misbehaving import Hub, answer, redirect

@@ -6,6 +6,7 @@ what fails before is an HTTP status. After an error comes what there is of the a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json.encoder import encode_basestring as quote
@@ -22,15 +23,22 @@ from ...events import (
     ReasoningDelta,
     ReasoningEnd,
     ReasoningStart,
+    RoundOver,
     Started,
     TextDelta,
     TextEnd,
     TextStart,
+    ToolCallEnd,
+    ToolCallStart,
+    ToolRefused,
+    ToolResult,
+    ToolsListed,
 )
 from ...exchange import Exchange, Status
 from ...messages import Message, TextPart, text_message
 from ...request import Chat
 from ...settings import ModelSettings
+from ...tool_servers import ServerTool
 from ...turn import Follows
 from ..answer import FINISH_REASON, call_id
 from ..dialect import Call, Frame, Origin, Reply
@@ -38,7 +46,8 @@ from ..read.effort import set_effort
 from ..read.fields import Fields, as_object, as_string, clip
 from ..read.sampling import parse_options
 from ..spell import dumps
-from ..transcript import Transcript
+from ..transcript import Piece, Transcript
+from .integrations import parse_integrations, provider_info
 from .load import required_name, strict
 from .models import error_object
 
@@ -70,8 +79,7 @@ def parse_chat(body: dict[str, Any]) -> Call:
     fields = strict(body, KEYS)
     model = required_name(fields, "model")
     messages = (*_parse_system(fields), Message("user", _parse_input(fields.require("input"))))
-    if fields.array("integrations"):
-        raise UnsupportedField("integrations")
+    servers = parse_integrations(fields.array("integrations") or ())
     fields.number("temperature", 0, 1)  # all that this dialect's may be
     effort = fields.choice("reasoning", EFFORTS)
     previous = fields.name("previous_response_id")
@@ -82,7 +90,7 @@ def parse_chat(body: dict[str, Any]) -> Call:
     turn = options.turn("chat", (replace(options.generate, progress=stream),), follows)
     load = ModelSettings(context_length=fields.integer("context_length", 1, CONTEXT_MAX))
     asked = Asked(model, messages, dumps(body["input"]), previous, store)
-    return Call(replace(turn, load=load, effort=effort), stream, lambda origin: NativeChat(origin, asked))
+    return Call(replace(turn, load=load, effort=effort, servers=servers), stream, lambda origin: NativeChat(origin, asked))
 
 
 def _parse_system(fields: Fields) -> tuple[Message, ...]:
@@ -123,6 +131,7 @@ class NativeChat(Reply):
         self._origin, self._asked = origin, asked
         self._id = ID_PREFIX + origin.digits
         self._instance: str | None = None
+        self._tools: dict[str, ServerTool] = {}
         self._heard = Transcript()
         self._error: LmError | None = None
         self._n_prompt = 0  # tokens, as far as they are known before the end
@@ -159,7 +168,7 @@ class NativeChat(Reply):
     def exchange(self) -> Exchange | None:
         if not self._asked.store:
             return None
-        answer = self._heard.message(lambda number: call_id(self._origin.suffix, 0, number))
+        answer = self._heard.messages(lambda number: call_id(self._origin.suffix, 0, number))
         return Exchange(
             id=self._id,
             kind="chat",
@@ -169,7 +178,7 @@ class NativeChat(Reply):
             status=self._status(),
             previous=self._asked.previous,
             asked=self._asked.messages,
-            answer=(answer,),
+            answer=answer,
             body="" if self._heard.finished is None else dumps(self._result()),
             items=self._asked.items,
         )
@@ -215,6 +224,29 @@ class NativeChat(Reply):
                 yield from self._begin()
                 yield from self._end_prompt()
                 yield spell("message.start" if isinstance(event, TextStart) else "reasoning.start")
+            case ToolsListed(tools=tools):
+                self._tools.update((tool.called, tool) for tool in tools)
+            case ToolCallStart(name=name):
+                yield from self._begin()
+                yield from self._end_prompt()
+                if (tool := self._tools.get(name)) is not None:
+                    yield spell("tool_call.start", **spell_tool(tool))
+            case ToolCallEnd(index):
+                piece = self._heard.call(index)
+                tool, arguments = self._tools.get(piece.name), read_object(piece.text)
+                if tool is not None and arguments is not None:
+                    yield spell("tool_call.arguments", **spell_tool(tool), arguments=arguments)
+            case RoundOver():
+                self._reads = self._has_read = False
+            case ToolResult(index, _, tool, output, _, _, error):
+                arguments = read_object(self._heard.call(index).text)
+                if error:
+                    metadata = {"type": "tool_error", "tool_name": tool.name, "arguments": arguments}
+                    yield spell("tool_call.failure", reason=error, metadata={**metadata, **provider_of(tool)})
+                else:
+                    yield spell("tool_call.success", **spell_tool(tool), arguments=arguments, output=output)
+            case ToolRefused():
+                yield spell("tool_call.failure", **spell_refusal(self._heard.call(event.index), event))
             case TextEnd():
                 yield spell("message.end")
             case ReasoningEnd():
@@ -250,14 +282,15 @@ class NativeChat(Reply):
         return result
 
     def _output(self) -> list[dict[str, Any]]:
-        pieces = [piece for piece in self._heard.pieces if piece.kind != "tool_call"]
+        """A call that nobody answers is none of the answer's: the model wrote it for tools that there are not."""
+        pieces = [piece for piece in self._heard.pieces if piece.kind != "tool_call" or piece.result is not None]
         if not pieces and self._error is None:
             return [{"type": "message", "content": ""}]
-        return [{"type": "reasoning" if piece.kind == "reasoning" else "message", "content": piece.text} for piece in pieces]
+        return [spell_piece(piece) for piece in pieces]
 
     def _stats(self) -> dict[str, Any]:
         """Of an answer that failed only what was known by then."""
-        finished, leased = self._heard.finished, self._heard.leased
+        finished = self._heard.finished
         stats = None if finished is None else finished.stats
         spelled: dict[str, Any] = {
             "input_tokens": self._n_prompt if stats is None else stats.prompt_tokens,
@@ -266,10 +299,48 @@ class NativeChat(Reply):
             "tokens_per_second": 0.0 if stats is None else round(stats.tokens_per_second, 3),
             "time_to_first_token_seconds": 0.0 if stats is None else round(stats.first_token_ms / 1000, 6),
         }
-        if leased is not None and leased.load_s is not None:
-            spelled["model_load_time_seconds"] = round(leased.load_s, 3)
+        if self._heard.load_s is not None:
+            spelled["model_load_time_seconds"] = round(self._heard.load_s, 3)
         return spelled
 
 
 def spell(name: str, **members: Any) -> Frame:
     return name, dumps({"type": name, **members})
+
+
+def spell_piece(piece: Piece) -> dict[str, Any]:
+    match piece.result:
+        case ToolResult(tool=tool, output=output):
+            arguments = read_object(piece.text)
+            return {"type": "tool_call", "tool": tool.name, "arguments": arguments, "output": output, **provider_of(tool)}
+        case ToolRefused():
+            return {"type": "invalid_tool_call", **spell_refusal(piece, piece.result)}
+    return {"type": "reasoning" if piece.kind == "reasoning" else "message", "content": piece.text}
+
+
+def spell_refusal(piece: Piece, refused: ToolRefused) -> dict[str, Any]:
+    if refused.tool is None:
+        return {"reason": refused.reason, "metadata": {"type": "invalid_name", "tool_name": piece.name}}
+    arguments = read_object(piece.text)
+    told = {"arguments": piece.text if arguments is None else arguments, **provider_of(refused.tool)}
+    return {
+        "reason": refused.reason,
+        "metadata": {"type": "invalid_arguments", "tool_name": refused.tool.name, **told},
+    }
+
+
+def spell_tool(tool: ServerTool) -> dict[str, Any]:
+    return {"tool": tool.name, **provider_of(tool)}
+
+
+def provider_of(tool: ServerTool) -> dict[str, Any]:
+    return {"provider_info": provider_info(tool.server)}
+
+
+def read_object(text: str) -> dict[str, Any] | None:
+    """Arguments that are some."""
+    try:
+        found = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...card import Instance, ModelCard
-from ...errors import JobNotFound, LmError, NothingToDownload, UnexpectedEndpoint
+from ...errors import JobNotFound, LmError, NothingToDownload, ToolServerFailed, UnexpectedEndpoint
 from ..openai.error import tell
 from ..spell import dumps
 
@@ -96,7 +96,7 @@ def error(exc: LmError) -> tuple[int, str]:
 
 def error_object(exc: LmError) -> dict[str, Any]:
     kind = "internal_error" if exc.status >= 500 else "invalid_request"
-    if isinstance(exc, (JobNotFound, NothingToDownload)):
+    if isinstance(exc, (JobNotFound, NothingToDownload, ToolServerFailed)):
         kind = exc.code
     spelled = {"type": kind, "message": tell(exc), "code": exc.code}
     if exc.param is not None:

@@ -1,0 +1,392 @@
+"""The tools of servers in a turn: which there are, and rounds of the model until it calls none of them any more.
+
+Between two rounds no lease is held and no place taken. What a tool does wrong is told to the model, which goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+from ..api.transcript import Piece, Transcript
+from ..errors import InvalidRequest, ToolServerFailed
+from ..events import (
+    DraftCounts,
+    Event,
+    Finished,
+    RoundOver,
+    Stats,
+    ToolCallArguments,
+    ToolCallEnd,
+    ToolCallStart,
+    ToolRefused,
+    ToolResult,
+    ToolsListed,
+)
+from ..mcp.connections import Connections
+from ..mcp.file import Entry, ServerFile
+from ..mcp.http import NotPublic
+from ..mcp.message import INVALID_PARAMS, Fault, RpcError
+from ..mcp.session import Given, Session, Tool
+from ..request import UNLIMITED, Chat
+from ..tool_servers import ServerTool, ToolServer
+from ..turn import Turn
+
+TOOLS_MAX: Final = 512
+"""Of all servers of a turn: as many as a request may bring along."""
+TEXT_MAX: Final = 256 << 10
+"""Characters of a result that the model is told: more than fits any context that would leave room for an answer."""
+REFUSED_MAX: Final = 3
+"""Calls in a row that could not be made; a model that has got nowhere by then answers without."""
+IDS: Final = 10**9
+
+Take = Callable[[int, list[Event]], bool]
+Play = Callable[[Turn, Take], Awaitable[None]]
+"""Runs one round of a turn, to its `Finished`."""
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """`rounds` and the times as in `config.Config`."""
+
+    rounds: int = 25
+    parallel: int = 4
+    call_s: float = 60.0
+    turn_s: float = 600.0
+
+
+# ---- the servers of a turn -------------------------------------------------------------------------------------------
+
+
+class Toolbox(Protocol):
+    """The tools of one turn."""
+
+    @property
+    def listed(self) -> Sequence[ToolsListed]: ...
+
+    async def call(self, tool: ServerTool, arguments: Mapping[str, Any], timeout_s: float) -> Given:
+        """Raises `Fault`."""
+        ...
+
+
+Opening = Callable[[], Awaitable[Session]]
+
+
+@dataclass(slots=True)
+class Opened:
+    """`sessions` give each server's session anew where it was lost, `tools` how servers know what models call."""
+
+    listed: list[ToolsListed] = field(default_factory=list)
+    sessions: dict[ToolServer, Opening] = field(default_factory=dict)
+    tools: dict[str, Tool] = field(default_factory=dict)
+
+    async def call(self, tool: ServerTool, arguments: Mapping[str, Any], timeout_s: float) -> Given:
+        try:
+            session = await asyncio.wait_for(self.sessions[tool.server](), timeout_s)
+        except asyncio.TimeoutError:
+            raise Fault(f"the server does not answer within {timeout_s:g} seconds") from None
+        return await session.call(self.tools[tool.called], arguments, timeout_s)
+
+
+class ToolServers:
+    """All servers that turns may use."""
+
+    def __init__(self, file: ServerFile, connections: Connections):
+        self._file, self._connections = file, connections
+
+    @contextlib.asynccontextmanager
+    async def open(self, servers: Sequence[ToolServer]) -> AsyncIterator[Opened]:
+        """Raises `ToolServerFailed` and `InvalidRequest`."""
+        opened = Opened()
+        async with contextlib.AsyncExitStack() as stack:
+            for server in servers:
+                try:
+                    opening = await self._opening(server, stack)
+                    tools = await (await opening()).tools()
+                except Fault as fault:
+                    raise failure(server, fault) from None
+                opened.sessions[server] = opening
+                offer(opened, server, tools)
+            yield opened
+
+    async def _opening(self, server: ToolServer, stack: contextlib.AsyncExitStack) -> Opening:
+        if server.kind == "plugin":
+            entry = await asyncio.to_thread(self._file.find, server.label)
+            if entry is None:
+                raise Fault(f"there is no server of that name in {self._file.paths[0].name}")
+            kept = await stack.enter_async_context(self._connections.kept(entry))
+            return lambda: self._connections.session(kept)
+        stranger = Stranger(self._connections, Entry(server.label, url=server.url, headers=server.headers))
+        stack.push_async_callback(stranger.close)
+        return stranger.session
+
+    async def close(self) -> None:
+        await self._connections.close()
+
+
+class Stranger:
+    """A server that one request brought along: it has a session of its own."""
+
+    def __init__(self, connections: Connections, entry: Entry):
+        self._connections, self._entry = connections, entry
+        self._session: Session | None = None
+        self._lock = asyncio.Lock()
+
+    async def session(self) -> Session:
+        async with self._lock:
+            if self._session is None or self._session.fault is not None:
+                await self.close()
+                self._session = await self._connections.open_stranger(self._entry)
+            return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+
+def failure(server: ToolServer, fault: Fault) -> ToolServerFailed:
+    if server.kind == "plugin":
+        return ToolServerFailed(f"The tools of '{server.label[:80]}' cannot be used: {fault}", False, server.param)
+    url = server.url.partition("?")[0][:200]
+    message = f"Unable to connect to remote MCP server '{server.label[:80]}' at url '{url}'. {fault}"
+    if isinstance(fault, NotPublic):
+        message += " Only public addresses are connected to for requests (--mcp-private)."
+        return ToolServerFailed(message, True, server.param, 403)
+    return ToolServerFailed(message, True, server.param)
+
+
+def offer(opened: Opened, server: ToolServer, tools: Sequence[Tool]) -> None:
+    """A name that another server's tool has already gets its own server's before it."""
+    offered = []
+    for tool in tools:
+        if server.allowed is not None and tool.name not in server.allowed:
+            continue
+        called = tool.name if tool.name not in opened.tools else f"{server.label}__{tool.name}"
+        if called in opened.tools:
+            raise InvalidRequest(f"two servers are called '{server.label[:80]}'", server.param)
+        opened.tools[called] = tool
+        offered.append(ServerTool(called, tool.name, server, tool.description, tool.schema))
+    if len(opened.tools) > TOOLS_MAX:
+        raise InvalidRequest(f"the servers have more than {TOOLS_MAX} tools; 'allowed_tools' chooses", server.param)
+    opened.listed.append(ToolsListed(server, tuple(offered)))
+
+
+# ---- rounds ----------------------------------------------------------------------------------------------------------
+
+
+async def run_rounds(
+    turn: Turn, box: Toolbox, limits: Limits, play: Play, take: Take, drained: Callable[[], Awaitable[None]]
+) -> None:
+    """Until the model calls no tool of a server, or one that the client has to run; see `run.Rounds.run`."""
+    await Loop(turn, box, limits, play, take, drained).run()
+
+
+class Loop:
+    def __init__(
+        self, turn: Turn, box: Toolbox, limits: Limits, play: Play, take: Take, drained: Callable[[], Awaitable[None]]
+    ):
+        (self._work,) = turn.runs
+        prompt = self._work.prompt
+        assert isinstance(prompt, Chat)
+        self._turn, self._box, self._limits, self._play = turn, box, limits, play
+        self._take, self._drained = take, drained
+        self._servers = {tool.called: tool for listed in box.listed for tool in listed.tools}
+        self._clients = {tool["function"]["name"] for tool in prompt.tools}
+        for name in self._servers:
+            if name in self._clients:
+                raise InvalidRequest(f"a tool of the request and one of a server are both called '{name}'", "tools")
+        self._prompt = replace(prompt, tools=(*prompt.tools, *(tool.spell() for tool in self._servers.values())))
+        self._stats: Stats | None = None
+        self._n_calls = 0  # that the model has made
+        self._n_made = 0  # of them, those that a server was given
+        self._n_refused = 0  # in a row
+        self._first_id = random.randrange(IDS)
+        self._began = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        await self._tell(list(self._box.listed))
+        n_rounds = 0
+        while True:
+            n_rounds += 1
+            is_last = n_rounds > self._limits.rounds or not self._may_call()
+            heard = await self._round(is_last)
+            finished = heard.finished
+            assert finished is not None
+            self._stats = finished.stats if self._stats is None else add(self._stats, finished.stats)
+            calls = [piece for piece in heard.pieces if piece.kind == "tool_call"]
+            mine = [piece for piece in calls if piece.name not in self._clients]
+            if finished.reason != "toolCalls" or not mine or is_last:
+                break
+            await self._tell([RoundOver()])
+            results = await self._results(mine)
+            if len(mine) < len(calls):  # the rest is the client's
+                break
+            self._go_on(heard, calls, results)
+            if self._left() == 0:
+                finished = replace(finished, reason="maxPredictedTokensReached")
+                break
+        await self._tell([replace(finished, stats=self._stats)])
+
+    def _may_call(self) -> bool:
+        if self._n_refused >= REFUSED_MAX or self._left_s() <= 0:
+            return False
+        return self._turn.max_calls is None or self._n_made < self._turn.max_calls
+
+    def _left_s(self) -> float:
+        return self._limits.turn_s - (asyncio.get_running_loop().time() - self._began)
+
+    def _left(self) -> int | None:
+        """Tokens that the answer may still have; None: any number."""
+        if self._work.max_tokens == UNLIMITED:
+            return None
+        return max(0, self._work.max_tokens - (self._stats.generated_tokens if self._stats else 0))
+
+    async def _tell(self, events: list[Event]) -> None:
+        if events and not self._take(0, events):
+            await self._drained()
+
+    async def _round(self, is_last: bool) -> Transcript:
+        heard = Transcript()
+        offset = self._n_calls
+
+        def hear(index: int, events: list[Event]) -> bool:
+            told: list[Event] = []
+            for event in events:
+                if offset and isinstance(event, ToolCallStart | ToolCallArguments | ToolCallEnd):
+                    event = replace(event, index=event.index + offset)
+                heard.hear(event)
+                if not isinstance(event, Finished):
+                    told.append(event)
+            return self._take(index, told) if told else True
+
+        prompt = replace(self._prompt, tool_choice="none") if is_last else self._prompt
+        left = self._left()
+        work = replace(self._work, prompt=prompt, max_tokens=self._work.max_tokens if left is None else left)
+        await self._play(replace(self._turn, runs=(work,)), hear)
+        self._n_calls += sum(piece.kind == "tool_call" for piece in heard.pieces)
+        return heard
+
+    def _go_on(self, heard: Transcript, calls: Sequence[Piece], results: Sequence[ToolResult | ToolRefused]) -> None:
+        """The next round sees what the model said and what it was given. A call that had to be has been made."""
+        for piece, result in zip(calls, results, strict=True):
+            piece.result = result
+        choice = "auto" if self._prompt.tool_choice == "required" else self._prompt.tool_choice
+        messages = (*self._prompt.messages, *heard.messages(str))
+        self._prompt = replace(self._prompt, messages=messages, tool_choice=choice, continues=None)
+
+    # ---- calls
+
+    async def _results(self, calls: Sequence[Piece]) -> list[ToolResult | ToolRefused]:
+        """In the order of the calls, each told as soon as those before it are."""
+        gate = asyncio.Semaphore(self._limits.parallel)
+        tasks = [asyncio.ensure_future(self._result(piece, gate)) for piece in calls]
+        results: list[ToolResult | ToolRefused] = []
+        try:
+            for task in tasks:
+                results.append(await task)
+                await self._tell([results[-1]])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return results
+
+    async def _result(self, piece: Piece, gate: asyncio.Semaphore) -> ToolResult | ToolRefused:
+        id = f"{(self._first_id + piece.number) % IDS:09d}"
+        tool = self._servers.get(piece.name)
+        arguments, problem = read_arguments(piece, tool)
+        if tool is None or problem:
+            self._n_refused += 1
+            return ToolRefused(piece.number, id, problem, tool)
+        if not self._may_call():
+            return told(piece.number, id, tool, "no more tools can be called for this request")
+        self._n_made += 1
+        async with gate:
+            timeout_s = min(self._limits.call_s, max(0.0, self._left_s()))
+            try:
+                given = await self._box.call(tool, arguments, timeout_s)
+            except RpcError as error:
+                if error.code == INVALID_PARAMS:
+                    self._n_refused += 1
+                    return ToolRefused(piece.number, id, str(error), tool)
+                return told(piece.number, id, tool, str(error))
+            except Fault as fault:
+                return told(piece.number, id, tool, str(fault))
+        self._n_refused = 0
+        return ToolResult(piece.number, id, tool, spell_blocks(given.content), text_of(given), given.failed)
+
+
+def told(index: int, id: str, tool: ServerTool, error: str) -> ToolResult:
+    """Of a server that gave nothing."""
+    text = f"Error: {error}"
+    return ToolResult(index, id, tool, spell_blocks([{"type": "text", "text": text}]), text, True, error)
+
+
+def read_arguments(piece: Piece, tool: ServerTool | None) -> tuple[Mapping[str, Any], str]:
+    """The arguments, and what is wrong with the call, in LM Studio's words where it has some."""
+    if tool is None:
+        return {}, f"Cannot find tool with name {piece.name[:128]}."
+    try:
+        arguments = json.loads(piece.text) if piece.text else {}
+    except (ValueError, RecursionError):
+        return {}, "The arguments are not JSON."
+    if not isinstance(arguments, dict):
+        return {}, "The arguments are not a JSON object."
+    required = tool.schema.get("required")
+    names = required if isinstance(required, list) else []
+    missing = [name for name in names if isinstance(name, str) and name not in arguments]
+    return arguments, f"The arguments lack {', '.join(missing)[:200]}." if missing else ""
+
+
+def spell_blocks(blocks: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(list(blocks), ensure_ascii=False, separators=(",", ":"))
+
+
+def text_of(given: Given) -> str:
+    """What the model is told: the texts, and of all else that it is there."""
+    texts = [block_text(block) for block in given.content]
+    text = "\n".join(texts) if texts else "(nothing)"
+    if len(text) > TEXT_MAX:
+        text = f"{text[:TEXT_MAX]}\n[{len(text) - TEXT_MAX} more characters were cut off]"
+    return f"Error: {text}" if given.failed else text
+
+
+def block_text(block: Mapping[str, Any]) -> str:
+    match block:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "resource", "resource": {"text": str(text)}}:
+            return text
+        case {"type": "resource_link", "uri": str(uri)}:
+            return f"[{block.get('name') or 'resource'}: {uri}]"
+        case {"type": str(kind), "mimeType": str(mime)}:
+            return f"[{kind[:40]} of type {mime[:80]}, which cannot be shown here]"
+    return "[something that cannot be shown here]"
+
+
+def add(a: Stats, b: Stats) -> Stats:
+    """Of two rounds: the wait for the first token is the first one's."""
+    draft = a.draft if b.draft is None else b.draft
+    if a.draft is not None and b.draft is not None:
+        draft = DraftCounts(
+            a.draft.total + b.draft.total,
+            a.draft.accepted + b.draft.accepted,
+            a.draft.rejected + b.draft.rejected,
+            a.draft.ignored + b.draft.ignored,
+        )
+    return Stats(
+        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+        cached_tokens=a.cached_tokens + b.cached_tokens,
+        generated_tokens=a.generated_tokens + b.generated_tokens,
+        queue_ms=a.queue_ms + b.queue_ms,
+        first_token_ms=a.first_token_ms,
+        generation_ms=a.generation_ms + b.generation_ms,
+        reasoning_tokens=a.reasoning_tokens + b.reasoning_tokens,
+        draft=draft,
+    )

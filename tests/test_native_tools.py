@@ -1,0 +1,244 @@
+"""Servers of tools in LM Studio's native chat, on whole servers: what models call is called, told and kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.errors import ConfigError
+from tests.conftest import Client, FakeServer
+from tests.fakes import Script
+from tests.test_auth import Keys, bearer
+from tests.test_native_chat import generations, names, said
+
+Serve = Callable[..., FakeServer]
+CHAT = "/api/v1/chat"
+PROGRAM = Path(__file__).parent / "mcp" / "program.py"
+ASKED: dict[str, Any] = {"model": "talker", "input": "what is 2 + 3?", "integrations": ["mcp/calc"]}
+ADD = ("add", ('{"a":2,', '"b":3}'))
+TEXT = "The quick brown fox jumps over the lazy dog. "
+PLUGIN = {"provider_info": {"type": "plugin", "plugin_id": "mcp/calc"}}
+FIVE = '[{"type":"text","text":"5"}]'
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Iterator[dict[str, str]]:
+    keys = Keys(tmp_path / "home")
+    yield bearer(keys.create("all"))
+    keys.close()
+
+
+def program(home: Path, **servers: dict[str, str]) -> None:
+    """mcp.json with a program under each name."""
+    entries = {
+        label.replace("_", " "): {
+            "command": sys.executable,
+            "args": [str(PROGRAM), *(f"{key}={value}" for key, value in options.items())],
+        }
+        for label, options in servers.items()
+    }
+    home.mkdir(exist_ok=True)
+    (home / "mcp.json").write_text(json.dumps({"mcpServers": entries}))
+
+
+@pytest.fixture
+def serve_tools(serve_fake: Serve, tmp_path: Path, token: dict[str, str]) -> Callable[..., Ask]:
+    """Starts a server whose model makes `calls` in each of `rounds`, with the server `calc` of the tools named."""
+
+    def serve(*calls: Any, rounds: int = 1, tools: str = "add,echo", era: str = "legacy", **options: Any) -> Ask:
+        program(tmp_path / "home", calc={"tools": tools, "era": era, "note": str(tmp_path / "heard")})
+        script = Script(calls=calls or (ADD,), call_rounds=rounds)
+        return Ask(serve_fake(script, auth=True, mcp=True, **options), token)
+
+    return serve
+
+
+class Ask:
+    def __init__(self, server: FakeServer, token: dict[str, str]):
+        self.server, self.token = server, token
+        self.client: Client = server.client()
+
+    def __call__(self, **more: Any) -> Any:
+        return self.client.post(CHAT, {**ASKED, **more}, **self.token)
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+def test_a_tool_is_called_and_the_model_goes_on_with_what_it_gave(serve_tools: Callable[..., Ask], era: str) -> None:
+    ask = serve_tools(era=era)
+    answer = ask()
+    assert answer.status == 200
+    called = {"type": "tool_call", "tool": "add", "arguments": {"a": 2, "b": 3}, "output": FIVE, **PLUGIN}
+    assert answer.json["output"] == [called, {"type": "message", "content": TEXT}]
+    first, second = generations(ask.server)
+    assert [tool["function"]["name"] for tool in first["tools"]] == ["add", "echo"]
+    user, assistant, tool = second["messages"]
+    (call,) = assistant["tool_calls"]
+    assert call["function"] == {"name": "add", "arguments": '{"a":2,"b":3}'}
+    assert (tool["content"], tool["tool_call_id"]) == ("5", call["id"])
+
+
+def test_a_stream_tells_of_calls_as_they_are_made(serve_tools: Callable[..., Ask]) -> None:
+    answer = serve_tools()(stream=True)
+    told = [name for name in names(answer) if name and not name.startswith("model_load")]
+    prompt = ["prompt_processing.start", "prompt_processing.progress", "prompt_processing.end"]
+    calls = ["tool_call.start", "tool_call.arguments", "tool_call.success"]
+    assert told == ["chat.start", *prompt, *calls, *prompt, "message.start", "message.delta", "message.end", "chat.end"]
+    assert said(answer, "tool_call.start") == [{"type": "tool_call.start", "tool": "add", **PLUGIN}]
+    (success,) = said(answer, "tool_call.success")
+    assert (success["arguments"], success["output"]) == ({"a": 2, "b": 3}, FIVE)
+    result = said(answer, "chat.end")[0]["result"]
+    assert [item["type"] for item in result["output"]] == ["tool_call", "message"]
+
+
+def test_usage_is_that_of_all_rounds(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(rounds=2)
+    stats = ask().json["stats"]
+    prompts = [sum(len(f"<{m['role']}>{m['content']}") for m in command["messages"]) for command in generations(ask.server)]
+    assert len(prompts) == 3 and stats["input_tokens"] == sum(prompts)
+    assert stats["total_output_tokens"] == 2 * 3 + 9  # a name and two pieces of arguments, twice, and the words
+
+
+def test_parallel_calls_are_told_in_their_order(serve_tools: Callable[..., Ask]) -> None:
+    slow, quick = ("slow", ('{"text":"0.5"}',)), ("echo", ('{"text":"quick"}',))
+    ask = serve_tools(slow, quick, tools="slow,echo")
+    answer = ask(stream=True)
+    assert [payload["tool"] for payload in said(answer, "tool_call.success")] == ["slow", "echo"]
+    _, assistant, *results = generations(ask.server)[1]["messages"]
+    assert [result["content"] for result in results] == ["slept", "quick"]
+    assert [call["id"] for call in assistant["tool_calls"]] == [result["tool_call_id"] for result in results]
+
+
+def test_what_was_called_and_given_is_part_of_the_conversation(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools()
+    first = ask()
+    ask(input="and now?", integrations=[], previous_response_id=first.json["response_id"])
+    _, within, later = generations(ask.server)
+    roles = ["user", "assistant", "tool", "assistant", "user"]
+    assert [message["role"] for message in later["messages"]] == roles
+    assert later["messages"][:3] == within["messages"]  # the same to the last digit, so that the cache has it
+
+
+def test_names_that_there_are_not_and_wrong_arguments_are_told_to_the_model(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(("rain", ("{}",)), ("add", ("[1]",)), ("add", ("{}",)))
+    answer = ask(stream=True)
+    name, kind, missing = said(answer, "tool_call.failure")
+    assert name["reason"] == "Cannot find tool with name rain."
+    assert name["metadata"] == {"type": "invalid_name", "tool_name": "rain"}
+    assert kind["metadata"] == {"type": "invalid_arguments", "tool_name": "add", "arguments": "[1]", **PLUGIN}
+    assert missing["reason"] == "The arguments lack a."
+    output = said(answer, "chat.end")[0]["result"]["output"]
+    assert [item["type"] for item in output] == [*["invalid_tool_call"] * 3, "message"]
+    contents = [message["content"] for message in generations(ask.server)[1]["messages"][2:]]
+    assert contents[0] == "Error: Cannot find tool with name rain."
+
+
+def test_c7_a_tool_that_is_not_allowed_is_neither_offered_nor_called(serve_tools: Callable[..., Ask], tmp_path: Path) -> None:
+    ask = serve_tools()
+    answer = ask(integrations=[{"type": "plugin", "id": "mcp/calc", "allowed_tools": ["echo"]}])
+    assert answer.json["output"][0]["metadata"] == {"type": "invalid_name", "tool_name": "add"}
+    assert [tool["function"]["name"] for tool in generations(ask.server)[0]["tools"]] == ["echo"]
+    assert "tools/call" not in (tmp_path / "heard").read_text()
+
+
+def test_c6_a_loop_without_end_ends_with_an_answer_without_tools(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(rounds=1000, mcp_rounds=3)
+    output = ask().json["output"]
+    assert [item["type"] for item in output] == [*["tool_call"] * 3, "message"]
+    assert [command["tool_choice"] for command in generations(ask.server)] == ["auto"] * 3 + ["none"]
+
+
+def test_a_model_that_only_calls_what_cannot_be_called_answers_without(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(("rain", ("{}",)), rounds=1000)
+    output = ask().json["output"]
+    assert [item["type"] for item in output] == [*["invalid_tool_call"] * 3, "message"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "reason"),
+    [("crash", "{}", "has ended"), ("silent", "{}", "within 0.3 seconds"), ("huge", '{"text":"5"}', "4 MiB")],
+)
+def test_what_a_server_does_wrong_costs_its_call_and_the_chat_goes_on(
+    serve_tools: Callable[..., Ask], tool: str, arguments: str, reason: str
+) -> None:
+    limits = {"mcp_call_timeout": 0.3} if tool == "silent" else {}
+    ask = serve_tools((tool, (arguments,)), tools=f"{tool},add", **limits)
+    answer = ask(stream=True)
+    (failure,) = said(answer, "tool_call.failure")
+    assert reason in failure["reason"] and failure["metadata"]["tool_name"] == tool
+    called, message = said(answer, "chat.end")[0]["result"]["output"]
+    assert reason in called["output"] and message["content"] == TEXT
+    assert reason in generations(ask.server)[1]["messages"][-1]["content"]
+
+
+def test_a_failure_of_the_tool_itself_is_what_it_gave(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(("fail", ('{"text":""}',)), tools="fail")
+    called, _ = ask().json["output"]
+    assert called["output"] == '[{"type":"text","text":"it went wrong"}]'
+    assert generations(ask.server)[1]["messages"][-1]["content"] == "Error: it went wrong"
+
+
+def test_c1_a_server_that_cannot_run_is_named(serve_tools: Callable[..., Ask], tmp_path: Path) -> None:
+    ask = serve_tools()
+    (tmp_path / "home" / "mcp.json").write_text('{"mcpServers": {"calc": {"command": "/nowhere/x"}}}')
+    for stream in (False, True):
+        answer = ask(stream=stream)
+        error = answer.json["error"]
+        told = (answer.status, error["type"], error["param"])
+        assert told == (424, "plugin_connection_error", "integrations[0]") and "No such file" in error["message"]
+    unknown = ask(integrations=["mcp/other"])
+    assert (unknown.status, unknown.json["error"]["type"]) == (424, "plugin_connection_error")
+    program(tmp_path / "home", calc={"tools": "add"})  # seen without a restart, and another server now
+    assert ask().status == 200
+
+
+@pytest.mark.parametrize("id", ["mcp/my-tools", "My Tools", "mcp/My Tools", "mcp/MY-TOOLS"])
+def test_servers_are_found_by_their_label_and_by_lm_studios_spelling_of_it(
+    serve_tools: Callable[..., Ask], tmp_path: Path, id: str
+) -> None:
+    ask = serve_tools()
+    program(tmp_path / "home", My_Tools={"tools": "add"})
+    assert ask(integrations=[id]).json["output"][0]["tool"] == "add"
+
+
+def test_lm_studios_own_file_counts_too(serve_tools: Callable[..., Ask], tmp_path: Path) -> None:
+    ask = serve_tools()
+    (tmp_path / "home" / "mcp.json").rename(tmp_path / "moved")
+    (tmp_path / ".lmstudio").mkdir()
+    (tmp_path / "moved").rename(tmp_path / ".lmstudio" / "mcp.json")
+    assert ask().json["output"][0]["output"] == FIVE
+
+
+def test_two_servers_with_a_tool_of_one_name_are_told_apart(serve_tools: Callable[..., Ask], tmp_path: Path) -> None:
+    ask = serve_tools(("other__add", ('{"a":1}',)))
+    program(tmp_path / "home", calc={"tools": "add"}, other={"tools": "add"})
+    called, _ = ask(integrations=["mcp/calc", "mcp/other"]).json["output"]
+    assert called["tool"] == "add" and called["provider_info"]["plugin_id"] == "mcp/other"
+    assert [tool["function"]["name"] for tool in generations(ask.server)[0]["tools"]] == ["add", "other__add"]
+
+
+# ---- who may ---------------------------------------------------------------------------------------------------------
+
+
+def test_a5_a_token_without_the_right_calls_no_tools(serve_tools: Callable[..., Ask], tmp_path: Path) -> None:
+    ask = serve_tools()
+    keys = Keys(tmp_path / "home")
+    ask.token = bearer(keys.create("chatter", frozenset(("chat",))))
+    keys.close()
+    answer = ask()
+    assert (answer.status, answer.json["error"]["code"]) == (403, "permission_denied")
+    assert ask(integrations=[]).status == 200
+
+
+def test_both_settings_are_off_and_the_servers_own_need_tokens(serve_fake: Serve, token: dict[str, str]) -> None:
+    client = serve_fake(auth=True).client()
+    stranger = {"type": "ephemeral_mcp", "server_label": "x", "server_url": "https://x.example/mcp"}
+    for asked, option in (("mcp/calc", "--mcp."), (stranger, "--mcp-ephemeral.")):
+        answer = client.post(CHAT, {**ASKED, "integrations": [asked]}, **token)
+        assert answer.status == 403 and option in answer.json["error"]["message"]
+    with pytest.raises(ConfigError, match="--auth"):
+        serve_fake(mcp=True)
