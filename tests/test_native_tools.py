@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ from typing import Any
 import pytest
 
 from lmlite.errors import ConfigError
-from tests.conftest import Client, FakeServer
+from lmlite.server import LoopThread
+from lmlite.store.home import Home
+from tests.conftest import TIMEOUT_S, Client, FakeServer
 from tests.fakes import Script
+from tests.mcp.web_server import WebServer
 from tests.test_auth import Keys, bearer
 from tests.test_native_chat import generations, names, said
 
@@ -242,3 +247,114 @@ def test_both_settings_are_off_and_the_servers_own_need_tokens(serve_fake: Serve
         assert answer.status == 403 and option in answer.json["error"]["message"]
     with pytest.raises(ConfigError, match="--auth"):
         serve_fake(mcp=True)
+
+
+# ---- servers that a request brings along -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web_server() -> Iterator[WebServer]:
+    thread = LoopThread("test-tools")
+    server = WebServer()
+    stack = contextlib.AsyncExitStack()
+    thread.call(stack.enter_async_context(server.serving()))
+    yield server
+    thread.call(stack.aclose())
+    thread.close()
+
+
+def stranger(server: WebServer, **more: Any) -> dict[str, Any]:
+    return {"type": "ephemeral_mcp", "server_label": "wx", "server_url": server.url, **more}
+
+
+def test_a_server_of_the_request_is_told_its_headers_and_never_the_callers_token(
+    serve_fake: Serve, token: dict[str, str], web_server: WebServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve_fake(Script(calls=(ADD,), call_rounds=1), auth=True, mcp_ephemeral=True, mcp_private=True)
+    asked = {**ASKED, "integrations": [stranger(web_server, headers={"X-Key": "hush"}, allowed_tools=["add"])]}
+    with caplog.at_level("DEBUG"):
+        answer = server.client().post(CHAT, asked, **token)
+    called, _ = answer.json["output"]
+    assert (called["tool"], called["provider_info"]) == ("add", {"type": "ephemeral_mcp", "server_label": "wx"})
+    assert {heard.headers["x-key"] for heard in web_server.heard} == {"hush"}
+    assert not any("authorization" in heard.headers for heard in web_server.heard)
+    assert "hush" not in caplog.text
+    server.close()
+    state = b"".join(path.read_bytes() for path in Home(server.config.home).state.parent.glob("state.sqlite3*"))
+    assert answer.json["response_id"].encode() in state and b"hush" not in state
+
+
+def test_c9_a_url_that_leads_here_is_refused_unless_the_operator_allows_it(
+    serve_fake: Serve, token: dict[str, str], web_server: WebServer
+) -> None:
+    client = serve_fake(auth=True, mcp_ephemeral=True).client()
+    for stream in (False, True):
+        answer = client.post(CHAT, {**ASKED, "stream": stream, "integrations": [stranger(web_server)]}, **token)
+        error = answer.json["error"]
+        assert (answer.status, error["type"]) == (403, "mcp_connection_error")
+        assert "URL resolves to a non-public address." in error["message"] and "key=k" not in error["message"]
+    assert web_server.heard == []
+
+
+@pytest.mark.parametrize("name", ["Host", "content-length", "Transfer-Encoding", "CONNECTION", "Mcp-Session-Id", "a b"])
+def test_headers_that_are_not_the_requests_to_set_are_named(
+    serve_fake: Serve, token: dict[str, str], web_server: WebServer, name: str
+) -> None:
+    client = serve_fake(auth=True, mcp_ephemeral=True, mcp_private=True).client()
+    for headers in ({name: "x"}, {"X-Ok": "a\r\nb: c"}):
+        asked = {**ASKED, "integrations": [stranger(web_server, headers=headers)]}
+        error = client.post(CHAT, asked, **token).json["error"]
+        assert error["param"] == "integrations[0].headers" and next(iter(headers)) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ([5], "integrations[0]"),
+        (["mcp/"], "integrations[0]"),
+        ([{"type": "plugin"}], "integrations[0].id"),
+        ([{"type": "web"}], "integrations[0].type"),
+        ([{"type": "plugin", "id": "a", "server_url": "b"}], "server_url"),
+        (["mcp/a", "a"], "integrations[1]"),
+        ([{"type": "ephemeral_mcp", "server_label": "a", "server_url": "ftp://x"}], "integrations[0].server_url"),
+        ([{"type": "plugin", "id": "a", "allowed_tools": [1]}], "integrations[0].allowed_tools[0]"),
+    ],
+)
+def test_what_no_integration_can_be_is_named(fake_server: FakeServer, given: Any, param: str) -> None:
+    answer = fake_server.client().post(CHAT, {**ASKED, "integrations": given})
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
+
+
+def await_true(question: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not question():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_client_that_leaves_ends_the_call(serve_fake: Serve, token: dict[str, str], web_server: WebServer) -> None:
+    web_server.answers["tools/call"] = b""
+    server = serve_fake(Script(calls=(ADD,), call_rounds=1), auth=True, mcp_ephemeral=True, mcp_private=True)
+    client = server.client()
+    response = client.start("POST", CHAT, {**ASKED, "stream": True, "integrations": [stranger(web_server)]}, token)
+    await_true(lambda: bool(web_server.said("tools/call")))
+    response.close()
+    client.close()
+    await_true(web_server.left.is_set)
+    assert len(generations(server)) == 1
+
+
+def test_while_a_tool_runs_no_place_of_the_model_is_taken(
+    serve_fake: Serve, token: dict[str, str], web_server: WebServer
+) -> None:
+    web_server.answers["tools/call"] = b""
+    server = serve_fake(Script(calls=(ADD,), call_rounds=1), auth=True, mcp_ephemeral=True, mcp_private=True, parallel=1)
+    waiting = server.client().start("POST", CHAT, {**ASKED, "stream": True, "integrations": [stranger(web_server)]}, token)
+    await_true(lambda: bool(web_server.said("tools/call")))
+    (instance,) = server.client().get("/lmlite/instances", **token).json["instances"]
+    assert instance["status"] == "idle"
+    other = server.client().post(CHAT, {**ASKED, "integrations": []}, **token)
+    assert other.status == 200
+    unloaded = server.client().post("/api/v1/models/unload", {"instance_id": "talker"}, **token)
+    assert unloaded.status == 200  # and nobody has to wait for the tool
+    waiting.close()
