@@ -28,6 +28,7 @@ GROUPS: Final = {
     "chat": {"chat": "talk to a model"},
     "log": {"log": "watch what models and the server do"},
     "token": {"token": "make, list or revoke API tokens"},
+    "mcp": {"mcp": "list, try, add or remove MCP servers, whose tools models can call"},
     "service": {"service": "print a unit for systemd or launchd"},
     "runtime": {"runtime": "list the inference engine"},
     "version": {"version": "show the versions of lmlite and llama.cpp"},
