@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lmlite.errors import ConfigError
-from lmlite.server import LoopThread
+from lmlite.server import LoopThread, Server
 from lmlite.store.home import Home
 from tests.conftest import TIMEOUT_S, Client, FakeServer
 from tests.fakes import Script
@@ -358,3 +358,29 @@ def test_while_a_tool_runs_no_place_of_the_model_is_taken(
     unloaded = server.client().post("/api/v1/models/unload", {"instance_id": "talker"}, **token)
     assert unloaded.status == 200  # and nobody has to wait for the tool
     waiting.close()
+
+
+# ---- the real engine -------------------------------------------------------------------------------------------------
+
+
+def test_the_bundled_model_calls_a_tool_and_its_second_round_comes_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: dict[str, str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = tmp_path / "home"
+    program(home, calc={"tools": "add"})
+    with Server(port=0, home=home, auth=True, mcp=True) as server:
+        client = Client(server.port)
+        body = {"model": "lmlite-tiny", "temperature": 0, "input": "Add 2 and 3.", "integrations": ["mcp/calc"]}
+        whole = client.post(CHAT, body, **token).json
+        called, message = whole["output"]
+        assert (called["arguments"], called["output"]) == ({"a": 2, "b": 3}, FIVE) and "5" in message["content"]
+        streamed = client.post(CHAT, {**body, "stream": True}, **token)
+        assert said(streamed, "chat.end")[0]["result"]["output"] == whole["output"]
+        told = [payload["progress"] for payload in said(streamed, "prompt_processing.progress")]
+        second = told[told.index(1.0) + 1 :]
+        assert second[0] > 0.8  # all but the result was computed before
+        previous = {"previous_response_id": whole["response_id"]}
+        later = client.post(CHAT, {**body, **previous, "input": "And 1 more?", "stream": True}, **token)
+        assert said(later, "prompt_processing.progress")[0]["progress"] > 0.5
+        client.close()
