@@ -109,7 +109,7 @@ class Stdio:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._process._transport.close()  # else what nobody reads keeps its pipe open
+        self._process._transport.close()  # type: ignore[attr-defined]  # else pipes that nobody reads stay open
 
     async def _ended(self) -> int | None:
         """How the guard did, whatever is still to be read of the program; None: it has not."""
