@@ -71,6 +71,7 @@ def parse_responses(body: dict[str, Any]) -> Call:
         raise InvalidRequest("'background' needs 'store': its answer is asked for later", "background")
     follows = Follows(previous, n_leading=len(leading)) if previous else None
     turn = options.turn("chat", (run,), follows)
+    turn = replace(turn, servers=tools.servers, max_calls=fields.integer("max_tool_calls", 0, MAX_TOOL_CALLS))
     summary = _parse_summary(fields)
     known = Asked(
         model=options.model or "",

@@ -14,10 +14,11 @@ from typing import Any, Final, Literal
 from ..dialect import Frame
 from ..spell import dumps
 
-Kind = Literal["reasoning", "summary", "message", "function_call", "custom_tool_call"]
+Kind = Literal["reasoning", "summary", "message", "function_call", "custom_tool_call", "mcp_call", "mcp_list_tools"]
 """A "summary" is reasoning that is told as one."""
 
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
+ItemStatus = Literal["in_progress", "completed", "incomplete", "calling", "failed"]
+"""The last two only of calls that a server is given."""
 
 PREFIXES: Final[Mapping[Kind, str]] = {
     "reasoning": "rs_",
@@ -25,6 +26,8 @@ PREFIXES: Final[Mapping[Kind, str]] = {
     "message": "msg_",
     "function_call": "fc_",
     "custom_tool_call": "ctc_",
+    "mcp_call": "mcp_",
+    "mcp_list_tools": "mcpl_",
 }
 
 PART: Final[Mapping[Kind, tuple[str, str, str]]] = {
@@ -40,6 +43,8 @@ TEXT: Final[Mapping[Kind, tuple[str, str]]] = {
     "message": ("output_text", "text"),
     "function_call": ("function_call_arguments", "arguments"),
     "custom_tool_call": ("custom_tool_call_input", "input"),
+    "mcp_call": ("mcp_call_arguments", "arguments"),
+    "mcp_list_tools": ("mcp_list_tools", "tools"),
 }
 """What the events of an item's text are called, and where the last of them has all of it."""
 
@@ -69,6 +74,10 @@ class Item:
     call_id: str = ""
     name: str = ""
     namespace: str = ""
+    label: str = ""  # of the server, if one has the tool
+    tools: Sequence[Any] = ()  # that a list has
+    output: str | None = None  # of a server's tool
+    error: str | None = None
     delta_kind: str = ""
     _delta_head: str = ""
     _delta_place: str = ""
@@ -94,6 +103,14 @@ class Item:
             said = {"summary": parts, "content": []} if self.kind == "summary" else {"summary": [], "content": parts}
             secret = {} if encrypted is None else {"encrypted_content": encrypted}
             return {**head, "type": "reasoning", **said, **secret, "status": status}
+        if self.kind == "mcp_list_tools":
+            tools = [] if status == "in_progress" else list(self.tools)
+            return {**head, "server_label": self.label, "tools": tools, "error": None}
+        if self.kind == "mcp_call":
+            is_over = status != "in_progress"
+            outcome = {"output": self.output if is_over else None, "error": self.error if is_over else None}
+            called = {"server_label": self.label, "name": self.name, "arguments": text}
+            return {**head, **called, **outcome, "approval_request_id": None, "status": status}
         space = {"namespace": self.namespace} if self.namespace else {}
         call = {"call_id": self.call_id, "name": self.name, **space, TEXT[self.kind][1]: text}
         return {**head, **call, "status": status}
@@ -110,6 +127,8 @@ class Item:
         if self.kind in PART:
             part = dumps(self._part("", ()))
             yield numbers.event(f"response.{PART[self.kind][0]}.added", f'{self._at},"part":{part}')
+        if self.kind in ("mcp_call", "mcp_list_tools"):
+            yield numbers.event(f"response.{self.kind}.in_progress", self._at)
 
     def delta(self, numbers: Numbers, text: str, logprobs: str | None = None) -> Frame:
         n = numbers.n
@@ -119,6 +138,11 @@ class Item:
 
     def closing(self, numbers: Numbers, text: str, spelled: str, logprobs: Sequence[Any] = ()) -> Iterator[Frame]:
         """`spelled` is the item as it is now, as JSON."""
+        if self.kind == "mcp_call":
+            yield self.told(numbers, text)
+        if self.kind in ("mcp_call", "mcp_list_tools"):
+            yield from self.settling(numbers, spelled)
+            return
         what, member = TEXT[self.kind]
         more = f',"logprobs":{dumps(list(logprobs))}' if self.kind == "message" else ""
         more += f',"name":{quote(self.name)}' if self.kind == "function_call" else ""
@@ -126,4 +150,14 @@ class Item:
         if self.kind in PART:
             part = dumps(self._part(text, logprobs))
             yield numbers.event(f"response.{PART[self.kind][0]}.done", f'{self._at},"part":{part}')
+        yield numbers.event("response.output_item.done", f',"output_index":{self.index},"item":{spelled}')
+
+    def told(self, numbers: Numbers, arguments: str) -> Frame:
+        """Of a server's tool: all that it is given."""
+        return numbers.event("response.mcp_call_arguments.done", f'{self._at},"arguments":{quote(arguments)}')
+
+    def settling(self, numbers: Numbers, spelled: str) -> Iterator[Frame]:
+        """What a server made of it."""
+        word = "completed" if self.error is None else "failed"
+        yield numbers.event(f"response.{self.kind}.{word}", self._at)
         yield numbers.event("response.output_item.done", f',"output_index":{self.index},"item":{spelled}')

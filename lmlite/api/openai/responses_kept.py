@@ -133,6 +133,11 @@ def _read(index: int, spelled: Mapping[str, Any]) -> tuple[Item, str, Sequence[A
         kind = "summary"
     call = {name: spelled[name] for name in ("call_id", "name", "namespace") if name in spelled}
     item = Item(kind, spelled["id"], index, **call)
+    if kind == "mcp_list_tools":
+        return Item(kind, spelled["id"], index, label=spelled["server_label"], tools=spelled["tools"]), "", ()
+    if kind == "mcp_call":
+        item.label, item.output, item.error = spelled["server_label"], spelled["output"], spelled["error"]
+        return item, spelled["arguments"], ()
     if kind in ("function_call", "custom_tool_call"):
         return item, spelled[TEXT[kind][1]], ()
     (part,) = spelled["summary" if kind == "summary" else "content"]

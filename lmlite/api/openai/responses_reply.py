@@ -18,14 +18,19 @@ from ...events import (
     PromptProgress,
     ReasoningDelta,
     ReasoningStart,
+    RoundOver,
     Started,
     TextDelta,
     TextStart,
     ToolCallArguments,
     ToolCallStart,
+    ToolRefused,
+    ToolResult,
+    ToolsListed,
 )
 from ...exchange import Exchange, Status
 from ...messages import Message
+from ...tool_servers import ServerTool
 from ..answer import FINISH_REASON, call_id, spell_logprobs
 from ..dialect import Frame, Origin, Reply
 from ..spell import dumps
@@ -90,6 +95,9 @@ class ResponseReply(Reply):
         self._hears: type[Event] | None = None  # what goes on with the open item
         self._input = InputText()  # of the open call of a custom tool
         self._kept_input = ""
+        self._listed: list[ToolsListed] = []  # still to be told
+        self._server_tools: dict[str, ServerTool] = {}
+        self._waiting: dict[int, tuple[Item, Piece]] = {}  # calls that servers have
 
     # ---- as a stream
 
@@ -121,6 +129,13 @@ class ResponseReply(Reply):
             return [*self._close("completed"), *self._open_call(event)]
         elif isinstance(event, PromptProgress):
             return self._start()
+        elif isinstance(event, ToolsListed):
+            self._listed.append(event)
+            self._server_tools.update((tool.called, tool) for tool in event.tools)
+        elif isinstance(event, RoundOver):
+            return self._close("completed")
+        elif isinstance(event, ToolResult | ToolRefused):
+            return self._settle(event)
         elif isinstance(event, Finished):
             return self._finish(event)
         elif isinstance(event, Started):
@@ -137,7 +152,22 @@ class ResponseReply(Reply):
             if self._asked.background:
                 begun = self._spell("in_progress", ())
                 frames.append(self._numbers.event("response.in_progress", f',"response":{begun}'))
+        listed, self._listed = self._listed, []
+        for one in listed:
+            frames += self._list(one)
         return frames
+
+    def _list(self, listed: ToolsListed) -> list[Frame]:
+        tools = [
+            {"name": tool.name, "description": tool.description, "input_schema": tool.schema, "annotations": None}
+            for tool in listed.tools
+        ]
+        id = self._item_id("mcp_list_tools")
+        item = Item("mcp_list_tools", id, len(self._items), label=listed.server.label, tools=tools)
+        spelled = dumps(item.spell("", "completed"))
+        self._items.append(spelled)
+        self._lengths.append([])
+        return [*item.opening(self._numbers), *item.closing(self._numbers, "", spelled)]
 
     def _tell(self, status: Status) -> Frame:
         return self._numbers.event(f"response.{status}", f',"response":{self.body()}')
@@ -157,7 +187,14 @@ class ResponseReply(Reply):
         told = self._asked.told.get(event.name) or Told(event.name)
         kind: Kind = "custom_tool_call" if told.custom else "function_call"
         id = call_id(self._origin.suffix, 0, event.index)
-        self._open = Item(kind, self._item_id(kind), len(self._items), id, told.name, told.namespace)
+        if self._server_tools and event.name not in self._asked.told:
+            kind = "mcp_call"
+            tool = self._server_tools.get(event.name) or next(iter(self._server_tools.values()))
+            name = tool.name if tool.called == event.name else event.name
+            self._open = Item(kind, self._item_id(kind), len(self._items), name=name, label=tool.server.label)
+            self._waiting[event.index] = self._open, self._transcript.pieces[-1]
+        else:
+            self._open = Item(kind, self._item_id(kind), len(self._items), id, told.name, told.namespace)
         self._hears = ToolCallArguments
         self._is_plain = not told.custom
         self._piece = self._transcript.pieces[-1]
@@ -192,10 +229,26 @@ class ResponseReply(Reply):
             self._lengths[-1].append(len(rest))
             frames.append(item.delta(self._numbers, rest))
         text, logprobs = self._said(item), spell_logprobs(self._piece.logprobs)
+        if item.kind == "mcp_call" and status == "completed":  # its end is what the server makes of it
+            self._items.append(self._spell_item(item, text, "calling", ()))
+            self._open = self._hears = None
+            return [item.told(self._numbers, text)]
         spelled = self._spell_item(item, text, status, logprobs)
         self._items.append(spelled)
         self._open = self._hears = None
         return [*frames, *item.closing(self._numbers, text, spelled, logprobs)]
+
+    def _settle(self, event: ToolResult | ToolRefused) -> list[Frame]:
+        item, piece = self._waiting.pop(event.index)
+        if isinstance(event, ToolRefused):
+            item.error = event.reason
+        elif event.failed:
+            item.error = event.error or event.text
+        else:
+            item.output = event.text
+        spelled = self._spell_item(item, piece.text, "completed" if item.error is None else "failed", ())
+        self._items[item.index] = spelled
+        return list(item.settling(self._numbers, spelled))
 
     def _said(self, item: Item) -> str:
         """By the open item, up to now."""
@@ -209,7 +262,14 @@ class ResponseReply(Reply):
         frames = self._start()
         if self._open is None and not self._items:  # an answer that says nothing has a text, too
             frames += self._enter("message", TextDelta(""))
-        return frames + self._close("incomplete" if is_cut(event) else "completed")
+        frames += self._close("incomplete" if is_cut(event) else "completed")
+        for number in list(self._waiting):  # what the model called and nobody was given
+            item, piece = self._waiting.pop(number)
+            item.error = "the call was not made"
+            spelled = self._spell_item(item, piece.text, "incomplete", ())
+            self._items[item.index] = spelled
+            frames += item.settling(self._numbers, spelled)
+        return frames
 
     def end(self) -> Iterable[Frame]:
         if self._transcript.finished is None:
@@ -304,7 +364,7 @@ class ResponseReply(Reply):
             status=self.status,
             previous=asked.previous,
             asked=asked.messages,
-            answer=(self._transcript.message(self._call_id),),
+            answer=self._transcript.messages(self._call_id),
             body=f'{{"lengths":{lengths},"response":{self.body()}}}',
             items=self._spell_input(),
         )

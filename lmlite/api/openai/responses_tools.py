@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ...errors import UnsupportedField
+from ...tool_servers import ToolServer
 from ..read.fields import Fields, as_object, clip
 from ..read.tools import Offer, Tool, offer, only, parse_choice, parse_name, parse_tool, spell_tools
 from ..spell import dumps
+from .responses_servers import distinct, parse_server
 
 INPUT: Final = "input"
 """The argument of a function that stands for a custom tool."""
@@ -52,21 +54,25 @@ class ToolSet:
     told: Mapping[str, Told]
     ignored: tuple[str, ...]
     echo: tuple[Mapping[str, Any], ...]
+    servers: tuple[ToolServer, ...] = ()
 
 
 def parse_tool_set(fields: Fields) -> ToolSet:
     given = fields.array("tools") or ()
     told: dict[str, Told] = {}
     ignored: dict[str, None] = {}
-    tools = list(_read(given, "tools", "", told, ignored))
+    servers: list[ToolServer] = []
+    tools = list(_read(given, "tools", "", told, ignored, servers))
     spelled = spell_tools(tools, "tools")
     parallel = fields.optional_boolean("parallel_tool_calls")
     choice = fields.get("tool_choice")
     if isinstance(choice, Mapping):
         chosen = _parse_chosen(Fields(choice, "tool_choice"), spelled, told, parallel)
+    elif servers:
+        chosen = Offer(spelled, parse_choice(choice), parallel)
     else:
         chosen = offer(spelled, parse_choice(choice), parallel)
-    return ToolSet(chosen, told, tuple(ignored), tuple(_echo(tool) for tool in given))
+    return ToolSet(chosen, told, tuple(ignored), tuple(_echo(tool) for tool in given), distinct(servers))
 
 
 def join(namespace: str, name: str) -> str:
@@ -76,7 +82,12 @@ def join(namespace: str, name: str) -> str:
 
 
 def _read(
-    given: Sequence[Any], where: str, namespace: str, told: dict[str, Told], ignored: dict[str, None]
+    given: Sequence[Any],
+    where: str,
+    namespace: str,
+    told: dict[str, Told],
+    ignored: dict[str, None],
+    servers: list[ToolServer],
 ) -> Iterator[Tool]:
     for i, value in enumerate(given):
         fields = Fields(as_object(value, f"{where}[{i}]"), f"{where}[{i}]")
@@ -87,10 +98,11 @@ def _read(
         elif kind == "custom":
             tool = _parse_custom(fields)
         elif kind == "namespace" and not namespace:
-            yield from _read(fields.array("tools") or (), fields.where("tools"), parse_name(fields), told, ignored)
+            yield from _read(fields.array("tools") or (), fields.where("tools"), parse_name(fields), told, ignored, servers)
             continue
-        elif kind == "mcp":
-            raise UnsupportedField(fields.where("type"), "of 'mcp' is not supported")
+        elif kind == "mcp" and not namespace:
+            servers.append(parse_server(fields))
+            continue
         else:
             ignored[clip(kind)] = None
             continue
@@ -143,7 +155,9 @@ def _parse_named(choice: Fields, told: Mapping[str, Told]) -> str:
 
 
 def _echo(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Functions with all the keys that clients demand of them."""
+    """Functions with all the keys that clients demand of them; of a server not what is secret."""
+    if tool.get("type") == "mcp":
+        return {name: None if name in ("headers", "authorization") else value for name, value in tool.items()}
     if tool.get("type") != "function" or isinstance(tool.get("function"), Mapping):
         return tool
     return {"description": None, "parameters": None, **tool, "strict": tool.get("strict") in (True, "true")}

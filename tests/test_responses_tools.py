@@ -1,0 +1,128 @@
+"""Tools of the type `mcp` in Responses requests, on whole servers: their items and events, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import FakeServer
+from tests.fakes import Script
+from tests.mcp.web_server import WebServer
+from tests.test_native_chat import generations
+from tests.test_native_tools import ADD, TEXT, program, token, web_server  # noqa: F401 - fixtures
+
+Serve = Callable[..., FakeServer]
+RESPONSES = "/v1/responses"
+ASKED: dict[str, Any] = {"model": "talker", "input": "what is 2 + 3?"}
+PLUGIN = {"type": "mcp", "server_label": "calc"}
+
+
+@pytest.fixture
+def ask(serve_fake: Serve, tmp_path: Path, token: dict[str, str]) -> Callable[..., Any]:  # noqa: F811
+    """Asks a server whose model makes `calls` once."""
+    program(tmp_path / "home", calc={"tools": "add,fail"})
+
+    def start(*calls: Any, **options: Any) -> Any:
+        server = serve_fake(Script(calls=calls or (ADD,), call_rounds=1), auth=True, mcp=True, **options)
+        client = server.client()
+
+        def ask(method: str = "POST", path: str = RESPONSES, **more: Any) -> Any:
+            body = {**ASKED, "tools": [PLUGIN], **more} if method == "POST" else None
+            return client.ask(method, path, body, token)
+
+        ask.server = server  # type: ignore[attr-defined]
+        return ask
+
+    return start
+
+
+def test_a_call_of_a_servers_tool_is_an_item_with_what_it_gave(ask: Callable[..., Any]) -> None:
+    send = ask()
+    response = send().json
+    listed, called, message = response["output"]
+    assert (listed["type"], listed["server_label"]) == ("mcp_list_tools", "calc")
+    assert [tool["name"] for tool in listed["tools"]] == ["add", "fail"] and listed["tools"][0]["input_schema"]["type"]
+    assert called == {
+        "id": called["id"],
+        "type": "mcp_call",
+        "server_label": "calc",
+        "name": "add",
+        "arguments": '{"a":2,"b":3}',
+        "output": "5",
+        "error": None,
+        "approval_request_id": None,
+        "status": "completed",
+    }
+    assert message["content"][0]["text"] == TEXT and response["status"] == "completed"
+    send(previous_response_id=response["id"], tools=[], input="and now?")
+    _, within, later = generations(send.server)
+    assert later["messages"][:3] == within["messages"]
+
+
+@pytest.mark.parametrize("calls", [(ADD,), (ADD, ("rain", ("{}",)), ("fail", ("{}",)))])
+def test_a_stream_numbers_each_item_and_is_told_again_as_it_was(ask: Callable[..., Any], calls: Any) -> None:
+    send = ask(*calls)
+    answer = send(stream=True)
+    events = [json.loads(payload) for _, payload in answer.events]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    added = [event["output_index"] for event in events if event["type"] == "response.output_item.added"]
+    done = {event["output_index"]: event["item"] for event in events if event["type"] == "response.output_item.done"}
+    final = events[-1]["response"]
+    assert events[-1]["type"] == "response.completed" and added == list(range(len(final["output"])))
+    assert [done[index] for index in added] == final["output"]
+    calls_told = [event["type"].removeprefix("response.") for event in events if event.get("output_index") == 1]
+    assert list(dict.fromkeys(calls_told)) == [
+        "output_item.added",
+        "mcp_call.in_progress",
+        "mcp_call_arguments.delta",
+        "mcp_call_arguments.done",
+        "mcp_call.completed",
+        "output_item.done",
+    ]
+    again = send("GET", f"{RESPONSES}/{final['id']}?stream=true")
+    told_again = [json.loads(payload) for _, payload in again.events]
+    assert len(told_again) == len(events) and told_again[-1] == events[-1]
+    if len(calls) == 1:
+        assert told_again == events
+
+
+def test_failures_are_told_in_their_items(ask: Callable[..., Any]) -> None:
+    _, rain, failed, _ = ask(("rain", ("{}",)), ("fail", ("{}",)))().json["output"]
+    assert (rain["status"], rain["error"]) == ("failed", "Cannot find tool with name rain.")
+    assert (failed["status"], failed["error"], failed["output"]) == ("failed", "Error: it went wrong", None)
+
+
+def test_calls_are_counted_where_the_request_wants_that(ask: Callable[..., Any]) -> None:
+    send = ask(ADD, ADD)
+    kinds = [(item["type"], item.get("status")) for item in send(max_tool_calls=1).json["output"]]
+    assert kinds == [("mcp_list_tools", None), ("mcp_call", "completed"), ("mcp_call", "failed"), ("message", "completed")]
+
+
+def test_a_clients_own_tool_beside_a_servers_is_the_clients_to_run(ask: Callable[..., Any]) -> None:
+    own = {"type": "function", "name": "mine", "parameters": {}}
+    send = ask(ADD, ("mine", ("{}",)))
+    _, called, mine = send(tools=[PLUGIN, own]).json["output"]
+    assert (called["output"], mine["type"], mine["name"]) == ("5", "function_call", "mine")
+    assert len(generations(send.server)) == 1
+
+
+def test_what_is_secret_is_sent_to_the_server_and_told_to_nobody(
+    ask: Callable[..., Any], web_server: WebServer  # noqa: F811
+) -> None:
+    send = ask(mcp_ephemeral=True, mcp_private=True)
+    secrets = {"authorization": "hush", "headers": {"X": "hush"}}
+    tool = {"type": "mcp", "server_label": "w", "server_url": web_server.url, **secrets}
+    answer = send(tools=[{**tool, "allowed_tools": {"tool_names": ["add"]}, "require_approval": "never"}])
+    assert answer.json["output"][1]["output"] == "5"
+    assert {heard.headers["authorization"] for heard in web_server.heard} == {"Bearer hush"}
+    assert b"hush" not in answer.body and answer.json["tools"][0]["server_label"] == "w"
+    assert b"hush" not in send("GET", f"{RESPONSES}/{answer.json['id']}").body
+
+
+def test_a_server_that_may_not_be_used_is_refused(ask: Callable[..., Any]) -> None:
+    answer = ask()(tools=[{"type": "mcp", "server_label": "w", "server_url": "https://tools.example/"}])
+    assert (answer.status, answer.json["error"]["code"]) == (403, "permission_denied")
