@@ -203,7 +203,10 @@ def with_defaults(
         variables = {**model.template_kwargs, **prompt.template_kwargs}
         if effort_off is not None and variables.get("enable_thinking") is False:
             variables.setdefault("reasoning_effort", effort_off)
-        prompt = replace(prompt, template_kwargs=variables)
+        if variables != prompt.template_kwargs:
+            prompt = replace(prompt, template_kwargs=variables)
+    if not missing and prompt is work.prompt and max_tokens == work.max_tokens:
+        return work
     return replace(work, prompt=prompt, max_tokens=max_tokens, sampling=replace(work.sampling, **missing))
 
 

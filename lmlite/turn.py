@@ -70,7 +70,8 @@ class Turn:
         prompts: dict[int, Prompt] = {}
         for work in self.runs:
             run = with_defaults(work, self.given, model, effort_off)
-            runs.append(replace(run, prompt=prompts.setdefault(id(work.prompt), run.prompt)))
+            prompt = prompts.setdefault(id(work.prompt), run.prompt)
+            runs.append(run if run.prompt is prompt else replace(run, prompt=prompt))
         return replace(self, runs=tuple(runs))
 
     def after(self, earlier: Sequence[Message]) -> Turn:

@@ -359,6 +359,7 @@ def _compare(client: Client, chat: Chat, tally: Tally) -> None:
     for text in chat.asked:
         user = {"role": "user", "content": text}
         messages.append(user)
+        CHAT.ask(client, messages, chat.tools, chat.limit)  # all that are compared find the same in the cache
         reference = CHAT.ask(client, messages, chat.tools, chat.limit)
         answers = [(voice, stream, voice.ask(client, messages, chat.tools, chat.limit, stream=stream))
                    for voice in WITH_HISTORY for stream in (False, True)]  # fmt: skip

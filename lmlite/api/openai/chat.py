@@ -46,7 +46,8 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
         tool_choice=offer.choice,
         parallel_tool_calls=offer.parallel,
     )
-    prompt = replace(prompt, continues=_parse_continues(fields, prompt))
+    if (continues := _parse_continues(fields, prompt)) is not None:
+        prompt = replace(prompt, continues=continues)
     refuse(fields, unserved.CHAT)
     shared = parse_shared(fields, prompt)
     grammar = shared.generate.grammar

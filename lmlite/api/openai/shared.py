@@ -77,9 +77,11 @@ def parse_shared(fields: Fields, prompt: Prompt) -> Shared:
     options = parse_options(fields, prompt)
     stream = fields.boolean("stream")
     progress = fields.boolean("return_progress") and stream
-    generate = replace(options.generate, grammar=parse_constraint(fields), progress=progress)
+    grammar = parse_constraint(fields)
+    if progress or grammar is not None:
+        options = replace(options, generate=replace(options.generate, grammar=grammar, progress=progress))
     return Shared(
-        options=replace(options, generate=generate),
+        options=options,
         stream=stream,
         include_usage=stream_options.boolean("include_usage"),
         include_stats=stream_options.boolean("include_stats"),
