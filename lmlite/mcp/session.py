@@ -40,6 +40,8 @@ NAME_MAX: Final = 128
 DESCRIPTION_MAX: Final = 16 << 10
 """Characters; a longer one is cut."""
 SCHEMA_NODES_MAX: Final = 20_000
+NAMES_SHOWN: Final = 1000
+"""Characters of a list's names in the log."""
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 
 
@@ -157,7 +159,10 @@ class Session:
         async with self._listing:
             if self._tools is None or self._transport.changed or time.monotonic() >= self._stale_at:
                 self._transport.changed = False
-                self._tools = await within(LIST_S, self._list())
+                before, self._tools = self._tools, await within(LIST_S, self._list())
+                if before is not None and before != self._tools:
+                    names = ", ".join(ascii(tool.name) for tool in self._tools)
+                    log.warning("mcp server %s: its tools are others now: %s", self.label, names[:NAMES_SHOWN])
             return self._tools
 
     async def _list(self) -> tuple[Tool, ...]:

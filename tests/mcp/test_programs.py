@@ -74,7 +74,9 @@ def test_both_revisions_are_spoken(options: dict[str, str], version: str, monkey
     asyncio.run(scenario())
 
 
-def test_lists_come_in_pages_and_are_asked_for_anew_when_they_change(tmp_path: Path) -> None:
+def test_lists_come_in_pages_and_are_asked_for_anew_when_they_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         async with connected(entry(page="5", note=str(tmp_path / "note"))) as (connections, kept):
             session = await connections.session(kept)
@@ -82,7 +84,9 @@ def test_lists_come_in_pages_and_are_asked_for_anew_when_they_change(tmp_path: P
             await session.tools()
             assert len(heard(tmp_path / "note", "tools/list")) == 3  # pages, and no second list
             await call(session, "grow")
+            assert "tools are others now" not in caplog.text
             assert "late" in [tool.name for tool in await session.tools()]
+            assert "tools are others now" in caplog.text
 
     asyncio.run(scenario())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from lmlite.mcp.web import header_value
 from tests.conftest import TIMEOUT_S
 from tests.mcp.web_server import WebServer, whole
 
+CERTIFICATE = Path(__file__).parents[1] / "hub" / "hub.example.pem"
+"""Of hub.example, signed by itself, with its key."""
 SECRET = (("Authorization", "Bearer secret"),)
 
 
@@ -177,6 +181,30 @@ def test_a_host_is_looked_up_once_and_that_address_is_connected_to() -> None:
             session = await connections.open_stranger(Entry("demo", url=url))
             assert await add(session) == "5"
             assert n == 1 and {heard.headers["host"] for heard in server.heard} == {f"tools.example:{server.port}"}
+
+    asyncio.run(scenario())
+
+
+def test_tls_asks_for_the_name_that_was_given_and_trusts_nobody_else() -> None:
+    asked: list[str] = []
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(CERTIFICATE)
+    tls.sni_callback = lambda _, name, __: asked.append(name)
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async def scenario() -> None:
+        async with WebServer(tls=tls).serving() as server:
+            connections = Connections(allow_private=True, resolve=resolve)
+            known = Entry("demo", url=f"https://hub.example:{server.port}/mcp")
+            with pytest.raises(Fault, match="no certificate that can be trusted"):
+                await connections.open_stranger(known)
+            connections._web._tls = ssl.create_default_context(cafile=str(CERTIFICATE))
+            assert await add(await connections.open_stranger(known)) == "5"
+            assert set(asked) == {"hub.example"}
+            with pytest.raises(Fault, match="no certificate that can be trusted"):
+                await connections.open_stranger(Entry("demo", url=f"https://other.example:{server.port}/mcp"))
 
     asyncio.run(scenario())
 

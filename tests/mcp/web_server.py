@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ class WebServer:
     port: int = 0
     left: asyncio.Event = field(default_factory=asyncio.Event)
     stream: asyncio.StreamWriter | None = None
+    tls: ssl.SSLContext | None = None
 
     @property
     def url(self) -> str:
@@ -43,7 +45,7 @@ class WebServer:
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[WebServer]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
