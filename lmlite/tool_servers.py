@@ -7,6 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+PLUGIN_PREFIX: Final = "mcp/"
+_SEPARATORS: Final = re.compile(r"[^a-z0-9]+")
+
+
+def kebab(label: str) -> str:
+    """As LM Studio spells names: small letters, and `-` for all that is neither letter nor digit."""
+    return _SEPARATORS.sub("-", label.lower()).strip("-") or label
+
+
+def plugin_id(label: str) -> str:
+    return PLUGIN_PREFIX + kebab(label)
+
 
 @dataclass(slots=True, frozen=True)
 class ToolServer:

@@ -157,6 +157,12 @@ def test_c6_a_loop_without_end_ends_with_an_answer_without_tools(serve_tools: Ca
     assert [command["tool_choice"] for command in generations(ask.server)] == ["auto"] * 3 + ["none"]
 
 
+def test_no_tool_is_called_once_a_request_has_taken_its_time(serve_tools: Callable[..., Ask], tmp_path: Path) -> None:
+    ask = serve_tools(rounds=1000, mcp_timeout=0)
+    assert [item["type"] for item in ask().json["output"]] == ["message"]
+    assert "tools/call" not in (tmp_path / "heard").read_text()
+
+
 def test_a_model_that_only_calls_what_cannot_be_called_answers_without(serve_tools: Callable[..., Ask]) -> None:
     ask = serve_tools(("rain", ("{}",)), rounds=1000)
     output = ask().json["output"]
@@ -207,7 +213,8 @@ def test_servers_are_found_by_their_label_and_by_lm_studios_spelling_of_it(
 ) -> None:
     ask = serve_tools()
     program(tmp_path / "home", My_Tools={"tools": "add"})
-    assert ask(integrations=[id]).json["output"][0]["tool"] == "add"
+    called = ask(integrations=[id]).json["output"][0]
+    assert called["tool"] == "add" and called["provider_info"]["plugin_id"] == "mcp/my-tools"
 
 
 def test_lm_studios_own_file_counts_too(serve_tools: Callable[..., Ask], tmp_path: Path) -> None:

@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ..tool_servers import check_headers
+from ..tool_servers import PLUGIN_PREFIX, check_headers, kebab, plugin_id
 
 FILE_NAME: Final = "mcp.json"
 LM_STUDIO: Final = (Path(".lmstudio") / FILE_NAME, Path(".cache") / "lm-studio" / FILE_NAME)
 """In the user's home folder."""
 BYTES_MAX: Final = 1 << 20
-PREFIX: Final = "mcp/"
 _VARIABLE: Final = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-_SEPARATORS: Final = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,7 +40,7 @@ class Entry:
 
     @property
     def plugin_id(self) -> str:
-        return PREFIX + kebab(self.label)
+        return plugin_id(self.label)
 
 
 class ServerFile:
@@ -68,7 +66,7 @@ class ServerFile:
 
     def find(self, id: str) -> Entry | None:
         """By its label, in any case, with or without `mcp/`, or as LM Studio spells it."""
-        wanted = kebab(id.removeprefix(PREFIX))
+        wanted = kebab(id.removeprefix(PLUGIN_PREFIX))
         return next((entry for entry in self.entries() if kebab(entry.label) == wanted), None)
 
 
@@ -78,10 +76,6 @@ def stamp(path: Path) -> object:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def kebab(label: str) -> str:
-    return _SEPARATORS.sub("-", label.lower()).strip("-") or label
 
 
 def read_keys(path: Path) -> dict[str, Any]:

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ...errors import InvalidRequest, InvalidType
-from ...tool_servers import ToolServer, check_headers
+from ...tool_servers import PLUGIN_PREFIX, ToolServer, check_headers, plugin_id
 from ..read.fields import Fields, as_name, as_object, as_string, clip
 from .load import strict
 
 PLUGIN_KEYS: Final = frozenset(("type", "id", "allowed_tools"))
 EPHEMERAL_KEYS: Final = frozenset(("type", "server_label", "server_url", "allowed_tools", "headers"))
 SERVERS_MAX: Final = 32
-PREFIX: Final = "mcp/"
 URL_MAX: Final = 4096
 
 
@@ -43,7 +42,7 @@ def _parse(value: object, where: str) -> ToolServer:
 
 
 def _plugin(id: str, allowed: frozenset[str] | None, where: str) -> ToolServer:
-    label = id.removeprefix(PREFIX)
+    label = id.removeprefix(PLUGIN_PREFIX)
     if not label:
         raise InvalidRequest(f"'{where}' names no plugin", where)
     return ToolServer("plugin", label, allowed=allowed, param=where)
@@ -80,5 +79,5 @@ def _allowed(fields: Fields) -> frozenset[str] | None:
 
 def provider_info(server: ToolServer) -> dict[str, Any]:
     if server.kind == "plugin":
-        return {"type": "plugin", "plugin_id": PREFIX + server.label}
+        return {"type": "plugin", "plugin_id": plugin_id(server.label)}
     return {"type": "ephemeral_mcp", "server_label": server.label}

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ...errors import InvalidRequest, UnsupportedField
-from ...tool_servers import ToolServer, check_headers
+from ...tool_servers import PLUGIN_PREFIX, ToolServer, check_headers
 from ..read.fields import Fields, as_name, as_object, as_string, clip
 
 URL_MAX: Final = 4096
-PREFIX: Final = "mcp/"
 
 
 def parse_server(fields: Fields) -> ToolServer:
@@ -25,7 +24,7 @@ def parse_server(fields: Fields) -> ToolServer:
     allowed = _allowed(fields)
     url = fields.string("server_url")
     if url is None:
-        return ToolServer("plugin", label.removeprefix(PREFIX), allowed=allowed, param="tools")
+        return ToolServer("plugin", label.removeprefix(PLUGIN_PREFIX), allowed=allowed, param="tools")
     if not url.lower().startswith(("http://", "https://")) or len(url) > URL_MAX:
         where = fields.where("server_url")
         raise InvalidRequest(f"'{where}' must be a URL of http or https", where)
