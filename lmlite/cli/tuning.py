@@ -34,6 +34,9 @@ SPARE_BYTES: Final = 16 << 20
 QUIET: Final = 0.2
 """The part of a core below which nothing large can be under way: the memory would be wanted again at once, and a page of
 it costs more to get than to fill."""
+PATIENCE: Final = 12
+"""Looks at spare memory until it goes back even so, a minute together: where somebody streams all day it is never quiet. It
+costs others up to 40 ms."""
 
 
 def tune() -> None:
@@ -56,15 +59,16 @@ async def give_memory_back(sleep: Callable[[float], Awaitable[None]] = asyncio.s
     """Has glibc return what large requests took, once they are over; by itself it keeps hundreds of MB for ever."""
     if (libc := glibc()) is None:
         return
-    least, busy_s = resident_bytes() or 0, time.process_time()
+    least, busy_s, n_looks = resident_bytes() or 0, time.process_time(), 0
     while True:
         await sleep(LOOK_S)
         before, busy_s = busy_s, time.process_time()
         now = resident_bytes() or 0
         least = min(least, now)
-        if now > least + SPARE_BYTES and busy_s - before < QUIET * LOOK_S:
+        n_looks = n_looks + 1 if now > least + SPARE_BYTES else 0
+        if n_looks >= PATIENCE or (n_looks and busy_s - before < QUIET * LOOK_S):
             await asyncio.to_thread(libc, "malloc_trim", 0)
-            least = resident_bytes() or 0
+            least, n_looks = resident_bytes() or 0, 0
 
 
 def glibc() -> Callable[..., int] | None:

@@ -54,6 +54,13 @@ def test_memory_that_will_be_wanted_at_once_is_kept(monkeypatch: pytest.MonkeyPa
     assert looks(monkeypatch, iter([(200, 4.0), (210, 4.0), (220, 0.1)])) == [220]
 
 
+def test_memory_goes_back_now_and_then_where_it_is_never_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = [(200 + look, 4.0) for look in range(30)]
+    assert looks(monkeypatch, iter(busy)) == [211, 223]
+    with_pauses = [(200 if look % 10 else 30, 4.0) for look in range(1, 60)]
+    assert looks(monkeypatch, iter(with_pauses)) == []
+
+
 def test_little_is_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looks(monkeypatch, itertools.repeat((40, 0.0), 3)) == []
 
