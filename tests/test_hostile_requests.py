@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lmlite.cli import tuning
 from lmlite.server import Server
 from tests import chats
 from tests.conftest import Client
@@ -288,3 +289,22 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(tmp_path: Path, m
         chats.fill_the_context(server.port)
         now = chats.holdings(engine)
     assert (now["descriptors"], now["threads"]) == (held["descriptors"], held["threads"])
+
+
+@pytest.mark.skipif(tuning.glibc() is None, reason="another C library")
+def test_engine_gives_back_what_large_prompts_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = chats.children()
+    with Server(port=0, home=tmp_path, **chats.SERVER) as server:
+        client = Client(server.port)
+        chats.fill_the_context(server.port)
+        (engine,) = chats.children() - before
+        held = chats.holdings(engine)["resident_kb"]
+        for megabytes in (1, 12, 30):
+            words = "word " * (megabytes * 200_000)
+            assert client.post(TEXT, {"model": chats.MODEL, "prompt": words}).status == 400
+            assert client.post(CHAT, {**HELLO, **saying(words)}).status == 400
+        chats.fill_the_context(server.port)  # behind what is still being let go
+        grown = chats.holdings(engine)["resident_kb"] - held
+        client.close()
+    assert grown < 20 * 1024
