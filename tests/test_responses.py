@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from lmlite.app import generation
+from lmlite.app.background import BackgroundRun
 from lmlite.core.engine.frames import Kind
-from tests.conftest import Answer, Client, FakeServer
+from lmlite.exchange import Exchange
+from lmlite.rounds.history import History
+from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.fakes import WORDS, Gate, Script, error
 
 PATH = "/v1/responses"
@@ -334,6 +340,38 @@ def test_a_background_response_can_be_cancelled(serve_fake: Callable[..., FakeSe
     plain = client.post(PATH, TALK).json
     refused = client.post(f"{PATH}/{plain['id']}/cancel", None)
     assert refused.status == 400 and client.post(f"{PATH}/resp_0/cancel", None).status == 404
+
+
+def test_a_background_response_that_is_cancelled_while_it_is_kept_ends_for_who_follows_it(
+    serve_fake: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_kept, may_return = threading.Event(), threading.Event()
+
+    async def keep(history: History, exchange: Exchange) -> None:
+        await kept(history, exchange)
+        is_kept.set()
+        await asyncio.to_thread(may_return.wait)
+
+    async def stop(run: BackgroundRun) -> None:
+        if is_kept.is_set():
+            asyncio.get_running_loop().call_soon(may_return.set)
+        await stopped(run)
+
+    kept, stopped = History.keep, BackgroundRun.stop
+    monkeypatch.setattr(History, "keep", keep)
+    monkeypatch.setattr(BackgroundRun, "stop", stop)
+    gate = Gate(Kind.GENERATE)
+    server = serve_fake(Script(hold=gate))
+    client = server.client()
+    path = f"{PATH}/{client.post(PATH, {**TALK, 'background': True}).json['id']}"
+    follower = server.client().start("GET", f"{path}?stream=true")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(server.client().post, f"{path}/cancel", None)
+        assert is_kept.wait(TIMEOUT_S)
+        second = threads.submit(server.client().post, f"{path}/cancel", None)
+        assert [answer.result().json["status"] for answer in (first, second)] == ["cancelled", "cancelled"]
+    gate.open()
+    assert b"response.cancelled" in follower.read()
 
 
 def test_a_background_response_that_runs_can_be_deleted(serve_fake: Callable[..., FakeServer]) -> None:

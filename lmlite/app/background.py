@@ -64,6 +64,7 @@ class BackgroundRun:
         self._rounds, self._history, self._turn = rounds, history, turn
         self._said: list[bytes] = []  # an event each
         self._news = asyncio.Event()  # more was said, or it is over
+        self._ends = False  # by itself or because it was stopped: what it ends with is being kept, and nothing may stop that
         self._over = False
         self._told = ""  # its status, to the history
         self._reason: LmError | None = None  # why it was stopped; None: because its client wanted that
@@ -81,6 +82,7 @@ class BackgroundRun:
         except Exception as error:  # noqa: BLE001 - nobody but its followers will hear of it
             last = reply.failed(fact(error))
             let_go(error)
+        self._ends = True
         try:
             await self._history.keep(reply.kept())
         except LmError as error:
@@ -111,8 +113,10 @@ class BackgroundRun:
 
     async def stop(self, reason: LmError | None = None) -> None:
         """Returns once it is over and kept: as cancelled, or as failed for the `reason`."""
-        self._reason = reason
-        self.task.cancel()
+        if not self._ends:
+            self._ends = True
+            self._reason = reason
+            self.task.cancel()
         await asyncio.wait([self.task])
 
     async def follow(self, after: int, response: Response) -> None:
