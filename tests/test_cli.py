@@ -20,6 +20,8 @@ from lmlite.config import Config, gather, options
 from lmlite.errors import ConfigError
 from tests.conftest import INSTALLED, TIMEOUT_S, Client
 
+PEM = Path(__file__).parent / "hub" / "hub.example.pem"
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
@@ -296,6 +298,21 @@ def test_the_printed_curl_works(home: Path) -> None:
     process = lmlite("serve", "--port", "0", home=home)
     _, (_, line) = started(process)
     done = subprocess.run(["sh", "-c", f"{line.removeprefix('try: ')} -s"], capture_output=True, text=True)
+    process.terminate()
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+    assert ended(process)[0] == 0
+
+
+@pytest.mark.parametrize("flags", [["--auth"], ["--tls-cert", str(PEM), "--tls-key", str(PEM)]], ids=["auth", "tls"])
+def test_the_printed_curl_works_where_tokens_are_asked_for_or_tls_is_spoken(home: Path, flags: list[str]) -> None:
+    code, token, _ = ended(lmlite("token", "create", "mine", home=home))
+    assert code == 0
+    process = lmlite("serve", "--port", "0", *flags, home=home)
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if line.startswith("try: "))
+    environ = {**os.environ, "LM_API_TOKEN": token.strip()}
+    command = f"{line.strip().removeprefix('try: ')} -s"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environ)
     process.terminate()
     assert json.loads(done.stdout)["choices"][0]["message"]["content"]
     assert ended(process)[0] == 0

@@ -180,11 +180,18 @@ class Client:
             connection.request(method, path, content, headers)
             response = connection.getresponse()
             if not 200 <= response.status < 300:
-                raise _refusal(response.status, _json(response.read()))
+                refusal = _refusal(response.status, _json(response.read()))
+                raise self._asks_for_token(refusal) if response.status == 401 else refusal
         except BaseException as error:
             connection.close()
             raise _lost(error) from None
         return connection, response
+
+    def _asks_for_token(self, refusal: ServerError) -> ServerError:
+        """In the words of a shell: the server's own are for who sends headers."""
+        told = "takes no such API token" if self._token else "asks for an API token"
+        hint = f"lmlite token create NAME makes one, and commands take it from {TOKEN_VARIABLES[-1]}"
+        return ServerError(refusal.status, refusal.code, f"The server at {self.url} {told}: {hint}")
 
     def _connect(self) -> HTTPConnection:
         from http.client import HTTPConnection

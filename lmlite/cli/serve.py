@@ -187,8 +187,10 @@ async def announce(service: Service) -> None:
     """The models and a first thing to try, once the disk has been looked at."""
     cards = await service.cards()
     say(STDOUT, f"models: {', '.join(card.id if card.id.isprintable() else repr(card.id) for card in cards)}")
+    if service.config.auth:
+        say(STDOUT, "tokens: lmlite token create NAME makes one; export it as LM_API_TOKEN")
     if (card := worth_trying(cards, service.config.models)) is not None:
-        say(STDOUT, f"try: {curl(service.url, card)}")
+        say(STDOUT, f"try: {curl(service.url, card, service.config.auth)}")
 
 
 def worth_trying(cards: tuple[ModelCard, ...], named: tuple[Path, ...]) -> ModelCard | None:
@@ -199,8 +201,8 @@ def worth_trying(cards: tuple[ModelCard, ...], named: tuple[Path, ...]) -> Model
     return sound[0] if sound else None
 
 
-def curl(url: str, card: ModelCard) -> str:
-    """A command to be pasted into a shell."""
+def curl(url: str, card: ModelCard, auth: bool = False) -> str:
+    """A command to be pasted into a shell. Of a certificate nothing is known but that it may be anybody's."""
     path, asked = "/v1/chat/completions", '"messages": [{"role": "user", "content": "Hello!"}]'
     if card.type == "embedding":
         path, asked = "/v1/embeddings", '"input": "Hello!"'
@@ -209,4 +211,7 @@ def curl(url: str, card: ModelCard) -> str:
     text = f'{{"model": {json.dumps(card.id)}, {asked}}}'.replace("'", "'\\''")
     if url.startswith("unix:"):
         url = f"--unix-socket {shlex.quote(url.removeprefix('unix:'))} http://localhost"
-    return f"curl {url}{path} -H 'Content-Type: application/json' -d '{text}'"
+    elif url.startswith("https:"):
+        url = f"-k {url}"
+    token = ' -H "Authorization: Bearer $LM_API_TOKEN"' if auth else ""
+    return f"curl {url}{path}{token} -H 'Content-Type: application/json' -d '{text}'"

@@ -107,6 +107,17 @@ def test_token_of_the_environment_is_sent(name: str, peer: Peer, home: Home) -> 
     assert [asked.headers.get("Authorization") for asked in peer.asked] == ["Bearer sk-lm-1", None]
 
 
+@pytest.mark.parametrize(
+    ("token", "told"), [(None, "asks for an API token"), ("sk-lm-1", "takes no such API token")], ids=["none", "wrong"]
+)
+def test_who_is_not_let_in_is_told_where_commands_take_a_token_from(peer: Peer, token: str | None, told: str) -> None:
+    peer.answers["GET", "/x"] = 401, {"error": {"message": "Authorization: Bearer ...", "code": "invalid_api_key"}}
+    client = Client("127.0.0.1", peer.port, token)
+    with pytest.raises(ServerError, match=f"{told}: lmlite token create NAME makes one, .* LM_API_TOKEN") as caught:
+        client.get("/x")
+    assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
+
+
 # ---- answers and refusals --------------------------------------------------------------------------------------------
 
 
