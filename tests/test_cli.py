@@ -55,7 +55,7 @@ def test_every_option_has_the_same_value_from_each_place(home: Path) -> None:
         if option.name == "home":
             continue
         text, value = a_value_for(option.kind.shape, option.default, option.kind.allowed)
-        needs = {"host": "INSECURE_NO_AUTH", "tls_cert": "TLS_KEY", "tls_key": "TLS_CERT"}
+        needs = {"host": "INSECURE_NO_AUTH", "tls_cert": "TLS_KEY", "tls_key": "TLS_CERT", "mcp": "AUTH"}
         with_it = {f"LMLITE_{needs[option.name]}": "1"} if option.name in needs else {}
         nothing = {"LMLITE_HOME": str(home / "none"), **with_it}
         by_flag = gather({option.name: [text] if option.kind.shape == "many" else text}, nothing)
