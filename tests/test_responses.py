@@ -280,6 +280,17 @@ def test_a_stream_whose_client_leaves_is_kept_as_cancelled(serve_fake: Callable[
     assert SAID.startswith(text_of(kept))
 
 
+@pytest.mark.parametrize(("engine_s", "own"), [("response_format", "text.format"), ("messages", "input"), ("tools", "tools")])
+def test_what_the_engine_refuses_is_named_as_this_request_names_it(
+    serve_fake: Callable[..., FakeServer], engine_s: str, own: str
+) -> None:
+    client = serve_fake(Script(generate_error=error("invalid_request", param=engine_s))).client()
+    answer = client.post(PATH, TALK)
+    assert answer.status == 400 and answer.json["error"]["param"] == own
+    events = events_of(client.post(PATH, {**TALK, "stream": True, "background": True}))
+    assert events[-1]["type"] == "error" and events[-1]["param"] == own
+
+
 # ---- in the background -----------------------------------------------------------------------------------------------
 
 

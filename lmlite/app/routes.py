@@ -92,6 +92,7 @@ FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (
     ("/api/v1", nameless(lmstudio_v1.error)),
     ("/lmlite", nameless(lmstudio_v1.error)),
     ("/v1/messages", anthropic.error),
+    ("/v1/responses", nameless(openai_error.response_error)),
 )
 """Whose words an error is told in, by the first beginning of the path that fits."""
 

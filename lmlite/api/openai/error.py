@@ -28,6 +28,8 @@ from ...errors import (
 _DIRECTORY = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":]+[/\\])*(?=[^/\\\s])")
 """The directory of an absolute path in an engine's message; the file's name stays, since it says which model it was."""
 
+_RESPONSES_FIELDS = {"messages": "input", "response_format": "text.format"}
+
 _TELLING = (ConfigError, EngineGone, HttpError, HubError, ModelFileChanged, RateLimited, ShuttingDown)
 """Errors whose text was written for clients, whatever their status."""
 
@@ -49,6 +51,20 @@ def error_object(exc: LmError) -> dict[str, Any]:
             "n_ctx": exc.limit,
         }
     return {"message": tell(exc), "type": _classify(exc.status), "param": exc.param, "code": exc.code}
+
+
+def response_error(exc: LmError) -> tuple[int, str]:
+    """As `error`, for a Responses request."""
+    spelled = exc.message if isinstance(exc, UnexpectedEndpoint) else response_error_object(exc)
+    return exc.status, json.dumps({"error": spelled}, separators=(",", ":"))
+
+
+def response_error_object(exc: LmError) -> dict[str, Any]:
+    """An engine names fields as chat completions do."""
+    spelled = error_object(exc)
+    if (param := spelled.get("param")) is not None:
+        spelled["param"] = _RESPONSES_FIELDS.get(param, param)
+    return spelled
 
 
 def _classify(status: int) -> str:

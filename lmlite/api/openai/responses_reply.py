@@ -35,7 +35,7 @@ from ..answer import FINISH_REASON, call_id, spell_logprobs
 from ..dialect import Frame, Origin, Reply
 from ..spell import dumps
 from ..transcript import Piece, Transcript
-from .error import error_object
+from .error import response_error_object
 from .responses_events import PREFIXES, Item, ItemStatus, Kind, Numbers
 from .responses_items import encrypt, join_input
 from .responses_tools import InputText, Told
@@ -280,7 +280,7 @@ class ResponseReply(Reply):
         """Clients look for one of the two, or for the other; of the second in one of two shapes."""
         self._error = exc
         frames = [*self.begin(), self._tell("failed")]
-        error = error_object(exc)
+        error = response_error_object(exc)
         told = {"code": error["code"], "message": error["message"], "param": error.get("param")}
         nested = dumps({"type": error["type"], **told})
         frames.append(self._numbers.event("error", f',{dumps(told)[1:-1]},"error":{nested}'))
@@ -400,4 +400,4 @@ def spell_error(error: LmError) -> dict[str, Any]:
     """Of a response that failed. Clients know few codes: by these two they shorten what they send, or wait."""
     known = (ContextOverflow, ConversationTooLong, QueueFull)
     code = error.code if isinstance(error, known) or error.status < 500 else "server_error"
-    return {"code": code, "message": error_object(error)["message"]}
+    return {"code": code, "message": response_error_object(error)["message"]}
