@@ -720,7 +720,7 @@ dialogue::asked dialogue::read(const chat_prompt & chat, const grammar_spec * gr
     const bool begins_in_a_schema = grammar != nullptr && ask.last; // which has to be told what there is
     ask.is_text = rules_all || (plain_ && ask.inputs.tools.empty() && !begins_in_a_schema);
     if (grammar != nullptr && !ask.is_text) {
-        to_gbnf(*grammar); // for its guards
+        read_schema(grammar->text); // for its guards
         ask.inputs.json_schema = grammar->text;
     }
     return ask;
@@ -827,12 +827,15 @@ std::vector<common_chat_params> dialogue::describe(const common_chat_templates_i
         return {describe_calls(inputs)};
     }
     common_chat_templates_inputs answer = without_tools(inputs);
+    if (!inputs.json_schema.empty()) {
+        answer.json_schema = common_json::object({{"const", schema_mark(0)}}).dump(); // the place of it in the grammar is all that is asked
+    }
     if (!native_tools_) {
         spell_tools(answer);
     }
     common_chat_params written = apply(answer, false);
     if (!inputs.json_schema.empty() && written.grammar.empty()) {
-        written = json_format(written, inputs.json_schema);
+        written = json_format(written, answer.json_schema);
     }
     if (inputs.tools.empty()) {
         return {written};
@@ -864,11 +867,15 @@ std::shared_ptr<const answer_format> dialogue::make_format(const std::vector<com
         hold_to_choices(format->parsers.front(), inputs.tools, grammar);
         format->grammar_lazy = first.grammar_lazy;
         format->triggers = first.grammar_triggers;
+        std::vector<schema_ptr> schemas;
+        if (!inputs.json_schema.empty()) {
+            schemas.push_back(read_schema(inputs.json_schema));
+        }
         if (!grammar.empty()) {
-            format->compiled = compile_grammar(vocab_, grammar, inputs.tools.empty() ? "response_format" : "tools");
+            format->compiled = compile_grammar(vocab_, grammar, inputs.tools.empty() ? "response_format" : "tools", schemas);
         }
         if (format->compiled && variants.size() == 2) {
-            format->compiled = either(*format->compiled, *compile_grammar(vocab_, variants[1].grammar, "response_format"));
+            format->compiled = either(*format->compiled, *compile_grammar(vocab_, variants[1].grammar, "response_format", schemas));
         }
     }
     format->thinking_start = first.thinking_start_tag;
@@ -892,8 +899,8 @@ static std::string key_of(const common_chat_templates_inputs & inputs, const std
         .dump();
 }
 
-static std::string key_of(const std::vector<common_chat_params> & variants, bool parallel_tool_calls) {
-    common_json texts = common_json::array({parallel_tool_calls});
+static std::string key_of(const std::vector<common_chat_params> & variants, const common_chat_templates_inputs & inputs) {
+    common_json texts = common_json::array({inputs.parallel_tool_calls, inputs.json_schema});
     for (const common_chat_params & variant : variants) {
         for (const std::string & text : {variant.parser, variant.grammar, variant.generation_prompt}) {
             texts.push_back(text);
@@ -1008,7 +1015,7 @@ chat_turn dialogue::answer_turn(const common_chat_templates_inputs & inputs, con
     chat_turn turn = turn_of(rendered, limit); // first: it may be too long
     if (special_case_) {
         const std::vector<common_chat_params> variants = describe(loose);
-        turn.format = recall_or_make(key_of(variants, loose.parallel_tool_calls), [&] { return variants; }, loose);
+        turn.format = recall_or_make(key_of(variants, loose), [&] { return variants; }, loose);
     } else {
         turn.format = recall_or_make(key_of(loose, rendered.params.generation_prompt), [&] { return describe(loose); }, loose);
     }

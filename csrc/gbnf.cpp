@@ -1,5 +1,7 @@
 #include "gbnf.h"
 
+#include "json_value.h"
+
 #include <algorithm>
 #include <optional>
 #include <string_view>
@@ -14,7 +16,6 @@ static constexpr size_t MAX_DEPTH = 128;
 static constexpr size_t MAX_TOKEN_BYTES = 1024; // of a token written as <text>
 
 static constexpr size_t MAX_QUOTED = 60; // of the text, in an error
-static constexpr uint32_t LAST_CODE_POINT = 0x10FFFF;
 
 using ranges = std::vector<grammar::range>;
 
@@ -58,7 +59,7 @@ namespace {
 
 class gbnf_parser {
   public:
-    gbnf_parser(const vocabulary & vocab, const std::string & text) : vocab_(vocab), text_(text) {}
+    gbnf_parser(const vocabulary & vocab, const std::string & text, size_t n_schemas) : vocab_(vocab), text_(text), n_schemas_(n_schemas) {}
 
     grammar parse() {
         skip_space(true);
@@ -269,11 +270,30 @@ class gbnf_parser {
     }
 
     void read_literal(body & all) {
+        const uint32_t mark = read_schema_mark();
+        if (mark < n_schemas_) {
+            add(all, grammar::kind::schema, mark);
+            return;
+        }
         for (at_++; peek() != '"';) {
             const uint32_t c = read_character();
             add(all, grammar::kind::characters, set_of(c <= LAST_CODE_POINT ? ranges{{c, c}} : ranges()));
         }
         at_++;
+    }
+
+    // The index of a schema, if the literal is its mark in quotation marks.
+    uint32_t read_schema_mark() {
+        static constexpr size_t LENGTH = 10; // "\"mark\"", with four bytes of a mark
+        if (n_schemas_ == 0 || text_.compare(at_, 3, "\"\\\"") != 0 || text_.compare(at_ + 7, 3, "\\\"\"") != 0) {
+            return UINT32_MAX;
+        }
+        const std::vector<uint32_t> mark = code_points(text_.substr(at_ + 3, 4));
+        if (mark.size() != 1 || mark[0] < FIRST_SCHEMA_MARK || mark[0] >= FIRST_SCHEMA_MARK + n_schemas_) {
+            return UINT32_MAX;
+        }
+        at_ += LENGTH;
+        return mark[0] - FIRST_SCHEMA_MARK;
     }
 
     // One of no characters at all is the empty text, as in llama.cpp.
@@ -473,6 +493,7 @@ class gbnf_parser {
 
     const vocabulary & vocab_; // borrowed
     const std::string & text_; // borrowed
+    size_t n_schemas_;
     size_t at_ = 0;
     size_t depth_ = 0;
     size_t n_elements_ = 0;
@@ -484,14 +505,14 @@ class gbnf_parser {
 
 }  // namespace
 
-grammar parse_gbnf(const vocabulary & vocab, const std::string & text) {
+grammar parse_gbnf(const vocabulary & vocab, const std::string & text, size_t n_schemas) {
     if (text.size() > MAX_TEXT_BYTES || text.find('\0') != std::string::npos) {
         throw gbnf_error("the grammar is too large, or holds a zero byte");
     }
     if (!is_utf8(text)) {
         throw gbnf_error("the grammar is not UTF-8");
     }
-    return gbnf_parser(vocab, text).parse();
+    return gbnf_parser(vocab, text, n_schemas).parse();
 }
 
 }  // namespace lm

@@ -2,12 +2,14 @@
 
 #include "error.h"
 #include "gbnf.h"
+#include "json_value.h"
 
 #include "json-schema-to-grammar.h"
 #include "json.h"
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 namespace lm {
@@ -385,7 +387,8 @@ bool grammar::contains(uint32_t set, uint32_t code_point) const {
 
 size_t grammar::n_bytes() const {
     return sizeof *this + elements.size() * sizeof(element) + ranges.size() * sizeof(range) +
-           (alternatives.size() + rules.size() + sets.size()) * sizeof(uint32_t);
+           (alternatives.size() + rules.size() + sets.size()) * sizeof(uint32_t) +
+           std::accumulate(schemas.begin(), schemas.end(), size_t(0), [](size_t n, const schema_ptr & s) { return n + s->n_bytes(); });
 }
 
 void grammar::shrink() {
@@ -403,7 +406,10 @@ grammar_ptr either(const grammar & a, const grammar & b) {
     const uint32_t n_rules = uint32_t(a.rules.size()) - 1;
     const uint32_t n_sets = uint32_t(a.sets.size()) - 1;
     for (grammar::element e : b.elements) {
-        e.value += e.what == grammar::kind::call ? n_rules : e.what == grammar::kind::characters ? n_sets : 0;
+        e.value += e.what == grammar::kind::call         ? n_rules
+                   : e.what == grammar::kind::characters ? n_sets
+                   : e.what == grammar::kind::schema     ? uint32_t(a.schemas.size())
+                                                         : 0;
         both->elements.push_back(e);
     }
     const auto append = [](std::vector<uint32_t> & to, const std::vector<uint32_t> & from, size_t offset) {
@@ -417,6 +423,7 @@ grammar_ptr either(const grammar & a, const grammar & b) {
     append(both->rules, b.rules, n_alternatives);
     append(both->sets, b.sets, a.ranges.size());
     both->ranges.insert(both->ranges.end(), b.ranges.begin(), b.ranges.end());
+    both->schemas.insert(both->schemas.end(), b.schemas.begin(), b.schemas.end());
     both->alternatives.insert(both->alternatives.end(), {a.start, n_elements + b.start}); // a rule of its own
     both->rules.push_back(uint32_t(both->alternatives.size()));
     both->start = uint32_t(both->elements.size());
@@ -426,14 +433,40 @@ grammar_ptr either(const grammar & a, const grammar & b) {
     return both;
 }
 
-grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param) {
+grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param,
+                            std::vector<schema_ptr> schemas) {
     try {
-        auto compiled = std::make_shared<grammar>(parse_gbnf(vocab, gbnf));
+        auto compiled = std::make_shared<grammar>(parse_gbnf(vocab, gbnf, schemas.size()));
         refuse_left_recursion(*compiled);
+        compiled->schemas = std::move(schemas);
         return compiled;
     } catch (const gbnf_error & e) {
         throw invalid_request(param, e.what());
     }
+}
+
+std::string schema_mark(size_t i) {
+    std::string mark;
+    append_utf8(mark, FIRST_SCHEMA_MARK + uint32_t(i));
+    return mark;
+}
+
+schema_ptr read_schema(const std::string & text, bool strict) {
+    try {
+        schema_ptr made = compile_schema(text);
+        for (const std::string & what : made->unenforced) {
+            if (strict && what.compare(0, 7, "format ") != 0) { // an unknown format is a note, no rule
+                throw schema_error(what + " cannot be enforced, as strict asks");
+            }
+        }
+        return made;
+    } catch (const schema_error & e) {
+        throw invalid_request("response_format", "response_format: " + clipped(e.what()));
+    }
+}
+
+grammar_ptr schema_grammar(const vocabulary & vocab, schema_ptr s) {
+    return compile_grammar(vocab, "root ::= \"\\\"" + schema_mark(0) + "\\\"\"", "response_format", {std::move(s)});
 }
 
 grammar_ptr grammar_cache::get(const grammar_spec & spec) {
@@ -442,7 +475,7 @@ grammar_ptr grammar_cache::get(const grammar_spec & spec) {
         entries_.splice(entries_.begin(), entries_, found->second);
         return entries_.front().compiled;
     }
-    grammar_ptr compiled = compile_grammar(vocab_, to_gbnf(spec), spec.is_schema ? "response_format" : "grammar");
+    grammar_ptr compiled = spec.is_schema ? schema_grammar(vocab_, read_schema(spec.text)) : compile_grammar(vocab_, to_gbnf(spec));
     const size_t n_bytes = compiled->n_bytes() + key.size();
     entries_.push_front({std::move(key), compiled, n_bytes});
     by_key_.emplace(entries_.front().key, entries_.begin());

@@ -1,7 +1,9 @@
-// Grammars: GBNF or a JSON schema compiled to a table that a matcher walks. Schemas become GBNF by llama.cpp's compiler, whose
-// costs are bounded before; GBNF is read by csrc/gbnf.h alone, and followed by csrc/matcher.h.
+// Grammars: GBNF compiled to a table that a matcher walks, with JSON schemas as elements of it. GBNF is read by csrc/gbnf.h
+// alone and schemas by csrc/schema.h; both are followed by csrc/matcher.h. The schemas of tools still become GBNF by llama.cpp's
+// compiler, whose costs are bounded before.
 #pragma once
 
+#include "schema.h"
 #include "text.h"
 
 #include <cstdint>
@@ -20,15 +22,16 @@ namespace lm {
 struct grammar_spec {
     bool is_schema;
     std::string text;
+    bool strict = false; // a schema that cannot be enforced to the letter is refused
 };
 
 // A context-free grammar. Immutable, shared by the requests that use it.
 struct grammar {
-    enum class kind : uint8_t { end, characters, call, token, other_token };
+    enum class kind : uint8_t { end, characters, call, token, other_token, schema };
 
     struct element {
         kind what;
-        uint32_t value; // the index of a set of characters or of a rule, or a token id
+        uint32_t value; // the index of a set of characters, of a rule or of a schema, or a token id
     };
     struct range {
         uint32_t first;
@@ -40,6 +43,7 @@ struct grammar {
     std::vector<uint32_t> rules;        // where each rule begins among the alternatives, and one past the last
     std::vector<range> ranges;          // every set's ranges of code points, ascending and disjoint
     std::vector<uint32_t> sets;         // where each set begins among the ranges, and one past the last
+    std::vector<schema_ptr> schemas;
     uint32_t start = 0;                 // the element that calls the root
 
     // Whether position `at` is the last of its alternative.
@@ -85,8 +89,20 @@ class schema_budget {
 std::string to_gbnf(const grammar_spec & spec);
 
 // Throws invalid_request(param) if the text does not parse, is left-recursive or grows too large. Can take a second:
-// never on the decode thread.
-grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param = "grammar");
+// never on the decode thread. Where schema_mark(i) is a literal of the text, a value of schemas[i] is matched.
+grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param = "grammar",
+                            std::vector<schema_ptr> schemas = {});
+
+// What stands for a schema in a GBNF that is made here: a text in quotation marks that nobody means. There are so many of them.
+std::string schema_mark(size_t i);
+constexpr uint32_t FIRST_SCHEMA_MARK = 0x10F000;
+constexpr size_t MAX_SCHEMA_MARKS = 0xFFE;
+
+// Throws invalid_request("response_format") for what is no schema, or one that nothing satisfies or that costs too much.
+// `strict`: likewise for one that says what cannot be enforced.
+schema_ptr read_schema(const std::string & text, bool strict = false);
+// JSON of a schema and nothing else.
+grammar_ptr schema_grammar(const vocabulary & vocab, schema_ptr s);
 
 // What the one or the other allows.
 grammar_ptr either(const grammar & a, const grammar & b);

@@ -21,7 +21,6 @@ static constexpr uint16_t UNKNOWN = UINT16_MAX;
 static constexpr uint32_t OPEN = 1u << 31; // marks the id of an open node
 
 static constexpr uint32_t LEAST_OF_LENGTH[] = {0, 0, 0x80, 0x800, 0x10000};
-static constexpr uint32_t LAST_CODE_POINT = 0x10FFFF;
 
 static bool is_surrogate(uint32_t code_point) {
     return code_point >= 0xD800 && code_point <= 0xDFFF;
@@ -70,10 +69,12 @@ matcher::matcher(grammar_ptr g, const vocabulary & vocab)
       known_nodes_(64, {this}, {this}) {
     reset_tables();
     current_ = close({{grammar_->start, 0}});
+    here_.state = current_;
+    path_.resize(tokens_.depth() + 2);
 }
 
 void matcher::reset_tables() {
-    states_ = {{0, 0, {}, false, false}};
+    states_ = {{0, 0, {}, false, false, false}};
     next_.assign(1, {});
     next_[DEAD].fill(DEAD);
     items_.clear();
@@ -82,6 +83,7 @@ void matcher::reset_tables() {
     known_states_.clear();
     known_nodes_.clear();
     masks_.clear();
+    behind_.clear();
     compact_at_ = MIN_COMPACTED_NODES;
 }
 
@@ -132,10 +134,13 @@ bool matcher::allows(llama_token id) {
     }
     std::vector<item> seeds;
     token_seeds(current_, id, seeds);
-    return !seeds.empty() || walk(current_, bytes) != DEAD;
+    return !seeds.empty() || walk(id, path_[0]);
 }
 
 const std::vector<uint64_t> & matcher::allowed() {
+    if (has_schemas()) {
+        return allowed_inside();
+    }
     const auto found = masks_.find(current_);
     if (found != masks_.end()) {
         return found->second;
@@ -189,6 +194,23 @@ bool matcher::accept(llama_token id) {
         return states_[current_].may_end;
     }
     const std::string_view bytes = tokens_.bytes(id);
+    if (has_schemas()) {
+        position & to = path_[0];
+        std::vector<item> seeds;
+        token_seeds(current_, id, seeds);
+        const bool walked = walk(id, to);
+        if (!walked && seeds.empty()) {
+            return false;
+        }
+        if (!walked) {
+            to.state = DEAD;
+            to.n = 0;
+        }
+        to.state = seeds.empty() ? to.state : join(to.state, close(seeds));
+        std::swap(here_, to);
+        settle();
+        return true;
+    }
     const state_id walked = bytes.empty() ? state_id(DEAD) : walk(current_, bytes);
     std::vector<item> items;
     token_seeds(current_, id, items);
@@ -206,7 +228,171 @@ bool matcher::accept(llama_token id) {
 
 bool matcher::accept(std::string_view text) {
     start_token();
+    if (has_schemas()) {
+        if (!walk(text, path_[0])) {
+            return false;
+        }
+        std::swap(here_, path_[0]);
+        settle();
+        return true;
+    }
     return move(walk(current_, text));
+}
+
+// ---- schemas --------------------------------------------------------------------------------------------------------
+
+// Things that walks keep before they are looked through for what is still needed.
+static constexpr size_t MAX_FRAMES = 4096;
+
+bool matcher::advance(const position & from, uint8_t byte, position & to) {
+    to.n = 0;
+    to.state = from.state == DEAD ? state_id(DEAD) : step(from.state, byte);
+    std::vector<item> ended;
+    for (size_t i = 0; i < from.n; i++) {
+        read_on(from.readings[i], byte, to, ended);
+    }
+    if (from.state != DEAD && states_[from.state].has_schema) {
+        for (uint32_t i = states_[from.state].items_begin; i < states_[from.state].items_end; i++) {
+            const item it = items_[i];
+            if (grammar_->elements[it.at].what == grammar::kind::schema) {
+                reading begun = {it, std::make_shared<schema_walk>(grammar_->schemas[grammar_->elements[it.at].value]), {}, {}};
+                begun.at = begun.walk->begin();
+                begun.made = begun.walk->here();
+                read_on(begun, byte, to, ended);
+            }
+        }
+    }
+    for (const item & it : ended) {
+        to.state = join(to.state, behind(it));
+    }
+    return to.state != DEAD || to.n > 0;
+}
+
+void matcher::read_on(const reading & from, uint8_t byte, position & to, std::vector<item> & ended) {
+    if (to.readings.size() == to.n) {
+        to.readings.emplace_back();
+    }
+    reading & next = to.readings[to.n];
+    from.walk->forget(from.made); // of other ways that were tried from here
+    if (!from.walk->step(from.at, byte, next.at)) {
+        return;
+    }
+    spend(next.at.threads.size());
+    if (next.walk != from.walk) {
+        next.walk = from.walk;
+    }
+    next.back = from.back;
+    next.made = from.walk->here();
+    to.n++;
+    if (from.walk->may_end(next.at)) {
+        ended.push_back(from.back);
+    }
+}
+
+// Past a token. One that is not shown is none of a schema's text.
+bool matcher::walk(llama_token id, position & to) {
+    const std::string_view bytes = tokens_.bytes(id);
+    if (has_schemas() && !vocab_.piece(id).empty()) {
+        return walk(bytes, to);
+    }
+    to.n = 0;
+    to.state = bytes.empty() ? state_id(DEAD) : walk(current_, bytes);
+    return to.state != DEAD;
+}
+
+bool matcher::walk(std::string_view bytes, position & to) {
+    const position * from = &here_;
+    for (size_t i = 0; i < bytes.size(); i++) { // there and back between two, the last of which is `to`
+        position & next = (bytes.size() - i) % 2 == 1 ? to : path_[1];
+        if (!advance(*from, uint8_t(bytes[i]), next)) {
+            return false;
+        }
+        from = &next;
+    }
+    return !bytes.empty();
+}
+
+// The grammar's state of one place and another.
+matcher::state_id matcher::join(state_id a, state_id b) {
+    if (a == DEAD || b == DEAD || a == b) {
+        return a == DEAD ? b : a;
+    }
+    std::vector<item> items(items_.begin() + states_[a].items_begin, items_.begin() + states_[a].items_end);
+    items.insert(items.end(), items_.begin() + states_[b].items_begin, items_.begin() + states_[b].items_end);
+    spend(items.size());
+    return intern_state(items, {}, states_[a].may_end || states_[b].may_end); // no schema ends within a character
+}
+
+matcher::state_id matcher::behind(item schema) {
+    const auto [found, is_new] = behind_.try_emplace(uint64_t(schema.at) << 32 | schema.node, state_id(DEAD));
+    if (is_new) {
+        const state_id to = close({{schema.at + 1, schema.node}});
+        behind_[uint64_t(schema.at) << 32 | schema.node] = to;
+        return to;
+    }
+    return found->second;
+}
+
+void matcher::settle() {
+    current_ = here_.state;
+    here_.readings.resize(here_.n);
+    for (reading & r : here_.readings) {
+        r.walk->settle(r.at);
+        if (r.walk->n_frames() > MAX_FRAMES) {
+            r.walk->compact(r.at);
+        }
+        r.made = r.walk->here();
+    }
+    inside_.clear();
+}
+
+const std::vector<uint64_t> & matcher::allowed_inside() {
+    if (!inside_.empty()) {
+        return inside_;
+    }
+    inside_.resize((size_t(vocab_.size()) + 63) / 64);
+    const auto set = [&](llama_token id) { inside_[size_t(id) / 64] |= uint64_t(1) << (id % 64); };
+    if (current_ != DEAD && states_[current_].may_end) {
+        std::for_each(tokens_.ends().begin(), tokens_.ends().end(), set);
+    }
+    if (current_ != DEAD && states_[current_].has_token) {
+        for (llama_token id = 0; id < vocab_.size(); id++) {
+            std::vector<item> seeds;
+            token_seeds(current_, id, seeds);
+            if (!seeds.empty()) {
+                set(id);
+            }
+        }
+    }
+    const uint32_t n_open = current_ == DEAD && here_.n == 1 ? here_.readings[0].walk->n_open(here_.readings[0].at) : 0;
+    if (n_open > 0) {
+        tokens_.set_plain(n_open, inside_);
+        find_inside(tokens_.odd_nodes(), tokens_.odd_ids(), inside_);
+    } else {
+        find_inside(tokens_.nodes(), tokens_.ids(), inside_);
+    }
+    for (const llama_token id : tokens_.controls()) {
+        inside_[size_t(id) / 64] &= ~(uint64_t(1) << (id % 64));
+        if (allows(id)) {
+            set(id);
+        }
+    }
+    return inside_;
+}
+
+void matcher::find_inside(const std::vector<token_tree::node> & nodes, const std::vector<llama_token> & ids, std::vector<uint64_t> & bits) {
+    for (size_t i = 0; i < nodes.size();) {
+        const token_tree::node & n = nodes[i];
+        spent_ = 0;
+        if (!advance(n.depth == 1 ? here_ : path_[n.depth], n.byte, path_[n.depth + 1])) {
+            i = n.next;
+            continue;
+        }
+        for (uint32_t k = n.ids_begin; k < n.ids_end; k++) {
+            bits[size_t(ids[k]) / 64] |= uint64_t(1) << (ids[k] % 64);
+        }
+        i++;
+    }
 }
 
 // ---- bytes ----------------------------------------------------------------------------------------------------------
@@ -424,9 +610,12 @@ matcher::state_id matcher::intern_state(std::vector<item> & items, partial bytes
     const uint32_t begin = uint32_t(items_.size());
     items_.insert(items_.end(), items.begin(), items.end());
     const bool has_token = bytes.n_left == 0 && std::any_of(items.begin(), items.end(), [&](const item & i) {
-        return grammar_->elements[i.at].what != grammar::kind::characters;
+        return grammar_->elements[i.at].what == grammar::kind::token || grammar_->elements[i.at].what == grammar::kind::other_token;
     });
-    states_.push_back({begin, uint32_t(items_.size()), bytes, may_end, has_token});
+    const bool has_schema = bytes.n_left == 0 && std::any_of(items.begin(), items.end(), [&](const item & i) {
+        return grammar_->elements[i.at].what == grammar::kind::schema;
+    });
+    states_.push_back({begin, uint32_t(items_.size()), bytes, may_end, has_schema, has_token});
     const auto [found, is_new] = known_states_.insert(state_id(states_.size() - 1));
     if (is_new) {
         next_.emplace_back();
@@ -466,6 +655,9 @@ void matcher::compact() {
     for (const item & i : items) {
         live[i.node] = true;
     }
+    for (size_t i = 0; i < here_.n; i++) {
+        live[here_.readings[i].back.node] = true;
+    }
     for (size_t n = nodes_.size(); n-- > 1;) {
         for (uint32_t i = nodes_[n].parents_begin; live[n] && i < nodes_[n].parents_end; i++) {
             live[parents_[i]] = true;
@@ -487,8 +679,12 @@ void matcher::compact() {
     for (item & i : items) {
         i.node = moved[i.node];
     }
+    for (size_t i = 0; i < here_.n; i++) {
+        here_.readings[i].back.node = moved[here_.readings[i].back.node];
+    }
     compact_at_ = std::max(MIN_COMPACTED_NODES, 2 * nodes_.size());
-    current_ = intern_state(items, here.bytes, here.may_end);
+    current_ = current_ == DEAD ? state_id(DEAD) : intern_state(items, here.bytes, here.may_end);
+    here_.state = current_;
 }
 
 }  // namespace lm

@@ -1,5 +1,6 @@
 // Where a text stands in a grammar, and which tokens may come next. The grammar runs on bytes, as a deterministic automaton
-// that is built while it is walked: a token that was seen in the same place before costs one table look-up per byte.
+// that is built while it is walked: a token that was seen in the same place before costs one table look-up per byte. Beside it
+// run the schemas that the text may be inside of (csrc/schema_walk.h): where one may end, the grammar goes on behind it.
 //
 // A place is a set of items (an element to match, and where to return to); returns form a graph that shares equal tails, so
 // ambiguous grammars, which have exponentially many stacks, stay polynomial here. What is left is bounded by a budget.
@@ -8,6 +9,7 @@
 #pragma once
 
 #include "grammar.h"
+#include "schema_walk.h"
 #include "text.h"
 
 #include <array>
@@ -68,7 +70,20 @@ class matcher {
         uint32_t items_end;
         partial bytes;
         bool may_end;   // the text may end here
+        bool has_schema; // some item is a schema
         bool has_token; // some item matches whole tokens
+    };
+    // A schema that the text is inside of.
+    struct reading {
+        item back; // the schema's element
+        std::shared_ptr<schema_walk> walk;
+        schema_walk::place at;
+        schema_walk::mark made; // by the walk, up to here
+    };
+    struct position {
+        state_id state = 0;
+        std::vector<reading> readings; // the first n of them: the others are kept for their memory
+        size_t n = 0;
     };
     // A node while its index is being closed: parents still arrive.
     struct open_node {
@@ -105,6 +120,18 @@ class matcher {
     bool move(state_id to);
     void find_allowed(std::vector<uint64_t> & bits);
 
+    // with schemas
+    bool has_schemas() const { return !grammar_->schemas.empty(); }
+    bool advance(const position & from, uint8_t byte, position & to);
+    void read_on(const reading & from, uint8_t byte, position & to, std::vector<item> & ended);
+    bool walk(llama_token id, position & to);
+    bool walk(std::string_view bytes, position & to);
+    state_id join(state_id a, state_id b);
+    state_id behind(item schema);
+    void settle();
+    const std::vector<uint64_t> & allowed_inside();
+    void find_inside(const std::vector<token_tree::node> & nodes, const std::vector<llama_token> & ids, std::vector<uint64_t> & bits);
+
     // closing a set of items over calls and returns
     state_id close(const std::vector<item> & seeds);
     void visit(item i);
@@ -124,6 +151,10 @@ class matcher {
     const vocabulary & vocab_;   // borrowed
     const token_tree & tokens_;  // borrowed from the vocabulary
     state_id current_ = 0;
+    position here_; // with schemas: that in full
+    std::vector<position> path_; // of the look-ahead
+    std::vector<uint64_t> inside_; // the mask there
+    std::unordered_map<uint64_t, state_id> behind_; // of an element and its node
     size_t spent_ = 0; // of this token's budget
 
     std::vector<state> states_; // the first is dead

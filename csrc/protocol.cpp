@@ -533,7 +533,7 @@ static std::optional<grammar_spec> parse_grammar(const common_json & object, con
     if (chat != nullptr && chat->may_call_tools() && kind == "gbnf") {
         throw invalid_request("grammar", "a grammar cannot be combined with tools");
     }
-    return grammar_spec{kind == "json_schema", read_string(object.at("grammar"), "text")};
+    return grammar_spec{kind == "json_schema", read_string(object.at("grammar"), "text"), read_bool(object.at("grammar"), "strict", false)};
 }
 
 generate_spec parse_generate(const std::string & payload) {

@@ -64,6 +64,9 @@ std::string finished_payload(const sequence & s, stop_reason reason) {
                                      .add("ignored", uint64_t(s.draft.ignored))
                                      .text());
     }
+    if (!s.unenforced.empty()) {
+        payload.add_raw("unenforced", to_json(s.unenforced));
+    }
     if (!s.loosened.empty()) {
         payload.add_raw("loosened", to_json(s.loosened));
     }

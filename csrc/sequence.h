@@ -62,6 +62,7 @@ struct sequence {
     reply answer;
     struct draft draft;
     lora_scales loras;
+    std::vector<std::string> unenforced; // parts of the answer's schema, to be told of likewise
     std::vector<std::string> loosened; // tools to be told of at the end
 
     // only sequences of one key may share cells: the LoRA adapters that computed them, and the caller's scope

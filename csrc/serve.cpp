@@ -515,6 +515,9 @@ void server::generate(const work & item) {
     } else if (spec.grammar) {
         grammar = std::make_unique<matcher>(grammars_->get(*spec.grammar), vocab);
     }
+    if (spec.grammar && spec.grammar->is_schema) {
+        s->unenforced = read_schema(spec.grammar->text, spec.grammar->strict)->unenforced;
+    }
     s->answer = reply(std::move(format), std::move(spec.stops), spec.whole);
     s->choose = std::make_unique<sampler>(spec.sampling, vocab, std::move(grammar), m.context_length());
     for (const llama_token id : s->tokens) {

@@ -32,15 +32,31 @@ class token_tree {
     const std::vector<llama_token> & ends() const { return end_ids_; } // tokens that end a generation: not in the tree
     size_t depth() const { return depth_; }
 
+    // For texts in JSON. Plain tokens stand for nothing but characters of such a text: they are set in `bits`, up to a length in
+    // code points; the others, which quote, escape or are no whole characters, are a tree of their own.
+    void set_plain(uint32_t longest, std::vector<uint64_t> & bits) const;
+    const std::vector<node> & odd_nodes() const { return odd_nodes_; }
+    const std::vector<llama_token> & odd_ids() const { return odd_ids_; }
+    // Those that are not shown.
+    const std::vector<llama_token> & controls() const { return control_ids_; }
+
     // Empty for a token that a grammar can never spell.
     std::string_view bytes(llama_token id) const;
 
   private:
+    void grow(const std::vector<llama_token> & ids, std::vector<node> & nodes);
+    void find_plain(const vocabulary & vocab);
+
     std::string bytes_; // all tokens', one after another
     std::vector<uint32_t> ends_;
     std::vector<llama_token> ids_;
     std::vector<llama_token> end_ids_;
     std::vector<node> nodes_;
+    std::vector<uint64_t> plain_;
+    std::vector<std::pair<uint32_t, llama_token>> plain_lengths_; // the longest first
+    std::vector<llama_token> odd_ids_;
+    std::vector<node> odd_nodes_;
+    std::vector<llama_token> control_ids_;
     size_t depth_ = 0;
 };
 

@@ -219,6 +219,8 @@ class Finished:
     stop_string: str | None = None
     loosened: tuple[str, ...] = ()
     """Tools that may be called in ways that their schemas forbid; told once for each set of tools."""
+    unenforced: tuple[str, ...] = ()
+    """What the schema of the answer says and nothing has seen to."""
 
 
 Event = (

@@ -153,6 +153,8 @@ class Grammar:
 
     kind: Literal["gbnf", "json_schema"]
     text: str
+    strict: bool = False
+    """A schema is refused if it says what cannot be enforced."""
 
 
 @dataclass(slots=True, frozen=True)

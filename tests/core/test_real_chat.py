@@ -43,7 +43,12 @@ TOOLS = (
     function("get_weather", "Get the weather of a city", city=CITY),
     function("get_time", "Get the time in a city", city=CITY),
 )
-ANSWER = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+ANSWER = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
 SCHEMA = Grammar("json_schema", json.dumps(ANSWER))
 WEATHER = "What is the weather in Paris?"
 SUM = "What is 2 plus 3?"

@@ -364,6 +364,8 @@ class _Left(Abandoned):
 def tell_loosened(name: str, finished: Finished) -> None:
     for tool in finished.loosened:
         log.warning("%s: the schema of tool %s has parts that no grammar can be made of; calls may stray from it", name, tool)
+    for part in finished.unenforced:
+        log.warning("%s: the schema of an answer has a part that is not enforced: %s", name, part)
 
 
 class _Stream:

@@ -354,7 +354,10 @@ def choice_object(chat: Chat) -> dict[str, Any]:
 
 
 def grammar_object(grammar: Grammar | None) -> dict[str, Any]:
-    return {"grammar": {"kind": grammar.kind, "text": grammar.text}} if grammar else {}
+    if grammar is None:
+        return {}
+    strict = {"strict": True} if grammar.strict else {}
+    return {"grammar": {"kind": grammar.kind, "text": grammar.text, **strict}}
 
 
 def sampling_object(sampling: Sampling) -> dict[str, Any]:
@@ -550,7 +553,8 @@ def read_finished(payload: bytes, names: Mapping[str, str]) -> Finished:
         draft=read_draft(value.get("draft")),
     )
     loosened = tuple(names.get(name, str(name)) for name in value.get("loosened", ()))
-    return Finished(reason, stats, None if stop_string is None else str(stop_string), loosened)
+    unenforced = tuple(map(str, value.get("unenforced", ())))
+    return Finished(reason, stats, None if stop_string is None else str(stop_string), loosened, unenforced)
 
 
 def read_draft(value: Mapping[str, Any] | None) -> DraftCounts | None:
