@@ -1,5 +1,5 @@
 // How the answers of one template are written: the parsers that split a text into reasoning, content and tool calls, and
-// the grammar that keeps the calls well-formed. Built by `dialogue`, immutable, shared by the requests that agree on it.
+// the grammar that keeps the calls well-formed. Built by `chat_template`, immutable, shared by the requests that agree on it.
 #pragma once
 
 #include "grammar.h"

@@ -422,7 +422,7 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
         return;
     }
     before_template();
-    chat_ = std::make_unique<dialogue>(model_.get(), *vocab_, embedding_ ? std::string() : spec.chat_template);
+    chat_ = std::make_unique<chat_template>(model_.get(), *vocab_, embedding_ ? std::string() : spec.chat_template);
 }
 
 static llama_load_mode load_mode(bool map, bool lock) {

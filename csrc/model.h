@@ -1,7 +1,7 @@
 // One loaded model: weights, vocabulary, chat template and a context sized for the machine. Loading can be cancelled.
 #pragma once
 
-#include "dialogue.h"
+#include "chat_template.h"
 #include "lora.h"
 #include "protocol.h"
 
@@ -44,7 +44,7 @@ class model {
     model(const load_spec & spec, const progress_fn & progress, const std::function<void()> & before_template);
 
     const vocabulary & vocab() const { return *vocab_; }
-    const dialogue & chat() const { return *chat_; }
+    const chat_template & chat() const { return *chat_; }
     llama_context * context() const { return context_.get(); } // null for a vocabulary alone
     llama_model * get() const { return model_.get(); }
     // Short texts are embedded faster side by side, in lanes with a thread or a few each, than one after the other with all
@@ -131,7 +131,7 @@ class model {
     int32_t n_threads_ = 1;
     std::unique_ptr<llama_model, model_deleter> model_;
     std::unique_ptr<vocabulary> vocab_;
-    std::unique_ptr<dialogue> chat_;
+    std::unique_ptr<chat_template> chat_;
     std::vector<lane> lanes_;
     int32_t lane_tokens_ = 0;
     context_ptr context_;

@@ -263,7 +263,7 @@ void server::prepare(const work & item) {
         }
         case frame_kind::RENDER: {
             const render_spec spec = parse_render(payload);
-            const dialogue & chat = loaded().chat();
+            const chat_template & chat = loaded().chat();
             if (!spec.count) {
                 return answer(item.request, frame_kind::RESULT, chat.render(spec.chat, spec.ruled_by()));
             }

@@ -3,7 +3,7 @@
 #include "chat_vocabulary.h"
 #include "check.h"
 #include "counted_search.h"
-#include "dialogue.h"
+#include "chat_template.h"
 #include "error.h"
 #include "templates.h"
 
@@ -98,7 +98,7 @@ TEST(templates_that_take_too_much_are_a_problem_that_is_told) {
         {"{% for m in messages %}{{ m.content }}", "Unexpected"},
     };
     for (const auto & [source, why] : hostile) {
-        const dialogue chat(source, *tokens.vocab);
+        const chat_template chat(source, *tokens.vocab);
         CHECK(chat.problem().find(why) != std::string::npos);
         CHECK(chat.warnings().size() == 1);
         chat_prompt prompt;
@@ -112,13 +112,13 @@ TEST(templates_that_take_too_much_are_a_problem_that_is_told) {
             CHECK(std::string(e.what()).find(why) != std::string::npos);
         }
     }
-    CHECK(dialogue("{{" + std::string(200000, '('), *tokens.vocab).problem().find("longer than") != std::string::npos);
+    CHECK(chat_template("{{" + std::string(200000, '('), *tokens.vocab).problem().find("longer than") != std::string::npos);
 }
 
 // What it does depends on the conversation, so it is found out with one.
 TEST(a_template_that_takes_too_much_for_one_conversation_is_told_and_goes_on) {
     const chat_vocabulary tokens;
-    const dialogue chat("{% for m in messages %}{{ m.content * (m.content|length) * (m.content|length) }}{% endfor %}", *tokens.vocab);
+    const chat_template chat("{% for m in messages %}{{ m.content * (m.content|length) * (m.content|length) }}{% endfor %}", *tokens.vocab);
     CHECK(chat.problem().empty());
     const auto render = [&](size_t n) -> std::optional<std::string> {
         chat_prompt prompt;
@@ -188,7 +188,7 @@ TEST(searches_take_no_longer_than_their_texts_are) {
 
 TEST(a_long_conversation_is_within_the_budget) {
     const chat_vocabulary tokens;
-    const dialogue chat(templates::HERMES, *tokens.vocab);
+    const chat_template chat(templates::HERMES, *tokens.vocab);
     chat_prompt prompt;
     prompt.messages = common_json::array();
     for (int i = 0; i < 4000; i++) {

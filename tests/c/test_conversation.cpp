@@ -3,7 +3,7 @@
 
 #include "answer_format.h"
 #include "conversation.h"
-#include "dialogue.h"
+#include "chat_template.h"
 #include "error.h"
 #include "fixture.h"
 #include "matcher.h"
@@ -32,7 +32,7 @@ static chat_prompt prompt_of(const char * messages, const char * tools = "[]") {
 
 static std::string render(const char * source, const char * messages) {
     common_log_set_verbosity_thold(-1);
-    return dialogue(source, *tokens().vocab).render(prompt_of(messages));
+    return chat_template(source, *tokens().vocab).render(prompt_of(messages));
 }
 
 static void check_rendered(const char * source, const char * messages, const std::string & expected) {
@@ -117,7 +117,7 @@ TEST(a_result_without_its_call_is_told_all_the_same) {
 TEST(a_template_that_refuses_all_the_same_is_quoted_and_not_dumped) {
     for (const char * tools : {"[]", TOOLS}) {
         try {
-            dialogue("{{ raise_exception('No talk\n today.') }}", *tokens().vocab)
+            chat_template("{{ raise_exception('No talk\n today.') }}", *tokens().vocab)
                 .prepare(prompt_of(R"([{"role": "user", "content": "talk"}])", tools), nullptr, 1 << 20);
             CHECK(false);
         } catch (const invalid_request & e) {
@@ -133,13 +133,13 @@ static const char CALLED[] = R"([{"role": "user", "content": "A"}, {"role": "ass
     {"role": "tool", "tool_call_id": "1", "content": "rain"}])";
 
 TEST(calls_are_written_down_for_a_template_that_shows_none) {
-    const std::string prompt = dialogue(templates::PYTHONIC, *tokens().vocab).render(prompt_of(CALLED, TOOLS));
+    const std::string prompt = chat_template(templates::PYTHONIC, *tokens().vocab).render(prompt_of(CALLED, TOOLS));
     CHECK(prompt.find("List of tools: <|tool_list_start|>[{") != std::string::npos && prompt.find("TOOL_REQUEST") == std::string::npos);
     CHECK(prompt.find("assistant\nSo<|tool_call_start|>[weather(city=\"Bonn\", days=[1,true])]<|tool_call_end|><|im_end|>") != std::string::npos);
 }
 
 static parsed_answer parsed(const char * source, const chat_prompt & prompt, const std::string & text) {
-    const auto format = dialogue(source, *tokens().vocab).prepare(prompt, nullptr, 1 << 20).format;
+    const auto format = chat_template(source, *tokens().vocab).prepare(prompt, nullptr, 1 << 20).format;
     parsed_answer answer;
     CHECK(parse_answer(*format, text, true, answer));
     return answer;
@@ -152,7 +152,7 @@ TEST(calls_in_the_manner_of_python_are_read) {
 }
 
 TEST(a_template_that_reads_tools_from_another_variable_gets_them_there) {
-    const dialogue chat(templates::FUNCTIONS, *tokens().vocab);
+    const chat_template chat(templates::FUNCTIONS, *tokens().vocab);
     CHECK(chat.knows_tools());
     const std::string prompt = chat.render(prompt_of(CALLED, TOOLS));
     CHECK(prompt.find("Functions: [\n    {\n        \"name\": \"weather\",") != std::string::npos);
@@ -166,13 +166,13 @@ TEST(nobody_is_asked_to_think_unasked_where_thoughts_could_not_be_told_apart) {
     CHECK(render(templates::DELIBERATE, hello).find("Deliberation: disabled") == 0);
     chat_prompt asked = prompt_of(hello);
     asked.template_kwargs["enable_thinking"] = true;
-    CHECK(dialogue(templates::DELIBERATE, *tokens().vocab).render(asked).find("Deliberation: enabled") == 0);
+    CHECK(chat_template(templates::DELIBERATE, *tokens().vocab).render(asked).find("Deliberation: enabled") == 0);
 }
 
 TEST(thoughts_are_shown_in_whatever_field_and_of_all_turns_where_a_template_can) {
     chat_prompt chat = prompt_of(R"([{"role": "user", "content": "A"}, {"role": "assistant", "content": "B", "reasoning_content": "Hm."},
         {"role": "user", "content": "C"}])");
-    const dialogue pensive(templates::PENSIVE, *tokens().vocab);
+    const chat_template pensive(templates::PENSIVE, *tokens().vocab);
     CHECK(pensive.render(chat).find("assistant\n<think>\nHm.\n</think>\n\nB<|im_end|>") != std::string::npos);
     chat.template_kwargs["preserve_thinking"] = false;
     CHECK(pensive.render(chat).find("Hm.") == std::string::npos);
@@ -184,7 +184,7 @@ TEST(calls_that_words_would_hide_are_messages_of_their_own) {
     const std::string either = std::string("{%- for message in messages %}{%- if message.content and message.tool_calls %}{{- '[' + message.content + ']' }}{%- else %}"
                                            "{%- for call in message.tool_calls %}{{- '<tool_call>\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}{{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}"
                                            "{{- '[' + message.content + ']' }}{%- endif %}{%- endfor %}{%- if tools %}{{- tools | tojson }}{%- endif %}{%- if add_generation_prompt %}{{- '[assistant]' }}{%- endif %}");
-    const dialogue chat(either, *tokens().vocab);
+    const chat_template chat(either, *tokens().vocab);
     CHECK(chat.knows_tools());
     const std::string prompt = chat.render(prompt_of(CALLED, TOOLS));
     CHECK(prompt.find("[So]<tool_call>\n{\"name\": \"weather\"") != std::string::npos);
@@ -197,7 +197,7 @@ TEST(a_template_that_wants_plain_types_gets_them) {
         "a": {"type": ["null", "integer"]}, "b": {"enum": ["x"]}, "c": {"anyOf": [{"type": "null"}, {"type": "number"}]}, "d": {"type": "array"},
         "e": {"description": "any"}, "f": true, "g": {"const": false}}}}}])";
     const chat_prompt chat = prompt_of(R"([{"role": "user", "content": "A"}])", tools);
-    const dialogue plain(picky, *tokens().vocab);
+    const chat_template plain(picky, *tokens().vocab);
     CHECK(plain.render(chat).find("a:integer b:string c:number d:array string e:string f:string g:boolean ") == 0);
     CHECK(plain.prepare(chat, nullptr, 1 << 20).loosened.empty());
 }
@@ -207,7 +207,7 @@ TEST(arguments_without_quotes_are_held_to_the_texts_that_they_may_be) {
         "a_unit": {"enum": ["m", "k\"m"]}, "kind": {"const": "x"}, "word": {"type": "string"}}, "required": ["a_unit", "kind"]}}}])";
     chat_prompt chat = prompt_of(R"([{"role": "user", "content": "A"}])", tools);
     chat.choice = tool_choice::required;
-    const auto format = dialogue(templates::TAGGED, *tokens().vocab).prepare(chat, nullptr, 1 << 20).format;
+    const auto format = chat_template(templates::TAGGED, *tokens().vocab).prepare(chat, nullptr, 1 << 20).format;
     const auto call = [](const char * unit, const char * kind) {
         return std::string("<tool_call>\n<function=get_it>\n<parameter=a_unit>\n") + unit + "\n</parameter>\n<parameter=kind>\n" + kind + "\n</parameter>\n";
     };
@@ -234,7 +234,7 @@ TEST(a_text_that_begins_with_the_bos_text_gets_no_second_one) {
     const char chat[] = R"([{"role": "user", "content": "ab </s>"}])"; // a control token's text, which stays text
     for (const char * source : {"<s>{{ messages[0].content }}", "{{ messages[0].content }}"}) {
         common_log_set_verbosity_thold(-1);
-        const std::vector<llama_token> prompt = dialogue(source, vocab).prepare(prompt_of(chat), nullptr, 1 << 20).tokens;
+        const std::vector<llama_token> prompt = chat_template(source, vocab).prepare(prompt_of(chat), nullptr, 1 << 20).tokens;
         CHECK(std::count(prompt.begin(), prompt.end(), once.front()) == 1 && prompt.front() == once.front());
     }
 }

@@ -1,7 +1,7 @@
 #include "chat_vocabulary.h"
 #include "templates.h"
 
-#include "dialogue.h"
+#include "chat_template.h"
 #include "error.h"
 #include "fixture.h"
 #include "reply.h"
@@ -38,7 +38,7 @@ static const char WEATHER[] = R"([{"type": "function", "function": {"name": "wea
 
 static std::shared_ptr<const answer_format> format_of(const char * source, const chat_prompt & chat) {
     common_log_set_verbosity_thold(-1);
-    return dialogue(source, *tokens().vocab).prepare(chat, nullptr, 1 << 20).format;
+    return chat_template(source, *tokens().vocab).prepare(chat, nullptr, 1 << 20).format;
 }
 
 struct heard {
@@ -320,11 +320,11 @@ TEST(an_answer_at_the_end_is_gone_on_with_and_only_what_is_new_is_told) {
     for (const char * source : {templates::HERMES, templates::THINKING, templates::LLAMA3, templates::TAGGED, templates::PLAIN, templates::MISTRAL}) {
         for (const char * tools : {NO_TOOLS, WEATHER}) {
             const chat_prompt chat = begun(answer, tools);
-            const std::string prompt = dialogue(source, *tokens().vocab).render(chat);
+            const std::string prompt = chat_template(source, *tokens().vocab).render(chat);
             CHECK(ends_with(prompt, source == templates::THINKING ? "<think>\n</think>\n\nThe answer" : "The answer"));
             chat_prompt anew = chat;
             anew.continues = false;
-            CHECK(!ends_with(dialogue(source, *tokens().vocab).render(anew), "The answer"));
+            CHECK(!ends_with(chat_template(source, *tokens().vocab).render(anew), "The answer"));
             const auto format = format_of(source, chat);
             for (const std::string text : {" is 42.", "", "s: [1, 2]", "\n\nis <b>4</b>"}) {
                 for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
@@ -344,7 +344,7 @@ TEST(an_answer_at_the_end_is_gone_on_with_and_only_what_is_new_is_told) {
 
 TEST(reasoning_at_the_end_is_gone_on_with) {
     const chat_prompt chat = begun(R"({"role": "assistant", "content": "", "reasoning_content": "Let me"})", WEATHER);
-    CHECK(ends_with(dialogue(templates::THINKING, *tokens().vocab).render(chat), "assistant\n<think>\nLet me"));
+    CHECK(ends_with(chat_template(templates::THINKING, *tokens().vocab).render(chat), "assistant\n<think>\nLet me"));
     for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
         for (const bool whole : {false, true}) {
             const heard got = listen(format_of(templates::THINKING, chat), " think.\n</think>\n\nYes.", step, true, whole);
@@ -352,14 +352,14 @@ TEST(reasoning_at_the_end_is_gone_on_with) {
         }
     }
     const chat_prompt both = begun(R"({"role": "assistant", "content": "Yes, ", "reasoning_content": "Hm."})", WEATHER);
-    CHECK(ends_with(dialogue(templates::THINKING, *tokens().vocab).render(both), "<think>\nHm.\n</think>\n\nYes, "));
+    CHECK(ends_with(chat_template(templates::THINKING, *tokens().vocab).render(both), "<think>\nHm.\n</think>\n\nYes, "));
     const heard got = listen(format_of(templates::THINKING, both), "it is.", milliseconds(30), true);
     CHECK(got.content == "it is." && got.reasoning.empty());
 }
 
 TEST(what_rules_an_answer_begins_it_anew_and_what_is_no_answer_is_not_gone_on_with) {
     const char * answer = R"({"role": "assistant", "content": "<|im_end|>{\"a\": "})";
-    const dialogue chat(templates::HERMES, *tokens().vocab);
+    const chat_template chat(templates::HERMES, *tokens().vocab);
     const grammar_spec schema{true, R"({"type": "object", "properties": {"a": {"type": "integer"}}})"};
     chat_prompt prompt = begun(R"({"role": "assistant", "content": "{\"a\": "})", NO_TOOLS);
     const auto size = [&](const chat_prompt & p, const grammar_spec * g) { return chat.prepare(p, g, 1 << 20).tokens.size(); };
@@ -398,17 +398,17 @@ TEST(a_plain_template_needs_no_format) {
 TEST(a_mark_that_is_no_token_ends_the_answer_as_text) {
     common_log_set_verbosity_thold(-1);
     const vocabulary & other = made_up_vocab(700); // which has no ChatML
-    const auto stops = [](const dialogue & chat) {
+    const auto stops = [](const chat_template & chat) {
         const auto format = chat.prepare(conversation(NO_TOOLS), nullptr, 1 << 20).format;
         return format ? format->stops : std::vector<std::string>();
     };
     for (const char * source : {"chatml", templates::HERMES, templates::THINKING}) {
-        CHECK(stops(dialogue(source, other)) == std::vector<std::string>{"<|im_end|>"});
-        CHECK(stops(dialogue(source, *tokens().vocab)).empty());
+        CHECK(stops(chat_template(source, other)) == std::vector<std::string>{"<|im_end|>"});
+        CHECK(stops(chat_template(source, *tokens().vocab)).empty());
     }
-    CHECK(stops(dialogue("{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}", other)).empty());
-    CHECK(stops(dialogue("llama3", other)) == std::vector<std::string>{"<|eot_id|>"});
-    const dialogue chat("chatml", other);
+    CHECK(stops(chat_template("{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}", other)).empty());
+    CHECK(stops(chat_template("llama3", other)) == std::vector<std::string>{"<|eot_id|>"});
+    const chat_template chat("chatml", other);
     reply r(chat.prepare(conversation(NO_TOOLS), nullptr, 1 << 20).format);
     const reply::clock::time_point now{std::chrono::hours(1)};
     std::string text = "Well <|im_ no.<|im_end|>";
@@ -427,12 +427,12 @@ TEST(a_mark_that_is_no_token_ends_the_answer_as_text) {
 
 TEST(templates_of_llama_cpp_are_chosen_by_name) {
     common_log_set_verbosity_thold(-1);
-    const auto render = [](const char * name) { return dialogue(name, *tokens().vocab).render(conversation(NO_TOOLS)); };
+    const auto render = [](const char * name) { return chat_template(name, *tokens().vocab).render(conversation(NO_TOOLS)); };
     CHECK(render("chatml") == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
     CHECK(render("zephyr") == "<|user|>\nHi<|endoftext|>\n<|assistant|>\n");
     CHECK(render("vicuna") == "USER: Hi\nASSISTANT:");
     CHECK(render("phi3") == "<|user|>\nHi<|end|>\n<|assistant|>\n");
-    const dialogue chat("llama2", *tokens().vocab);
+    const chat_template chat("llama2", *tokens().vocab);
     CHECK(!chat.knows_tools() && chat.warnings().empty());
     CHECK(chat.render(conversation(NO_TOOLS)).find("[INST] Hi [/INST]") != std::string::npos);
     CHECK(chat.render(conversation(WEATHER)).find("weather_map") != std::string::npos); // which are told as text
@@ -442,7 +442,7 @@ TEST(templates_of_llama_cpp_are_chosen_by_name) {
     const chat_turn structured = chat.prepare(conversation(NO_TOOLS), &schema, 1 << 20);
     CHECK(structured.format && structured.format->compiled && structured.format->content_is_json);
     try {
-        dialogue("no such name", *tokens().vocab);
+        chat_template("no such name", *tokens().vocab);
         CHECK(!"refused");
     } catch (const error & e) {
         CHECK(e.code == "invalid_request" && e.details.find("chat_template") != std::string::npos);
@@ -454,17 +454,17 @@ TEST(templates_know_tools_or_do_not) {
     common_log_set_verbosity_thold(-1);
     for (const char * source : {templates::HERMES, templates::THINKING, templates::LLAMA3, templates::MISTRAL,
                                 templates::TAGGED, templates::HARMONY}) {
-        CHECK(dialogue(source, *tokens().vocab).knows_tools());
+        CHECK(chat_template(source, *tokens().vocab).knows_tools());
     }
     for (const char * source : {templates::PLAIN, templates::DEEPSEEK}) {
-        CHECK(!dialogue(source, *tokens().vocab).knows_tools());
+        CHECK(!chat_template(source, *tokens().vocab).knows_tools());
     }
 }
 
 TEST(requests_that_agree_share_a_format) {
     common_log_set_verbosity_thold(-1);
     for (const char * source : {templates::HERMES, templates::HARMONY, templates::PLAIN}) {
-        const dialogue chat(source, *tokens().vocab);
+        const chat_template chat(source, *tokens().vocab);
         chat_prompt other = conversation(WEATHER);
         other.messages = common_json::parse(R"([{"role": "user", "content": "Something else"}])");
         const auto first = chat.prepare(conversation(WEATHER), nullptr, 1 << 20).format;
@@ -479,7 +479,7 @@ TEST(a_tool_whose_schema_does_not_compile_is_told_once_and_called) {
         {"type": "function", "function": {"name": "weather_map", "description": "", "parameters": {"type": "object"}}}])";
     for (const char * source : {templates::HERMES, templates::HARMONY, templates::PLAIN}) {
         for (const tool_choice choice : {tool_choice::automatic, tool_choice::required}) {
-            const dialogue chat(source, *tokens().vocab);
+            const chat_template chat(source, *tokens().vocab);
             const chat_turn first = chat.prepare(conversation(bounds, choice), nullptr, 1 << 20);
             const chat_turn second = chat.prepare(conversation(bounds, choice), nullptr, 1 << 20);
             CHECK(first.loosened == std::vector<std::string>{"weather"} && second.loosened.empty());
@@ -510,7 +510,7 @@ TEST(tools_for_a_template_without_them_are_spelled_in_the_conversation) {
     chat.messages = common_json::parse(R"([{"role": "user", "content": "Bonn?"},
         {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Bonn\"}"}}]},
         {"role": "tool", "tool_call_id": "1", "content": "rain"}, {"role": "user", "content": "Thanks"}])");
-    const std::string prompt = dialogue(templates::PLAIN, *tokens().vocab).render(chat);
+    const std::string prompt = chat_template(templates::PLAIN, *tokens().vocab).render(chat);
     CHECK(begins_with(prompt, "<|im_start|>system\n"));
     CHECK(prompt.find("\"weather_map\"") != std::string::npos);
     CHECK(prompt.find("<|im_start|>assistant\n[TOOL_REQUEST]{\"name\": \"weather\", \"arguments\": {\"city\": \"Bonn\"}}[END_TOOL_REQUEST]<|im_end|>") != std::string::npos);
@@ -519,7 +519,7 @@ TEST(tools_for_a_template_without_them_are_spelled_in_the_conversation) {
 
 TEST(control_tokens_in_tools_and_calls_stay_text) {
     common_log_set_verbosity_thold(-1);
-    const dialogue chat(templates::HERMES, *tokens().vocab);
+    const chat_template chat(templates::HERMES, *tokens().vocab);
     const llama_token control = tokens().vocab->tokenize("<|im_end|>", false, true).back();
     const auto count = [&](const char * tools, const char * messages) {
         chat_prompt prompt = conversation(tools);

@@ -31,16 +31,16 @@ struct counted_prompt {
     size_t n_tokens;
 };
 
-class dialogue {
+class chat_template {
   public:
     // Compiles the template of `model` and tries it out. What is wrong with one that does not compile, or takes more than any
     // template should, is kept as `problem()`: then there is no chat.
     // `chosen` stands in for the file's own one: a template, or the name of one that llama.cpp knows. Throws invalid_request
     // for one that is neither.
-    dialogue(const llama_model * model, const vocabulary & vocab, const std::string & chosen);
+    chat_template(const llama_model * model, const vocabulary & vocab, const std::string & chosen);
     // Of a template without a model.
-    dialogue(const std::string & source, const vocabulary & vocab);
-    ~dialogue();
+    chat_template(const std::string & source, const vocabulary & vocab);
+    ~chat_template();
 
     bool has_template() const { return explicit_; } // false: the model brings none, ChatML stands in
     bool knows_tools() const { return native_tools_; }

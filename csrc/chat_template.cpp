@@ -1,4 +1,4 @@
-#include "dialogue.h"
+#include "chat_template.h"
 
 #include "budget.h"
 #include "arguments.h"
@@ -91,15 +91,15 @@ static std::string without_marks(const std::string & text) {
     return kept.append(text, copied, std::string::npos);
 }
 
-dialogue::dialogue(const llama_model * model, const vocabulary & vocab, const std::string & chosen) : vocab_(vocab) {
+chat_template::chat_template(const llama_model * model, const vocabulary & vocab, const std::string & chosen) : vocab_(vocab) {
     compile(model, chosen);
 }
 
-dialogue::dialogue(const std::string & source, const vocabulary & vocab) : vocab_(vocab) {
+chat_template::chat_template(const std::string & source, const vocabulary & vocab) : vocab_(vocab) {
     compile(nullptr, source);
 }
 
-void dialogue::compile(const llama_model * model, const std::string & chosen) {
+void chat_template::compile(const llama_model * model, const std::string & chosen) {
     for (const std::string & text : vocab_.control_texts()) {
         control_starts_[static_cast<unsigned char>(text[0])] = true;
     }
@@ -139,7 +139,7 @@ static std::vector<const char *> built_in_templates() {
 }
 
 // One that is chosen by a name of llama.cpp's is written by a function there, but for ChatML, which is known as a template, too.
-void dialogue::read_choice(const std::string & chosen) {
+void chat_template::read_choice(const std::string & chosen) {
     if (chosen.find('{') != std::string::npos || chosen.empty()) {
         return check_syntax(chosen);
     }
@@ -178,7 +178,7 @@ static std::string rename_fields(const std::string & source) {
     return renamed == source ? std::string() : renamed;
 }
 
-void dialogue::parse(const llama_model * model, const std::string & chosen) {
+void chat_template::parse(const llama_model * model, const std::string & chosen) {
     read_choice(chosen);
     if (chosen.empty() && model != nullptr) {
         const char * own = llama_model_chat_template(model, nullptr);
@@ -203,7 +203,7 @@ void dialogue::parse(const llama_model * model, const std::string & chosen) {
     }
 }
 
-std::vector<std::string> dialogue::warnings() const {
+std::vector<std::string> chat_template::warnings() const {
     if (!problem_.empty()) {
         return {"the chat template is at fault, so there is no chat with this model: " + problem_};
     }
@@ -225,7 +225,7 @@ static common_chat_templates_inputs greeting() {
     return inputs;
 }
 
-void dialogue::try_out() {
+void chat_template::try_out() {
     common_chat_templates_inputs inputs = greeting();
     const common_chat_params params = run(inputs);
     if (params.supports_thinking && !params.thinking_end_tags.empty()) {
@@ -259,19 +259,19 @@ static bool mentions(const std::string & source, const std::string & word) {
 }
 
 // Variables and fields that OpenAI's dialect has not.
-void dialogue::read_variables(const std::string & source) {
+void chat_template::read_variables(const std::string & source) {
     reads_functions_ = mentions(source, FUNCTIONS) && !mentions(source, "tools");
     mentions_think_ = source.find("<think>") != std::string::npos;
 }
 
-bool dialogue::lists_tools() const {
+bool chat_template::lists_tools() const {
     common_chat_templates_inputs inputs = greeting();
     inputs.tools = {{"tool_of_no_use", "", "{}"}};
     inputs.force_pure_content = !special_case_;
     return run(inputs).prompt.find(inputs.tools[0].name) != std::string::npos;
 }
 
-bool dialogue::calls_have_grammar() {
+bool chat_template::calls_have_grammar() {
     const std::map<std::string, bool> caps = common_chat_templates_get_caps(templates_.get());
     if (!caps.at("supports_tool_calls") && !special_case_) {
         return false;
@@ -285,7 +285,7 @@ bool dialogue::calls_have_grammar() {
 }
 
 // What the template writes behind an answer, if that is no token that ends one: then the model will write it as text, too.
-std::string dialogue::find_end_mark() const {
+std::string chat_template::find_end_mark() const {
     static constexpr char ANSWER[] = "Nevertheless";
     common_chat_templates_inputs inputs = greeting();
     common_chat_msg answer;
@@ -307,7 +307,7 @@ std::string dialogue::find_end_mark() const {
 
 // Whether `n` calls of one message are written down. Those that are not could be made only once: the next request brings them
 // back.
-bool dialogue::shows_calls(size_t n, const char * beside) const {
+bool chat_template::shows_calls(size_t n, const char * beside) const {
     common_chat_templates_inputs inputs = greeting();
     common_chat_msg calls;
     calls.role = "assistant";
@@ -337,7 +337,7 @@ bool dialogue::shows_calls(size_t n, const char * beside) const {
     }
 }
 
-bool dialogue::is_special_case() const {
+bool chat_template::is_special_case() const {
     for (const char * variant : {"", "tool_use"}) {
         const std::string source = common_chat_templates_source(templates_.get(), variant);
         if (source.empty()) {
@@ -361,9 +361,9 @@ bool dialogue::is_special_case() const {
 
 // ---- what a message says is text ------------------------------------------------------------------------------------
 
-dialogue::~dialogue() = default;
+chat_template::~chat_template() = default;
 
-std::string dialogue::mark_controls(const std::string & text) const {
+std::string chat_template::mark_controls(const std::string & text) const {
     std::string marked;
     size_t copied = 0;
     for (size_t at = 0; at < text.size(); at++) {
@@ -383,11 +383,11 @@ std::string dialogue::mark_controls(const std::string & text) const {
     return copied == 0 ? text : marked.append(text, copied, std::string::npos);
 }
 
-void dialogue::mark(std::string & text) const {
+void chat_template::mark(std::string & text) const {
     text = mark_controls(without_marks(text));
 }
 
-void dialogue::mark(common_json & value) const {
+void chat_template::mark(common_json & value) const {
     if (value.is_string()) {
         std::string text = value.get<std::string>();
         mark(text);
@@ -409,7 +409,7 @@ void dialogue::mark(common_json & value) const {
 }
 
 // JSON as text: as it stands if there is nothing to mark, because templates may show it.
-void dialogue::mark_json(std::string & text) const {
+void chat_template::mark_json(std::string & text) const {
     const bool may_hide_some = text.find("\\u") != std::string::npos; // an escape can spell anything
     if (!may_hide_some && without_marks(text).size() == text.size() && mark_controls(text).size() == text.size()) {
         return;
@@ -426,7 +426,7 @@ void dialogue::mark_json(std::string & text) const {
     }
 }
 
-void dialogue::mark_all(common_chat_templates_inputs & inputs) const {
+void chat_template::mark_all(common_chat_templates_inputs & inputs) const {
     for (common_chat_msg & message : inputs.messages) {
         for (std::string * text : {&message.role, &message.content, &message.reasoning_content, &message.tool_name,
                                    &message.tool_call_id}) {
@@ -452,7 +452,7 @@ void dialogue::mark_all(common_chat_templates_inputs & inputs) const {
 
 // ---- applying the template ------------------------------------------------------------------------------------------
 
-common_chat_templates_inputs dialogue::read(const chat_prompt & chat) const {
+common_chat_templates_inputs chat_template::read(const chat_prompt & chat) const {
     if (!templates_) {
         throw invalid_request("messages", "the model's chat template is at fault, so it cannot chat: " + problem_);
     }
@@ -505,7 +505,7 @@ static std::string refusal(const std::exception & e) {
 }
 
 // The template's own work. Throws what it throws.
-common_chat_params dialogue::run(const common_chat_templates_inputs & inputs) const {
+common_chat_params chat_template::run(const common_chat_templates_inputs & inputs) const {
     if (reads_functions_ && !inputs.tools.empty()) {
         common_json functions = common_json::array();
         for (const common_json & tool : common_chat_tools_to_json_oaicompat(inputs.tools)) {
@@ -562,7 +562,7 @@ static budget_limits limits_for(const common_chat_templates_inputs & inputs) {
 
 // The conversation as it was given, if the template takes that and leaves nothing of it out, else in the first form of which
 // that is true; `inputs` are left in the form that was taken. Throws what the template throws of what was given.
-common_chat_params dialogue::run_mended(common_chat_templates_inputs & inputs) const {
+common_chat_params chat_template::run_mended(common_chat_templates_inputs & inputs) const {
     common_chat_templates_inputs given = inputs;
     std::optional<common_chat_params> params; // of the first form that is taken
     std::exception_ptr refused;
@@ -617,7 +617,7 @@ common_chat_params dialogue::run_mended(common_chat_templates_inputs & inputs) c
 }
 
 // `pure`: the prompt alone, no analysis of how the answer will be written.
-common_chat_params dialogue::apply(common_chat_templates_inputs & inputs, bool pure) const {
+common_chat_params chat_template::apply(common_chat_templates_inputs & inputs, bool pure) const {
     inputs.force_pure_content = pure;
     try {
         const budget cost(limits_for(inputs));
@@ -661,7 +661,7 @@ static size_t find_first_user(const std::string & prompt, const std::vector<comm
 }
 
 // The prompt with its literals marked.
-dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bool pure, const common_chat_msg * last) const {
+chat_template::written chat_template::write_prompt(common_chat_templates_inputs inputs, bool pure, const common_chat_msg * last) const {
     mark_all(inputs);
     if (!native_tools_) {
         spell_tools(inputs);
@@ -677,7 +677,7 @@ dialogue::written dialogue::write_prompt(common_chat_templates_inputs inputs, bo
 
 // What comes behind `opening`, which is all that the template writes of an answer, so that the answer goes on with `last`.
 // Literals are marked.
-std::string dialogue::begin_answer(common_chat_msg last, const std::string & opening) const {
+std::string chat_template::begin_answer(common_chat_msg last, const std::string & opening) const {
     mark(last.reasoning_content);
     std::string content = last.content_parts.empty() ? last.content : last.render_content("\n");
     mark(content);
@@ -713,7 +713,7 @@ static std::optional<common_chat_msg> take_last(const chat_prompt & chat, common
     return last;
 }
 
-dialogue::asked dialogue::read(const chat_prompt & chat, const grammar_spec * grammar) const {
+chat_template::asked chat_template::read(const chat_prompt & chat, const grammar_spec * grammar) const {
     asked ask{read(chat)};
     ask.last = take_last(chat, ask.inputs, grammar != nullptr);
     const bool rules_all = grammar != nullptr && !grammar->is_schema;
@@ -726,7 +726,7 @@ dialogue::asked dialogue::read(const chat_prompt & chat, const grammar_spec * gr
     return ask;
 }
 
-std::string dialogue::write_marked(const chat_prompt & chat, const grammar_spec * grammar) const {
+std::string chat_template::write_marked(const chat_prompt & chat, const grammar_spec * grammar) const {
     asked ask = read(chat, grammar);
     const bool pure = ask.is_text || !special_case_;
     if (!pure && !ask.inputs.tools.empty()) {
@@ -735,11 +735,11 @@ std::string dialogue::write_marked(const chat_prompt & chat, const grammar_spec 
     return write_prompt(std::move(ask.inputs), pure, ask.last ? &*ask.last : nullptr).params.prompt;
 }
 
-std::string dialogue::render(const chat_prompt & chat, const grammar_spec * grammar) const {
+std::string chat_template::render(const chat_prompt & chat, const grammar_spec * grammar) const {
     return without_marks(write_marked(chat, grammar));
 }
 
-counted_prompt dialogue::count(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const {
+counted_prompt chat_template::count(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const {
     if (chat.messages.size() >= std::max(limit, COUNTED_MESSAGES)) {
         throw context_overflow(chat.messages.size() + 1, limit);
     }
@@ -751,7 +751,7 @@ counted_prompt dialogue::count(const chat_prompt & chat, const grammar_spec * gr
     }
 }
 
-std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t limit) const {
+std::vector<llama_token> chat_template::tokenize(const std::string & prompt, size_t limit) const {
     if (prompt.find(LITERAL_BEGIN) == std::string::npos) {
         return vocab_.tokenize_within(prompt, limit, 1); // and one to answer with
     }
@@ -776,7 +776,7 @@ std::vector<llama_token> dialogue::tokenize(const std::string & prompt, size_t l
     return tokens;
 }
 
-size_t dialogue::tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const {
+size_t chat_template::tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const {
     size_t before = tokens.size();
     for (size_t n = 0; n < n_bytes_behind && before > 0; before--) {
         n += vocab_.special_piece(tokens[before - 1]).size();
@@ -784,7 +784,7 @@ size_t dialogue::tokens_before(const std::vector<llama_token> & tokens, size_t n
     return before;
 }
 
-chat_turn dialogue::turn_of(const written & rendered, size_t limit) const {
+chat_turn chat_template::turn_of(const written & rendered, size_t limit) const {
     const std::string & prompt = rendered.params.prompt;
     chat_turn turn = {tokenize(prompt, limit)};
     turn.n_repeated = tokens_before(turn.tokens, rendered.params.generation_prompt.size() + rendered.begun.size());
@@ -803,7 +803,7 @@ static common_chat_templates_inputs without_tools(common_chat_templates_inputs i
     return inputs;
 }
 
-common_chat_params dialogue::describe_calls(common_chat_templates_inputs inputs) const {
+common_chat_params chat_template::describe_calls(common_chat_templates_inputs inputs) const {
     inputs.json_schema.clear();
     if (native_tools_) {
         const common_chat_params native = apply(inputs, false);
@@ -821,7 +821,7 @@ common_chat_params dialogue::describe_calls(common_chat_templates_inputs inputs)
 
 // With tools and a schema there are two ways to answer: a call, or content that obeys the schema. llama.cpp's readers know
 // one of them at a time.
-std::vector<common_chat_params> dialogue::describe(const common_chat_templates_inputs & inputs) const {
+std::vector<common_chat_params> chat_template::describe(const common_chat_templates_inputs & inputs) const {
     const bool required = inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED;
     if (!inputs.tools.empty() && (inputs.json_schema.empty() || required)) {
         return {describe_calls(inputs)};
@@ -845,7 +845,7 @@ std::vector<common_chat_params> dialogue::describe(const common_chat_templates_i
     return {describe_calls(std::move(call)), std::move(written)};
 }
 
-std::shared_ptr<const answer_format> dialogue::make_format(const std::vector<common_chat_params> & variants,
+std::shared_ptr<const answer_format> chat_template::make_format(const std::vector<common_chat_params> & variants,
                                                            const common_chat_templates_inputs & inputs) const {
     auto format = std::make_shared<answer_format>();
     const common_chat_params & first = variants.front();
@@ -910,7 +910,7 @@ static std::string key_of(const std::vector<common_chat_params> & variants, cons
 }
 
 // The format of `key`; made of what `variants` says, if no request before had the same.
-std::shared_ptr<const answer_format> dialogue::recall_or_make(std::string key, const variants_fn & variants,
+std::shared_ptr<const answer_format> chat_template::recall_or_make(std::string key, const variants_fn & variants,
                                                               const common_chat_templates_inputs & inputs) const {
     const auto found = std::find_if(formats_.begin(), formats_.end(), [&](const auto & f) { return f.key == key; });
     if (found != formats_.end()) {
@@ -932,7 +932,7 @@ std::shared_ptr<const answer_format> dialogue::recall_or_make(std::string key, c
     return format;
 }
 
-chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const {
+chat_turn chat_template::prepare(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const {
     if (chat.messages.size() >= limit) { // each is a token at least; rendering them all could take seconds
         throw context_overflow(chat.messages.size() + 1, limit);
     }
@@ -980,7 +980,7 @@ chat_turn dialogue::prepare(const chat_prompt & chat, const grammar_spec * gramm
 }
 
 // The tools of `inputs` with schemas that compile, as far as one can say without compiling them all.
-dialogue::known_tools & dialogue::loosen_once(const common_chat_templates_inputs & inputs) const {
+chat_template::known_tools & chat_template::loosen_once(const common_chat_templates_inputs & inputs) const {
     std::string key = common_chat_tools_to_json_oaicompat(inputs.tools).dump();
     const auto found = std::find_if(tools_.begin(), tools_.end(), [&](const known_tools & t) { return t.key == key; });
     if (found != tools_.end()) {
@@ -1008,7 +1008,7 @@ static std::shared_ptr<const answer_format> begun_format(const std::shared_ptr<c
 }
 
 // The prompt says what `inputs` do; the format is of `loose`, which may differ in the schemas of the tools.
-chat_turn dialogue::answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
+chat_turn chat_template::answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
                                 const common_chat_msg * last, size_t limit) const {
     const written rendered = special_case_ ? write_prompt(loose, false, last) // prompt and format come of one reading
                                            : write_prompt(inputs, true, last);
