@@ -239,6 +239,8 @@ def flags_of(config: Config, names: Collection[str]) -> list[str]:
                 files = [spelled(item) for item in items]
             case list(items) if option.kind.shape == "many":
                 flags += [f"{option.flag}={spelled(item, '=')}" for item in items]
+            case None:
+                flags.append(f"{option.flag}=")
             case value:
                 flags.append(f"{option.flag}={spelled(value, ',')}")
     return [*flags, *["--", *files] * bool(files)]
