@@ -387,7 +387,7 @@ class Connection(asyncio.Protocol):
         self._response = response = Response(self, head, self._loop.time())
         try:
             response.extra_headers = guard.check(self._policy, head.headers, head.has_body)
-            self._request = replace(request, caller=self._hooks.precheck(request))
+            self._request = self._bodyless(head, self._hooks.precheck(request))
         except Exception as error:
             if head.has_body:
                 raise
@@ -397,8 +397,8 @@ class Connection(asyncio.Protocol):
         if head.expect_continue and head.has_body and not self._parser.buffered:
             self.send(CONTINUE)
 
-    def _bodyless(self, head: http1.Head) -> Request:
-        return Request(head.method, head.target, head.path, head.query, head.headers, b"", self._peer)
+    def _bodyless(self, head: http1.Head, caller: Any = None) -> Request:
+        return Request(head.method, head.target, head.path, head.query, head.headers, b"", self._peer, caller)
 
     def _dispatch(self) -> bool:
         """Hands the complete request to the handler; True if it is answered already and the next one can be read."""

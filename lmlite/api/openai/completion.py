@@ -177,7 +177,7 @@ class Completion(Reply):
         return (("error", dumps({"error": error_object(exc)})),)
 
     def whole(self, runs: Sequence[Sequence[Event]]) -> str:
-        self._meet(Served(self._origin, leased_of(runs).instance))
+        self._served = Served(self._origin, leased_of(runs).instance)
         answers = [fold(events) for events in runs]
         finished = [answer.finished for answer in answers]
         return dumps(
