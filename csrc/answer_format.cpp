@@ -94,6 +94,18 @@ common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat
            p.optional(p.literal(start) + p.space() + p.reasoning(p.until(end)) + p.literal(end) + p.space());
 }
 
+void set_calls(common_chat_params & params, const common_peg_arena & parser, bool required, const std::string & begin) {
+    params.parser = parser.save();
+    params.grammar_lazy = !required;
+    params.grammar = build_grammar([&](const common_grammar_builder & builder) {
+        parser.build_grammar(builder, params.grammar_lazy);
+    });
+    params.grammar_triggers.clear();
+    if (params.grammar_lazy) {
+        params.grammar_triggers.push_back({COMMON_GRAMMAR_TRIGGER_TYPE_WORD, begin});
+    }
+}
+
 common_chat_params json_format(const common_chat_params & plain, const std::string & schema) {
     common_chat_params params = plain;
     const common_peg_arena parser = build_chat_peg_parser([&](common_chat_peg_builder & p) {

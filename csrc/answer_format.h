@@ -68,6 +68,10 @@ common_chat_params json_format(const common_chat_params & plain, const std::stri
 // The reasoning that may stand ahead of everything else; nothing if answers have none.
 common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat_params & plain);
 
+// Answers are read by `parser` from here on, and its grammar rules them: from the beginning where a call is `required`, else
+// from `begin` on.
+void set_calls(common_chat_params & params, const common_peg_arena & parser, bool required, const std::string & begin);
+
 // Takes the free text ahead of a call out of a parser and out of the grammar made from it: llama.cpp lets a model that must
 // call a tool write on for ever before it does.
 void forbid_content(common_peg_arena & parser, std::string & grammar);

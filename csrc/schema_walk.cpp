@@ -556,38 +556,31 @@ void schema_walk::step_structure(thread t, uint8_t byte) {
                     put(t);
                 }
             } else if (may_close(frames_[t.frame])) {
-                if (skip_blank(t, byte)) {
-                    put(t);
-                } else if (byte == '}') {
-                    t.frame = frames_[t.frame].parent;
-                    t.blanks = 0;
-                    finish(t);
-                }
+                close(t, byte, '}');
             }
             break;
         case mode::array_first:
-            if (skip_blank(t, byte)) {
-                put(t);
-            } else if (byte == ']') {
-                t.frame = frames_[t.frame].parent;
-                t.blanks = 0;
-                finish(t);
-            }
+            close(t, byte, ']');
             break;
         case mode::array_next:
             if (byte == ',' && t.blanks == 0) {
                 begin_items(t, t.frame);
             } else if (may_close(frames_[t.frame])) {
-                if (skip_blank(t, byte)) {
-                    put(t);
-                } else if (byte == ']') {
-                    t.frame = frames_[t.frame].parent;
-                    t.blanks = 0;
-                    finish(t);
-                }
+                close(t, byte, ']');
             }
             break;
         default: break;
+    }
+}
+
+// Of a group that may end here: white space goes on, its sign ends it.
+void schema_walk::close(thread t, uint8_t byte, char sign) {
+    if (skip_blank(t, byte)) {
+        put(t);
+    } else if (byte == sign) {
+        t.frame = frames_[t.frame].parent;
+        t.blanks = 0;
+        finish(t);
     }
 }
 

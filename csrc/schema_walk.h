@@ -133,6 +133,7 @@ class schema_walk {
     void start_name(const thread & t);
     void end_name(const thread & t);
     void finish(thread t);
+    void close(thread t, uint8_t byte, char sign);
     void begin_items(const thread & t, uint32_t frame_id);
     bool may_follow(const frame & f, const schema::object_node & o, uint32_t property) const;
     uint32_t n_needed(const frame & f, const schema::object_node & o) const;

@@ -105,15 +105,7 @@ common_chat_params tool_request_format(const common_chat_templates_inputs & inpu
             required ? calls : p.optional(p.content(p.until(CALL_BEGIN))) + p.optional(calls);
         return reasoning_ahead(p, plain) + body + p.end();
     });
-    params.parser = parser.save();
-    params.grammar_lazy = !required;
-    params.grammar = build_grammar([&](const common_grammar_builder & builder) {
-        parser.build_grammar(builder, params.grammar_lazy);
-    });
-    params.grammar_triggers.clear();
-    if (params.grammar_lazy) {
-        params.grammar_triggers.push_back({COMMON_GRAMMAR_TRIGGER_TYPE_WORD, CALL_BEGIN});
-    }
+    set_calls(params, parser, required, CALL_BEGIN);
     return params;
 }
 

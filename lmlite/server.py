@@ -51,6 +51,7 @@ class Service:
         self.port = 0
         self._acceptors: list[Acceptor] = []
         self._secured: ssl.SSLContext | None = None
+        self._file: Path | None = None  # that it listens in, and made
         self._expired: asyncio.Event | None = None
         self._keeping: asyncio.Future[None] | None = None
 
@@ -77,7 +78,8 @@ class Service:
             check_exposure(config, inherited)
             sockets = list(inherited)
         elif config.unix_socket:
-            sockets = [listening.bind_file(Path(config.unix_socket))]
+            sockets = [listening.bind_file(config.unix_socket)]
+            self._file = config.unix_socket
         else:
             sockets = listening.bind_all(config.host, config.port)
         self.port = next((found.getsockname()[1] for found in sockets if found.family != socket.AF_UNIX), 0)
@@ -105,8 +107,9 @@ class Service:
         self.origin.check()
         for acceptor in self._acceptors:
             acceptor.close()
-        if self._acceptors and self.config.unix_socket:
-            Path(self.config.unix_socket).unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            self._file = None
         self._acceptors = []
         self.app.drain()
         if self._expired is not None:

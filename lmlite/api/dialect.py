@@ -5,6 +5,7 @@ A `Reply` belongs to one HTTP request and is there before the model is.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Origin:
     keeps: bool = True
 
 
-class Reply:
+class Reply(ABC):
     """`stream` per event, then `end`, or `failed` at any time; or else `whole`, a fold over the same events.
 
     Events are numbered by their run in `Turn.runs`; those of the turn as a whole, up to `Leased`, are run 0's.
@@ -45,17 +46,17 @@ class Reply:
         """The dialect's own word for "still at it"; none: a comment will do."""
         return ()
 
-    def stream(self, index: int, event: Event) -> Iterable[Frame]:
-        raise NotImplementedError
+    @abstractmethod
+    def stream(self, index: int, event: Event) -> Iterable[Frame]: ...
 
-    def end(self) -> Iterable[Frame]:
-        raise NotImplementedError
+    @abstractmethod
+    def end(self) -> Iterable[Frame]: ...
 
-    def failed(self, exc: LmError) -> Iterable[Frame]:
-        raise NotImplementedError
+    @abstractmethod
+    def failed(self, exc: LmError) -> Iterable[Frame]: ...
 
-    def whole(self, runs: Sequence[Sequence[Event]]) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def whole(self, runs: Sequence[Sequence[Event]]) -> str: ...
 
     def exchange(self) -> Exchange | None:
         """The turn as it is to be kept, by what is known of it now; None: it is not. Asked for when the turn begins and

@@ -170,15 +170,15 @@ class Speaker:
     def __init__(self, reply: Reply, response: Response, history: OwnHistory):
         self._reply, self._response, self._history = reply, response, history
         self._is_open = False  # the history has it as one that runs
-        self._spoke = False  # since the timer was set
         self._loop = asyncio.get_running_loop()
+        self._spoke_at = self._loop.time()
         self._timer = self._loop.call_later(SILENCE_S, self._tell_life)
 
     def take(self, index: int, events: list[Event]) -> bool:
         reply, response = self._reply, self._response
         said = b"".join([sse.frame(name, payload) for event in events for name, payload in reply.stream(index, event)])
         if said:
-            self._spoke = True
+            self._spoke_at = self._loop.time()
             if not response.started:
                 self._start()
             response.write(said)
@@ -218,14 +218,17 @@ class Speaker:
         self._response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
 
     def _tell_life(self) -> None:
-        response = self._response
-        if not self._spoke and not response.paused:
+        response, now = self._response, self._loop.time()
+        if (due := self._spoke_at + SILENCE_S) > now:
+            self._timer = self._loop.call_at(due, self._tell_life)
+            return
+        if not response.paused:
             said = frames(self._reply.alive())
             if not response.started:
                 self._start()
                 said = frames(self._reply.begin()) + said
             response.write(said or sse.KEEP_ALIVE)
-        self._spoke = False
+        self._spoke_at = now
         self._timer = self._loop.call_later(SILENCE_S, self._tell_life)
 
 

@@ -28,8 +28,8 @@ LETTERS: Final = string.ascii_letters + string.digits
 ID_LENGTH, SECRET_LENGTH = 8, 20
 SHAPE: Final = re.compile(rf"sk-lm-([A-Za-z0-9]{{{ID_LENGTH}}}):([A-Za-z0-9]{{{SECRET_LENGTH}}})")
 COLUMNS: Final = "id, digest, name, rights, scope, created, expires, requests_max, tokens_per_minute"
-BUSY_S: Final = 1.0
-"""For another process that writes tokens at this moment."""
+BUSY_S: Final = 0.05
+"""For another process that brings the database in order at this moment: a loop waits for it."""
 
 
 @dataclass(slots=True, frozen=True)

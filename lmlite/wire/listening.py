@@ -127,17 +127,15 @@ def bind_file(path: Path) -> socket.socket:
             raise ConfigError(f"unix_socket: another program listens on {path}")
         path.unlink()
     listening = KEPT_FROM_CHILDREN.include(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-    mask = os.umask(0o777 & ~PRIVATE)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         listening.bind(str(path))
+        path.chmod(PRIVATE)  # before it listens, nobody is let in
         listening.listen(BACKLOG)
         listening.setblocking(False)
     except OSError as error:
         listening.close()
         raise ConfigError(f"unix_socket: cannot listen on {path}: {error.strerror or error}") from None
-    finally:
-        os.umask(mask)
     return listening
 
 
