@@ -93,9 +93,12 @@ with Server(port=0, home=sys.argv[1]) as server:
     before = resident_bytes()
     for size in (300_000, 1_000_000, 2_000_000, 4_000_000, 6_000_000):
         refuse(server.port, "word " * size)
-    refuse(server.port, "word")  # when these are answered, the last of those is over
-    tuning.glibc()("malloc_trim", 0)
-    print((resident_bytes() - before) >> 20)
+    for _ in range(100):  # the last of those may still be on its way out, on a machine that is busy
+        refuse(server.port, "word")
+        tuning.glibc()("malloc_trim", 0)
+        if (kept := (resident_bytes() - before) >> 20) < 12:
+            break
+    print(kept)
 """
 
 
