@@ -19,6 +19,7 @@ namespace lm {
     X(RERANK, 9)          \
     X(ATTACH_DRAFT, 10)   \
     X(ESTIMATE, 11)       \
+    X(MEDIA, 12)          \
     X(LOAD_PROGRESS, 64)  \
     X(LOADED, 65)         \
     X(PROMPT_PROGRESS, 66) \

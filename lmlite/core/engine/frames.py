@@ -1,7 +1,7 @@
 """The frames between the server and an engine: a 12-byte header, then a payload.
 
 Header, little-endian: payload length in bytes (u32), kind (u32), request id (u32; 0 where no request is meant).
-Payloads are UTF-8 JSON, except TEXT and RESULT (raw UTF-8) and EMBEDDING (little-endian float32).
+Payloads are UTF-8 JSON, except TEXT and RESULT (raw UTF-8), EMBEDDING (little-endian float32) and MEDIA (a file's bytes).
 The kinds stand in `csrc/frames.h` too; a test holds the two tables against each other.
 """
 
@@ -28,6 +28,7 @@ class Kind(IntEnum):
     RERANK = 9
     ATTACH_DRAFT = 10
     ESTIMATE = 11
+    MEDIA = 12
     # events, engine -> server
     LOAD_PROGRESS = 64
     LOADED = 65
