@@ -7,6 +7,7 @@ cannot have raises `ConfigError`, which names the place that it came from and wh
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -199,6 +200,19 @@ def hosts() -> Kind:
     return Kind("addresses (in a variable: joined by ',')", convert, "ADDRESS", shape="many")
 
 
+def proxies() -> Kind:
+    """IP addresses and networks, or `unix`."""
+
+    def convert(value: object) -> tuple[str, ...]:
+        items = [str(item).strip() for item in to_items(value, ",")]
+        try:
+            return tuple(item if item == "unix" else str(ipaddress.ip_network(item, strict=False)) for item in items)
+        except ValueError:
+            raise Refused from None
+
+    return Kind("IP addresses or networks, or 'unix' (in a variable: joined by ',')", convert, "ADDRESS", shape="many")
+
+
 def pairs() -> Kind:
     def convert(value: object) -> tuple[tuple[str, str], ...]:
         items = [f"{k}={v}" for k, v in value.items()] if isinstance(value, Mapping) else to_items(value, ",")
@@ -311,6 +325,9 @@ class Config:
     )
     allow_host: tuple[str, ...] = option((), names(), "a further name that clients may call this server by")
     allow_origin: tuple[str, ...] = option((), names(), "a web origin that may call this server; * for all")
+    trusted_proxy: tuple[str, ...] = option(
+        (), proxies(), "an address or network whose X-Forwarded-For, -Host and -Proto are believed; unix: of --unix-socket"
+    )
 
     # ---- what it serves
     home: Path = option(DEFAULT_HOME, path(), "folder of config.json and models/")

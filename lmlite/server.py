@@ -87,7 +87,10 @@ class Service:
         if self.config.log_prompts:
             self._keeping = asyncio.ensure_future(keep(self.app.logs))
         self._acceptors = [
-            Acceptor(found, self.app.connect, None if found.family == socket.AF_UNIX else self._secured) for found in sockets
+            Acceptor(found, self.app.connect_file)
+            if found.family == socket.AF_UNIX
+            else Acceptor(found, self.app.connect, self._secured)
+            for found in sockets
         ]
         self.app.open()
 

@@ -69,7 +69,8 @@ def test_every_option_has_the_same_value_from_each_place(home: Path) -> None:
 def a_value_for(shape: str, default: object, allowed: str) -> tuple[str, object]:
     """A value other than the default, as flag text and as JSON."""
     if shape == "many":
-        text = "a=b" if allowed.startswith("NAME=") else "/some/thing"
+        kinds = {"NAME=": "a=b", "IP ": "10.0.0.0/8"}
+        text = next((text for beginning, text in kinds.items() if allowed.startswith(beginning)), "/some/thing")
         return text, [text]
     if shape == "switch":
         return str(not default).lower(), not default

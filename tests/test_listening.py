@@ -140,6 +140,49 @@ def test_a_server_listens_in_a_file_for_its_owner_only(serve_fake: Serve, tmp_pa
     assert not path.exists()
 
 
+def test_whoever_may_use_the_file_may_call_the_server_what_they_like_and_web_pages_may_still_not(
+    serve_fake: Serve, tmp_path: Path
+) -> None:
+    path = tmp_path / "lmlite.sock"
+    serve_fake(unix_socket=path)
+    connection = FileConnection(path)
+    for headers, expected in (
+        ({"Host": "lmlite"}, 200),
+        ({"Host": "ai.example:8080"}, 200),
+        ({"Host": "ai.example", "Origin": "https://evil.example"}, 403),  # through a proxy, then
+        ({"Host": "lmlite", "X-Forwarded-Host": "not a name", "X-Forwarded-For": "203.0.113.7"}, 200),
+    ):
+        connection.request("GET", "/v1/models", headers=headers)
+        response = connection.getresponse()
+        response.read()
+        assert response.status == expected, headers
+    connection.close()
+
+
+def test_the_log_names_the_client_that_a_trusted_proxy_names_and_no_other(
+    serve_fake: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lmlite")
+    forwarded = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Host": "ai.example"}
+    trusting = serve_fake(trusted_proxy=["127.0.0.0/8"], allow_host=["ai.example"], home=tmp_path / "trusting")
+    assert trusting.client().get("/v1/models", **forwarded).status == 200
+    assert trusting.client().get("/v1/models", **{**forwarded, "X-Forwarded-Host": "evil.example"}).status == 403
+    trusting.settle()
+    assert caplog.text.count("GET /v1/models from 203.0.113.7: ") == 2
+    caplog.clear()
+    plain = serve_fake(home=tmp_path / "plain")
+    assert plain.client().get("/v1/models", **forwarded).status == 200
+    plain.settle()
+    assert "GET /v1/models: 200" in caplog.text and "203.0.113.7" not in caplog.text
+
+
+def test_a_proxy_is_named_by_an_address_or_a_network(tmp_path: Path) -> None:
+    given = ["10.0.0.7/8", "::1", "unix"]
+    assert Config.of(home=tmp_path, trusted_proxy=given).trusted_proxy == ("10.0.0.0/8", "::1/128", "unix")
+    with pytest.raises(ConfigError, match="IP addresses or networks"):
+        Config.of(home=tmp_path, trusted_proxy=["proxy.example"])
+
+
 def test_the_file_of_a_dead_server_is_replaced_and_nothing_else_is(serve_fake: Serve, tmp_path: Path) -> None:
     path = tmp_path / "lmlite.sock"
     dead = socket.socket(socket.AF_UNIX)

@@ -38,7 +38,7 @@ class App(State):
         super().__init__(config, place)
         self._router: Router[Endpoint] = Router(ROUTES)
         self.page = page(ROUTES)
-        self._policy = Policy.of(config.host, config.allow_host, config.allow_origin)
+        self._policy = Policy.of(config.host, config.allow_host, config.allow_origin, config.trusted_proxy)
         self._hooks = Hooks(self.handle, self.spell_error, self.admit, self._opened, self._closed, self._answered)
         self._request_log = RequestLog()
         self._connections: set[Connection] = set()
@@ -56,6 +56,10 @@ class App(State):
     def connect(self) -> Connection:
         """The protocol of one new connection."""
         return Connection(self._hooks, self._policy)
+
+    def connect_file(self) -> Connection:
+        """Of one that came through a socket file."""
+        return Connection(self._hooks, self._policy.of_file())
 
     def _opened(self, connection: Connection) -> None:
         self._connections.add(connection)

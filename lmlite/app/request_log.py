@@ -1,4 +1,5 @@
-"""One line in the log for each request: method, path, status, time. Never a body, nor a query, which may hold a key."""
+"""One line in the log for each request: method, path, who asks from where, status, time. Never a body, nor a query, which may
+hold a key."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ log = logging.getLogger(__name__)
 
 LINES_MAX: Final = 200
 """Per second. A person reads fewer, and a flood of bad requests must not fill a disk."""
+HERE: Final = frozenset({"127.0.0.1", "::1"})
+"""Where most requests come from, which says nothing."""
 POLLED: Final = frozenset({"/health", "/metrics", "/lmstudio-greeting"})
 """What machines ask every few seconds: no news, unless somebody debugs."""
 
@@ -31,7 +34,9 @@ class RequestLog:
             cut = "" if response.complete else " and cut"
             took_ms = (now - response.began) * 1000
             whose = f" by {request.caller.name}" if request.caller is not None and request.caller.name else ""
-            log.log(level, "%.16s %.200s%s: %d%s after %.0f ms", request.method, path, whose, status, cut, took_ms)
+            whence = f" from {request.client}" if request.client and request.client not in HERE else ""
+            told = (request.method, path, whence, whose, status, cut, took_ms)
+            log.log(level, "%.16s %.200s%.60s%s: %d%s after %.0f ms", *told)
 
     def _has_room(self, second: int) -> bool:
         if second != self._second:

@@ -19,7 +19,7 @@ from math import inf
 from typing import Any, cast
 
 from ..errors import HttpError, InternalError, LmError, ShuttingDown, let_go
-from . import guard, http1, peer
+from . import forwarded, guard, http1, peer
 from .http1 import CONTINUE, LAST_CHUNK, Headers
 from .inflate import inflate
 
@@ -66,6 +66,8 @@ class Request:
     peer: Any
     caller: Any = None
     """Who asks, as the app found out."""
+    client: str = ""
+    """The address of who asks, which the peer tells if it is a trusted proxy; "" through a socket file."""
 
 
 class Response:
@@ -238,6 +240,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.send: Callable[[bytes], None] = refuse_write
         self._peer: Any = None
+        self._secure = False  # it speaks TLS
         self.persistent = (("Connection", "keep-alive"), ("Keep-Alive", f"timeout={limits.idle_s:.0f}"))
         self._times: Mapping[Phase, float] = {
             Phase.OPENING: limits.head_s,
@@ -260,6 +263,7 @@ class Connection(asyncio.Protocol):
         self._writable: asyncio.Event | None = None  # there while the write buffer is above its high-water mark
         self._unsent = 0  # bytes in the write buffer when progress was last looked for
         # for one request
+        self._client = ""
         self._request: Request | None = None  # read up to its head at least; None while its handler runs
         self._body = bytearray()
         self._response: Response | None = None
@@ -302,6 +306,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # by what it does: not every loop's has this base
         self.send = self._transport.write
         self._peer = transport.get_extra_info("peername")
+        self._secure = transport.get_extra_info("sslcontext") is not None
         self._transport.set_write_buffer_limits(high=self._limits.write_buffer)
         self._enter(Phase.OPENING)
         self._hooks.on_open(self)
@@ -383,10 +388,12 @@ class Connection(asyncio.Protocol):
 
     def _admit(self, head: http1.Head) -> None:
         """Judges a request by its head. Raises what refuses it, or keeps that for its end where it has no body."""
+        asking = forwarded.look(self._policy.proxies, self._peer, head.headers, self._secure)
+        self._client = asking.client
         self._request = request = self._bodyless(head)
         self._response = response = Response(self, head, self._loop.time())
         try:
-            response.extra_headers = guard.check(self._policy, head.headers, head.has_body)
+            response.extra_headers = guard.check(self._policy, asking.headers, head.has_body, asking.secure)
             self._request = self._bodyless(head, self._hooks.precheck(request))
         except Exception as error:
             if head.has_body:
@@ -398,7 +405,7 @@ class Connection(asyncio.Protocol):
             self.send(CONTINUE)
 
     def _bodyless(self, head: http1.Head, caller: Any = None) -> Request:
-        return Request(head.method, head.target, head.path, head.query, head.headers, b"", self._peer, caller)
+        return Request(head.method, head.target, head.path, head.query, head.headers, b"", self._peer, caller, self._client)
 
     def _dispatch(self) -> bool:
         """Hands the complete request to the handler; True if it is answered already and the next one can be read."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..errors import HttpError
+from .forwarded import Proxies
 
 ANY = "*"
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._\-]{1,253})(?::[0-9]{1,5})?")
@@ -31,16 +32,23 @@ CorsHeaders = tuple[tuple[str, str], ...]
 class Policy:
     """`names`: lower-case host names and IP literals that are ours besides localhost and loopback; `any_literal`: every
     IP literal is (a literal needs no resolver, so it cannot be rebound); `origins`: web origins let in, ANY for all;
-    `any_name`: whatever clients call us."""
+    `any_name`: whatever clients call us; `proxies`: those that may say who asks them."""
 
     names: frozenset[str]
     any_literal: bool
     origins: frozenset[str]
     any_name: bool = False
+    proxies: Proxies = Proxies()
 
     @classmethod
-    def of(cls, bound: Iterable[str], allow_host: Iterable[str] = (), allow_origin: Iterable[str] = ()) -> Policy:
-        """For a server that listens on the addresses `bound` and has the two configured lists."""
+    def of(
+        cls,
+        bound: Iterable[str],
+        allow_host: Iterable[str] = (),
+        allow_origin: Iterable[str] = (),
+        trusted_proxy: Iterable[str] = (),
+    ) -> Policy:
+        """For a server that listens on the addresses `bound` and has the three configured lists."""
         bound = [canonical(name) for name in bound]
         wildcard = any(address is not None and address.is_unspecified for address in map(literal, bound))
         return cls(
@@ -48,13 +56,19 @@ class Policy:
             any_literal=wildcard,
             origins=frozenset(origin.lower().rstrip("/") for origin in allow_origin),
             any_name=ANY in allow_host,
+            proxies=Proxies.of(trusted_proxy),
         )
 
+    def of_file(self) -> Policy:
+        """For who comes through a socket file: no web page does, and the file's mode says who may. Names say nothing there."""
+        return replace(self, any_name=True)
 
-def check(policy: Policy, headers: Mapping[str, str], has_body: bool) -> CorsHeaders:
-    """All three checks; returns the headers that every answer to this request needs (none without a foreign origin)."""
+
+def check(policy: Policy, headers: Mapping[str, str], has_body: bool, secure: bool = False) -> CorsHeaders:
+    """All three checks; returns the headers that every answer to this request needs (none without a foreign origin). `secure`
+    tells that the client spoke TLS."""
     check_host(policy, headers)
-    cors = check_origin(policy, headers)
+    cors = check_origin(policy, headers, secure)
     check_content_type(headers, has_body)
     return cors
 
@@ -82,10 +96,10 @@ def check_host(policy: Policy, headers: Mapping[str, str]) -> None:
         )
 
 
-def check_origin(policy: Policy, headers: Mapping[str, str]) -> CorsHeaders:
+def check_origin(policy: Policy, headers: Mapping[str, str], secure: bool = False) -> CorsHeaders:
     """403 for a request that a foreign web page made; the CORS headers for one of an origin that is allowed."""
     origin = headers.get("origin")
-    if origin is not None and not is_same_origin(origin, headers):
+    if origin is not None and not is_same_origin(origin, headers, secure):
         if ANY in policy.origins:
             return (("Access-Control-Allow-Origin", "*"),)
         if origin.lower() in policy.origins:
@@ -124,10 +138,11 @@ def preflight(policy: Policy, method: str, headers: Mapping[str, str]) -> CorsHe
     return tuple(answer)
 
 
-def is_same_origin(origin: str, headers: Mapping[str, str]) -> bool:
-    """An origin equal to Host, which `check_host` has found to be ours."""
-    _, separator, authority = origin.lower().partition("://")
-    return bool(separator) and authority == headers.get("host", "").lower()
+def is_same_origin(origin: str, headers: Mapping[str, str], secure: bool = False) -> bool:
+    """An origin equal to Host, which `check_host` has found to be ours. What came without TLS is another origin than what came
+    with it: anybody on the way could have written that page."""
+    scheme, separator, authority = origin.lower().partition("://")
+    return bool(separator) and authority == headers.get("host", "").lower() and not (secure and scheme == "http")
 
 
 def canonical(name: str) -> str:
