@@ -16,3 +16,8 @@ def native_file(name: str) -> Path:
 def bundled_model() -> Path:
     """The model that the package brings along."""
     return ROOT / "models" / "lmlite-tiny.gguf"
+
+
+def bundled_vision_model() -> Path:
+    """The one of its models that sees. Its projector lies beside it."""
+    return ROOT / "models" / "lmlite-tiny-vision" / "lmlite-tiny-vision.gguf"

@@ -20,7 +20,7 @@ from lmlite.core.disk import gguf as reader
 from lmlite.core.disk import known_headers, model_files
 from lmlite.core.disk.catalog import Catalog
 from lmlite.core.disk.model_files import model_folders
-from lmlite.package import bundled_model
+from lmlite.package import bundled_model, bundled_vision_model
 from tests.core.gguf_files import F16, F32, Q4_K, Q8_0, Tensor, bert, gguf, llama, projector
 
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15, "q5_k_m": 17}
@@ -823,18 +823,52 @@ def test_a_scan_changes_nothing_on_disk(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-# ---- the bundled model ----
+# ---- the bundled models ----
 
 
 @pytest.fixture
 def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = put(tmp_path, "package/models/lmlite-tiny.gguf")
     monkeypatch.setattr(module, "bundled_model", lambda: path)
+    monkeypatch.setattr(module, "bundled_vision_model", lambda: tmp_path / "none")
     return path
 
 
-def test_the_bundled_model_lies_in_the_package() -> None:
-    assert bundled_model() == Path(module.__file__).parents[2] / "models" / "lmlite-tiny.gguf"
+@pytest.fixture
+def seeing(tmp_path: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = put(tmp_path, "package/models/tiny-vision/lmlite-tiny-vision.gguf")
+    put(tmp_path, "package/models/tiny-vision/mmproj-lmlite-tiny-vision.gguf", projector())
+    monkeypatch.setattr(module, "bundled_vision_model", lambda: path)
+    return path
+
+
+def test_the_bundled_models_lie_in_the_package() -> None:
+    models = Path(module.__file__).parents[2] / "models"
+    assert bundled_model() == models / "lmlite-tiny.gguf"
+    assert bundled_vision_model() == models / "lmlite-tiny-vision" / "lmlite-tiny-vision.gguf"
+
+
+def test_the_bundled_model_that_sees_stands_beside_the_other(tmp_path: Path, bundled: Path, seeing: Path) -> None:
+    catalog = Catalog([tmp_path / "models"], bundled=True)
+    blind, card = catalog.cards()
+    assert (blind.id, blind.type, blind.mmproj, blind.paths) == ("lmlite-tiny", "llm", None, (bundled,))
+    assert (card.id, card.type, card.publisher, card.paths) == ("lmlite-tiny-vision", "vlm", "lmlite", (seeing,))
+    assert card.mmproj == seeing.with_name("mmproj-lmlite-tiny-vision.gguf")
+    assert found(catalog, "lmlite/lmlite-tiny-vision") == card
+
+
+@pytest.mark.usefixtures("seeing")
+def test_where_only_bundled_models_are_the_first_is_taken(tmp_path: Path) -> None:
+    default = Catalog([tmp_path / "models"], bundled=True).default()
+    assert default is not None and default.id == "lmlite-tiny"
+
+
+def test_a_model_of_the_users_counts_as_one_even_with_a_bundled_models_name(tmp_path: Path, seeing: Path) -> None:
+    own = put(tmp_path, "models/lmlite-tiny-vision.gguf")
+    catalog = Catalog([tmp_path / "models"], bundled=True)
+    (card,) = catalog.cards()
+    assert card.paths == (own,) != (seeing,)
+    assert catalog.default() == card
 
 
 def test_the_bundled_model_stands_in_for_an_empty_list(tmp_path: Path, bundled: Path) -> None:
@@ -844,11 +878,12 @@ def test_the_bundled_model_stands_in_for_an_empty_list(tmp_path: Path, bundled: 
     assert catalog.default() == card
 
 
-def test_the_bundled_model_gives_way_to_any_other(tmp_path: Path, bundled: Path) -> None:
+def test_the_bundled_models_give_way_to_any_other(tmp_path: Path, bundled: Path, seeing: Path) -> None:
     put(tmp_path, "models/falcon.gguf")
     catalog = Catalog([tmp_path / "models"], bundled=True)
     assert ids(catalog) == ["falcon"]
     assert found(catalog, "lmlite/lmlite-tiny").paths == (bundled,)
+    assert found(catalog, "lmlite-tiny-vision").paths == (seeing,)
 
 
 def test_the_bundled_model_does_not_give_way_to_broken_files(tmp_path: Path, bundled: Path) -> None:
@@ -857,8 +892,8 @@ def test_the_bundled_model_does_not_give_way_to_broken_files(tmp_path: Path, bun
     assert ids(Catalog([tmp_path / "models"], bundled=True)) == ["falcon", "lmlite-tiny"]
 
 
-@pytest.mark.usefixtures("bundled")
-def test_the_bundled_model_is_served_only_where_it_is_wanted(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("seeing")
+def test_the_bundled_models_are_served_only_where_they_are_wanted(tmp_path: Path) -> None:
     catalog = Catalog([tmp_path / "models"])
     assert catalog.cards() == ()
     assert catalog.resolve("lmlite-tiny") is None

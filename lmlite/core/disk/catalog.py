@@ -18,7 +18,7 @@ from typing import Final
 
 from ...card import ModelCard, ModelType, Reasoning
 from ...errors import ConfigError
-from ...package import bundled_model
+from ...package import bundled_model, bundled_vision_model
 from ...settings import ModelSettings
 from . import gguf, given_ids, known_headers, model_settings, model_yaml
 from .aliases import Aliases
@@ -133,11 +133,12 @@ class _Snapshot:
     named: tuple[ModelCard, ...]
     known: Mapping[str, ModelCard]  # by id
     index: Mapping[str, str]
+    further: frozenset[str]  # ids of the package's own models but the first
 
 
 class Catalog:
     """The models in `folders`, in the Hugging Face `caches`, the named `files`, and those that model.yaml files in folders
-    and `definitions` make of them. With `bundled`, the package's own model stands in for an empty list.
+    and `definitions` make of them. With `bundled`, the package's own models stand in for an empty list.
 
     Links that lead out of their folder are refused, but for those that `approvals` has (`model_files.approval`).
     `aliases` maps names of the user's own, and patterns of names, to any name that the disk has; `settings` is the file
@@ -192,8 +193,11 @@ class Catalog:
         return self._notes
 
     def default(self) -> ModelCard | None:
-        """The one LLM that can be loaded, if there is exactly one."""
-        llms = [card for card in self.cards() if card.type != "embedding" and card.problem is None]
+        """The one LLM that can be loaded, if there is exactly one. Of the package's own that is the first."""
+        further = self._current().further
+        llms = [
+            card for card in self.cards() if card.type != "embedding" and card.problem is None and card.id not in further
+        ]
         return llms[0] if len(llms) == 1 else None
 
     def resolve(self, name: str) -> ModelCard | None:
@@ -232,7 +236,7 @@ class Catalog:
         definitions = self._definitions.read(walk)
         settings_changed = self._settings.read()
         entries = _gather(found, self._cache, cache)
-        own = _bundled(self._cache, cache) if self._bundled else None
+        own = _bundled(self._cache, cache) if self._bundled else []
         unchanged = found == self._found and cache.keys() == self._cache.keys() and not settings_changed
         unchanged = unchanged and walk.left_out == self._left_out and notes == self._definitions.notes
         if self._snapshot is not None and unchanged and definitions == self._defined:
@@ -243,15 +247,14 @@ class Catalog:
         self._snapshot = self._arranged(entries, definitions, own)
         self._note()
 
-    def _arranged(self, entries: list[_Entry], definitions: list[Definition], own: ModelCard | None) -> _Snapshot:
+    def _arranged(self, entries: list[_Entry], definitions: list[Definition], own: list[ModelCard]) -> _Snapshot:
         _name_all(entries, self._ids.by_path)
         self._ids.give({entry.path: entry.id for entry in entries})
         claims = _claims(entries)
         models = _Models({entry.id: _card(entry) for entry in entries}, _index(entries, claims))
         _define(models, definitions, claims)
         _note_unread(models, self._definitions.unread, claims)
-        if own is not None:
-            _stand_in(models, own)
+        standing_in = _stand_in(models, own)
         self._set(models)
         self._list_aliases(models)
         return _Snapshot(
@@ -259,6 +262,7 @@ class Catalog:
             named=tuple(models.cards[entry.id] for entry in sorted(entries, key=lambda e: e.id) if entry.first.named),
             known=models.cards,
             index=models.index,
+            further=frozenset(standing_in[1:]),
         )
 
     def _note(self) -> None:
@@ -713,24 +717,26 @@ def _told(reasoning: Reasoning, settings: ModelSettings) -> Reasoning:
 # ---- cards -----------------------------------------------------------------------------------------------------------
 
 
-def _stand_in(models: _Models, own: ModelCard) -> None:
-    """The package's own model is always known, but listed only where nothing else can be loaded."""
-    if own.id not in models.cards:
-        if any(card.problem is None for card in models.cards.values()):
-            models.unlisted.add(own.id)
-        models.cards[own.id] = own
-    for name in (own.id, f"{own.publisher}/{own.id}"):
-        models.index.setdefault(key_of(name), own.id)
+def _stand_in(models: _Models, own: list[ModelCard]) -> list[str]:
+    """The package's own models are always known, but listed only where nothing else can be loaded. Returns their ids."""
+    alone = all(card.problem is not None for card in models.cards.values())
+    standing_in = [card.id for card in own if card.id not in models.cards]
+    for card in own:
+        if card.id in standing_in:
+            models.cards[card.id] = card
+            if not alone:
+                models.unlisted.add(card.id)
+        for name in (card.id, f"{card.publisher}/{card.id}"):
+            models.index.setdefault(key_of(name), card.id)
+    return standing_in
 
 
-def _bundled(old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> ModelCard | None:
-    path = bundled_model()
-    if not path.is_file():
-        return None
-    found = Found(path, BUNDLED_PUBLISHER, None, (), file_name(path.name), [])
-    (entry,) = entries = [_entry([(found, _inspect(path, old, new))])]
+def _bundled(old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> list[ModelCard]:
+    paths = [path for path in (bundled_model(), bundled_vision_model()) if path.is_file()]
+    files = [replace(found, publisher=BUNDLED_PUBLISHER) for path in paths for _, found in named_files(path)]
+    entries = _gather(files, old, new)
     _name_all(entries)
-    return _card(entry)
+    return [_card(entry) for entry in entries]
 
 
 def _card(entry: _Entry) -> ModelCard:
