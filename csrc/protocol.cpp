@@ -298,6 +298,9 @@ load_spec parse_load(const std::string & payload) {
     }
     spec.host_memory = read_host_memory(object);
     spec.loras = parse_lora_files(object);
+    if (has(object, "projector")) {
+        spec.projector = to_path(object.at("projector"), "projector");
+    }
     if (has(object, "chat_template")) {
         spec.chat_template = read_string(object, "chat_template");
     }
@@ -314,6 +317,7 @@ load_spec parse_attach_draft(const std::string & payload, const load_spec & targ
     spec.kv_cells = spec.n_experts = 0;
     spec.k_cache_type = spec.v_cache_type = GGML_TYPE_F16;
     spec.loras.clear();
+    spec.projector.clear();
     spec.drafts = true;
     return spec;
 }

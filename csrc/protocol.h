@@ -52,6 +52,7 @@ struct load_spec {
     int64_t spill_bytes = -1; // -1: chosen from the free memory
     uint64_t host_memory = 0; // bytes that the machine, or the control group, has for all of it; 0: nobody said
     std::vector<lora_file> loras;
+    std::string projector; // by which it sees or hears; empty: it does not
     std::string chat_template; // a template or the name of one; empty: the file's own
     bool drafts = false; // for another model: no chat template is read, no prefixes are kept
     bool only_measured = false; // neither weights nor cache come to be: what they would take can be asked

@@ -40,7 +40,8 @@ class ModelCard:
     params_string: str | None  # "7B"
     max_context_length: int
     paths: tuple[Path, ...]  # the model's file, or all its split parts in order
-    mmproj: Path | None = None
+    mmproj: Path | None = None  # the projector: what sees (type "vlm") or hears
+    hears: bool = False
     has_chat_template: bool = False
     trained_for_tool_use: bool = False
     reasoning: Reasoning | None = None  # None: nothing to be said
@@ -51,6 +52,10 @@ class ModelCard:
     selected_variant: str | None = None  # the one of them that this is
     aliases: tuple[str, ...] = ()  # the user's own names for it, patterns with `ANY_TEXT` too
     note: str | None = None  # what of its files does not count, and why
+
+    @property
+    def sees(self) -> bool:
+        return self.type == "vlm"
 
     @property
     def path(self) -> str:
@@ -89,6 +94,8 @@ class Instance:
     load_ms: float
     offload_kv_cache: bool = False  # the KV cache of layers on the GPU is there too
     n_experts: int = 0  # per token; 0: the model has none
+    vision: bool = False  # it takes pictures, as it is loaded
+    audio: bool = False  # it takes sound
     warnings: tuple[str, ...] = ()  # what is wrong with its chat template; that it has none
     remaining_ttl_s: float | None = None  # of a model loaded by a request, when it was asked; None: it stays
 

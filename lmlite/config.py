@@ -356,6 +356,7 @@ class Config:
     mlock: bool = option(False, switch(), "keep models in memory, never swapped out")
     experts: int = option(0, whole(0, EXPERTS_MAX), "experts per token of a mixture model; 0: as it was trained")
     chat_template: str = option("", chat_template(), "a chat template, not the models' own: a name of llama.cpp's, or a file")
+    projector: bool = option(True, switch(), "load the projector beside a model, with which it sees or hears")
     lora: tuple[tuple[Path, float], ...] = option((), loras(), "a LoRA adapter for the models of its architecture")
 
     # ---- which models are loaded
@@ -368,6 +369,9 @@ class Config:
     # ---- what it keeps
     history_size: int = option(1024, whole(0, 1 << 30), "MiB of responses and chats that are kept; the oldest go; 0: none")
     history_days: int = option(90, whole(0, 36500), "days that a response or chat is kept since it was made; 0: none are")
+
+    # ---- pictures and sound
+    fetch_media: bool = option(False, switch(), "fetch pictures and sound that requests name by URL, of public addresses only")
 
     # ---- servers of tools (MCP)
     mcp: bool = option(False, switch(), "let requests have models call the tools of mcp.json's servers; needs --auth")

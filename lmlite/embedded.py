@@ -29,7 +29,7 @@ from .core.disk.model_settings import FILE_NAME
 from .core.loading.pool import Needs, purpose
 from .errors import EngineGone, LoadFailed
 from .events import TextDelta
-from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text, with_defaults
+from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text, senses, with_defaults
 from .server import LoopThread
 from .settings import ModelSettings
 
@@ -196,14 +196,14 @@ class Model:
         return with_defaults(asked.work, asked.given, card.settings, effort_off)
 
     async def _answer(self, asked: Asked) -> Answer:
-        async with self._pool.lease(self._name, "chat") as lease:
+        async with self._pool.lease(self._name, "chat", senses=senses(asked.work.prompt)) as lease:
             return fold([event async for event in lease.engine.run(self._completed(asked, lease.instance.card))])
 
     async def _pump(self, asked: Asked, pieces: queue.SimpleQueue[Piece]) -> None:
         """Runs in the loop; the last piece is None or the error."""
         needs: Needs = "chat" if isinstance(asked.work.prompt, Chat) else "text"
         try:
-            async with self._pool.lease(self._name, needs) as lease:
+            async with self._pool.lease(self._name, needs, senses=senses(asked.work.prompt)) as lease:
                 async for event in lease.engine.run(self._completed(asked, lease.instance.card)):
                     if isinstance(event, TextDelta) and event.text:
                         pieces.put(event.text)

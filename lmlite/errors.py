@@ -52,6 +52,19 @@ class InvalidRequest(LmError):
         self.param = param
 
 
+class MediaRefused(InvalidRequest):
+    """A picture or sound that cannot be taken; `index` is its place among all of the conversation."""
+
+    def __init__(self, message: str, index: int, where: str = ""):
+        what = f"'{where}': {message}" if where else f"picture or sound {index + 1} of the conversation: {message}"
+        super().__init__(what, where or None)
+        self.reason, self.index = message, index
+
+    def at(self, where: str) -> MediaRefused:
+        """The same, said of the field `where`."""
+        return MediaRefused(self.reason, self.index, where)
+
+
 class InvalidJson(InvalidRequest):
     code = "invalid_json"
 
@@ -195,6 +208,23 @@ class WrongModelType(LmError):
     def __init__(self, name: str, needs: str, param: str = "model"):
         super().__init__(f'Model "{name}" does not support {needs}')
         self.name, self.needs, self.param = name, needs, param
+
+
+class SenseMissing(WrongModelType):
+    """A model that cannot see was sent a picture, or one that cannot hear sound. `able` are the ids of models that can,
+    `left_out` tells that it could, too, had it been loaded with its projector."""
+
+    def __init__(self, name: str, sense: str, able: tuple[str, ...] = (), left_out: bool = False):
+        super().__init__(name, sense)
+        what, verb = ("pictures", "see") if sense == "vision" else ("sound", "hear")
+        if left_out:
+            why = "it was loaded without its projector (--projector, or its model-settings.json)"
+        elif able:
+            why = f"{', '.join(able[:5])} can"
+        else:
+            why = f"no model here can {verb}; one that does comes with a projector (mmproj-*.gguf) beside it"
+        self.args = (f'Model "{name}" does not support {what}: {why}',)
+        self.able = able
 
 
 class EffortRefused(LmError):

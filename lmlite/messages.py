@@ -5,15 +5,44 @@ Dialects read what clients send into these; they are spelled for the engine in o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
+MediaKind = Literal["image", "audio"]
+Sense = Literal["vision", "audio"]
+"""What a model has to have, to be sent the one and the other."""
 
 
 @dataclass(slots=True, frozen=True)
 class TextPart:
     text: str
+
+
+@dataclass(slots=True)
+class MediaPart:
+    """A picture or a sound: the bytes of its file, as they were sent. It stands in what users say and tools give.
+
+    `where` is its place in the request that brought it, "" if that was an earlier one. Of one that lies elsewhere there is a
+    `url`, and no bytes until somebody has fetched them."""
+
+    kind: MediaKind
+    data: bytes = field(repr=False)
+    where: str = field(default="", compare=False)
+    url: str = field(default="", compare=False, repr=False)
+    _digest: str = field(default="", init=False, compare=False, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the bytes, as hexadecimal digits."""
+        if not self._digest:
+            self._digest = sha256(self.data).hexdigest()
+        return self._digest
+
+    def fill(self, data: bytes) -> None:
+        self.data, self._digest = data, ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,10 +67,11 @@ class ToolResultPart:
 
     call_id: str
     name: str
-    content: tuple[TextPart, ...]
+    content: tuple[TextPart | MediaPart, ...]
 
 
-Part = TextPart | ReasoningPart | ToolCallPart | ToolResultPart
+Content = TextPart | MediaPart
+Part = TextPart | MediaPart | ReasoningPart | ToolCallPart | ToolResultPart
 
 
 @dataclass(slots=True, frozen=True)
@@ -51,6 +81,15 @@ class Message:
 
     role: Role
     parts: tuple[Part, ...]
+
+
+def media_of(messages: Iterable[Message]) -> Iterator[MediaPart]:
+    """All pictures and sounds, in their order."""
+    for message in messages:
+        for part in message.parts:
+            for inner in part.content if isinstance(part, ToolResultPart) else (part,):
+                if isinstance(inner, MediaPart):
+                    yield inner
 
 
 def text_message(role: Role, text: str) -> Message:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .messages import Message
+from .messages import Message, Sense, media_of
 from .settings import ModelSettings
 
 INT32_MAX = 2**31 - 1
@@ -145,6 +145,12 @@ class Infill:
 
 
 Prompt = Chat | Text | Tokens | Infill
+
+
+def senses(prompt: Prompt) -> frozenset[Sense]:
+    """What a model has to have for it."""
+    kinds = {part.kind for part in media_of(prompt.messages)} if isinstance(prompt, Chat) else ()
+    return frozenset[Sense]("vision" if kind == "image" else "audio" for kind in kinds)
 
 
 @dataclass(slots=True, frozen=True)

@@ -27,6 +27,7 @@ class ModelSettings:
     mmap: bool | None = None
     mlock: bool | None = None
     chat_template: str | None = None
+    projector: bool | None = None
     ttl_s: float | None = None  # 0: never unloaded for being idle
     sampling: Mapping[str, Any] = field(default_factory=dict)  # fields of `request.Sampling` and "max_tokens"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # variables of the chat template

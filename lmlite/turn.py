@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .messages import Message, ToolCallPart, ToolResultPart
-from .request import Chat, Generate, Prompt, with_defaults
+from .messages import Message, Sense, ToolCallPart, ToolResultPart
+from .request import Chat, Generate, Prompt, senses, with_defaults
 from .settings import UNSAID, ModelSettings
 from .tool_servers import ToolServer
 
@@ -62,6 +62,12 @@ class Turn:
     effort: str | None = None
     servers: tuple[ToolServer, ...] = ()
     max_calls: int | None = None  # of servers' tools; None: no limit of its own
+
+    @property
+    def senses(self) -> frozenset[Sense]:
+        """What a model has to have for its prompts."""
+        prompts = {id(run.prompt): run.prompt for run in self.runs}
+        return frozenset[Sense]().union(*map(senses, prompts.values()))
 
     def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Turn:
         """For the model that turned out to answer: what the request leaves open is the model's to say. Choices of one

@@ -23,6 +23,11 @@ from typing import Any
 from lmlite.core.engine.frames import HEADER, MAX_PAYLOAD, Kind, pack
 from lmlite.core.engine.worker import Process, Thread
 
+MEDIA_TOKENS = 16
+"""What each picture and sound takes of a prompt."""
+BROKEN = b"broken"
+"""What begins so is no picture."""
+
 WORDS = ("The ", "quick ", "brown ", "fox ", "jumps ", "over ", "the ", "lazy ", "dog. ")
 
 
@@ -61,6 +66,8 @@ def loaded(command: dict[str, Any], embedding: bool = False) -> dict[str, Any]:
         "load_ms": 1.5,
         "has_chat_template": not embedding,
         "tool_use": not embedding,
+        "vision": "projector" in command,
+        "audio": "projector" in command and "hears" in command["projector"],
         "warnings": [],
         "runtime": {"name": "llama.cpp-linux-x86_64-cpu", "version": "fake"},
     }
@@ -110,11 +117,13 @@ class FakeEngine:
     script: Script = field(default_factory=Script)
     die: Callable[[], None] | None = None
     commands: list[tuple[Kind, int, Any]] = field(default_factory=list)
+    media: list[bytes] = field(default_factory=list)  # all that it was sent, in order
 
     def serve(self, fd: int) -> int:
         """Until the peer closes; returns 0 then. Every running request advances by one token in turn."""
         with socket.socket(fileno=fd) as sock:
             running: dict[int, Iterator[bytes]] = {}
+            self._sent: dict[int, list[bytes]] = {}  # media by the requests that follow
             received = bytearray()
             try:
                 while True:
@@ -139,10 +148,21 @@ class FakeEngine:
     def _obey(
         self, sock: socket.socket, running: dict[int, Iterator[bytes]], kind: Kind, request_id: int, payload: bytes
     ) -> None:
+        if kind == Kind.MEDIA:
+            self._sent.setdefault(request_id, []).append(payload)
+            self.media.append(payload)
+            return
         command = json.loads(payload) if payload else {}
         self.commands.append((kind, request_id, command))
         if self.script.hold is not None:
             self.script.hold(kind)
+        media = self._sent.pop(request_id, [])
+        broken = next((index for index, file in enumerate(media) if file.startswith(BROKEN)), None)
+        indices = [part["index"] for part in media_parts(command)]
+        assert indices == list(range(len(media))), "media and the messages that speak of them do not fit"
+        if broken is not None:
+            sock.sendall(frame(Kind.ERROR, request_id, error("invalid_request", param="media", index=broken)))
+            return
         if kind == Kind.CANCEL:
             if running.pop(request_id, None):
                 sock.sendall(frame(Kind.FINISHED, request_id, finished("userStopped")))
@@ -190,7 +210,7 @@ class FakeEngine:
             return frame(Kind.RESULT, request_id, b"")
         if kind == Kind.RENDER:
             prompt = rendered(command).encode()
-            counted = b"%d\n" % len(prompt) if command.get("count") else b""
+            counted = b"%d\n" % count(command) if command.get("count") else b""
             return frame(Kind.RESULT, request_id, counted + prompt)
         counters = ("running", "queued", "cells", "cells_used", "decode_steps", "decoded_tokens")
         return frame(Kind.REPORT, request_id, dict.fromkeys((*counters, "prompt_tokens", "cached_tokens"), 0))
@@ -209,10 +229,11 @@ class FakeEngine:
         else:
             texts += [pack(Kind.TEXT, request_id, word.encode()) for word in script.words]
         n_tokens = len(texts) if limit < 0 else limit
-        progress = {"total": len(prompt), "cached": 0}
+        n_prompt = count(command) if is_chat else len(prompt)
+        progress = {"total": n_prompt, "cached": 0}
         if command.get("progress"):
             yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": 0, "ms": 0.0, **progress})
-        yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": len(prompt), "ms": 1.5, **progress})
+        yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": n_prompt, "ms": 1.5, **progress})
         for place in range(n_tokens):
             if place == script.die_after:
                 self._die()
@@ -222,7 +243,7 @@ class FakeEngine:
                 yield b"\xff" * 64
             yield texts[place % len(texts)]
         reason = "maxPredictedTokensReached" if limit >= 0 else "toolCalls" if calling and script.calls else "eosFound"
-        counts = {"prompt_tokens": len(prompt), "cached_tokens": 0, "reasoning_tokens": min(n_reasoning, n_tokens)}
+        counts = {"prompt_tokens": n_prompt, "cached_tokens": 0, "reasoning_tokens": min(n_reasoning, n_tokens)}
         if "draft" in command:
             counts["draft"] = {"total": 6, "accepted": 3, "rejected": 2, "ignored": 1}
         yield frame(Kind.FINISHED, request_id, finished(reason, n_tokens, **counts))
@@ -255,7 +276,26 @@ def tool_calls(request_id: int, calls: Iterable[tuple[str, Iterable[str]]]) -> l
 
 
 def rendered(chat: dict[str, Any]) -> str:
-    return "".join(f"<{message['role']}>{message['content']}" for message in chat["messages"])
+    return "".join(f"<{message['role']}>{said(message['content'])}" for message in chat["messages"])
+
+
+def said(content: Any) -> Any:
+    """Media as marks; what has none as it came."""
+    if isinstance(content, list) and any(part["type"] == "media" for part in content):
+        return "".join(part.get("text", f"<{part.get('kind')}>") for part in content)
+    return content
+
+
+def media_parts(command: dict[str, Any]) -> list[dict[str, Any]]:
+    contents = [message["content"] for message in command.get("messages", ()) if isinstance(message["content"], list)]
+    return [part for content in contents for part in content if part["type"] == "media"]
+
+
+def count(chat: dict[str, Any]) -> int:
+    """Tokens: a byte each, and those of media."""
+    marks = media_parts(chat)
+    n_marks = sum(len(f"<{part['kind']}>") for part in marks)
+    return len(rendered(chat).encode()) - n_marks + MEDIA_TOKENS * len(marks)
 
 
 def vector_of(text: Any) -> bytes:

@@ -168,7 +168,7 @@ def test_reasoning_of_a_model_that_has_none_is_refused_even_where_it_is_loaded(s
         ({**HELLO, "input": [{"type": "text"}]}, 400, "missing_required_parameter", "input[0].content"),
         ({**HELLO, "input": [{"type": "text", "content": "a", "role": "user"}]}, 400, "unrecognized_keys", "role"),
         ({**HELLO, "input": [{"type": "sound", "content": "a"}]}, 400, "invalid_value", "input[0].type"),
-        ({**HELLO, "input": [{"type": "image", "data_url": "data:,"}]}, 400, "unsupported_parameter", "input[0].type"),
+        ({**HELLO, "input": [{"type": "image", "data_url": "data:,"}]}, 400, "invalid_value", "input[0].data_url"),
         ({**HELLO, "system_prompt": ["a"]}, 400, "invalid_type", "system_prompt"),
         ({**HELLO, "integrations": ["mcp/web"]}, 403, "permission_denied", None),
         ({**HELLO, "integrations": "mcp/web"}, 400, "invalid_type", "integrations"),

@@ -30,6 +30,7 @@ from ..rounds.run import Rounds, Watch
 from ..turn import Turn
 from ..wire import sse
 from ..wire.connection import Request, Response
+from . import media
 from .facts import fact
 from .logs import overhear
 from .state import Endpoint, State
@@ -60,6 +61,7 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
 
 
 async def respond(app: State, call: Call, response: Response, caller: Principal) -> None:
+    await media.fetch(app, call.turn)
     tell_ignored(call, response)
     reply = call.reply(app.origin())
     turn = scoped(call.turn, caller)

@@ -12,6 +12,7 @@ from ..card import Instance, ModelCard, Presence
 from ..config import Config
 from ..errors import EngineGone, InvalidRequest, LoadFailed, ModelNotFound
 from ..events import Event
+from ..messages import Sense
 from ..metrics import Family
 from ..settings import UNSAID, ModelSettings
 from .disk import open_catalog
@@ -118,10 +119,11 @@ class Models:
         draft: str | None = None,
         heard: Callable[[Event], object] | None = None,
         effort: str | None = None,
+        senses: frozenset[Sense] = frozenset(),
     ) -> AsyncIterator[Lease]:
         """See `Pool.lease`."""
         _, pool = await self._current()
-        async with pool.lease(name, needs, asked, heard, draft=draft, effort=effort) as lease:
+        async with pool.lease(name, needs, asked, heard, draft=draft, effort=effort, senses=senses) as lease:
             yield lease
 
     async def load(
@@ -163,7 +165,7 @@ class Models:
         free = available()
         spec = replace(await pool.spec(card, settings, gpu), host_memory=free)
         try:
-            return await estimate(self._place or Process, spec, projector=card.mmproj), free
+            return await estimate(self._place or Process, spec), free
         except EngineGone as gone:
             raise LoadFailed(card.id, f"the engine ended: {gone.reason}") from None
         except OSError as failed:

@@ -14,6 +14,7 @@ from ..rounds.run import completed
 from ..settings import ModelSettings
 from ..turn import Turn
 from ..wire.connection import Request, Response
+from . import media
 from .generation import parsed
 from .state import Endpoint, State
 
@@ -82,7 +83,8 @@ async def read_chat(app: State, request: Request) -> tuple[str, int]:
 
 async def render(app: State, turn: Turn) -> tuple[str, int]:
     """What the model would see of a chat, and how many tokens that is."""
-    async with app.models.lease(turn.model, turn.needs, turn.load) as lease:
+    await media.fetch(app, turn)
+    async with app.models.lease(turn.model, turn.needs, turn.load, senses=turn.senses) as lease:
         run = completed(turn, app.models, lease.instance).runs[0]
         assert isinstance(run.prompt, Chat)
         return await lease.engine.count(run.prompt, run.grammar)

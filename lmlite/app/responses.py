@@ -13,12 +13,14 @@ from ..api.openai.responses_reply import ResponseReply, response_beginning
 from ..api.read.json_body import parse_body
 from ..errors import InvalidRequest, NotKept, UnknownItem
 from ..exchange import Exchange
+from ..messages import media_of
 from ..request import Chat
 from ..rounds.history import OwnHistory
 from ..rounds.run import completed
 from ..turn import Turn
 from ..wire import sse
 from ..wire.connection import Request, Response
+from . import media
 from .generation import frames, read, respond, rounds, scoped, tell_ignored
 from .state import State
 
@@ -33,6 +35,7 @@ async def create(app: State, request: Request, response: Response, _: str) -> No
         return
     if not app.history.keeps:
         raise NotKept("this server keeps nothing (--history-size, --history-days)")
+    await media.fetch(app, call.turn)
     reply = call.reply(app.origin())
     assert isinstance(reply, ResponseReply)
     tell_ignored(call, response)
@@ -75,7 +78,8 @@ async def find_items(past: OwnHistory, ids: tuple[str, ...]) -> Mapping[str, Any
 
 async def of_kept(work: Callable[..., T], exchange: Exchange, *more: Any) -> T:
     """What is kept may be as large as what may be sent."""
-    return await read(lambda: work(exchange, *more), len(exchange.body) + len(exchange.items))
+    n_bytes = len(exchange.body) + len(exchange.items) + sum(len(part.data) for part in media_of(exchange.asked))
+    return await read(lambda: work(exchange, *more), n_bytes)
 
 
 async def count(app: State, request: Request, response: Response, _: str) -> None:
@@ -85,9 +89,10 @@ async def count(app: State, request: Request, response: Response, _: str) -> Non
 
 async def count_tokens(app: State, turn: Turn, past: OwnHistory) -> int:
     """Of all that the model would read."""
+    await media.fetch(app, turn)
     if turn.follows is not None:
         turn = turn.after(await past.conversation(turn.follows.id))
-    async with app.models.lease(turn.model, turn.needs, turn.load) as lease:
+    async with app.models.lease(turn.model, turn.needs, turn.load, senses=turn.senses) as lease:
         prompt = completed(turn, app.models, lease.instance).runs[0].prompt
         assert isinstance(prompt, Chat)
         _, n_tokens = await lease.engine.count(prompt)

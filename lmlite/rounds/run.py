@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ..card import Instance
 from ..errors import LmError
 from ..events import Event, Finished
-from ..messages import Message
+from ..messages import Message, Sense
 from ..request import Generate
 from ..settings import ModelSettings
 from ..tool_servers import ToolServer
@@ -46,6 +46,7 @@ class Models(Protocol):
         draft: str | None = None,
         heard: Callable[[Event], object] | None = None,
         effort: str | None = None,
+        senses: frozenset[Sense] = ...,
     ) -> AbstractAsyncContextManager[Lease]: ...
 
     def settings_of(self, instance: Instance) -> ModelSettings: ...
@@ -122,7 +123,8 @@ async def run_round(
     def heard(event: Event) -> None:
         take(0, [event])
 
-    async with models.lease(turn.model, turn.needs, turn.load, turn.draft_model, heard, turn.effort) as lease:
+    leasing = models.lease(turn.model, turn.needs, turn.load, turn.draft_model, heard, turn.effort, turn.senses)
+    async with leasing as lease:
         engine, instance = lease.engine, lease.instance
         runs = completed(turn, models, instance).runs
         if whole:

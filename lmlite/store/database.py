@@ -91,6 +91,31 @@ MIGRATIONS: Final[tuple[Sequence[str], ...]] = (
             tokens_per_minute INTEGER NOT NULL
         )""",
     ),
+    (
+        """CREATE TABLE media (
+            digest TEXT PRIMARY KEY, -- SHA-256
+            data BLOB NOT NULL -- a picture or sound: once, however often it was sent
+        )""",
+        """CREATE TABLE exchange_media (
+            exchange TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            PRIMARY KEY (exchange, digest)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX exchanges_of_media ON exchange_media (digest)",
+        """CREATE TRIGGER media_added AFTER INSERT ON media BEGIN
+            UPDATE history SET bytes = bytes + length(NEW.data);
+        END""",
+        """CREATE TRIGGER media_removed AFTER DELETE ON media BEGIN
+            UPDATE history SET bytes = bytes - length(OLD.data);
+        END""",
+        """CREATE TRIGGER exchange_media_removed AFTER DELETE ON exchange_media BEGIN
+            DELETE FROM media WHERE digest = OLD.digest
+                AND NOT EXISTS (SELECT 1 FROM exchange_media WHERE digest = OLD.digest);
+        END""",
+        """CREATE TRIGGER exchange_with_media_removed AFTER DELETE ON exchanges BEGIN
+            DELETE FROM exchange_media WHERE exchange = OLD.id;
+        END""",
+    ),
 )
 """The statements that lead from each version of the schema to the next; `PRAGMA user_version` counts them."""
 

@@ -1,4 +1,5 @@
-"""Responses and chats by their ids, a row for each turn: what is new in it, and the turn that it goes on from.
+"""Responses and chats by their ids, a row for each turn: what is new in it, and the turn that it goes on from. Pictures and
+sound are kept once, by what they are, until the last turn that has them goes.
 
 What is deleted by request is unknown from then on, but what others go on from stays for them until the last of them goes.
 Age and size are bounded: the oldest turns that nobody goes on from go first.
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConversationTooLong, NotKept, StateError, UnfinishedPrevious, UnknownExchange, UnknownPrevious
 from ..exchange import Exchange
-from ..messages import Message
+from ..messages import Message, media_of
 from . import message_text
 from .database import Database
 
@@ -70,14 +71,13 @@ class HistoryTable:
 
     def find(self, id: str, scope: str) -> Exchange:
         """Raises `UnknownExchange`."""
-        row = None
         if self.exists:
             with self._database.reading() as connection:
                 query = f"SELECT {COLUMNS} FROM exchanges WHERE id = ? AND scope = ? AND NOT deleted"
                 row = connection.execute(query, (id, scope)).fetchone()
-        if row is None:
-            raise UnknownExchange(id)
-        return read(row)
+                if row is not None:
+                    return read(row, Media(connection))
+        raise UnknownExchange(id)
 
     def find_beginning(self, beginning: str, scope: str) -> Exchange | None:
         """The one whose id begins so; None if there is not exactly one."""
@@ -86,7 +86,7 @@ class HistoryTable:
         with self._database.reading() as connection:
             query = f"SELECT {COLUMNS} FROM exchanges WHERE id >= ? AND id < ? AND scope = ? AND NOT deleted LIMIT 2"
             rows = connection.execute(query, (beginning, beginning + AFTER_ALL, scope)).fetchall()
-        return read(rows[0]) if len(rows) == 1 else None
+            return read(rows[0], Media(connection)) if len(rows) == 1 else None
 
     def conversation(self, id: str, scope: str) -> tuple[Message, ...]:
         """All that was said up to the end of `id`. Raises `UnknownPrevious`, `UnfinishedPrevious`, `ConversationTooLong`."""
@@ -104,8 +104,10 @@ class HistoryTable:
                 raise StateError(f"what {id} goes on from is lost")
             query = "SELECT asked, answer FROM exchanges WHERE id = ?"
             texts = [connection.execute(query, (row[0],)).fetchone() for row in reversed(line)]
+            media = Media(connection, lambda: ConversationTooLong(len(line)))
+            conversation = tuple(message for pair in texts for text in pair for message in load(text, media))
         self._followed[id] = self._clock()
-        return tuple(message for pair in texts for text in pair for message in load(text))
+        return conversation
 
     # ---- writing: one transaction for all, an outcome for each
 
@@ -164,6 +166,9 @@ class HistoryTable:
                 if exchange.previous is not None and not is_known(connection, exchange.previous, exchange.scope):
                     raise UnknownPrevious(exchange.previous)
                 connection.execute(INSERT, values)
+            for part in media_of((*exchange.asked, *exchange.answer)):
+                connection.execute("INSERT OR IGNORE INTO media VALUES (?, ?)", (part.digest, part.data))
+                connection.execute("INSERT OR IGNORE INTO exchange_media VALUES (?, ?)", (exchange.id, part.digest))
             self._make_room(connection, exchange.id)
 
         return work
@@ -259,13 +264,35 @@ def remove(connection: sqlite3.Connection, id: str) -> None:
         (gone,) = connection.execute(query, (previous,)).fetchone() or (None,)
 
 
-def read(row: Sequence[Any]) -> Exchange:
+class Media:
+    """Gives the bytes of pictures and sounds by their digests, as one and the same object each time. Those of one
+    conversation have a limit, behind which it raises what `too_many` makes."""
+
+    def __init__(self, connection: sqlite3.Connection, too_many: Callable[[], Exception] | None = None):
+        self._connection, self._too_many = connection, too_many
+        self._known: dict[str, bytes] = {}
+        self._n_bytes = 0
+
+    def __call__(self, digest: str) -> bytes:
+        if digest not in self._known:
+            row = self._connection.execute("SELECT data FROM media WHERE digest = ?", (digest,)).fetchone()
+            if row is None:
+                raise StateError("a picture or sound is lost")
+            self._known[digest] = row[0]
+            self._n_bytes += len(row[0])
+            if self._too_many is not None and self._n_bytes > TEXT_MAX:
+                raise self._too_many()
+        return self._known[digest]
+
+
+def read(row: Sequence[Any], media: Media) -> Exchange:
     id, kind, scope, model, created, status, previous, asked, answer, body, items = row
-    return Exchange(id, kind, scope, model, created, status, previous, load(asked), load(answer), body, items)
+    said = load(asked, media), load(answer, media)
+    return Exchange(id, kind, scope, model, created, status, previous, *said, body, items)
 
 
-def load(text: str) -> tuple[Message, ...]:
+def load(text: str, media: Media) -> tuple[Message, ...]:
     try:
-        return message_text.load(text)
+        return message_text.load(text, media)
     except ValueError as error:
         raise StateError(str(error)) from None

@@ -1,7 +1,8 @@
 """Messages as one text and back: a line of JSON that says what there is, then all that was said, as it is.
 
 In the line a text is where it begins behind it and how long it is, in characters: so texts of megabytes, in a thread, keep
-nobody from the interpreter. Parts and roles of a later version are passed over; they are still there for that one.
+nobody from the interpreter. Pictures and sound are told by their digests, and kept elsewhere. Parts and roles of a later
+version are passed over; they are still there for that one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
-from ..messages import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
+from ..messages import MediaKind, MediaPart, Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 
 
 def dump(messages: Iterable[Message]) -> str:
@@ -27,8 +28,8 @@ def dump(messages: Iterable[Message]) -> str:
     return "".join((json.dumps(rows, separators=(",", ":")), "\n", *said))
 
 
-def load(text: str) -> tuple[Message, ...]:
-    """Raises ValueError for what is no such text."""
+def load(text: str, fetch: Callable[[str], bytes]) -> tuple[Message, ...]:
+    """`fetch` gives the bytes of a picture or sound by its digest. Raises ValueError for what is no such text."""
     line, _, said = text.partition("\n")
 
     def get(place: tuple[int, int]) -> str:
@@ -40,7 +41,7 @@ def load(text: str) -> tuple[Message, ...]:
 
     try:
         rows = [row for row in json.loads(line) if row["role"] in get_args(Role)]
-        return tuple(Message(row["role"], tuple(parts(row["parts"], get))) for row in rows)
+        return tuple(Message(row["role"], tuple(parts(row["parts"], get, fetch))) for row in rows)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no messages: {error!r}") from None
 
@@ -49,6 +50,8 @@ def spell(part: Part, put: Callable[[str], tuple[int, int]]) -> dict[str, Any]:
     match part:
         case TextPart(text):
             return {"type": "text", "text": put(text)}
+        case MediaPart(kind):
+            return {"type": "media", "kind": kind, "digest": part.digest}
         case ReasoningPart(text):
             return {"type": "reasoning", "text": put(text)}
         case ToolCallPart(id, name, arguments):
@@ -57,15 +60,19 @@ def spell(part: Part, put: Callable[[str], tuple[int, int]]) -> dict[str, Any]:
             return {"type": "tool_result", "call_id": call_id, "name": name, "content": [spell(item, put) for item in content]}
 
 
-def parts(rows: Iterable[Mapping[str, Any]], get: Callable[[tuple[int, int]], str]) -> Iterator[Part]:
+def parts(
+    rows: Iterable[Mapping[str, Any]], get: Callable[[tuple[int, int]], str], fetch: Callable[[str], bytes]
+) -> Iterator[Part]:
     for row in rows:
         match row.get("type"):
             case "text":
                 yield TextPart(get(row["text"]))
+            case "media" if row["kind"] in get_args(MediaKind):
+                yield MediaPart(row["kind"], fetch(row["digest"]))
             case "reasoning":
                 yield ReasoningPart(get(row["text"]))
             case "tool_call":
                 yield ToolCallPart(row["id"], row["name"], get(row["arguments"]))
             case "tool_result":
-                content = tuple(part for part in parts(row["content"], get) if isinstance(part, TextPart))
+                content = tuple(part for part in parts(row["content"], get, fetch) if isinstance(part, TextPart | MediaPart))
                 yield ToolResultPart(row["call_id"], row["name"], content)

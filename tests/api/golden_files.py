@@ -118,7 +118,7 @@ def _changes(value: Any) -> Any:
         if current == field.default or current == {}:
             continue
         nested = hasattr(current, "__dataclass_fields__")
-        spelled[name] = _changes(current) if nested else json.loads(json.dumps(fields[name]))
+        spelled[name] = _changes(current) if nested else json.loads(json.dumps(fields[name], default=bytes.hex))
     return spelled
 
 

@@ -73,8 +73,7 @@ def asked(*blocks: dict[str, Any], role: str = "user") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        (asked(IMAGE), "messages[0].content[0].type"),
-        (asked({"type": "tool_result", "tool_use_id": "a", "content": [IMAGE]}), "messages[0].content[0].content[0].type"),
+        (asked(IMAGE, role="assistant"), "messages[0].content[0].type"),
         (asked({"type": "text", "text": "a"}, PDF), "messages[0].content[1].source.type"),
         (asked(URL), "messages[0].content[0].source.type"),
         (asked({"type": "container_upload", "file_id": "a"}), "messages[0].content[0].type"),

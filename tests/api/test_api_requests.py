@@ -268,9 +268,21 @@ UNSUPPORTED_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"echo": True}, "echo"),
     ({"best_of": 2}, "best_of"),
     ({"add_special_tokens": True}, "add_special_tokens"),
-    (content({"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}}), "messages[1].content[1].type"),
-    (content({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}), "messages[1].content[1].type"),
-    (content({"type": "input_audio", "input_audio": {}}), "messages[1].content[1].type"),
+    (content({"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA"}}), "messages[1].content[1].type"),
+    (content({"type": "video_url", "video_url": {"url": "data:,"}}), "messages[1].content[1].type"),
+    (content({"type": "input_image", "file_id": "file-1"}), "messages[1].content[1].file_id"),
+    (
+        content({"type": "image_url", "image_url": {"url": "data:application/pdf;base64,AAAA"}}),
+        "messages[1].content[1].image_url.url",
+    ),
+    (
+        content({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "pcm16"}}),
+        "messages[1].content[1].input_audio.format",
+    ),
+    (
+        {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "data:;base64,AAAA"}}]}]},
+        "messages[0].content[0].type",
+    ),
 ]
 
 TEXT_ONLY: list[tuple[dict[str, Any], str]] = [

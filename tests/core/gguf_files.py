@@ -127,4 +127,4 @@ def bert(**more: Any) -> dict[str, Any]:
 
 
 def projector() -> dict[str, Any]:
-    return {"general.architecture": "clip", "general.type": "mmproj", "general.file_type": 1, "clip.has_vision": True}
+    return {"general.architecture": "clip", "general.type": "mmproj", "general.file_type": 1, "clip.has_vision_encoder": True}

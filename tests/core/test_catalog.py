@@ -334,6 +334,14 @@ def test_a_projector_makes_its_repositorys_models_see(tmp_path: Path) -> None:
     assert found(catalog, "falcon@q8_0").size_bytes == models[1].stat().st_size + best.stat().st_size
 
 
+def test_a_projector_that_only_hears_makes_no_model_see(tmp_path: Path) -> None:
+    put(tmp_path, "acme/Falcon-GGUF/Falcon-Q4_K_M.gguf", llama())
+    hears = {"clip.has_vision_encoder": False, "clip.has_audio_encoder": True}
+    ears = put(tmp_path, "acme/Falcon-GGUF/mmproj-f16.gguf", projector() | hears)
+    (card,) = Catalog([tmp_path]).cards()
+    assert (card.type, card.sees, card.hears, card.mmproj) == ("llm", False, True, ears)
+
+
 def test_a_projector_is_known_by_its_header_too(tmp_path: Path) -> None:
     put(tmp_path, "acme/Falcon-GGUF/Falcon.gguf")
     eyes = put(tmp_path, "acme/Falcon-GGUF/eyes-f16.gguf", projector())

@@ -109,7 +109,7 @@ def test_a_projector_is_counted_by_its_file(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "full")
     projector = tmp_path / "mmproj.gguf"
     projector.write_bytes(bytes(12345))
-    found = asyncio.run(estimate(Process, LoadSpec((path,)), projector=projector))
+    found = asyncio.run(estimate(Process, LoadSpec((path,), projector=projector)))
     assert found.projector == 12345 and found.total == found.weights + found.kv_cache + found.compute + 12345
 
 

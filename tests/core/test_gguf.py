@@ -191,6 +191,20 @@ def test_projector_is_told_by_its_architecture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "expected"),
+    [({"vision": True}, (True, False)), ({"vision": True, "audio": True}, (True, True)), ({"audio": True}, (False, True)),
+     ({"vision": False, "audio": True}, (False, True)), ({}, (True, False))],
+)  # fmt: skip
+def test_a_projector_says_what_it_can(tmp_path: Path, said: dict[str, bool], expected: tuple[bool, bool]) -> None:
+    """The oldest say nothing: they all see."""
+    values = {"general.architecture": "clip", **{f"clip.has_{sense}_encoder": has for sense, has in said.items()}}
+    known = facts_of(tmp_path, values)
+    assert (known.sees, known.hears) == expected
+    text = facts_of(tmp_path, llama())
+    assert not text.sees and not text.hears
+
+
+@pytest.mark.parametrize(
     "template",
     ["{% if tools %}x{% endif %}", "{{ tools | tojson }}", "{%- for t in tools -%}", "{# a #}{% if a and tools %}"],
 )

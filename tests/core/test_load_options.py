@@ -40,7 +40,7 @@ def written(spec: LoadSpec) -> set[str]:
     return set(load_object(spec))
 
 
-EVERY_KEY = written(LoadSpec((Path("a"), Path("b"))))
+EVERY_KEY = written(LoadSpec((Path("a"), Path("b")), projector=Path("c")))
 
 
 def test_the_engine_reads_what_it_is_sent_and_nothing_else() -> None:

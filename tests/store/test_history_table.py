@@ -19,7 +19,7 @@ from lmlite.errors import (
     UnknownPrevious,
 )
 from lmlite.exchange import Exchange, Status
-from lmlite.messages import Message, text_message
+from lmlite.messages import MediaPart, Message, TextPart, ToolResultPart, text_message
 from lmlite.store import database as database_module
 from lmlite.store import history as module
 from lmlite.store.database import Database
@@ -82,8 +82,12 @@ def is_sound(database: Database) -> bool:
             " WHERE children <> (SELECT count(*) FROM exchanges AS other WHERE other.previous = one.id)"
         ).fetchone()
         (total,) = connection.execute("SELECT total(bytes) FROM exchanges").fetchone()
+        (of_media,) = connection.execute("SELECT total(length(data)) FROM media").fetchone()
+        lost = "SELECT count(*) FROM exchange_media WHERE digest NOT IN (SELECT digest FROM media)"
+        orphaned = "SELECT count(*) FROM media WHERE digest NOT IN (SELECT digest FROM exchange_media)"
+        wrong += sum(connection.execute(query).fetchone()[0] for query in (lost, orphaned))
         (counted,) = connection.execute("SELECT bytes FROM history").fetchone()
-    return bool(wrong == 0 and total == counted)
+    return bool(wrong == 0 and total + of_media == counted)
 
 
 def test_an_exchange_is_found_as_it_was_kept(table: HistoryTable) -> None:
@@ -93,6 +97,53 @@ def test_an_exchange_is_found_as_it_was_kept(table: HistoryTable) -> None:
     for id, scope in (("a", ""), ("a", "you"), ("b", "me")):
         with pytest.raises(UnknownExchange):
             table.find(id, scope)
+
+
+PICTURE, SOUND = MediaPart("image", bytes(range(256)) * 40), MediaPart("audio", b"sound" * 1000)
+
+
+def showing(id: str, *media: MediaPart, previous: str | None = None) -> Exchange:
+    return replace(exchange(id, previous), asked=(Message("user", (TextPart(id), *media)),))
+
+
+def test_pictures_are_kept_once_until_the_last_turn_that_has_them_goes(table: HistoryTable, database: Database) -> None:
+    looked = replace(exchange("c", "b"), asked=(Message("tool", (ToolResultPart("1", "look", (PICTURE,)),)),))
+    save(table, showing("a", PICTURE, SOUND), showing("b", PICTURE, previous="a"), looked, showing("d", SOUND))
+    conversation = table.conversation("c", "")
+    assert conversation[0].parts == (TextPart("a"), PICTURE, SOUND) and conversation[4] == looked.asked[0]
+    assert table.find("a", "") == showing("a", PICTURE, SOUND) and table.find_beginning("d", "") == showing("d", SOUND)
+
+    def files() -> set[str]:
+        with database.reading() as connection:
+            return {digest for (digest,) in connection.execute("SELECT digest FROM media")}
+
+    assert files() == {PICTURE.digest, SOUND.digest} and is_sound(database)
+    do(table, table.delete("a", ""))  # others go on from it
+    do(table, table.delete("c", ""), table.delete("d", ""))
+    assert files() == {PICTURE.digest, SOUND.digest} and is_sound(database)
+    save(table, showing("b", PICTURE, previous="a"))  # once more, as when a turn ends that was begun
+    do(table, table.delete("b", ""))
+    assert files() == set() and is_sound(database)
+
+
+def test_pictures_count_as_what_is_kept(database: Database) -> None:
+    small = HistoryTable(database, len(PICTURE.data) + 3000, 90, lambda: NOW)
+    save(small, replace(showing("a", PICTURE), created=NOW - 2), replace(showing("b", PICTURE), created=NOW - 1))
+    assert ids(database) == {"a", "b"}
+    save(small, showing("c", SOUND))
+    assert ids(database) == {"c"} and is_sound(database)
+    with pytest.raises(NotKept):
+        save(small, showing("d", MediaPart("image", bytes(20_000))))
+    assert is_sound(database)
+
+
+def test_a_picture_that_is_lost_is_told(table: HistoryTable, database: Database) -> None:
+    save(table, showing("a", PICTURE))
+    with database.writing() as connection:
+        connection.execute("DELETE FROM media")
+    for ask in (lambda: table.find("a", ""), lambda: table.conversation("a", "")):
+        with pytest.raises(StateError):
+            ask()
 
 
 def test_a_conversation_is_all_that_was_said_and_can_branch(table: HistoryTable) -> None:

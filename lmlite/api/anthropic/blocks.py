@@ -1,4 +1,5 @@
-"""A conversation in Anthropic's messages: roles, and blocks of text, documents, thoughts, tool calls and their results.
+"""A conversation in Anthropic's messages: roles, and blocks of text, pictures, documents, thoughts, tool calls and their
+results.
 
 What clients send of earlier turns is taken as it is, thoughts with any signature included. What stands in a user's message
 behind results of tools is a message of its own, since templates know a result as one. What a cloud's own tools did is left
@@ -8,13 +9,14 @@ out and told; what would change the answer and is not served is refused by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 from ...errors import InvalidRequest, InvalidType, UnsupportedField
-from ...messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+from ...messages import Content, MediaPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from ..read.fields import Fields, as_array, as_name, as_object, clip
+from ..read.media import check_type, decode, parse_url
 from ..read.messages import CALLS_MAX
 from ..spell import dumps
 
@@ -104,7 +106,7 @@ def _parse_user(content: object, where: str, reading: Reading) -> list[Message]:
     if content is None or isinstance(content, str):
         return [Message("user", (TextPart(content),) if content else ())]
     results: list[Message] = []
-    said: list[TextPart] = []
+    said: list[Content] = []
     for block in _blocks(content, where):
         kind = block.require_string("type")
         if kind == "tool_result":
@@ -121,7 +123,7 @@ def _leaves_out(kind: str, reading: Reading) -> bool:
     return True
 
 
-def _parse_block(block: Fields, kind: str) -> list[TextPart]:
+def _parse_block(block: Fields, kind: str) -> Sequence[Content]:
     """One block of a user's message or of a tool's result."""
     match kind:
         case "text":
@@ -135,12 +137,19 @@ def _parse_block(block: Fields, kind: str) -> list[TextPart]:
         case "tool_reference":
             return [TextPart(block.require_string("tool_name"))]
         case "image":
-            _parse_image(block)
+            return [_parse_image(block)]
     _refuse(block, kind)
 
 
-def _parse_image(block: Fields) -> NoReturn:
-    _refuse(block, "image")
+def _parse_image(block: Fields) -> MediaPart:
+    source = block.require_object("source")
+    match kind := source.require_string("type"):
+        case "base64":
+            check_type((source.string("media_type") or "").lower(), source.where("media_type"), "image")
+            return MediaPart("image", decode(source.require_string("data"), source.where("data")), source.where("data"))
+        case "url":
+            return parse_url(source.require("url"), source.where("url"), "image")
+    raise UnsupportedField(source.where("type"), f"of '{clip(kind)}' is not supported: pictures are taken as base64")
 
 
 def _parse_document(block: Fields) -> list[TextPart]:
@@ -164,7 +173,7 @@ def _parse_result(block: Fields, reading: Reading) -> ToolResultPart:
     id = block.name("tool_use_id") or ""
     content = block.get("content")
     where = block.where("content")
-    parts: list[TextPart] = []
+    parts: list[Content] = []
     if isinstance(content, str):
         parts = [TextPart(content)] if content else []
     elif content is not None:
@@ -175,12 +184,14 @@ def _parse_result(block: Fields, reading: Reading) -> ToolResultPart:
     return ToolResultPart(id, reading.called.get(id, ""), tuple(parts))
 
 
-def _as_error(parts: list[TextPart]) -> list[TextPart]:
+def _as_error(parts: list[Content]) -> list[Content]:
     """Templates know no failed results: the model reads of it in the text."""
-    said = parts[0].text if parts else ""
-    if "error" in said[:80].lower():
+    first = parts[0] if parts else None
+    if not isinstance(first, TextPart):
+        return [TextPart("Error"), *parts]
+    if "error" in first.text[:80].lower():
         return parts
-    return [TextPart(f"Error: {said}" if said else "Error"), *parts[1:]]
+    return [TextPart(f"Error: {first.text}"), *parts[1:]]
 
 
 # ---- the assistant's blocks ------------------------------------------------------------------------------------------

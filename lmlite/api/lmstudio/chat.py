@@ -13,7 +13,7 @@ from json.encoder import encode_basestring as quote
 from typing import Any, Final
 
 from ...config import CONTEXT_MAX
-from ...errors import InvalidRequest, InvalidType, LmError, UnsupportedField
+from ...errors import InvalidRequest, InvalidType, LmError
 from ...events import (
     Event,
     Finished,
@@ -35,15 +35,17 @@ from ...events import (
     ToolsListed,
 )
 from ...exchange import Exchange, Status
-from ...messages import Message, TextPart, text_message
+from ...messages import Content, Message, TextPart, text_message
 from ...request import Chat
 from ...settings import ModelSettings
 from ...tool_servers import ServerTool
 from ...turn import Follows
 from ..answer import FINISH_REASON, call_id
 from ..dialect import Call, Frame, Origin, Reply
+from ..kept_media import without_media
 from ..read.effort import set_effort
-from ..read.fields import Fields, as_object, as_string, clip
+from ..read.fields import Fields, as_object
+from ..read.media import parse_url
 from ..read.sampling import parse_options
 from ..spell import dumps
 from ..transcript import Piece, Transcript
@@ -89,7 +91,7 @@ def parse_chat(body: dict[str, Any]) -> Call:
     follows = None if previous is None else Follows(previous, one_system=True)
     turn = options.turn("chat", (replace(options.generate, progress=stream),), follows)
     load = ModelSettings(context_length=fields.integer("context_length", 1, CONTEXT_MAX))
-    asked = Asked(model, messages, dumps(body["input"]), previous, store)
+    asked = Asked(model, messages, dumps(without_media(body["input"], "input", messages)), previous, store)
     return Call(replace(turn, load=load, effort=effort, servers=servers), stream, lambda origin: NativeChat(origin, asked))
 
 
@@ -99,7 +101,7 @@ def _parse_system(fields: Fields) -> tuple[Message, ...]:
     return (text_message("system", prompt),) if prompt else ()
 
 
-def _parse_input(given: object) -> tuple[TextPart, ...]:
+def _parse_input(given: object) -> tuple[Content, ...]:
     if isinstance(given, str):
         return (TextPart(given),) if given else ()
     if not isinstance(given, list):
@@ -109,15 +111,14 @@ def _parse_input(given: object) -> tuple[TextPart, ...]:
     return tuple(_parse_item(item, f"input[{i}]") for i, item in enumerate(given))
 
 
-def _parse_item(value: object, where: str) -> TextPart:
+def _parse_item(value: object, where: str) -> Content:
     kind = Fields(as_object(value, where), where).require_string("type")
     if kind not in INPUT_KEYS:
         listing = ", ".join(f"'{word}'" for word in INPUT_KEYS)
         raise InvalidRequest(f"'{where}.type' must be one of {listing}", f"{where}.type")
     item = strict(as_object(value, where), INPUT_KEYS[kind], where)
     if kind == "image":
-        as_string(item.require("data_url"), item.where("data_url"))
-        raise UnsupportedField(item.where("type"), f"of '{clip(kind)}' is not supported")
+        return parse_url(item.require("data_url"), item.where("data_url"), "image")
     return TextPart(item.require_string("content"))
 
 

@@ -1,7 +1,4 @@
-"""`POST /v1/chat/completions`: the request becomes one run per choice of a rendered conversation.
-
-Parts of messages other than text are refused by name until they are served.
-"""
+"""`POST /v1/chat/completions`: the request becomes one run per choice of a rendered conversation."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from ...messages import Message, text_message
 from ...request import UNLIMITED, Chat, Generate
 from ...turn import Follows
 from ..dialect import Call, Origin, Reply
+from ..kept_media import without_media
 from ..read import unserved
 from ..read.constraint import parse_constraint, parse_format
 from ..read.fields import Fields, as_string
@@ -77,7 +78,7 @@ def parse_responses(body: dict[str, Any]) -> Call:
         model=options.model or "",
         echo=_spell_echo(fields, run, tools, summary),
         messages=asked,
-        input=keep_input(body.get("input")) if store else (),
+        input=keep_input(without_media(body.get("input"), "input", asked)) if store else (),
         previous=previous,
         told=tools.told,
         store=store,

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ...errors import InvalidRequest, InvalidType, UnknownItem
-from ...messages import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart, text_message
+from ...messages import Content, Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart, text_message
 from ..read.fields import Fields, as_name, as_object, as_string, clip
-from ..read.messages import TEXTS, parse_content
+from ..read.messages import FILES, MEDIA, TEXTS, parse_content
 from ..spell import dumps
 from .responses_tools import join, spell_input
 
@@ -149,7 +149,7 @@ class _Conversation:
         self._parts.append(call)
         self.called[call.id] = call.name
 
-    def result(self, call_id: str, content: tuple[TextPart, ...], name: str = "") -> None:
+    def result(self, call_id: str, content: tuple[Content, ...], name: str = "") -> None:
         self.say(Message("tool", (ToolResultPart(call_id, self.called.get(call_id) or name, content),)))
 
     def close(self) -> tuple[Message, ...]:
@@ -171,7 +171,7 @@ def _read_message(conversation: _Conversation, item: Fields) -> None:
     role = ROLES.get(item.require_string("role"))
     if role is None:
         raise InvalidRequest(f"'{item.where('role')}' must be one of {', '.join(ROLES)}", item.where("role"))
-    content = parse_content(item.get("content"), item.where("content"))
+    content = parse_content(item.get("content"), item.where("content"), media=role == "user")
     if role == "assistant":
         conversation.answer(content)
     else:
@@ -255,17 +255,17 @@ def _read_mcp_call(conversation: _Conversation, item: Fields) -> None:
     conversation.result(call.id, _content(outcome, item.where("output")))
 
 
-def _content(output: Any, where: str) -> tuple[TextPart, ...]:
-    """Of a result: texts, or else whatever JSON it is."""
+def _content(output: Any, where: str) -> tuple[Content, ...]:
+    """Of a result: texts, pictures and sound, or else whatever JSON it is."""
     if isinstance(output, list) and all(isinstance(part, dict) and _is_part(part) for part in output):
-        return parse_content(output, where)
+        return parse_content(output, where, media=True)
     if output is None or isinstance(output, str):
         return parse_content(output, where)
     return (TextPart(dumps(output)),)
 
 
 def _is_part(part: Mapping[str, Any]) -> bool:
-    return part.get("type") in (*TEXTS, "input_image", "input_file", "input_audio")
+    return part.get("type") in (*TEXTS, *MEDIA, *FILES)
 
 
 def _refuse_reference(conversation: _Conversation, item: Fields) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 from ...errors import InvalidRequest, UnknownExchange
 from ...exchange import Exchange
 from ..dialect import Frame
+from ..kept_media import with_media
 from ..spell import dumps
 from .responses_events import TEXT, Item, Kind, Numbers
 
@@ -91,7 +92,8 @@ def input_of(exchange: Exchange) -> list[dict[str, Any]]:
     if exchange.kind != "response":
         raise UnknownExchange(exchange.id)
     items: list[dict[str, Any]] = json.loads(exchange.items)
-    return items
+    restored: list[dict[str, Any]] = with_media(items, exchange.asked)
+    return restored
 
 
 def items_of(exchange: Exchange) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""A conversation in OpenAI's messages: roles, text parts, tool calls and what answered them, reasoning of earlier turns.
+"""A conversation in OpenAI's messages: roles, texts, pictures, sound, tool calls and what answered them, reasoning of earlier
+turns.
 
 What clients send of earlier turns is taken as it is, cut-off calls and orphaned results included: a conversation that was
 answered once can always go on. What would change the answer and is not served is refused by name.
@@ -6,12 +7,13 @@ answered once can always go on. What would change the answer and is not served i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ...errors import InvalidRequest, InvalidType, UnsupportedField
-from ...messages import Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
+from ...messages import Content, MediaPart, Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
 from ..spell import dumps
 from .fields import Fields, as_array, as_name, as_object, clip
+from .media import parse_audio_url, parse_image_url, parse_input_audio
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -31,6 +33,16 @@ TEXTS: Mapping[str, str] = {
     "refusal": "refusal",
 }
 """Types of parts that are text, each with the field that has it."""
+
+MEDIA: Mapping[str, Callable[[Fields], MediaPart]] = {
+    "image_url": parse_image_url,
+    "input_image": parse_image_url,  # the word of Responses
+    "input_audio": parse_input_audio,
+    "audio_url": parse_audio_url,  # vLLM's
+}
+"""Types of parts that are pictures or sound, which users and tools may send."""
+
+FILES = frozenset(("file", "input_file", "file_url", "video_url", "input_video"))
 
 THOUGHTS: Mapping[str, str] = {"reasoning": "text", "thinking": "thinking"}
 """Types of parts in which clients keep what the model thought."""
@@ -58,7 +70,8 @@ def _parse_message(value: object, where: str, called: dict[str, str]) -> Message
     for field in ("tool_calls", "function_call"):
         if message.get(field):
             raise InvalidRequest(f"'{where}.{field}' is for the assistant only", f"{where}.{field}")
-    content = parse_content(message.get("content"), message.where("content"))
+    media = role in ("user", "tool")
+    content = parse_content(message.get("content"), message.where("content"), media)
     return Message(role, (_parse_result(message, content, called),) if role == "tool" else content)
 
 
@@ -85,25 +98,36 @@ def _parse_assistant(message: Fields, called: dict[str, str]) -> Message:
 # ---- content ---------------------------------------------------------------------------------------------------------
 
 
-def parse_content(content: object, where: str) -> tuple[TextPart, ...]:
-    """Nothing, a string, or an array of text parts; what is empty says nothing."""
+def parse_content(content: object, where: str, media: bool = False) -> tuple[Content, ...]:
+    """Nothing, a string, or an array of parts: texts, and pictures and sound if there may be `media`; what is empty says
+    nothing."""
     if content is None:
         return ()
     if isinstance(content, str):
         return (TextPart(content),) if content else ()
     if not isinstance(content, list):
-        raise InvalidType(where, "a string or an array of text parts")
-    parts = [_parse_part(part, f"{where}[{i}]") for i, part in enumerate(content)]
-    return tuple(part for part in parts if isinstance(part, TextPart))
+        raise InvalidType(where, "a string or an array of parts")
+    parts = [_parse_part(part, f"{where}[{i}]", media=media) for i, part in enumerate(content)]
+    return tuple(part for part in parts if not isinstance(part, ReasoningPart))
 
 
-def _parse_part(value: object, where: str, thinks: bool = False) -> TextPart | ReasoningPart:
+def _parse_part(
+    value: object, where: str, thinks: bool = False, media: bool = False
+) -> TextPart | MediaPart | ReasoningPart:
     part = Fields(as_object(value, where), where)
     kind = part.require_string("type")
     if kind in TEXTS:
         return TextPart(part.require_string(TEXTS[kind]))
     if thinks and kind in THOUGHTS:
         return ReasoningPart(part.require_string(THOUGHTS[kind]))
+    if kind in MEDIA:
+        if not media:
+            raise UnsupportedField(part.where("type"), f"of '{kind}' is for what users say and tools give")
+        if kind == "input_image" and part.get("image_url") is None and part.get("file_id") is not None:
+            raise UnsupportedField(part.where("file_id"))
+        return MEDIA[kind](part)
+    if kind in FILES:
+        raise UnsupportedField(part.where("type"), f"of '{kind}' is not supported: send text, or pictures of its pages")
     raise UnsupportedField(part.where("type"), f"of '{clip(kind)}' is not supported")
 
 
@@ -143,7 +167,7 @@ def _parse_arguments(function: Fields) -> str:
     return function.string("arguments") or ""
 
 
-def _parse_result(message: Fields, content: Sequence[TextPart], called: Mapping[str, str]) -> ToolResultPart:
+def _parse_result(message: Fields, content: Sequence[Content], called: Mapping[str, str]) -> ToolResultPart:
     """Templates tell the model by the name which tool's answer it reads, clients often leave it out."""
     id = message.name("tool_call_id") or ""
     return ToolResultPart(id, called.get(id) or message.name("name") or "", tuple(content))

@@ -62,6 +62,17 @@ BUNDLED_PUBLISHER: Final = "lmlite"
 # ---- a scan's steps --------------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True, frozen=True)
+class Projector:
+    """What sees or hears for a model that lies beside it."""
+
+    path: Path
+    size: int
+    quantization: str
+    sees: bool
+    hears: bool
+
+
 @dataclass(slots=True)
 class _Entry:
     """One model: its file or parts, and what they say."""
@@ -69,7 +80,7 @@ class _Entry:
     files: list[Found]  # in order of the parts
     seen: list[Seen]
     facts: Facts | None  # None: the first part could not be read
-    projector: tuple[Path, int] | None = None  # and its size
+    projector: Projector | None = None
     base: str = ""  # the id without publisher and quantization
     title: str = ""  # the same for people to read
     id: str = ""
@@ -114,7 +125,7 @@ class _Entry:
 
     @property
     def size(self) -> int:
-        return sum(seen.size for seen in self.seen) + (self.projector[1] if self.projector else 0)
+        return sum(seen.size for seen in self.seen) + (self.projector.size if self.projector else 0)
 
 
 @dataclass(slots=True)
@@ -371,13 +382,14 @@ def _read(path: Path, size: int) -> Seen:
 def _gather(files: Iterable[Found], old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> list[_Entry]:
     """The models among `files`: parts put together, projectors given to their models, what is no model left out."""
     models: dict[tuple[str, str, int], list[tuple[Found, Seen]]] = {}
-    projectors: dict[tuple[str, ...], list[tuple[Path, int, str]]] = {}
+    projectors: dict[tuple[str, ...], list[Projector]] = {}
     for found in files:
         seen = Seen(0, found.refused) if found.refused else _inspect(found.path, old, new)
         known = seen.facts
         if known.is_projector if known else names_projector(found.path.name):
             if known and seen.problem is None:
-                projectors.setdefault(found.group, []).append((found.path, seen.size, known.quantization))
+                projector = Projector(found.path, seen.size, known.quantization, known.sees, known.hears)
+                projectors.setdefault(found.group, []).append(projector)
         elif not _stands_beside(found, known):
             of_parts = found.name.parts > 1
             whole = (str(found.path.parent), found.name.stem if of_parts else found.path.name, found.name.parts)
@@ -385,8 +397,7 @@ def _gather(files: Iterable[Found], old: Mapping[Stamp, Seen], new: dict[Stamp, 
     entries = [_entry(parts) for parts in models.values()]
     for entry in entries:
         if entry.first.group and (fitting := projectors.get(entry.first.group)):
-            path, size, _ = min(fitting, key=_projector_rank)
-            entry.projector = path, size
+            entry.projector = min(fitting, key=_projector_rank)
     return entries
 
 
@@ -397,11 +408,11 @@ def _stands_beside(found: Found, known: Facts | None) -> bool:
     return known.general_type in gguf.NOT_MODELS or known.arch in gguf.NOT_MODELS
 
 
-def _projector_rank(projector: tuple[Path, int, str]) -> tuple[int, str]:
+def _projector_rank(projector: Projector) -> tuple[int, str]:
     """Repositories offer a projector in several precisions; F16 is the one that every backend runs well."""
-    path, _, quantization = projector
     order = ("F16", "BF16", "Q8_0", "F32")
-    return order.index(quantization) if quantization in order else len(order), str(path)
+    known = projector.quantization in order
+    return order.index(projector.quantization) if known else len(order), str(projector.path)
 
 
 def _entry(parts: list[tuple[Found, Seen]]) -> _Entry:
@@ -741,7 +752,8 @@ def _bundled(old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> list[ModelCar
 
 def _card(entry: _Entry) -> ModelCard:
     known = entry.facts
-    kind: ModelType = "vlm" if entry.projector else "llm"
+    projector = None if entry.is_embedding else entry.projector
+    kind: ModelType = "vlm" if projector and projector.sees else "llm"
     if entry.is_embedding:
         kind = "embedding"
     return ModelCard(
@@ -756,7 +768,8 @@ def _card(entry: _Entry) -> ModelCard:
         params_string=known.params_string if known else None,
         max_context_length=_context_length(known),
         paths=tuple(found.path for found in entry.files),
-        mmproj=entry.projector[0] if entry.projector else None,
+        mmproj=projector.path if projector else None,
+        hears=projector is not None and projector.hears,
         has_chat_template=known.has_chat_template if known else False,
         trained_for_tool_use=known.trained_for_tool_use if known else False,
         reasoning=known.reasoning if known else None,

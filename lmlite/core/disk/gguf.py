@@ -506,6 +506,8 @@ class Facts:
     is_embedding: bool
     is_reranker: bool  # an embedding model too
     is_projector: bool
+    sees: bool  # of a projector
+    hears: bool  # the same
     has_chat_template: bool
     trained_for_tool_use: bool
     reasoning: Reasoning | None
@@ -524,6 +526,8 @@ def facts(headers: Sequence[Header]) -> Facts:
     pooling = first.integer(f"{arch}.pooling_type") or 0
     if not 0 < pooling < _POOLING_UNSPECIFIED:
         pooling = 0
+    is_projector = arch == "clip" or general_type == "mmproj"
+    hears = is_projector and first.values.get("clip.has_audio_encoder") is True
     encodes = arch in EMBEDDING_ARCHITECTURES
     classifies = any(header.tensors.classify for header in headers)
     return Facts(
@@ -538,7 +542,9 @@ def facts(headers: Sequence[Header]) -> Facts:
         block_count=first.integer(f"{arch}.block_count"),
         is_embedding=encodes or pooling > 0,
         is_reranker=pooling == _POOLING_RANK or (encodes and not pooling and classifies),
-        is_projector=arch == "clip" or general_type == "mmproj",
+        is_projector=is_projector,
+        sees=is_projector and (first.values.get("clip.has_vision_encoder") is True or not hears),
+        hears=hears,
         has_chat_template=template is not None,
         trained_for_tool_use=first.text("tokenizer.chat_template.tool_use") is not None
         or (template is not None and reads_tools(template)),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from ...errors import LmError
+from ...errors import LmError, MediaRefused
 from ...events import (
     Event,
     Finished,
@@ -28,7 +28,8 @@ from ...events import (
     ToolCallStart,
 )
 from ...forks import KEPT_FROM_CHILDREN
-from ...request import Chat, Embed, Embedding, Generate, Grammar, Rerank, Score
+from ...messages import MediaPart
+from ...request import Chat, Embed, Embedding, Generate, Grammar, Prompt, Rerank, Score
 from .frames import Kind
 from .line import Abandoned, Clock, Line
 from .payloads import (
@@ -43,6 +44,7 @@ from .payloads import (
     generate_object,
     grammar_object,
     load_object,
+    media_files,
     paths_object,
     read_counted,
     read_estimated,
@@ -69,6 +71,8 @@ _TOOL_CALL: Final = int(Kind.TOOL_CALL)
 
 INLINE_BYTES_MAX: Final = 32 * 1024
 """Commands up to here are written at once: within a millisecond."""
+DIGEST_BYTES_MAX: Final = 1 << 20
+"""Media up to here are digested at once: within two milliseconds."""
 
 T = TypeVar("T")
 
@@ -185,15 +189,20 @@ class Engine:
 
     async def render(self, chat: Chat) -> str:
         """The prompt that the model's template makes of `chat`."""
-        payload = await written(size_of(chat), lambda: {**chat_object(chat), **choice_object(chat)})
-        return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read_text))
+        return await self._render(chat, choice_object(chat), read_text)
 
     async def count(self, chat: Chat, grammar: Grammar | None = None) -> tuple[str, int]:
         """The prompt of a generation by that grammar, and how many tokens it is, even if they are too many. Raises
         `ContextOverflow` for far too many."""
         rules = {**choice_object(chat), **grammar_object(grammar), "count": True}
-        payload = await written(size_of(chat), lambda: {**chat_object(chat), **rules})
-        return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read_counted))
+        return await self._render(chat, rules, read_counted)
+
+    async def _render(self, chat: Chat, rules: Mapping[str, Any], read: Callable[[bytes], T]) -> T:
+        payload, media = await written_with_media(chat, lambda: {**chat_object(chat), **rules})
+        try:
+            return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read), media)
+        except MediaRefused as error:
+            raise placed(error, media) from None
 
     async def stats(self) -> Report:
         return await self._line.ask(Kind.STATS, b"", _Answer(Kind.REPORT, read_report))
@@ -209,6 +218,21 @@ async def written(size: int, command: Callable[[], Mapping[str, Any]]) -> bytes:
     if size <= INLINE_BYTES_MAX:
         return encode(command())
     return await asyncio.to_thread(lambda: encode(command(), in_steps=True))
+
+
+async def written_with_media(prompt: Prompt, command: Callable[[], Mapping[str, Any]]) -> tuple[bytes, tuple[MediaPart, ...]]:
+    """The payload of a command about `prompt`, and the media that belong to it, whose digests are known then."""
+    media = media_files(prompt)
+    if sum(len(part.data) for part in media) > DIGEST_BYTES_MAX:
+        await asyncio.to_thread(lambda: [part.digest for part in media])
+    return await written(size_of(prompt), command), media
+
+
+def placed(error: Exception, media: Sequence[MediaPart]) -> Exception:
+    """An error of the engine's, told of the place that the medium has in its request."""
+    if isinstance(error, MediaRefused) and error.index < len(media):
+        return error.at(media[error.index].where)
+    return error
 
 
 class Run:
@@ -231,8 +255,8 @@ class Run:
         line = self._line
         stream = _Stream(line, self._generate.whole, self._names, self._on_finished)
         generate = self._generate
-        payload = await written(size_of(generate.prompt), lambda: generate_object(generate))
-        request_id = line.send(Kind.GENERATE, payload, stream)
+        payload, media = await written_with_media(generate.prompt, lambda: generate_object(generate))
+        request_id = line.send(Kind.GENERATE, payload, stream, media)
         try:
             while not stream.over:
                 arrival = stream.arrival()
@@ -241,7 +265,7 @@ class Run:
                 if batch := stream.take():
                     yield batch
             if stream.error is not None:
-                raise stream.take_error()
+                raise placed(stream.take_error(), media)
         finally:
             line.leave(request_id, stream, self._heir())
 
@@ -254,8 +278,8 @@ class Run:
         line = self._line
         stream = _Stream(line, self._generate.whole, self._names, self._on_finished, take)
         generate = self._generate
-        payload = await written(size_of(generate.prompt), lambda: generate_object(generate))
-        request_id = line.send(Kind.GENERATE, payload, stream)
+        payload, media = await written_with_media(generate.prompt, lambda: generate_object(generate))
+        request_id = line.send(Kind.GENERATE, payload, stream, media)
         try:
             while not stream.over:
                 await stream.halt()
@@ -263,7 +287,7 @@ class Run:
                     await drained()
                     stream.release()
             if stream.error is not None:
-                raise stream.take_error()
+                raise placed(stream.take_error(), media)
         finally:
             line.leave(request_id, stream, self._heir())
 

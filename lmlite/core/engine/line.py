@@ -7,10 +7,11 @@ No request hangs: each ends with its answer, with an `LmError`, or, if the engin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol, TypeVar, cast
 
 from ...errors import EngineGone, LmError
+from ...messages import MediaPart
 from .frames import HEADER, MAX_PAYLOAD, Kind, pack
 from .payloads import MALFORMED, read_error, read_object
 from .worker import Placement
@@ -130,11 +131,13 @@ class Line(asyncio.BufferedProtocol):
 
     # -- requests
 
-    def send(self, kind: Kind, payload: bytes, sink: Sink) -> int:
-        """Sends a command whose events go to `sink`; returns its request id."""
+    def send(self, kind: Kind, payload: bytes, sink: Sink, media: Sequence[MediaPart] = ()) -> int:
+        """Sends a command, and before it the `media` that it speaks of; its events go to `sink`. Returns its request id."""
         if self.gone is not None:
             raise self._last_word or EngineGone(self.name, self.gone)
-        mark = hash(payload) if kind in _JUDGED else None
+        mark = None
+        if kind in _JUDGED:
+            mark = hash((payload, *(part.digest for part in media))) if media else hash(payload)
         if mark is not None and self._judge is not None:
             self._judge(mark)
         request_id = self._next_id()
@@ -148,12 +151,15 @@ class Line(asyncio.BufferedProtocol):
             self._marks[request_id] = mark
         if self._watch_timer is None:
             self._watch_timer = self._clock.call_later(HANG_S, self._watch)
+        for part in media:
+            self._transport.write(HEADER.pack(len(part.data), Kind.MEDIA, request_id))
+            self._transport.write(part.data)
         self._transport.write(pack(kind, request_id, payload))
         return request_id
 
-    async def ask(self, kind: Kind, payload: bytes, reply: Waiting[T]) -> T:
-        """Sends a command and waits for its one answer."""
-        request_id = self.send(kind, payload, reply)
+    async def ask(self, kind: Kind, payload: bytes, reply: Waiting[T], media: Sequence[MediaPart] = ()) -> T:
+        """Sends a command as `send` does and waits for its one answer."""
+        request_id = self.send(kind, payload, reply, media)
         try:
             return await reply.future
         finally:

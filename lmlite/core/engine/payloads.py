@@ -5,6 +5,7 @@ Each reader raises one of `MALFORMED` for what the protocol does not allow.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
@@ -13,9 +14,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
-from ...errors import ContextOverflow, EngineError, InvalidRequest, LmError, LoadFailed, QueueFull, WrongModelType
+from ...errors import (
+    ContextOverflow,
+    EngineError,
+    InvalidRequest,
+    LmError,
+    LoadFailed,
+    MediaRefused,
+    QueueFull,
+    WrongModelType,
+)
 from ...events import DraftCounts, Finished, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
-from ...messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+from ...messages import Content, MediaPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart, media_of
 from ...request import UNLIMITED, Chat, Draft, Embed, Generate, Grammar, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
 from .tool_names import spell_names
@@ -24,6 +34,11 @@ LOGPROB_FLOOR: Final = -9999.0
 """Stands for a probability of zero, whose logarithm JSON cannot say; the value that OpenAI's API uses too."""
 MALFORMED: Final = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error)
 """What reading a payload raises when it is not what the protocol says."""
+
+MEDIA_MAX: Final = 256
+"""Pictures and sounds of one conversation; more fit no context. What an agent sees in an hour is some dozens."""
+MEDIA_BYTES_MAX: Final = 64 << 20
+"""Bytes of all of them: twice what one HTTP request can bring."""
 
 T = TypeVar("T")
 
@@ -71,6 +86,7 @@ class LoadSettings:
     idle_cells: int = -1
     spill_bytes: int = of_option("spill", -1)
     loras: tuple[Lora, ...] = of_option("lora", ())
+    projector: bool = True  # if the model has one
     chat_template: str = ""  # a template, the name of one, or (before `effective.fitting`) the absolute path of one
 
 
@@ -85,8 +101,14 @@ class LoadSpec:
     paths: tuple[Path, ...]
     settings: LoadSettings = LoadSettings()
     vocab_only: bool = False
+    projector: Path | None = None  # of what sees or hears; loaded if the settings have it so
     host_memory: int = 0  # bytes that the machine, or the control group, has for it; 0: nobody has looked
     cores: int = 0  # threads that compute fastest; 0: nobody has looked
+
+    @property
+    def loads(self) -> Path | None:
+        """The projector that is loaded beside the model."""
+        return self.projector if self.settings.projector and not self.vocab_only else None
 
 
 @dataclass(slots=True, frozen=True)
@@ -114,6 +136,8 @@ class Loaded:
     warnings: tuple[str, ...]  # what whoever loads it should know
     runtime_name: str
     runtime_version: str
+    vision: bool = False
+    audio: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -266,17 +290,21 @@ def part_size(part: Part) -> int:
     match part:
         case TextPart(text) | ReasoningPart(text):
             return len(text)
+        case MediaPart():
+            return 64
         case ToolCallPart(arguments=arguments):
             return 64 + len(arguments)
         case ToolResultPart(content=content):
-            return 64 + sum(len(piece.text) for piece in content)
+            return 64 + sum(map(part_size, content))
 
 
 def load_object(spec: LoadSpec) -> dict[str, Any]:
     settings = {name: getattr(spec.settings, name) for name in OPTION_OF}
     loras = [{"path": path_value(lora.path), "scale": lora.scale} for lora in spec.settings.loras]
     machine = {"host_memory": spec.host_memory, "cores": spec.cores}
-    return {**paths_object(spec.paths), **settings, **machine, "loras": loras, "vocab_only": spec.vocab_only}
+    said = {**paths_object(spec.paths), **settings, **machine, "loras": loras, "vocab_only": spec.vocab_only}
+    del said["projector"]
+    return said if spec.loads is None else {**said, "projector": path_value(spec.loads)}
 
 
 def paths_object(paths: Sequence[Path]) -> dict[str, Any]:
@@ -295,9 +323,9 @@ def path_value(path: Path) -> str | dict[str, str]:
 
 
 def chat_object(chat: Chat) -> dict[str, Any]:
-    names = spell_names(chat)
+    names, indices = spell_names(chat), itertools.count()
     return {
-        "messages": [message_object(message, names) for message in chat.messages],
+        "messages": [message_object(message, names, indices) for message in chat.messages],
         "template_kwargs": dict(chat.template_kwargs),
         **({"tools": [tool_object(tool, names) for tool in chat.tools]} if chat.tools else {}),
         **({} if chat.continues is None else {"continue_final": chat.continues}),
@@ -310,17 +338,17 @@ def tool_object(tool: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
     return dict(tool) if spelled is None else {**tool, "function": {**function, "name": spelled}}
 
 
-def message_object(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+def message_object(message: Message, names: Mapping[str, str], indices: Iterator[int]) -> dict[str, Any]:
     """As templates know messages, which is OpenAI's way; this is the one place that spells them. `names` stand for those of
-    tools that cannot stay as they are."""
+    tools that cannot stay as they are; of `indices` each of its media takes one."""
     spelled: dict[str, Any] = {"role": message.role}
-    texts: list[TextPart] = []
+    said: list[Content] = []
     calls: list[dict[str, Any]] = []
     reasoning = ""
     for part in message.parts:
         match part:
-            case TextPart():
-                texts.append(part)
+            case TextPart() | MediaPart():
+                said.append(part)
             case ReasoningPart(text):
                 reasoning += text
             case ToolCallPart(id, name, arguments):
@@ -329,8 +357,8 @@ def message_object(message: Message, names: Mapping[str, str]) -> dict[str, Any]
             case ToolResultPart(call_id, name, content):
                 spelled.update({"tool_call_id": call_id} if call_id else {})
                 spelled.update({"name": names.get(name, name)} if name else {})
-                texts += content
-    spelled["content"] = content_object(texts)
+                said += content
+    spelled["content"] = content_object(said, indices)
     if reasoning:
         spelled["reasoning_content"] = reasoning
     if calls:
@@ -338,11 +366,34 @@ def message_object(message: Message, names: Mapping[str, str]) -> dict[str, Any]
     return spelled
 
 
-def content_object(texts: Sequence[TextPart]) -> str | list[dict[str, str]]:
-    """Several texts stay parts: templates that know parts get them, to the others they are lines."""
-    if len(texts) > 1:
-        return [{"type": "text", "text": part.text} for part in texts]
-    return texts[0].text if texts else ""
+def content_object(said: Sequence[Content], indices: Iterator[int]) -> str | list[dict[str, Any]]:
+    """Several texts stay parts: templates that know parts get them, to the others they are lines. Media are always parts."""
+    match said:
+        case ():
+            return ""
+        case (TextPart(text),):
+            return text
+    return [
+        {"type": "text", "text": part.text}
+        if isinstance(part, TextPart)
+        else {"type": "media", "kind": part.kind, "index": next(indices)}
+        for part in said
+    ]
+
+
+def media_files(prompt: Prompt) -> tuple[MediaPart, ...]:
+    """The pictures and sounds of a prompt, in the order of their indices. Raises `MediaRefused` for too many, or too large
+    ones."""
+    media = tuple(media_of(prompt.messages)) if isinstance(prompt, Chat) else ()
+    n_bytes = 0
+    for index, part in enumerate(media):
+        n_bytes += len(part.data)
+        if index >= MEDIA_MAX:
+            raise MediaRefused(f"a conversation may have {MEDIA_MAX} pictures and sounds", index, part.where)
+        if n_bytes > MEDIA_BYTES_MAX:
+            told = f"the pictures and sounds of a conversation may have {MEDIA_BYTES_MAX >> 20} MiB in all"
+            raise MediaRefused(told, index, part.where)
+    return media
 
 
 def choice_object(chat: Chat) -> dict[str, Any]:
@@ -481,6 +532,8 @@ def read_loaded(payload: bytes) -> Loaded:
         size_bytes=int(value["size_bytes"]),
         load_ms=float(value["load_ms"]),
         has_chat_template=bool(value["has_chat_template"]),
+        vision=bool(value.get("vision", False)),
+        audio=bool(value.get("audio", False)),
         warnings=tuple(str(warning) for warning in value["warnings"]),
         runtime_name=str(value["runtime"]["name"]),
         runtime_version=str(value["runtime"]["version"]),
@@ -592,6 +645,8 @@ def _model_type(name: str, message: str, details: Mapping[str, Any]) -> LmError:
 
 def _invalid_request(name: str, message: str, details: Mapping[str, Any]) -> LmError:
     param = details.get("param")
+    if param == "media":
+        return MediaRefused(message, int(details["index"]))
     return InvalidRequest(message, None if param is None else str(param))
 
 

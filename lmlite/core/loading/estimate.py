@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
@@ -32,7 +31,7 @@ class Estimate:
     weights: int
     kv_cache: int  # recurrent states, too
     compute: int  # buffers, and the engine's own process with the tokenizer's tables
-    projector: int  # the image encoder; 0: none is loaded
+    projector: int  # what sees or hears; 0: none is loaded
     gpu: int  # of all of them, what lies on GPUs
     file_pages: int = 0
     """Beside them, pages of the mapped file that are read while it is loaded and then of no more use: they stay as long as
@@ -68,10 +67,10 @@ class Estimate:
 
 
 async def estimate(
-    place: Callable[[], Placement], spec: LoadSpec, *, projector: Path | None = None, clock: Clock | None = None
+    place: Callable[[], Placement], spec: LoadSpec, *, clock: Clock | None = None
 ) -> Estimate:
     """Raises what a load of `spec` would (`LoadFailed`, `InvalidRequest`), `EngineGone` for a file that kills or stalls the
-    engine, OSError or `BuildError` if there can be none. `projector` is the image encoder to be loaded beside the model."""
+    engine, OSError or `BuildError` if there can be none."""
     name = spec.paths[0].name
     engine = await Engine.open(place(), name, clock=clock)
     try:
@@ -80,7 +79,7 @@ async def estimate(
         raise EngineGone(name, "it gave no estimate in time") from None
     finally:
         await engine.close()
-    return _sum(measured, projector.stat().st_size if projector else 0)
+    return _sum(measured, spec.loads.stat().st_size if spec.loads else 0)
 
 
 def _sum(measured: Measured, projector: int) -> Estimate:

@@ -116,7 +116,9 @@ class MemoryGuard:
 def files_of(spec: LoadSpec) -> Files | None:
     """What tells the files of `spec` from any that come later under their names, sizes last; None if one is missing."""
     try:
-        found = [(path, path.stat()) for path in (*spec.paths, *(lora.path for lora in spec.settings.loras))]
+        projector = () if spec.loads is None else (spec.loads,)
+        paths = (*spec.paths, *projector, *(lora.path for lora in spec.settings.loras))
+        found = [(path, path.stat()) for path in paths]
     except OSError:
         return None
     return tuple((str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in found)

@@ -39,10 +39,12 @@ from ...errors import (
     ModelNotLoaded,
     ModelUnloaded,
     QueueFull,
+    SenseMissing,
     ShuttingDown,
     WrongModelType,
 )
 from ...events import Event, Leased, LoadProgress, Started
+from ...messages import Sense
 from ...metrics import Loads
 from ...settings import UNSAID, ModelSettings
 from ..disk.stamps import Stamps
@@ -57,6 +59,7 @@ from .slot import Place, Slot, instance_of
 
 log = logging.getLogger(__name__)
 
+NONE: Final[frozenset[Sense]] = frozenset()
 Needs = Literal["chat", "text", "embedding", "rerank", "any"]
 LoadState = Literal["not-loaded", "loading", "loaded"]
 Room = Callable[[LoadSpec, bool], AbstractAsyncContextManager[LoadSpec]]
@@ -152,22 +155,25 @@ class Pool:
         *,
         draft: str | None = None,
         effort: str | None = None,
+        senses: frozenset[Sense] = NONE,
     ) -> AsyncIterator[Lease]:
         """The engine of the model or instance `name` for the time of one request; of several instances of the model the
         least busy. None means the one loaded model that can do it, or the catalogue's default. What is `asked` counts if
         this request causes the load. `heard` gets `Started`, `LoadProgress` and `Leased`. The model `draft` is loaded beside
         it to draft for it, in the place of any other: a request that was drafted for by that one goes on with this one.
-        `effort` is a word of its `card.Reasoning` that the model must know.
+        `effort` is a word of its `card.Reasoning` that the model must know, `senses` what it must have.
 
-        Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `EffortRefused`, `LoadFailed`, `ModelUnloaded`,
-        `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest` for a draft model
-        that does not fit the model. Who uses the engine hears `ModelFileChanged` if its files are written to meanwhile.
+        Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `SenseMissing`, `EffortRefused`, `LoadFailed`,
+        `ModelUnloaded`, `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest`
+        for a draft model that does not fit the model. Who uses the engine hears `ModelFileChanged` if its files are written to
+        meanwhile.
         """
         meant = None if name is None else await self.resolve(name)
         if meant is None and (not self.instances() or await self._catalog.settings_changed()):
             await self._look()
         draft_card = None if draft is None else drafter((await self.resolve(draft, "draft_model")).card)
-        card, slots = await self._choose(meant, needs)
+        card, slots = await self._choose(meant, needs, senses)
+        self._check_senses(card, slots, asked, senses)
         if effort is not None and (card.reasoning is None or effort not in card.reasoning.options):
             raise EffortRefused(card.id, effort, card.reasoning.options if card.reasoning else ())
         self._leases += 1
@@ -182,6 +188,8 @@ class Pool:
                 if not serves(slot.card, needs):  # its file is another one since it was chosen
                     raise WrongModelType(slot.card.id, _ABILITY[needs])
             assert slot.engine is not None and slot.instance is not None
+            for sense in sorted(senses - senses_of(slot.instance)):
+                raise self._missing(slot.card, sense)
             if draft_card is not None:
                 await self._attach(slot, slot.engine, draft_card)
             if heard is not None:
@@ -209,14 +217,16 @@ class Pool:
         card = self._catalog.resolve(name) or (slot.card if slot is not None else self._catalog.matched(name))
         return None if card is None else Meant(card)
 
-    async def _choose(self, meant: Meant | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+    async def _choose(
+        self, meant: Meant | None, needs: Needs, senses: frozenset[Sense] = NONE
+    ) -> tuple[ModelCard, list[Slot]]:
         """What there is of it at this moment, all of whose files have been looked at. Others may have their turns
         meanwhile."""
-        card, _ = self._present(meant, needs)
+        card, _ = self._present(meant, needs, senses)
         await self._crashes.reconsider(card)
         seen: set[Slot] = set()
         while True:
-            card, slots = self._present(meant, needs)
+            card, slots = self._present(meant, needs, senses)
             unseen = [slot for slot in self._instances_of(card) if slot.loaded and slot not in seen]
             if not unseen:
                 return card, slots
@@ -224,11 +234,13 @@ class Pool:
                 await self._renew_changed(slot)
             seen.update(unseen)
 
-    def _present(self, meant: Meant | None, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+    def _present(
+        self, meant: Meant | None, needs: Needs, senses: frozenset[Sense] = NONE
+    ) -> tuple[ModelCard, list[Slot]]:
         """A model as it is now, and those of its instances that can be meant."""
         if self._stopping:
             raise ShuttingDown
-        card, slots = self._unnamed(needs) if meant is None else self._named(meant)
+        card, slots = self._unnamed(needs, senses) if meant is None else self._named(meant)
         if not serves(card, needs):
             raise WrongModelType(card.id, _ABILITY[needs])
         return card, slots
@@ -245,14 +257,33 @@ class Pool:
             raise ModelNotFound(meant.instance or meant.card.id, tuple(known.id for known in self._catalog.cards()))
         return card, slots
 
-    def _unnamed(self, needs: Needs) -> tuple[ModelCard, list[Slot]]:
+    def _unnamed(self, needs: Needs, senses: frozenset[Sense]) -> tuple[ModelCard, list[Slot]]:
         needs = "text" if needs == "any" else needs
         active = {slot.card.id: slot.card for slot in self._slots.values() if serves(slot.card, needs)}
+        if len(active) > 1:
+            active = {id: card for id, card in active.items() if senses <= senses_of(card)}
         card = next(iter(active.values())) if len(active) == 1 else self._catalog.default() if self._jit else None
         if card is None:
             known = tuple(known.id for known in self._catalog.cards()) if self._jit else tuple(self._slots)
             raise ModelNotFound(None, known)
         return card, self._instances_of(card)
+
+    def _check_senses(
+        self, card: ModelCard, slots: Sequence[Slot], asked: ModelSettings, senses: frozenset[Sense]
+    ) -> None:
+        """What is known of it before the load."""
+        for sense in sorted(senses):
+            if sense not in senses_of(card):
+                raise self._missing(card, sense)
+            settings = slots[0].settings if slots else self._settled(card, asked, jit=True)[0]
+            if not settings.projector:
+                raise SenseMissing(card.id, sense, left_out=True)
+
+    def _missing(self, card: ModelCard, sense: Sense) -> SenseMissing:
+        """Loaded ones that could do it are named first."""
+        loaded = [slot.card for slot in self._slots.values() if slot.loaded]
+        able = [other.id for other in (*loaded, *self._catalog.cards()) if sense in senses_of(other) and not other.problem]
+        return SenseMissing(card.id, sense, tuple(id for id in dict.fromkeys(able) if id != card.id))
 
     def _instances_of(self, card: ModelCard) -> list[Slot]:
         return [slot for slot in self._slots.values() if slot.card.id == card.id]
@@ -449,7 +480,7 @@ class Pool:
         if settings.threads > there.usable:
             log.warning("%r gets %d threads, not %d: so many cores are usable", card.id, there.usable, settings.threads)
             settings = replace(settings, threads=there.usable)
-        return LoadSpec(card.paths, await fitting(card, settings), cores=there.fast)
+        return LoadSpec(card.paths, await fitting(card, settings), projector=card.mmproj, cores=there.fast)
 
     def _free_id(self, card: ModelCard) -> str:
         names = itertools.chain([card.id], (f"{card.id}:{n}" for n in itertools.count(2)))
@@ -764,7 +795,7 @@ async def nothing() -> None:
 
 def files_of(slot: Slot) -> list[Path]:
     """All that is read when it is loaded."""
-    projector = [] if slot.card.mmproj is None else [slot.card.mmproj]
+    projector = [slot.card.mmproj] if slot.card.mmproj is not None and slot.settings.projector else []
     return [*slot.card.paths, *projector, *(lora.path for lora in slot.settings.loras)]
 
 
@@ -777,6 +808,13 @@ def draft_spec(card: ModelCard, target: LoadSettings) -> LoadSpec:
             target, kv_cells=0, n_experts=0, k_cache_type=own.k_cache_type, v_cache_type=own.v_cache_type, loras=()
         ),
     )
+
+
+def senses_of(of: ModelCard | Instance) -> frozenset[Sense]:
+    """What a model could have, or an instance has."""
+    sees, hears = (of.vision, of.audio) if isinstance(of, Instance) else (of.sees, of.hears)
+    told: tuple[tuple[Sense, bool], ...] = (("vision", sees), ("audio", hears))
+    return frozenset(sense for sense, has in told if has)
 
 
 def is_embedding(card: ModelCard) -> bool:

@@ -133,5 +133,7 @@ def instance_of(id: str, card: ModelCard, loaded: Loaded) -> Instance:
         load_ms=loaded.load_ms,
         offload_kv_cache=loaded.offload_kv_cache,
         n_experts=loaded.n_experts,
+        vision=loaded.vision,
+        audio=loaded.audio,
         warnings=loaded.warnings,
     )
