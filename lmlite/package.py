@@ -7,6 +7,9 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parent
 
+BUNDLED_PUBLISHER: Final = "lmlite"
+"""Of the models that the package brings along."""
+
 
 def native_file(name: str) -> Path:
     """The library or program `name`, which the build puts there."""

@@ -377,6 +377,6 @@ def test_a_load_is_told_of_as_it_happens(tmp_path: Path, monkeypatch: pytest.Mon
         assert told[:4] == ["chat.start", "model_load.start", "model_load.end", "prompt_processing.start"]
         seconds = said(answer, "model_load.end")[0]["load_time_seconds"]
         assert said(answer, "chat.end")[0]["result"]["stats"]["model_load_time_seconds"] == seconds > 0
-        (model,) = client.get("/api/v1/models").json["models"]
+        model, _ = client.get("/api/v1/models").json["models"]
         assert model["loaded_instances"][0]["config"]["context_length"] == 512
         client.close()

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from ..config import gather
 from ..errors import LmError
+from ..package import BUNDLED_PUBLISHER
 from ..store.home import Home
 from .client import Client, add_flags
 from .get import get_model
@@ -85,7 +86,8 @@ def choose_model(client: Client, key: str | None, yes: bool) -> str:
     sound = [model for model in models if "problem" not in model]
     if not sound:
         raise LmError("There is no model to talk to. Download one with: lmlite get")
-    return str(sound[0]["modelKey"]) if yes or len(sound) == 1 else asked_for(sound, None)
+    bundled_only = all(model["publisher"] == BUNDLED_PUBLISHER for model in sound)  # who has no model is asked nothing
+    return str(sound[0]["modelKey"]) if yes or len(sound) == 1 or bundled_only else asked_for(sound, None)
 
 
 # ---- talking ---------------------------------------------------------------------------------------------------------

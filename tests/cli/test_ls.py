@@ -80,10 +80,10 @@ def test_json_is_that_of_the_contract(command: Command, home: Path) -> None:
     ]
 
 
-def test_bundled_model_is_what_a_new_user_has(command: Command) -> None:
-    done = command("ls")
-    assert "You have 1 model, taking up" in done.out
-    assert "lmlite-tiny" in done.out
+def test_bundled_models_are_what_a_new_user_has(command: Command) -> None:
+    assert "You have 2 models, taking up" in command("ls").out
+    listed = [(entry["modelKey"], entry["publisher"], entry["vision"]) for entry in command("ls", "--json").json]
+    assert listed == [("lmlite-tiny", "lmlite", False), ("lmlite-tiny-vision", "lmlite", True)]
 
 
 def test_broken_file_is_shown_with_its_reason_and_breaks_nothing(command: Command, home: Path) -> None:

@@ -36,7 +36,7 @@ def process(home: Path, *arguments: str) -> Done:
 def test_model_is_loaded_used_listed_and_unloaded(command: Command, stopped: None, home: Path) -> None:
     assert command("ps").code == 1
 
-    done = process(home, "load", "tiny", "--ttl", "3600", "-c", "256", "--identifier", "mine")
+    done = process(home, "load", "lmlite-tiny", "--ttl", "3600", "-c", "256", "--identifier", "mine")
     assert (done.code, done.out) == (0, "")
     assert "Success! Server is now running on port " in done.err
     assert done.err.endswith('To use the model in the API/SDK, use the identifier "mine".\n')

@@ -14,15 +14,18 @@ from corpus import TEMPLATE
 from gguf import GGMLQuantizationType, TokenType
 from model import Shape
 
+NAME = "lmlite tiny"
 DESCRIPTION = "A toy model for trying lmlite and for its tests. It greets, counts, adds, rhymes and calls tools."
 
 
-def write_facts(writer: gguf.GGUFWriter, shape: Shape, parameters: int, exact: bool) -> None:
+def write_facts(
+    writer: gguf.GGUFWriter, parameters: int, exact: bool, name: str = NAME, description: str = DESCRIPTION
+) -> None:
     writer.add_type("model")
-    writer.add_name("lmlite tiny")
+    writer.add_name(name)
     writer.add_author("the lmlite authors")
-    writer.add_basename("lmlite-tiny")
-    writer.add_description(DESCRIPTION)
+    writer.add_basename(name.replace(" ", "-"))
+    writer.add_description(description)
     writer.add_size_label(f"{parameters / 1e6:.1f}M")
     writer.add_license("mit")
     writer.add_languages(["en"])
@@ -70,10 +73,12 @@ def write_weights(writer: gguf.GGUFWriter, weights: dict[str, torch.Tensor], exa
             writer.add_tensor(name, packed, raw_dtype=GGMLQuantizationType.Q8_0)
 
 
-def export(checkpoint: dict[str, Any], path: Path, exact: bool) -> None:
+def export(
+    checkpoint: dict[str, Any], path: Path, exact: bool, name: str = NAME, description: str = DESCRIPTION
+) -> None:
     shape = Shape(**checkpoint["shape"])
     writer = gguf.GGUFWriter(path, "llama")
-    write_facts(writer, shape, checkpoint["facts"]["parameters"], exact)
+    write_facts(writer, checkpoint["facts"]["parameters"], exact, name, description)
     write_shape(writer, shape)
     write_tokenizer(writer, bpe.Bpe([tuple(pair) for pair in checkpoint["merges"]]))
     write_weights(writer, checkpoint["weights"], exact)

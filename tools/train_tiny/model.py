@@ -93,7 +93,10 @@ class Model(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """[batch, length] token ids to the last hidden state, normed; `logits` reads it."""
-        x = self.token_embd(ids)
+        return self.read(self.token_embd(ids))
+
+    def read(self, x: Tensor) -> Tensor:
+        """The same of [batch, length, width] embeddings, which need not be of tokens."""
         for block in self.blk:
             x = block(x, self.turns)
         return self.output_norm(x)

@@ -18,7 +18,7 @@ from typing import Final
 
 from ...card import ModelCard, ModelType, Reasoning
 from ...errors import ConfigError
-from ...package import bundled_model, bundled_vision_model
+from ...package import BUNDLED_PUBLISHER, bundled_model, bundled_vision_model
 from ...settings import ModelSettings
 from . import gguf, given_ids, known_headers, model_settings, model_yaml
 from .aliases import Aliases
@@ -55,8 +55,6 @@ MAX_CHAIN: Final = 8
 
 TICK_NS: Final = 2_000_000_000
 """The coarsest step in which a file system notes when a file was written (FAT)."""
-
-BUNDLED_PUBLISHER: Final = "lmlite"
 
 
 # ---- a scan's steps --------------------------------------------------------------------------------------------------
