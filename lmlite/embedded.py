@@ -29,6 +29,7 @@ from .core.disk.model_settings import FILE_NAME
 from .core.loading.pool import Needs, purpose
 from .errors import EngineGone, LoadFailed
 from .events import TextDelta
+from .media_arguments import picture_part, spelled_message
 from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text, senses, with_defaults
 from .server import LoopThread
 from .settings import ModelSettings
@@ -131,6 +132,9 @@ class Model:
         """The answer to `messages` (`{"role": ..., "content": ...}`, or a string for one of the user), rendered by the
         model's own template. `params` are fields of `request.Generate` and `request.Sampling`: `max_tokens`, `stop`,
         `grammar`, `temperature`, ...
+
+        `images` go with the user's last message: paths, bytes, numpy arrays or PIL images. They may stand in the content of
+        messages, too, as items of a list, and so may sound: {"type": "audio", "audio": path or bytes}.
 
         With `tools`, and if need be `tool_choice` and `parallel_tool_calls`, all as in OpenAI's API, the answer is the
         assistant's whole message, to be appended to `messages`, before what its `tool_calls` give."""
@@ -251,7 +255,9 @@ def spell_message(answer: Answer) -> dict[str, Any]:
 
 
 def chat_of(messages: Messages, params: dict[str, Any]) -> Chat:
-    """Takes what concerns the template out of `params`. What a message may be is the same as over HTTP."""
+    """Takes what concerns the template, and images, out of `params`. What a message may be is the same as over HTTP, and its
+    content may have what Python has of pictures and sound: see `media_arguments`."""
+    images = as_sequence(params.pop("images", ()), "images", "a sequence of pictures")
     if isinstance(messages, str):
         messages = ({"role": "user", "content": messages},)
     given = as_sequence(messages, "messages", "a string or a sequence of messages")
@@ -261,7 +267,19 @@ def chat_of(messages: Messages, params: dict[str, Any]) -> Chat:
     for i, message in enumerate(given):
         if not isinstance(message, Mapping):
             raise wrong_type(f"messages[{i}]", "a mapping with a role and a content", message)
-    return Chat(parse_messages(Fields({"messages": [dict(message) for message in given]})), template_kwargs)
+    spelled = [spelled_message(message) for message in given]
+    if images:
+        attach(spelled, images)
+    return Chat(parse_messages(Fields({"messages": spelled})), template_kwargs)
+
+
+def attach(messages: list[dict[str, Any]], images: Sequence[Any]) -> None:
+    """Puts the images before what the user has said last."""
+    asked = next((message for message in reversed(messages) if message.get("role") == "user"), None)
+    if asked is None:
+        raise ValueError("images go with a message of the user, and there is none")
+    said = asked.get("content") or []
+    asked["content"] = [*map(picture_part, images), *([{"type": "text", "text": said}] if isinstance(said, str) else said)]
 
 
 def as_text(value: object, name: str) -> str:

@@ -22,12 +22,12 @@ RANKS = {
     **{"rounds": 4},
     **{"app": 5},
     **{"server": 6},
-    **dict.fromkeys(("__init__", "__main__", "embedded", "cli"), 7),
+    **dict.fromkeys(("__init__", "__main__", "embedded", "media_arguments", "cli"), 7),
 }
 OUTSIDE = {"cffi", "numpy"}
 """All that is used of others at run time; numpy only where arrays are handed out."""
 
-OPTIONAL = {"yaml"}
+OPTIONAL = {"yaml", "PIL"}
 """Used if it is there: imported by name, and never at the top of a module."""
 
 IMPURE = {

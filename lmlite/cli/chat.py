@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..config import gather
 from ..errors import LmError
 from ..package import BUNDLED_PUBLISHER
 from ..store.home import Home
+from . import attachments
 from .client import Client, add_flags
 from .get import get_model
 from .keyboard import Keyboard
@@ -41,6 +43,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     chat.add_argument("key", nargs="?", help="the model, or a part of its name (default: the one that is loaded)")
     chat.add_argument("-p", "--prompt", metavar="TEXT", help="answer this and end")
+    chat.add_argument(
+        "--image", metavar="FILE", action="append", default=[], help="a picture, or a sound, for the question; may be repeated"
+    )
     chat.add_argument("-s", "--system-prompt", metavar="TEXT", help="what the model is told before all else")
     chat.add_argument("--stats", action="store_true", help="show speed and token counts after each answer")
     chat.add_argument("--ttl", type=at_least(1), metavar="S", help="idle seconds after which a model that this loads leaves")
@@ -57,11 +62,12 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     somebody_types = sys.stdin.isatty()
     piped = "" if somebody_types else read_pipe()
     question = "\n\n".join(part for part in (arguments.prompt, piped) if part)
-    if not question and not somebody_types:
+    files = [attachments.read(attachments.named(name)) for name in arguments.image]
+    if not question and not somebody_types and not files:
         raise LmError("There is nothing to answer: stdin is empty, and there is no -p.")
-    model = choose_model(client, arguments.key, arguments.yes)
-    talk = Talk(client, model, arguments.system_prompt, arguments.reasoning, arguments.ttl)
-    if question:
+    model = choose_model(client, arguments.key, arguments.yes, sees=bool(files))
+    talk = Talk(client, model, arguments.system_prompt, arguments.reasoning, arguments.ttl, files=files)
+    if question or (files and not somebody_types):
         stats = say_answer(talk, question)
         if arguments.stats:
             show_stats(stats)
@@ -74,13 +80,19 @@ def read_pipe() -> str:
     return sys.stdin.buffer.read().decode("utf-8", "replace").strip()
 
 
-def choose_model(client: Client, key: str | None, yes: bool) -> str:
-    """The model that `key` names; without one the language model that was used last of those loaded, or the one there is."""
+def choose_model(client: Client, key: str | None, yes: bool, sees: bool = False) -> str:
+    """The model that `key` names; without one the language model that was used last of those loaded, or the one there is.
+    Where something is to be seen or heard, only those count that can, if any can."""
     models: list[Entry] = [model for model in client.get("/lmlite/models")["models"] if model["type"] == "llm"]
     if key is not None:
         loaded = {instance["identifier"] for instance in instances(client)}
         return key if key in loaded else pick(client, models, key, yes=yes)
+    if sees:
+        models = [model for model in models if model.get("vision") or model.get("hears")] or models
+    keys = {model["modelKey"] for model in models}
     talking = [instance for instance in instances(client) if instance["type"] != "embedding"]
+    if sees:
+        talking = [instance for instance in talking if instance["model"] in keys]
     if talking:
         return str(max(talking, key=lambda instance: instance["lastUsedTime"] or 0)["identifier"])
     sound = [model for model in models if "problem" not in model]
@@ -137,13 +149,19 @@ class Talk:
     ttl_s: int | None
     lossy: bool = False
     """The oldest turns are forgotten when the context is full; else that is an error."""
-    turns: list[dict[str, str]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
+    """What goes with the next question."""
+
+    def said(self, question: str) -> dict[str, Any]:
+        text = [{"type": "text", "text": question}] if question else []
+        return {"role": "user", "content": [*self.files, *text] if self.files else question}
 
     def body(self, question: str) -> dict[str, Any]:
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         body = {
             "model": self.model,
-            "messages": [*system, *self.turns, {"role": "user", "content": question}],
+            "messages": [*system, *self.turns, self.said(question)],
             "stream": True,
             "stream_options": {"include_usage": True, "include_stats": True},
         }
@@ -158,7 +176,9 @@ class Talk:
     def ask(self, question: str, stats: Stats) -> Generator[tuple[Kind, str], None, None]:
         """The pieces of the answer. What has come of it is remembered, also if the iterator is closed before its end."""
         answer: list[str] = []
-        events = self.client.events("POST", "/v1/chat/completions", self.body(question))
+        body, said = self.body(question), self.said(question)
+        self.files = []  # one that the server refuses must not go with every further question
+        events = self.client.events("POST", "/v1/chat/completions", body)
         try:
             for _, chunk in events:
                 for kind, text in pieces(chunk, stats):
@@ -168,7 +188,7 @@ class Talk:
         finally:
             events.close()
             if answer:
-                self.turns.append({"role": "user", "content": question})
+                self.turns.append(said)
                 self.turns.append({"role": "assistant", "content": "".join(answer)})
 
 
@@ -274,7 +294,11 @@ class Conversation:
         if line is None:
             put("", sys.stderr)
             self._over = True
-        elif found := COMMAND.fullmatch(line.strip()):
+            return
+        paths, line = attachments.dropped(line)
+        for path in paths:
+            self._attach(path)
+        if found := COMMAND.fullmatch(line.strip()):
             self._obey(found[1], (found[2] or "").strip())
         elif line.strip():
             stats = say_answer(self._talk, line)
@@ -289,6 +313,10 @@ class Conversation:
         if command is None:
             raise LmError(f"There is no command /{name}; /help lists those there are.")
         command.run(self, rest)
+
+    def _attach(self, path: Path) -> None:
+        self._talk.files.append(attachments.read(path))
+        self._note(f"{escaped(path.name)} goes with your next question.")
 
     def _note(self, text: str) -> None:
         say(self._arguments, style(text, "dim", stream=sys.stderr))
@@ -319,8 +347,14 @@ class Conversation:
         if get_model(asked, self._environ) == 0:
             self._note("/model NAME talks to it.")
 
+    def image(self, rest: str) -> None:
+        if not rest:
+            raise LmError("Name the file: /image FILE; or drop it here")
+        self._attach(attachments.named(rest))
+
     def clear(self, rest: str) -> None:
         self._talk.turns.clear()
+        self._talk.files.clear()
         self._note("What was said is forgotten.")
 
     def system_prompt(self, rest: str) -> None:
@@ -349,6 +383,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "help": Command("/help", "this list", Conversation.help),
     "model": Command("/model [NAME]", "talk to another model", Conversation.model),
     "download": Command("/download NAME", "get a model from the hub, as `lmlite get` does", Conversation.download),
+    "image": Command("/image FILE", "a picture, or a sound, to go with the next question", Conversation.image),
     "system-prompt": Command("/system-prompt [TEXT]", "what the model is told before all else", Conversation.system_prompt),
     "reasoning": Command("/reasoning [auto|on|off]", "whether the model thinks first", Conversation.reasoning),
     "stats": Command("/stats", "show speed and token counts, or no more", Conversation.stats),

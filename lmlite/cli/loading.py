@@ -31,6 +31,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     load.add_argument("--parallel", type=at_least(1), metavar="N", help="requests that are worked on at once")
     load.add_argument("--ttl", type=at_least(1), metavar="S", help="idle seconds until it leaves (default: its own, or never)")
     load.add_argument("--identifier", metavar="NAME", help="the name for requests to use (default: the model's key)")
+    load.add_argument("--no-projector", action="store_true", help="without what it sees or hears with")
     load.add_argument("--estimate-only", action="store_true", help="tell the memory that it needs and load nothing")
     load.add_argument("--force", action="store_true", help="load it even if memory seems not to suffice")
     load.add_argument("--exact", action="store_true", help="take the key as it is, not as a part of a name")
@@ -115,6 +116,8 @@ def load_body(arguments: argparse.Namespace, key: str) -> dict[str, Any]:
     """What was not said is the server's to choose."""
     said = {name: getattr(arguments, name) for name in ("gpu", "context_length", "parallel", "ttl", "identifier")}
     body = {"model": key, **{name: value for name, value in said.items() if value is not None}}
+    if arguments.no_projector:
+        body["projector"] = False
     return {**body, "force": True} if arguments.force else body
 
 

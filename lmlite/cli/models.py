@@ -133,6 +133,9 @@ def model_rows(model: Entry, loaded: set[str], with_variants: bool) -> list[tupl
         name += f" ({', '.join(map(escaped, model['aliases']))})"
     if len(variants) > 1 and not with_variants:
         name += f" ({len(variants)} variants)"
+    senses = [word for word, key in (("sees", "vision"), ("hears", "hears")) if model.get(key)]
+    if senses:
+        name += f" ({', '.join(senses)})"
     mark: Cell = ("✓ LOADED", "green") if key in loaded else ""
     rows: list[tuple[Cell, ...]] = [
         (name, model.get("paramsString", ""), escaped(model["architecture"]), decimal_size(model["sizeBytes"]), LOCAL, mark)

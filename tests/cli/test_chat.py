@@ -102,6 +102,35 @@ def test_an_empty_question_is_refused(ask: Callable[..., Any], peer: Peer) -> No
     assert (code, out) == (1, "") and "nothing to answer" in err
 
 
+SEEING: list[dict[str, Any]] = [*MODELS, {**MODELS[0], "modelKey": "seer", "vision": True}]
+PNG = b"\x89PNG\r\n\x1a\n"
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
+def test_a_picture_goes_with_the_question_to_a_model_that_sees(
+    ask: Callable[..., Any], peer: Peer, tmp_path: Path
+) -> None:
+    (tmp_path / "a b.png").write_bytes(PNG)
+    (tmp_path / "c.wav").write_bytes(b"RIFF")
+    peer.answers["GET", "/lmlite/models"] = {"models": SEEING}
+    assert ask("-p", "What?", "--image", str(tmp_path / "a b.png"), "--image", str(tmp_path / "c.wav"))[0] == 0
+    sound = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+    asked = question(peer)
+    assert asked["model"] == "seer"
+    assert asked["messages"] == [{"role": "user", "content": [PICTURE, sound, {"type": "text", "text": "What?"}]}]
+    assert ask("--image", str(tmp_path / "a b.png"))[0] == 0
+    assert question(peer)["messages"] == [{"role": "user", "content": [PICTURE]}]
+
+
+def test_a_picture_that_is_not_there_is_told_before_anything_is_asked(
+    ask: Callable[..., Any], peer: Peer, tmp_path: Path
+) -> None:
+    for name, told in (("no.png", "is not there"), (".", "is not a file")):
+        code, out, err = ask("-p", "What?", "--image", str(tmp_path / name))
+        assert (code, out) == (1, "") and told in err
+    assert not any(asked.method == "POST" for asked in peer.asked)
+
+
 def test_stats_go_to_stderr(ask: Callable[..., Any]) -> None:
     code, out, err = ask("-p", "hi", "--stats")
     assert (code, out) == (0, "Hello there.\n")
@@ -304,6 +333,39 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(
         pass
     screen.type("/exit\n")
     assert screen.end() == 0
+
+
+def test_pictures_are_named_or_dropped_in_a_conversation(
+    terminal: Callable[..., Terminal], peer: Peer, tmp_path: Path
+) -> None:
+    (tmp_path / "a b.png").write_bytes(PNG)
+    screen = terminal()
+    screen.wait_for(PROMPT)
+    for typed in (f"/image {tmp_path}/a b.png", f"{tmp_path}/a\\ b.png ", f"'{tmp_path}/a b.png'"):
+        screen.type(typed + "\n")
+        screen.wait_for("a b.png goes with your next question.")
+        screen.wait_for(PROMPT)
+    screen.type(f"file://{tmp_path}/a%20b.png What is it?\n")
+    screen.wait_for("Hello there.")
+    first = {"role": "user", "content": [PICTURE] * 4 + [{"type": "text", "text": "What is it?"}]}
+    assert question(peer)["messages"] == [first]
+    screen.wait_for(PROMPT)
+    screen.type("/image nowhere.png\n")
+    screen.wait_for("nowhere.png is not there.")
+    screen.wait_for(PROMPT)
+    screen.type("/etc/hosts is a file\n")
+    screen.wait_for("Hello there.")
+    answered = {"role": "assistant", "content": "Hello there."}
+    assert question(peer)["messages"] == [first, answered, {"role": "user", "content": "/etc/hosts is a file"}]
+    peer.answers["POST", "/v1/chat/completions"] = 400, {"error": {"message": "no picture"}}
+    screen.wait_for(PROMPT)
+    screen.type(f"{tmp_path}/a\\ b.png And this?\n")
+    screen.wait_for("no picture")
+    peer.answers["POST", "/v1/chat/completions"] = answer("Fine.")
+    screen.wait_for(PROMPT)
+    screen.type("go on\n")
+    screen.wait_for("Fine.")
+    assert question(peer)["messages"][-1] == {"role": "user", "content": "go on"}
 
 
 def test_commands(terminal: Callable[..., Terminal], peer: Peer) -> None:

@@ -15,7 +15,7 @@ from tests.cli.conftest import Command
 from tests.cli.entries import instance, model
 from tests.cli.peer import Peer
 from tests.conftest import FakeServer
-from tests.core.gguf_files import bert, gguf, llama
+from tests.core.gguf_files import bert, gguf, llama, projector
 
 
 def put_models(home: Path, models: dict[str, bytes]) -> None:
@@ -78,6 +78,21 @@ def test_json_is_that_of_the_contract(command: Command, home: Path) -> None:
             "maxContextLength": 4096,
         }
     ]
+
+
+def test_models_that_see_or_hear_are_marked(command: Command, home: Path) -> None:
+    hears = {"clip.has_vision_encoder": False, "clip.has_audio_encoder": True}
+    files = {
+        "acme/Seer-GGUF/Seer-Q4_K_M.gguf": gguf(llama()),
+        "acme/Seer-GGUF/mmproj-Seer-f16.gguf": gguf(projector()),
+        "acme/Ear-GGUF/Ear-Q4_K_M.gguf": gguf(llama()),
+        "acme/Ear-GGUF/mmproj-Ear-f16.gguf": gguf(projector() | hears),
+    }
+    put_models(home, files)
+    out = command("ls").out
+    assert "seer (sees)" in out and "ear (hears)" in out and "mmproj" not in out
+    told = {entry["modelKey"]: (entry["vision"], entry.get("hears", False)) for entry in command("ls", "--json").json}
+    assert told == {"seer": (True, False), "ear": (False, True)}
 
 
 def test_bundled_models_are_what_a_new_user_has(command: Command) -> None:

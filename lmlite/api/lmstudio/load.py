@@ -1,7 +1,7 @@
 """`/api/v1/models/load` and `/unload`: strict bodies, what they answer, and the events of a load that is streamed.
 
-Beyond LM Studio's fields a load takes `parallel`, `ttl`, `identifier`, `gpu`, `kv_type`, `force` and `stream`; where there
-is something to know about the model's chat template, its answer has `warnings`.
+Beyond LM Studio's fields a load takes `parallel`, `ttl`, `identifier`, `gpu`, `kv_type`, `projector`, `force` and `stream`;
+where there is something to know about the model's chat template, its answer has `warnings`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .models import error_object, instance_config
 
 LOAD_KEYS: Final = frozenset(
     ("model", "context_length", "eval_batch_size", "flash_attention", "num_experts", "offload_kv_cache_to_gpu",
-     "echo_load_config", "parallel", "ttl", "identifier", "gpu", "kv_type", "force", "stream")
+     "echo_load_config", "parallel", "ttl", "identifier", "gpu", "kv_type", "projector", "force", "stream")
 )  # fmt: skip
 UNLOAD_KEYS: Final = frozenset(("instance_id",))
 
@@ -54,6 +54,7 @@ def parse_load(body: dict[str, Any]) -> Load:
             kv_offload=switch(fields, "offload_kv_cache_to_gpu"),
             experts=fields.integer("num_experts", 0, EXPERTS_MAX),  # 0: as it was trained, or none
             kv_type=kv_type(fields),
+            projector=switch(fields, "projector"),
             ttl_s=fields.number("ttl", 0, TTL_S_MAX),
         ),
         identifier=fields.name("identifier"),

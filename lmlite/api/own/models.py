@@ -1,6 +1,7 @@
 """`GET /lmlite/models`: the catalogue as LM Studio's command line spells it (contract section 8, `ls --json`).
 
-Beyond that contract: `problem`, of a model that cannot be loaded only; `aliases` and `note` where there are any.
+Beyond that contract: `problem`, of a model that cannot be loaded only; `hears` of one that does; `aliases` and `note`
+where there are any.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def spell(card: ModelCard) -> dict[str, Any]:
     if card.variants:
         entry |= {"variants": list(card.variants), "selectedVariant": card.selected_variant}
     if card.type != "embedding":
-        entry |= {"vision": card.type == "vlm", "trainedForToolUse": card.trained_for_tool_use}
+        entry |= {"vision": card.sees, "trainedForToolUse": card.trained_for_tool_use}
+    if card.hears:
+        entry["hears"] = True
     entry["maxContextLength"] = card.max_context_length
     if card.aliases:
         entry["aliases"] = list(card.aliases)

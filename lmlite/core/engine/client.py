@@ -61,6 +61,7 @@ from .payloads import (
     size_of,
 )
 from .tool_names import given_names
+from .webp import WebP
 from .worker import Placement
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Engine:
 
     def __init__(self, line: Line):
         self._line = line
+        self._webp = WebP()
 
     @classmethod
     async def open(
@@ -163,7 +165,7 @@ class Engine:
     def run(self, generate: Generate, on_finished: Callable[[Finished], None] | None = None) -> Run:
         """Starts when it is first iterated over. See `Run`. `on_finished` is told the end of a run that does not fail, and
         also of one that was left, once the engine has ended it."""
-        return Run(self._line, generate, on_finished)
+        return Run(self._line, generate, on_finished, self._webp)
 
     async def embed(self, embed: Embed) -> list[Embedding]:
         """One vector per input, in order. Raises `ContextOverflow` with the index of an input that is too long."""
@@ -198,7 +200,7 @@ class Engine:
         return await self._render(chat, rules, read_counted)
 
     async def _render(self, chat: Chat, rules: Mapping[str, Any], read: Callable[[bytes], T]) -> T:
-        payload, media = await written_with_media(chat, lambda: {**chat_object(chat), **rules})
+        payload, media = await written_with_media(chat, lambda: {**chat_object(chat), **rules}, self._webp)
         try:
             return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read), media)
         except MediaRefused as error:
@@ -220,9 +222,11 @@ async def written(size: int, command: Callable[[], Mapping[str, Any]]) -> bytes:
     return await asyncio.to_thread(lambda: encode(command(), in_steps=True))
 
 
-async def written_with_media(prompt: Prompt, command: Callable[[], Mapping[str, Any]]) -> tuple[bytes, tuple[MediaPart, ...]]:
+async def written_with_media(
+    prompt: Prompt, command: Callable[[], Mapping[str, Any]], webp: WebP
+) -> tuple[bytes, tuple[MediaPart, ...]]:
     """The payload of a command about `prompt`, and the media that belong to it, whose digests are known then."""
-    media = media_files(prompt)
+    media = await webp.replaced(media_files(prompt))
     if sum(len(part.data) for part in media) > DIGEST_BYTES_MAX:
         await asyncio.to_thread(lambda: [part.digest for part in media])
     return await written(size_of(prompt), command), media
@@ -243,10 +247,12 @@ class Run:
     `contextlib.aclosing(run.batches())` makes the moment exact.
     """
 
-    __slots__ = ("_generate", "_line", "_names", "_on_finished")
+    __slots__ = ("_generate", "_line", "_names", "_on_finished", "_webp")
 
-    def __init__(self, line: Line, generate: Generate, on_finished: Callable[[Finished], None] | None = None):
-        self._line, self._generate, self._on_finished = line, generate, on_finished
+    def __init__(
+        self, line: Line, generate: Generate, on_finished: Callable[[Finished], None] | None, webp: WebP
+    ):
+        self._line, self._generate, self._on_finished, self._webp = line, generate, on_finished, webp
         self._names = given_names(generate.prompt.tools) if isinstance(generate.prompt, Chat) else {}
 
     async def batches(self) -> AsyncGenerator[list[Event], None]:
@@ -255,7 +261,7 @@ class Run:
         line = self._line
         stream = _Stream(line, self._generate.whole, self._names, self._on_finished)
         generate = self._generate
-        payload, media = await written_with_media(generate.prompt, lambda: generate_object(generate))
+        payload, media = await written_with_media(generate.prompt, lambda: generate_object(generate), self._webp)
         request_id = line.send(Kind.GENERATE, payload, stream, media)
         try:
             while not stream.over:
@@ -278,7 +284,7 @@ class Run:
         line = self._line
         stream = _Stream(line, self._generate.whole, self._names, self._on_finished, take)
         generate = self._generate
-        payload, media = await written_with_media(generate.prompt, lambda: generate_object(generate))
+        payload, media = await written_with_media(generate.prompt, lambda: generate_object(generate), self._webp)
         request_id = line.send(Kind.GENERATE, payload, stream, media)
         try:
             while not stream.over:
