@@ -1,7 +1,7 @@
 """Builds the native part with CMake and puts it into the package; everything else is in pyproject.toml.
 
     pip install .                                 a wheel for every CPython 3 on this platform
-    python setup.py pyz                           dist/lmlite.pyz, which any CPython from 3.10 on runs as it is
+    python setup.py pyz [--with MODEL.gguf]...    dist/lmlite.pyz, which any CPython from 3.10 on runs as it is
     python setup.py build_native --inplace        (re)builds lmlite/lib in the source tree; --tests: the C++ tests too
 
 Objects stay under build/native-<switches>, so a second build of either kind compiles only what changed.
@@ -38,6 +38,9 @@ JOB_MEMORY = 1_500_000_000
 
 PATCHED = "patched"
 """Folder of the build's own where CMake finds the files of llama.cpp that are compiled with our changes."""
+
+JOINT = "\n"
+"""Between the models of `pyz`, once they are one option's value."""
 
 Environ = Mapping[str, str]
 
@@ -295,13 +298,18 @@ class OneFile(Command):
     """The package of this platform in one file."""
 
     description = "write dist/lmlite.pyz, which runs without being installed"
-    user_options = [("target=", "t", "the file to write (default: dist/lmlite.pyz)")]
+    user_options = [
+        ("target=", "t", "the file to write (default: dist/lmlite.pyz)"),
+        ("with=", "w", "a GGUF file to go with it, or its projector; may be given several times"),
+    ]
 
     def initialize_options(self) -> None:
         self.target: str | None = None
+        setattr(self, "with", None)  # the option's name
 
     def finalize_options(self) -> None:
         self.target = self.target or str(ROOT / "dist" / "lmlite.pyz")
+        self.models = [Path(name).expanduser() for name in (getattr(self, "with") or "").split(JOINT) if name]
 
     def run(self) -> None:
         import onefile  # tools/onefile
@@ -309,8 +317,26 @@ class OneFile(Command):
         self.run_command("build")
         target = Path(self.target or "")
         target.parent.mkdir(parents=True, exist_ok=True)
-        onefile.write(Path(self.get_finalized_command("build").build_lib).resolve() / "lmlite", target)
+        try:
+            onefile.write(Path(self.get_finalized_command("build").build_lib).resolve() / "lmlite", target, self.models)
+        except (onefile.ModelError, OSError) as error:
+            raise SystemExit(f"lmlite: {target} was not written: {error}") from None
         print(f"lmlite: {target} has {target.stat().st_size / 1e6:.1f} MB", flush=True)
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """The command line with all `--with` in one: of an option that comes several times setuptools takes the last."""
+    kept: list[str] = []
+    models: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--with", "-w"):
+            models.append(next(rest, ""))
+        elif argument.startswith("--with="):
+            models.append(argument.removeprefix("--with="))
+        else:
+            kept.append(argument)
+    return [*kept, *[f"--with={JOINT.join(models)}"] * bool(models)]
 
 
 class SourceArchive(sdist):
@@ -326,6 +352,7 @@ class SourceArchive(sdist):
 
 if __name__ == "__main__":
     setup(
+        script_args=joined(sys.argv[1:]),
         cmdclass={
             "build": Build,
             "build_native": BuildNative,

@@ -512,7 +512,7 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     check_mlock(spec, files);
     files[0].check_vocabulary();
     const std::string experts_key = spec.n_experts > 0 ? files[0].experts_key(spec.n_experts) : "";
-    const bool map = spec.mmap && std::none_of(files.begin(), files.end(), [](const model_file & f) { return f.has_tail(); });
+    const bool map = spec.mmap && std::all_of(files.begin(), files.end(), [](const model_file & f) { return f.can_be_mapped(); });
     files.clear();
     llama_model_params params = llama_model_default_params();
     params.n_gpu_layers = spec.gpu_layers;

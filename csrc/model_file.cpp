@@ -5,18 +5,25 @@
 #include "llama.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <deque>
 #include <string_view>
-#include <sys/stat.h>
+#include <unistd.h>
 #include <unordered_map>
+
+// Of our patch for gguf.cpp: opens a file, or FILE@OFFSET+SIZE, a part of one, and tells where that begins and how long it is.
+FILE * lm_open_part(const char * path, uint64_t * begin, uint64_t * size);
 
 namespace lm {
 
 static constexpr uint64_t MOST_PADDING = 16 << 20;
 
 model_file::model_file(const std::string & path) : header_(gguf_init_from_file(path.c_str(), {true, nullptr})) {
-    struct stat file;
-    file_bytes_ = stat(path.c_str(), &file) == 0 ? uint64_t(file.st_size) : 0;
+    uint64_t begin = 0;
+    if (FILE * file = lm_open_part(path.c_str(), &begin, &file_bytes_)) {
+        fclose(file);
+    }
+    is_aligned_ = begin % uint64_t(sysconf(_SC_PAGESIZE)) == 0;
     bytes_ = file_bytes_;
     if (header_) {
         uint64_t end = 0;
@@ -27,8 +34,8 @@ model_file::model_file(const std::string & path) : header_(gguf_init_from_file(p
     }
 }
 
-bool model_file::has_tail() const {
-    return file_bytes_ - bytes_ > MOST_PADDING;
+bool model_file::can_be_mapped() const {
+    return is_aligned_ && file_bytes_ - bytes_ <= MOST_PADDING;
 }
 
 uint64_t model_file::tensor_bytes(const char * name) const {

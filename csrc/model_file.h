@@ -17,8 +17,9 @@ class model_file {
 
     // What a load reads of it: all up to the end of the last tensor.
     uint64_t bytes() const { return bytes_; }
-    // More than padding lies behind that. Mapping reads it ahead, be it a hole of a terabyte.
-    bool has_tail() const;
+    // Not where more than padding lies behind that: mapping reads it ahead, be it a hole of a terabyte. Nor in an archive that
+    // does not begin it on a page.
+    bool can_be_mapped() const;
     // 0: there is no such tensor.
     uint64_t tensor_bytes(const char * name) const;
 
@@ -37,6 +38,7 @@ class model_file {
     std::string text(const std::string & key) const;
 
     std::unique_ptr<gguf_context, deleter> header_; // null: cannot be read
+    bool is_aligned_ = false;
     uint64_t file_bytes_ = 0;
     uint64_t bytes_ = 0;
 };

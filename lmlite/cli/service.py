@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -118,8 +119,11 @@ def read(arguments: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Con
 
 
 def own_command() -> list[str]:
-    """What runs this lmlite from any folder: the installed command, or else the interpreter with its package."""
+    """What runs this lmlite from any folder: the installed command, the archive that it was started from (what that unpacked
+    is a cache, and may go), or else the interpreter with its package."""
     script = Path(sys.argv[0]).absolute()
+    if zipfile.is_zipfile(script):
+        return [sys.executable, str(script)]
     if script.name == "lmlite" and script.is_file() and os.access(script, os.X_OK):
         return [str(script)]
     return server.own_command()

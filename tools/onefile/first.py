@@ -13,6 +13,9 @@ import stat
 import sys
 
 NAME = "lmlite-@DIGEST@"
+HAS_MODELS = "@HAS_MODELS@"
+FILES = {"@FILES@": 0}
+"""All that is in it, with sizes."""
 PLACES = "LMLITE_CACHE names another folder for it."
 
 
@@ -22,6 +25,8 @@ def main():
     archive = os.path.dirname(os.path.abspath(__file__))
     folder = find(archive)
     sys.path[0] = folder
+    if HAS_MODELS:
+        os.environ["LMLITE_ARCHIVE"] = archive  # they are used where they lie
     from lmlite.cli import main
 
     sys.exit(main())
@@ -33,7 +38,7 @@ def find(archive):
     for place in places():
         folder = os.path.join(place, NAME)
         try:
-            if not os.path.isdir(folder):
+            if not is_whole(folder):
                 unpack(archive, place, folder)
             check(folder)
             return folder
@@ -74,10 +79,20 @@ def unpack(archive, place, folder):
         try:
             os.rename(begun, folder)
         except OSError:
-            if not os.path.isdir(folder):
-                raise  # else somebody else was first
+            if not is_whole(folder):  # else somebody else was first
+                os.rename(folder, begun + "-old")
+                os.rename(begun, folder)
     finally:
         shutil.rmtree(begun, ignore_errors=True)
+        shutil.rmtree(begun + "-old", ignore_errors=True)
+
+
+def is_whole(folder):
+    """Programs that tidy up temporary folders take what was not used for a while, file by file."""
+    try:
+        return all(os.stat(os.path.join(folder, name)).st_size == size for name, size in FILES.items())
+    except OSError:
+        return False
 
 
 def check(folder):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from ... import archive
 from ...card import ModelCard, ModelType, Reasoning
 from ...errors import ConfigError
 from ...package import BUNDLED_PUBLISHER, bundled_model, bundled_vision_model
@@ -355,7 +356,7 @@ class Catalog:
 def _inspect(path: Path, old: Mapping[Stamp, Seen], new: dict[Stamp, Seen]) -> Seen:
     """Reads a file's header, unless `old` knows it; leaves what it found in `new`."""
     try:
-        status = os.stat(path)
+        status = archive.stat(path)
     except OSError as error:
         return Seen(0, LINK_TO_NOTHING if os.path.islink(path) and not os.path.exists(path) else gguf.os_reason(error))
     except ValueError:  # a NUL in the path
@@ -390,13 +391,18 @@ def _gather(files: Iterable[Found], old: Mapping[Stamp, Seen], new: dict[Stamp, 
                 projectors.setdefault(found.group, []).append(projector)
         elif not _stands_beside(found, known):
             of_parts = found.name.parts > 1
-            whole = (str(found.path.parent), found.name.stem if of_parts else found.path.name, found.name.parts)
+            whole = (_folder(found), found.name.stem if of_parts else found.path.name, found.name.parts)
             models.setdefault(whole, []).append((found, seen))
     entries = [_entry(parts) for parts in models.values()]
     for entry in entries:
         if entry.first.group and (fitting := projectors.get(entry.first.group)):
             entry.projector = min(fitting, key=_projector_rank)
     return entries
+
+
+def _folder(found: Found) -> str:
+    """Where parts of one model lie together."""
+    return str(found.path.parent) if archive.part(found.path) is None else "/".join(found.group)
 
 
 def _stands_beside(found: Found, known: Facts | None) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ... import archive
 from ...card import Reasoning
 from ...errors import LmError
 from .chat_template import reads_tools, reasoning
@@ -244,12 +245,16 @@ def read_header(path: Path) -> Header:
     """Raises GgufError, and nothing else."""
     try:
         # O_NONBLOCK: opening a FIFO would wait for its writer.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        inside = archive.part(path)
+        around = path if inside is None else inside.file
+        fd = os.open(around, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with io.FileIO(fd) as file:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise GgufError("not a regular file")
-            return _parse(_Cursor(file, status.st_size))
+            if inside is None:
+                return _parse(_Cursor(file, status.st_size))
+            return _parse(_Cursor(file, min(inside.size, status.st_size - inside.begin), inside.begin))
     except OSError as error:
         raise GgufError(os_reason(error)) from error
     except ValueError as error:  # a NUL in the path
@@ -264,8 +269,9 @@ def os_reason(error: OSError) -> str:
 class _Cursor:
     """A position in the file's header, over one block of it."""
 
-    def __init__(self, file: io.FileIO, size: int):
+    def __init__(self, file: io.FileIO, size: int, begin: int = 0):
         self._file = file
+        self._begin = begin  # of the header, in a file around it
         self._block = b""
         self._start = 0  # the block's place in the file
         self._strings_left = MAX_STRINGS_WALKED
@@ -319,7 +325,7 @@ class _Cursor:
             raise _cut_off()
         if self.position + n > MAX_HEADER:
             raise GgufError(f"a header of more than {MAX_HEADER} bytes")
-        self._file.seek(self.position)
+        self._file.seek(self._begin + self.position)
         block = self._file.read(max(n, _BLOCK)) or b""
         while len(block) < n:
             more = self._file.read(n - len(block))

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ... import archive
+
 MAX_DEPTH: Final = 3
 """Folders below a models folder: publisher, repository, and the one folder per quantization that some repositories have."""
 MAX_ENTRIES: Final = 100_000
@@ -39,8 +41,11 @@ UNCATEGORIZED: Final = ("imported-models", "uncategorized")
 
 
 def model_folders(home: Path, extra: Sequence[Path], environ: Mapping[str, str]) -> list[Path]:
-    """lmlite's own folder (in `home`), LM Studio's if there is one, then `extra`; each once."""
+    """lmlite's own folder (in `home`), the archive that lmlite was started from if it has models, LM Studio's folder if there
+    is one, then `extra`; each once."""
     folders = [home / "models"]
+    if environ.get(archive.VARIABLE):
+        folders.append(Path(environ[archive.VARIABLE]))
     if lm_studio := lm_studio_home(environ):
         named = (_downloads_folder(lm_studio / "settings.json"), lm_studio / "models")
         folders += [folder for folder in named if folder is not None and folder.is_dir()][:1]
@@ -221,7 +226,10 @@ class Walk:
         """The GGUF files of publisher/repo/file.gguf, and those that lie about."""
         self._begin()
         root = real(folder)
-        yield from self._below(root, root, ())
+        if os.path.isfile(root):
+            yield from _in_archive(root)
+        else:
+            yield from self._below(root, root, ())
 
     def cache(self, cache: Path) -> Iterator[tuple[str, Found]]:
         """The GGUF files of a Hugging Face cache: of each repository the snapshot that its `main` is at. Names there are
@@ -346,6 +354,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_below(path: str, root: str) -> bool:
     return path.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _in_archive(file: str) -> Iterator[tuple[str, Found]]:
+    for name, part in archive.models(Path(file)).items():
+        *dirs, last = name.split("/")
+        path = part.path(last)
+        yield str(path), _placed(path, file, tuple(dirs))
 
 
 def _placed(path: Path, root: str, dirs: tuple[str, ...]) -> Found:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
+from ... import archive
 from .mounts import at_hand, looked
 
 HEAD: Final = 16 << 20
@@ -34,7 +35,7 @@ class Stamps:
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = tuple(paths)
-        self._files = [str(path) for path in paths]
+        self._files = [str(archive.file_of(path)) for path in paths]
         self._stamps = self._look()
         self._said: asyncio.Future[list[bytes | None]] | None = None
         self._is_at_hand = at_hand(paths)

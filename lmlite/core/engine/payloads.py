@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
+from ... import archive
 from ...errors import (
     ContextOverflow,
     EngineError,
@@ -315,7 +316,7 @@ def paths_object(paths: Sequence[Path]) -> dict[str, Any]:
 
 def path_value(path: Path) -> str | dict[str, str]:
     """A path is bytes, and JSON's strings are none: what is not UTF-8 travels as their digits."""
-    name = os.fsencode(path)
+    name = os.fsencode(str(archive.part(path) or path))
     try:
         return name.decode()
     except UnicodeDecodeError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from ... import archive
 from ...errors import EngineGone
 from ..engine.client import Engine
 from ..engine.line import Clock
@@ -79,7 +80,7 @@ async def estimate(
         raise EngineGone(name, "it gave no estimate in time") from None
     finally:
         await engine.close()
-    return _sum(measured, spec.loads.stat().st_size if spec.loads else 0)
+    return _sum(measured, archive.stat(spec.loads).st_size if spec.loads else 0)
 
 
 def _sum(measured: Measured, projector: int) -> Estimate:

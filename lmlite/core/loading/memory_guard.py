@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ... import archive
 from ...errors import LmError, MemoryRefused
 from ..engine.payloads import LoadSpec
 from ..engine.worker import Placement
@@ -118,7 +119,7 @@ def files_of(spec: LoadSpec) -> Files | None:
     try:
         projector = () if spec.loads is None else (spec.loads,)
         paths = (*spec.paths, *projector, *(lora.path for lora in spec.settings.loras))
-        found = [(path, path.stat()) for path in paths]
+        found = [(path, archive.stat(path)) for path in paths]
     except OSError:
         return None
     return tuple((str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in found)
