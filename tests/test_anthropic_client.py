@@ -17,6 +17,7 @@ from tests.test_openai_client import fetch, node_folder, run_node
 __all__ = ["node_folder"]  # a fixture
 
 MODEL = "lmlite-tiny"
+SEEING = "lmlite-tiny-vision"
 WEATHER = {
     "name": "get_weather",
     "description": "Get the weather in a city",
@@ -149,7 +150,7 @@ def test_tokens_of_tools_and_system_count(client: anthropic.Anthropic) -> None:
 
 
 def test_models_are_listed_and_retrieved(client: anthropic.Anthropic, tiny: Client) -> None:
-    (listed,) = client.models.list()
+    listed, _ = client.models.list()
     assert (listed.id, listed.type, listed.max_input_tokens) == (MODEL, "model", 2048)
     assert client.models.retrieve(MODEL) == listed
     assert tiny.get("/v1/models").json["object"] == "list"
@@ -191,7 +192,7 @@ def test_names_of_a_form_lead_to_a_model(tmp_path: Path, monkeypatch: pytest.Mon
         for name in ("claude-haiku-4-5-20251001", "gpt-5"):
             message = client.messages.create(model=name, max_tokens=4, messages=[HELLO])  # type: ignore[list-item]
             assert message.model == MODEL
-        assert [model.id for model in client.models.list()] == [MODEL]
+        assert [model.id for model in client.models.list()] == [MODEL, SEEING]
 
 
 # ---- JavaScript ------------------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ const counted = await client.messages.countTokens({ model, messages: [{ role: "u
 assert.ok(counted.input_tokens > 0);
 const listed = [];
 for await (const entry of client.models.list()) listed.push(entry.id);
-assert.deepStrictEqual(listed, [model]);
+assert.deepStrictEqual(listed, [model, `${model}-vision`]);
 const unknown = { model: "nobody", max_tokens: 9, messages: [{ role: "user", content: "Hello!" }] };
 await assert.rejects(client.messages.create(unknown), Anthropic.NotFoundError);
 console.log("done");

@@ -19,6 +19,7 @@ from lmlite.server import Server
 from tests.random_models import write_bert
 
 MODEL = "lmlite-tiny"
+SEEING = "lmlite-tiny-vision"
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def embedding_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [MODEL]
+    assert [model.id for model in client.models.list()] == [MODEL, SEEING]
     assert client.models.retrieve(MODEL).id == MODEL
 
 
@@ -165,7 +166,7 @@ const client = new OpenAI({ baseURL: process.argv[2] + "/v1", apiKey: "any", max
 const model = "lmlite-tiny", messages = [{ role: "user", content: "Hello!" }];
 const listed = [];
 for await (const entry of client.models.list()) listed.push(entry.id);
-assert.deepStrictEqual(listed, [model]);
+assert.deepStrictEqual(listed, [model, `${model}-vision`]);
 const whole = await client.chat.completions.create({ model, messages, temperature: 0, max_tokens: 40 });
 let text = "";
 const stream = await client.chat.completions.create({ model, messages, temperature: 0, max_tokens: 40, stream: true });
