@@ -270,7 +270,7 @@ def test_model_of_the_command_line_is_the_one_to_try(home: Path, model_folder: P
 def test_signal_stops_the_server_with_exit_code_0(home: Path, number: signal.Signals) -> None:
     process = lmlite("serve", "--port", "0", home=home)
     url, said = started(process)
-    assert said[0] == "models: lmlite-tiny"
+    assert said[0] == "models: lmlite-tiny, lmlite-tiny-vision"
     assert said[1].startswith(f"try: curl {url}/v1/chat/completions ")
     process.send_signal(number)
     code, out, _ = ended(process)
