@@ -5,10 +5,11 @@
     python write.py vision.pt ../../lmlite/models
     python quiz.py http://127.0.0.1:1234 lmlite-tiny-vision      # any server that serves the two files
 
-Three parts. First, words for pictures are found: embeddings that, read in a picture's place, make the text model as it
-is say the right colour and shape. Then the tower learns to write these words when it sees the picture. At last both
-learn together, from conversations about pictures and, as often, from the text that the model learned from at first, so
-that it forgets none of it. The same seed, steps, threads and kind of machine give the same weights.
+Four parts. First, words for pictures are found: embeddings that, read in a picture's place, make the text model as it
+is say the right colour and shape. Then the tower learns to write these words when it sees the picture. After that both
+learn together, from conversations about pictures and from the text that the model learned from at first, so that it
+forgets none of it: fast for a while, then, with new pictures and texts, ever more slowly. The same seed, steps, threads
+and kind of machine give the same weights; each part but the first two may also go on from a checkpoint.
 """
 
 import argparse
@@ -40,8 +41,9 @@ TINY = ROOT.parent / "lmlite" / "models" / "lmlite-tiny.gguf"
 SEEN = -1  # stands for one of a picture's words among token ids
 LOOK_BATCH = 64
 WARM_UP = 0.05  # of all steps of a part; then the rate falls in a straight line to zero
-EVERY = 25  # steps between two lines of progress
-KEPT = 50  # steps between two checkpoints of the last part
+FULL_FALL = 300  # steps of talking in which the rate would fall to zero, if it were not for the last part
+SETTLED = 0.7  # of the rates of talking: with what the last part begins
+EVERY = 20  # steps between two lines of progress
 
 
 def text_model(path: Path) -> tuple[Model, bpe.Bpe]:
@@ -125,14 +127,17 @@ def loss_of(model: Model, ids: Tensor, weights: Tensor, words: Tensor | None) ->
     return (losses * counts).sum() / counts.sum(), right.all(1)
 
 
-# ---- the three parts
+# ---- the four parts
 
 
 class Steps:
-    """Goes through a part: sets each step's rate, learns from the loss that it is given, tells how it goes."""
+    """Goes through a part: sets each step's rate, learns from the loss that it is given, tells how it goes. The part is the
+    first `n` steps of `of`, by which the rate would be zero."""
 
-    def __init__(self, title: str, n: int, groups: list[tuple[list[nn.Parameter], float]], weight_decay: float = 0.0):
-        self.title, self.n = title, n
+    def __init__(
+        self, title: str, n: int, groups: list[tuple[list[nn.Parameter], float]], weight_decay: float = 0.0, of: int = 0
+    ):
+        self.title, self.n, self.of = title, n, of or n
         self.rates = [rate for _, rate in groups]
         self.weights = [weight for weights, _ in groups for weight in weights]
         self.optimizer = torch.optim.AdamW(
@@ -143,8 +148,8 @@ class Steps:
     def __iter__(self) -> Iterator[int]:
         began = time.monotonic()
         for step in range(self.n):
-            warm = max(1, int(self.n * WARM_UP))
-            share = min((step + 1) / warm, (self.n - step) / (self.n - warm))
+            warm = max(1, int(self.of * WARM_UP))
+            share = min((step + 1) / warm, (self.of - step) / (self.of - warm))
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * share
             self.optimizer.zero_grad()
@@ -187,22 +192,18 @@ def look(words: Words, tower: Tower, pages: Tensor, names: list[Seen], r: np.ran
 
 
 def talk_of_them(
-    model: Model, tower: Tower, read: Reader, pages: Tensor, names: list[Seen], options: argparse.Namespace
+    model: Model, tower: Tower, tokenizer: bpe.Bpe, pages: Tensor, names: list[Seen], seed: int, batch: int, steps: Steps
 ) -> None:
-    r, seed = np.random.default_rng([options.seed, 1]), options.seed + 1  # other text than the model began with
-    replayed = batches(texts(seed, read.tokenizer), random.Random(seed))
-    seen = [weight for name, weight in tower.named_parameters() if not name.startswith("guess")]
-    steps = Steps("talk", options.talk_steps, [(list(model.parameters()), 1e-3), (seen, 5e-4)])
-    for step, batch in zip(steps, replayed, strict=False):
-        kinds, n = read.draw(KINDS, options.batch)
+    read, r = Reader(tokenizer, Sight().tokens, seed), np.random.default_rng([seed - 1, 1])
+    replayed = batches(texts(seed, tokenizer), random.Random(seed))
+    for _, replay in zip(steps, replayed, strict=False):
+        kinds, n = read.draw(KINDS, batch)
         chosen = r.integers(0, len(names), n)
         words, _ = tower(pages[torch.from_numpy(chosen)])
         loss, right = loss_of(model, *read(kinds, [names[i] for i in chosen]), words)
         loss.backward()
-        loss_of(model, *tensors(batch[::2], read.weigh), None)[0].backward()
+        loss_of(model, *tensors(replay[::2], read.weigh), None)[0].backward()
         steps.right.append(right.float().mean().item())
-        if (step + 1) % KEPT == 0:
-            save(options.out.with_suffix(f".{step + 1}.pt"), model, tower, read.tokenizer, {})
 
 
 @torch.inference_mode()
@@ -220,36 +221,52 @@ def check(model: Model, tower: Tower, read: Reader, seed: int) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--begin", type=Path, help="a checkpoint that was written after the first two parts")
+    parser.add_argument("--seeing", type=Path, help="go on from OUT.seeing.pt, which is written after the first two parts")
+    parser.add_argument("--talking", type=Path, help="go on from OUT.talking.pt, which is written before the last part")
     parser.add_argument("--word-steps", type=int, default=400)
     parser.add_argument("--look-steps", type=int, default=4000)
-    parser.add_argument("--talk-steps", type=int, default=300)
+    parser.add_argument("--talk-steps", type=int, default=100)
+    parser.add_argument("--settle-steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=32, help="conversations at a time")
-    parser.add_argument("--album", type=int, default=10_000, help="pictures to learn from")
+    parser.add_argument("--album", type=int, default=10_000, help="pictures to learn from, and a fifth as many at last")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     keep_freed_memory()
-    r = np.random.default_rng(options.seed)
+    seed, r = options.seed, np.random.default_rng(options.seed)
     model, tokenizer = text_model(TINY)
-    scale = model.token_embd.weight.std().item()
-    sight = Sight()
-    tower, read = Tower(sight, Shape().width, scale), Reader(tokenizer, sight.tokens, options.seed)
-    pages, names = album(r, options.album)
-    if options.begin:
-        tower.load_state_dict(torch.load(options.begin)["tower"])
+    width, scale, tokens = Shape().width, model.token_embd.weight.std().item(), Sight().tokens
+    tower = Tower(Sight(), width, scale)
+    if not options.talking:
+        pages, names = album(r, options.album)
+        if options.seeing:
+            tower.load_state_dict(torch.load(options.seeing)["tower"])
+        else:
+            words = Words(tokens, width, scale)
+            find_words(model, words, Reader(tokenizer, tokens, seed), r, options)
+            look(words, tower, pages, names, r, options.look_steps)
+            save(options.out.with_suffix(".seeing.pt"), model, tower, tokenizer, {})
+        steps = Steps("talk", options.talk_steps, talked(model, tower, 1), of=FULL_FALL)
+        talk_of_them(model, tower, tokenizer, pages, names, seed + 1, options.batch, steps)
+        save(options.out.with_suffix(".talking.pt"), model, tower, tokenizer, {})
     else:
-        words = Words(sight.tokens, Shape().width, scale)
-        find_words(model, words, read, r, options)
-        look(words, tower, pages, names, r, options.look_steps)
-        save(options.out.with_suffix(".begin.pt"), model, tower, tokenizer, {})
-    read = Reader(tokenizer, sight.tokens, options.seed + 1)
-    talk_of_them(model, tower, read, pages, names, options)
-    facts = check(model, tower, read, options.seed + 1000)
-    print({kind: round(share, 3) for kind, share in facts.items()})
-    save(options.out, model, tower, tokenizer, facts)
+        checkpoint = torch.load(options.talking)
+        model.load_state_dict(checkpoint["weights"])
+        tower.load_state_dict(checkpoint["tower"])
+    pages, names = album(np.random.default_rng([seed, 2]), options.album // 5)
+    steps = Steps("settle", options.settle_steps, talked(model, tower, SETTLED))
+    talk_of_them(model, tower, tokenizer, pages, names, seed + 2, options.batch, steps)
+    save(options.out, model, tower, tokenizer, {})
+    shares = check(model, tower, Reader(tokenizer, tokens, seed + 3), seed + 1000)
+    print({kind: round(share, 3) for kind, share in shares.items()})
+
+
+def talked(model: Model, tower: Tower, share: float) -> list[tuple[list[nn.Parameter], float]]:
+    """What learns while it talks, and how fast."""
+    seeing = [weight for name, weight in tower.named_parameters() if not name.startswith("guess")]
+    return [(list(model.parameters()), 1e-3 * share), (seeing, 5e-4 * share)]
 
 
 def save(path: Path, model: Model, tower: Tower, tokenizer: bpe.Bpe, facts: dict[str, Any]) -> None:
