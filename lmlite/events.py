@@ -2,9 +2,9 @@
 
 In this order: `Started`, `LoadProgress` if it waits for a load, `Leased`, `PromptProgress`, then the parts of the answer
 one after the other (reasoning, text, tool calls: each a start, deltas and an end), `Finished`. Where servers have the tools
-that are called, `ToolsListed` is the first of all, and between two rounds come `RoundOver` and the results. A whole
-(non-stream) answer is a fold over the same events that a stream would have carried. Errors are not events: who runs a
-turn raises `errors.LmError`.
+that are called, `ToolsListed` is the first of all, then what came of calls that were given leave, and between two rounds come
+`RoundOver` and the results; a call that waits for leave ends the turn. A whole (non-stream) answer is a fold over the same
+events that a stream would have carried. Errors are not events: who runs a turn raises `errors.LmError`.
 """
 
 from __future__ import annotations
@@ -178,6 +178,26 @@ class ToolRefused:
 
 
 @dataclass(slots=True, frozen=True)
+class LeaveAsked:
+    """The call `index` is not made before somebody has given leave: the turn ends with this round."""
+
+    index: int
+    tool: ServerTool
+
+
+@dataclass(slots=True, frozen=True)
+class CallResumed:
+    """The call `id` of an earlier turn, which has been given leave, is made now, before the first round. Its `index` is
+    negative; a result of the same index follows, without this event where leave was denied."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+    tool: ServerTool | None
+
+
+@dataclass(slots=True, frozen=True)
 class DraftCounts:
     """Guessed tokens: those verified and kept, those verified and not kept, and those not looked at."""
 
@@ -241,5 +261,7 @@ Event = (
     | RoundOver
     | ToolResult
     | ToolRefused
+    | LeaveAsked
+    | CallResumed
     | Finished
 )

@@ -23,7 +23,8 @@ def plugin_id(label: str) -> str:
 @dataclass(slots=True, frozen=True)
 class ToolServer:
     """A "plugin" is the server `label` of this server's own list; one that is "ephemeral" is the request's own, at `url`, and
-    is told `headers`. With `allowed` the model may call only these of its tools. `param` is where the request names it."""
+    is told `headers`. With `allowed` the model may call only these of its tools. Calls wait for leave if `asks` says so, and
+    those of `otherwise` if it does not. `param` is where the request names it."""
 
     kind: Literal["plugin", "ephemeral"]
     label: str
@@ -31,6 +32,8 @@ class ToolServer:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     allowed: frozenset[str] | None = None
     param: str | None = None
+    asks: bool = False
+    otherwise: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,6 +45,10 @@ class ServerTool:
     server: ToolServer
     description: str
     schema: Mapping[str, Any]
+
+    @property
+    def needs_leave(self) -> bool:
+        return self.server.asks != (self.name in self.server.otherwise)
 
     def spell(self) -> Mapping[str, Any]:
         """As `request.Chat` has tools."""

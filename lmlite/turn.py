@@ -27,7 +27,28 @@ class Follows:
         if self.one_system:
             systems = [message for message in (*earlier, *messages) if message.role == "system"]
             joined = systems[-1:] + [message for message in joined if message.role != "system"]
-        return tuple(name_results(joined))
+        return tuple(name_results(behind_calls(joined)))
+
+
+def behind_calls(messages: Sequence[Message]) -> list[Message]:
+    """What a call gave stands behind it, before whatever was said while somebody thought about giving it leave."""
+    joined: list[Message] = []
+    made: dict[str, int] = {}  # calls, and where their message stands
+    for message in messages:
+        at = len(joined)
+        if message.role == "tool":
+            begin = made.get(call_of(message), at)
+            at = next((i for i in range(begin + 1, at) if joined[i].role != "tool"), at)
+        if at < len(joined):
+            made = {id: place + (place >= at) for id, place in made.items()}
+        joined.insert(at, message)
+        made.update((part.id, at) for part in message.parts if isinstance(part, ToolCallPart))
+    return joined
+
+
+def call_of(message: Message) -> str:
+    """The id of the call that a message of a tool answers."""
+    return next((part.call_id for part in message.parts if isinstance(part, ToolResultPart)), "")
 
 
 def name_results(messages: Sequence[Message]) -> list[Message]:
@@ -45,12 +66,24 @@ def name_results(messages: Sequence[Message]) -> list[Message]:
 
 
 @dataclass(slots=True, frozen=True)
+class Leave:
+    """What somebody decided about the call `id` that waits for it at the end of the conversation. `label` is its server's,
+    where that was said."""
+
+    id: str
+    given: bool
+    reason: str = ""
+    label: str = ""
+
+
+@dataclass(slots=True, frozen=True)
 class Turn:
     """`model` is None where the request names none. `runs` are its choices, of one prompt or of several; their events are
     numbered by their places here. Runs that are drafted by a model are so by `draft_model`. What `load` says counts only if
     this turn has the model loaded. `given` are the names that `request.with_defaults` wants. `effort` is a word of
     `card.Reasoning` that the model must know, None if it need not; what it says to a template the prompt has. Tools of
-    `servers` are called by this server, round after round; such a turn has one run."""
+    `servers` are called by this server, round after round, and before the first one what `leaves` say; such a turn has one
+    run."""
 
     model: str | None
     runs: tuple[Generate, ...]
@@ -62,6 +95,7 @@ class Turn:
     effort: str | None = None
     servers: tuple[ToolServer, ...] = ()
     max_calls: int | None = None  # of servers' tools; None: no limit of its own
+    leaves: tuple[Leave, ...] = ()
 
     @property
     def senses(self) -> frozenset[Sense]:

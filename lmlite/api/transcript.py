@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from ..events import (
+    CallResumed,
     Event,
     Finished,
     Leased,
@@ -22,6 +23,9 @@ from ..events import (
     ToolResult,
 )
 from ..messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+
+EARLIER: Final = -1
+"""The round of what an earlier turn said, and has been answered in this one."""
 
 
 @dataclass(slots=True)
@@ -48,6 +52,7 @@ class Transcript:
     leased: Leased | None = None
     finished: Finished | None = None
     round: int = 0
+    begun: int = 0  # the last round that the model was asked for
     load_s: float | None = None  # of all that this turn waited for
 
     def hear(self, event: Event) -> None:
@@ -66,24 +71,36 @@ class Transcript:
             self.pieces.append(Piece("tool_call", name=event.name, number=event.index, round=self.round))
         elif isinstance(event, Leased):
             self.leased = event
+            self.begun = self.round
             if event.load_s is not None:
                 self.load_s = event.load_s + (self.load_s or 0.0)
         elif isinstance(event, RoundOver):
             self.round += 1
+        elif isinstance(event, CallResumed):
+            piece = Piece("tool_call", [event.arguments], name=event.name, number=event.index, round=EARLIER)
+            self.pieces.append(piece)
         elif isinstance(event, ToolResult | ToolRefused):
+            if event.index < 0 and self.find_call(event.index) is None:  # of one that was not let through
+                self.pieces.append(Piece("tool_call", number=event.index, round=EARLIER))
             self.call(event.index).result = event
         elif isinstance(event, Finished):
             self.finished = event
 
     def call(self, number: int) -> Piece:
-        return next(piece for piece in reversed(self.pieces) if piece.kind == "tool_call" and piece.number == number)
+        found = self.find_call(number)
+        assert found is not None
+        return found
+
+    def find_call(self, number: int) -> Piece | None:
+        calls = (piece for piece in reversed(self.pieces) if piece.kind == "tool_call" and piece.number == number)
+        return next(calls, None)
 
     def messages(self, call_id: Callable[[int], str]) -> tuple[Message, ...]:
         """All that was said, round by round, with what tools gave between."""
         messages: list[Message] = []
-        for round in range(self.round + 1):
+        for round in range(EARLIER, self.round + 1):
             message = self.message(call_id, round)
-            if message.parts or round == 0 or self.finished is not None:
+            if round > EARLIER and (message.parts or round == 0 or self.finished and round <= self.begun):
                 messages.append(message)
             messages += [
                 result_message(piece.name, piece.result)

@@ -104,7 +104,7 @@ class Rounds:
         async def play(turn: Turn, take: Take) -> None:
             await run_round(turn, self.models, self.watching, take, drained, whole)
 
-        if not turn.servers:
+        if not turn.servers and not turn.leaves:
             await play(turn, take)
             return
         from .tools import run_rounds  # with all that the protocol takes

@@ -11,14 +11,16 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
-from ..api.transcript import Piece, Transcript
+from ..api.transcript import Piece, Transcript, result_message
 from ..errors import InvalidRequest, ToolServerFailed
 from ..events import (
+    CallResumed,
     DraftCounts,
     Event,
     Finished,
+    LeaveAsked,
     RoundOver,
     Stats,
     ToolCallArguments,
@@ -33,9 +35,10 @@ from ..mcp.file import Entry, ServerFile
 from ..mcp.http import NotPublic
 from ..mcp.message import INVALID_PARAMS, Fault, RpcError
 from ..mcp.session import Given, Session, Tool
+from ..messages import Message, ToolCallPart
 from ..request import UNLIMITED, Chat
 from ..tool_servers import ServerTool, ToolServer
-from ..turn import Turn
+from ..turn import Leave, Turn, behind_calls, call_of
 
 TOOLS_MAX: Final = 512
 """Of all servers of a turn: as many as a request may bring along."""
@@ -45,6 +48,7 @@ REFUSED_MAX: Final = 3
 """Calls in a row that could not be made; a model that has got nowhere by then answers without."""
 IDS: Final = 10**9
 
+R = TypeVar("R", ToolResult | ToolRefused, ToolResult | ToolRefused | LeaveAsked)
 Take = Callable[[int, list[Event]], bool]
 Play = Callable[[Turn, Take], Awaitable[None]]
 """Runs one round of a turn, to its `Finished`."""
@@ -210,7 +214,10 @@ class Loop:
         self._began = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
+        pending = waiting(self._prompt.messages, self._turn.leaves)
         await self._tell(list(self._box.listed))
+        if self._turn.leaves:
+            await self._resume(pending)
         n_rounds = 0
         while True:
             n_rounds += 1
@@ -225,9 +232,10 @@ class Loop:
                 break
             await self._tell([RoundOver()])
             results = await self._results(mine)
-            if len(mine) < len(calls):  # the rest is the client's
+            given = [result for result in results if not isinstance(result, LeaveAsked)]
+            if len(given) < len(calls):  # the rest is the client's, to be run or to be let through
                 break
-            self._go_on(heard, calls, results)
+            self._go_on(heard, calls, given)
             if self._left() == 0:
                 finished = replace(finished, reason="maxPredictedTokensReached")
                 break
@@ -276,17 +284,60 @@ class Loop:
         """The next round sees what the model said and what it was given. A call that had to be has been made."""
         for piece, result in zip(calls, results, strict=True):
             piece.result = result
+        self._prompt_with((*self._prompt.messages, *heard.messages(str)))
+
+    def _prompt_with(self, messages: tuple[Message, ...]) -> None:
         choice = "auto" if self._prompt.tool_choice == "required" else self._prompt.tool_choice
-        messages = (*self._prompt.messages, *heard.messages(str))
         self._prompt = replace(self._prompt, messages=messages, tool_choice=choice, continues=None)
 
     # ---- calls
 
-    async def _results(self, calls: Sequence[Piece]) -> list[ToolResult | ToolRefused]:
-        """In the order of the calls, each told as soon as those before it are."""
+    async def _resume(self, pending: Sequence[tuple[ToolCallPart, Leave]]) -> None:
+        """The calls of earlier turns that somebody has decided about: their results join the conversation."""
         gate = asyncio.Semaphore(self._limits.parallel)
-        tasks = [asyncio.ensure_future(self._result(piece, gate)) for piece in calls]
-        results: list[ToolResult | ToolRefused] = []
+        asked = [
+            Asked(-1 - place, call.id, call.name, call.arguments, self._find(call.name, leave.label))
+            for place, (call, leave) in enumerate(pending)
+        ]
+        given = [one for one, (_, leave) in zip(asked, pending, strict=True) if leave.given]
+        if given and not self._servers:
+            raise InvalidRequest("'tools' must have the server of a call that is approved", "tools")
+        await self._tell([CallResumed(one.index, one.id, one.name, one.arguments, one.tool) for one in given])
+        results = await self._in_order(
+            [
+                self._result(one, gate) if leave.given else denied(one, leave.reason)
+                for one, (_, leave) in zip(asked, pending, strict=True)
+            ]
+        )
+        answers = [result_message(call.name, result) for (call, _), result in zip(pending, results, strict=True)]
+        self._prompt_with(tuple(behind_calls([*self._prompt.messages, *answers])))
+
+    def _find(self, name: str, label: str) -> ServerTool | None:
+        """By the name that the model knows, or its server's own."""
+        alike = (tool for tool in self._servers.values() if tool.name == name and tool.server.label == label)
+        return next(alike, None) or self._servers.get(name)
+
+    async def _results(self, calls: Sequence[Piece]) -> list[ToolResult | ToolRefused | LeaveAsked]:
+        gate = asyncio.Semaphore(self._limits.parallel)
+        works: list[Awaitable[ToolResult | ToolRefused | LeaveAsked]] = []
+        for piece in calls:
+            id, tool = f"{(self._first_id + piece.number) % IDS:09d}", self._servers.get(piece.name)
+            asked = Asked(piece.number, id, piece.name, piece.text, tool)
+            works.append(self._ask_leave(asked) if tool and tool.needs_leave else self._result(asked, gate))
+        return await self._in_order(works)
+
+    async def _ask_leave(self, asked: Asked) -> ToolRefused | LeaveAsked:
+        assert asked.tool is not None
+        _, problem = read_arguments(asked)
+        if problem:
+            self._n_refused += 1
+            return ToolRefused(asked.index, asked.id, problem, asked.tool)
+        return LeaveAsked(asked.index, asked.tool)
+
+    async def _in_order(self, works: Sequence[Awaitable[R]]) -> list[R]:
+        """What comes of the calls, each told as soon as those before it are."""
+        tasks = [asyncio.ensure_future(work) for work in works]
+        results: list[R] = []
         try:
             for task in tasks:
                 results.append(await task)
@@ -297,15 +348,14 @@ class Loop:
             await asyncio.gather(*tasks, return_exceptions=True)
         return results
 
-    async def _result(self, piece: Piece, gate: asyncio.Semaphore) -> ToolResult | ToolRefused:
-        id = f"{(self._first_id + piece.number) % IDS:09d}"
-        tool = self._servers.get(piece.name)
-        arguments, problem = read_arguments(piece, tool)
+    async def _result(self, asked: Asked, gate: asyncio.Semaphore) -> ToolResult | ToolRefused:
+        index, id, tool = asked.index, asked.id, asked.tool
+        arguments, problem = read_arguments(asked)
         if tool is None or problem:
             self._n_refused += 1
-            return ToolRefused(piece.number, id, problem, tool)
+            return ToolRefused(index, id, problem, tool)
         if not self._may_call():
-            return told(piece.number, id, tool, "no more tools can be called for this request")
+            return told(index, id, tool, "no more tools can be called for this request")
         self._n_made += 1
         async with gate:
             timeout_s = min(self._limits.call_s, max(0.0, self._left_s()))
@@ -314,12 +364,52 @@ class Loop:
             except RpcError as error:
                 if error.code == INVALID_PARAMS:
                     self._n_refused += 1
-                    return ToolRefused(piece.number, id, str(error), tool)
-                return told(piece.number, id, tool, str(error))
+                    return ToolRefused(index, id, str(error), tool)
+                return told(index, id, tool, str(error))
             except Fault as fault:
-                return told(piece.number, id, tool, str(fault))
+                return told(index, id, tool, str(fault))
         self._n_refused = 0
-        return ToolResult(piece.number, id, tool, spell_blocks(given.content), text_of(given), given.failed)
+        return ToolResult(index, id, tool, spell_blocks(given.content), text_of(given), given.failed)
+
+
+@dataclass(slots=True, frozen=True)
+class Asked:
+    """A call as the model wrote it. `tool` is None where there is none of that `name`."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+    tool: ServerTool | None
+
+
+def waiting(messages: Sequence[Message], leaves: Sequence[Leave]) -> list[tuple[ToolCallPart, Leave]]:
+    """The calls that have no result and were decided about. One that the model has gone on from is not made any more, whoever
+    says so again, but stays denied. Raises `InvalidRequest` for a decision about nothing."""
+    answered = {call_of(message) for message in messages if message.role == "tool"}
+    decided: dict[str, Leave] = {}
+    for leave in leaves:
+        decided.setdefault(leave.id, leave)
+    speakers = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    pending: list[tuple[ToolCallPart, Leave]] = []
+    for place in speakers:
+        for part in messages[place].parts:
+            if not isinstance(part, ToolCallPart):
+                continue
+            if part.id not in decided:
+                continue
+            leave = decided.pop(part.id)
+            if part.id in answered:
+                continue
+            if place == speakers[-1] or not leave.given:
+                pending.append((part, leave))
+    if decided:
+        raise InvalidRequest(f"no call waits for the approval request '{next(iter(decided))[:80]}'", "input")
+    return pending
+
+
+async def denied(asked: Asked, reason: str) -> ToolRefused:
+    return ToolRefused(asked.index, asked.id, f"The user did not approve this call{f': {reason}' if reason else '.'}", None)
 
 
 def told(index: int, id: str, tool: ServerTool, error: str) -> ToolResult:
@@ -328,12 +418,13 @@ def told(index: int, id: str, tool: ServerTool, error: str) -> ToolResult:
     return ToolResult(index, id, tool, spell_blocks([{"type": "text", "text": text}]), text, True, error)
 
 
-def read_arguments(piece: Piece, tool: ServerTool | None) -> tuple[Mapping[str, Any], str]:
+def read_arguments(asked: Asked) -> tuple[Mapping[str, Any], str]:
     """The arguments, and what is wrong with the call, in LM Studio's words where it has some."""
+    tool = asked.tool
     if tool is None:
-        return {}, f"Cannot find tool with name {piece.name[:128]}."
+        return {}, f"Cannot find tool with name {asked.name[:128]}."
     try:
-        arguments = json.loads(piece.text) if piece.text else {}
+        arguments = json.loads(asked.arguments) if asked.arguments else {}
     except (ValueError, RecursionError):
         return {}, "The arguments are not JSON."
     if not isinstance(arguments, dict):

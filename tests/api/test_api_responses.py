@@ -97,7 +97,26 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**HI, "tools": [{"type": "function"}]}, "tools[0].name"),
     ({**HI, "tools": [{"type": "mcp"}]}, "tools[0].server_label"),
     ({**HI, "tools": [{"type": "mcp", "server_label": "s", "connector_id": "c"}]}, "tools[0].connector_id"),
-    ({**HI, "tools": [{"type": "mcp", "server_label": "s", "require_approval": "always"}]}, "tools[0].require_approval"),
+    ({**HI, "tools": [{"type": "mcp", "server_label": "s", "require_approval": "ever"}]}, "tools[0].require_approval"),
+    (
+        {**HI, "tools": [{"type": "mcp", "server_label": "s", "require_approval": {"never": {"read_only": True}}}]},
+        "tools[0].require_approval.never.read_only",
+    ),
+    (
+        {
+            **HI,
+            "tools": [
+                {
+                    "type": "mcp",
+                    "server_label": "s",
+                    "require_approval": {word: {"tool_names": ["a"]} for word in ("always", "never")},
+                }
+            ],
+        },
+        "tools[0].require_approval",
+    ),
+    ({**HI, "input": [{"type": "mcp_approval_response", "approval_request_id": "mcpr_1"}]}, "input[0].approve"),
+    ({**HI, "input": [{"type": "mcp_approval_response", "approve": True}]}, "input[0].approval_request_id"),
     ({**HI, "tools": [{"type": "mcp", "server_label": "s", "server_url": "file:///"}]}, "tools[0].server_url"),
     (
         {**HI, "tools": [{"type": "mcp", "server_label": "s", "server_url": "http://a", "headers": {"Host": "b"}}]},

@@ -14,7 +14,16 @@ from typing import Any, Final, Literal
 from ..dialect import Frame
 from ..spell import dumps
 
-Kind = Literal["reasoning", "summary", "message", "function_call", "custom_tool_call", "mcp_call", "mcp_list_tools"]
+Kind = Literal[
+    "reasoning",
+    "summary",
+    "message",
+    "function_call",
+    "custom_tool_call",
+    "mcp_call",
+    "mcp_list_tools",
+    "mcp_approval_request",
+]
 """A "summary" is reasoning that is told as one."""
 
 ItemStatus = Literal["in_progress", "completed", "incomplete", "calling", "failed"]
@@ -28,6 +37,7 @@ PREFIXES: Final[Mapping[Kind, str]] = {
     "custom_tool_call": "ctc_",
     "mcp_call": "mcp_",
     "mcp_list_tools": "mcpl_",
+    "mcp_approval_request": "mcpr_",
 }
 
 PART: Final[Mapping[Kind, tuple[str, str, str]]] = {
@@ -45,6 +55,7 @@ TEXT: Final[Mapping[Kind, tuple[str, str]]] = {
     "custom_tool_call": ("custom_tool_call_input", "input"),
     "mcp_call": ("mcp_call_arguments", "arguments"),
     "mcp_list_tools": ("mcp_list_tools", "tools"),
+    "mcp_approval_request": ("mcp_approval_request", "arguments"),
 }
 """What the events of an item's text are called, and where the last of them has all of it."""
 
@@ -78,6 +89,8 @@ class Item:
     tools: Sequence[Any] = ()  # that a list has
     output: str | None = None  # of a server's tool
     error: str | None = None
+    approval: str | None = None  # the request for leave that was answered before
+    arguments: str = ""  # of a call that waits for leave, which is told in one piece
     delta_kind: str = ""
     _delta_head: str = ""
     _delta_place: str = ""
@@ -110,7 +123,9 @@ class Item:
             is_over = status != "in_progress"
             outcome = {"output": self.output if is_over else None, "error": self.error if is_over else None}
             called = {"server_label": self.label, "name": self.name, "arguments": text}
-            return {**head, **called, **outcome, "approval_request_id": None, "status": status}
+            return {**head, **called, **outcome, "approval_request_id": self.approval, "status": status}
+        if self.kind == "mcp_approval_request":
+            return {**head, "server_label": self.label, "name": self.name, "arguments": self.arguments}
         space = {"namespace": self.namespace} if self.namespace else {}
         call = {"call_id": self.call_id, "name": self.name, **space, TEXT[self.kind][1]: text}
         return {**head, **call, "status": status}
@@ -142,6 +157,9 @@ class Item:
             yield self.told(numbers, text)
         if self.kind in ("mcp_call", "mcp_list_tools"):
             yield from self.settling(numbers, spelled)
+            return
+        if self.kind == "mcp_approval_request":
+            yield numbers.event("response.output_item.done", f',"output_index":{self.index},"item":{spelled}')
             return
         what, member = TEXT[self.kind]
         more = f',"logprobs":{dumps(list(logprobs))}' if self.kind == "message" else ""

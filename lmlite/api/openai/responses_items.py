@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from ...errors import InvalidRequest, InvalidType, UnknownItem
+from ...errors import InvalidRequest, InvalidType, MissingField, UnknownItem
 from ...messages import Content, Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart, text_message
+from ...turn import Leave
 from ..read.fields import Fields, as_name, as_object, as_string, clip
 from ..read.messages import FILES, MEDIA, TEXTS, parse_content
 from ..spell import dumps
@@ -32,8 +34,6 @@ PASSED_OVER: Final = frozenset(
         "computer_call_output",
         "file_search_call",
         "image_generation_call",
-        "mcp_approval_request",
-        "mcp_approval_response",
         "mcp_list_tools",
         "web_search_call",
     )
@@ -45,9 +45,12 @@ ENCRYPTED: Final = "lmlite1."
 
 REFERENCE: Final = "item_reference"
 
+REASON_MAX: Final = 2000
+"""Characters of why somebody decided so that the model is told."""
 
-def parse_input(given: object, skipped: list[str]) -> tuple[Message, ...]:
-    """A string or items. `skipped` gets the types of those that nobody knows."""
+
+def parse_input(given: object, skipped: list[str], leaves: list[Leave] | None = None) -> tuple[Message, ...]:
+    """A string or items. `skipped` gets the types of those that nobody knows, `leaves` what was decided about calls."""
     if isinstance(given, str):
         return (text_message("user", given) if given else Message("user", ()),)
     if not isinstance(given, list):
@@ -61,6 +64,8 @@ def parse_input(given: object, skipped: list[str]) -> tuple[Message, ...]:
             read(conversation, item)
         elif kind not in PASSED_OVER:
             skipped.append(clip(kind))
+    if leaves is not None:
+        leaves += conversation.decided()
     return conversation.close()
 
 
@@ -129,6 +134,11 @@ class _Conversation:
         self._parts: list[Part] = []
         self._step = 0  # how far the assistant's message has come
         self.called: dict[str, str] = {}
+        self.labels: dict[str, str] = {}  # of the servers of calls that wait for leave
+        self.leaves: list[Leave] = []
+
+    def decided(self) -> list[Leave]:
+        return [replace(leave, label=self.labels.get(leave.id, "")) for leave in self.leaves]
 
     def say(self, message: Message) -> None:
         self._flush()
@@ -249,10 +259,25 @@ def _read_tool_search_result(conversation: _Conversation, item: Fields) -> None:
 
 def _read_mcp_call(conversation: _Conversation, item: Fields) -> None:
     """A server ran it in the middle of its answer: both the call and what came of it."""
-    call = ToolCallPart(_call_id(item), _name(item), _arguments(item))
-    conversation.call(call)
+    id = item.name("approval_request_id") or ""
+    if id not in conversation.called:  # else the call stands there already, as it was when leave was asked for
+        id = _call_id(item)
+        conversation.call(ToolCallPart(id, _name(item), _arguments(item)))
     outcome = item.get("output") if item.get("error") is None else item.get("error")
-    conversation.result(call.id, _content(outcome, item.where("output")))
+    conversation.result(id, _content(outcome, item.where("output")))
+
+
+def _read_leave_asked(conversation: _Conversation, item: Fields) -> None:
+    id = item.name("id") or ""
+    conversation.call(ToolCallPart(id, _name(item), _arguments(item)))
+    conversation.labels[id] = item.name("server_label") or ""
+
+
+def _read_leave(conversation: _Conversation, item: Fields) -> None:
+    id = as_name(item.require("approval_request_id"), item.where("approval_request_id"))
+    if item.optional_boolean("approve") is None:
+        raise MissingField(item.where("approve"))
+    conversation.leaves.append(Leave(id, item.boolean("approve"), (item.string("reason") or "")[:REASON_MAX]))
 
 
 def _content(output: Any, where: str) -> tuple[Content, ...]:
@@ -289,5 +314,7 @@ _READERS: Final[Mapping[str, Callable[[_Conversation, Fields], None]]] = {
     "tool_search_call": _read_own_call,
     "tool_search_output": _read_tool_search_result,
     "mcp_call": _read_mcp_call,
+    "mcp_approval_request": _read_leave_asked,
+    "mcp_approval_response": _read_leave,
     REFERENCE: _refuse_reference,
 }

@@ -122,7 +122,7 @@ def _events(response: Mapping[str, Any], lengths: Sequence[Sequence[int]] | None
     for index, spelled in enumerate(response["output"]):
         item, text, logprobs = _read(index, spelled)
         yield from item.opening(numbers)
-        for piece in cut(text, lengths[index] if lengths is not None else [len(text)]):
+        for piece in cut(text, lengths[index] if lengths is not None else [len(text)] if text else []):
             yield item.delta(numbers, piece)
         yield from item.closing(numbers, text, dumps(spelled), logprobs)
     yield numbers.event(f"response.{response['status']}", f',"response":{dumps(response)}')
@@ -139,7 +139,11 @@ def _read(index: int, spelled: Mapping[str, Any]) -> tuple[Item, str, Sequence[A
         return Item(kind, spelled["id"], index, label=spelled["server_label"], tools=spelled["tools"]), "", ()
     if kind == "mcp_call":
         item.label, item.output, item.error = spelled["server_label"], spelled["output"], spelled["error"]
+        item.approval = spelled.get("approval_request_id")
         return item, spelled["arguments"], ()
+    if kind == "mcp_approval_request":
+        item.label, item.arguments = spelled["server_label"], spelled["arguments"]
+        return item, "", ()
     if kind in ("function_call", "custom_tool_call"):
         return item, spelled[TEXT[kind][1]], ()
     (part,) = spelled["summary" if kind == "summary" else "content"]

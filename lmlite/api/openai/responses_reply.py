@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from ...errors import ContextOverflow, ConversationTooLong, InternalError, LmError, QueueFull
 from ...events import (
+    CallResumed,
     Event,
     Finished,
     Leased,
+    LeaveAsked,
     PromptProgress,
     ReasoningDelta,
     ReasoningStart,
@@ -98,6 +100,8 @@ class ResponseReply(Reply):
         self._listed: list[ToolsListed] = []  # still to be told
         self._server_tools: dict[str, ServerTool] = {}
         self._waiting: dict[int, tuple[Item, Piece]] = {}  # calls that servers have
+        self._held: dict[int, Piece] = {}  # calls of which it is not known yet whether they have to wait for leave
+        self._asked_leave: dict[int, str] = {}  # the ids under which others wait for it
 
     # ---- as a stream
 
@@ -136,6 +140,10 @@ class ResponseReply(Reply):
             return self._close("completed")
         elif isinstance(event, ToolResult | ToolRefused):
             return self._settle(event)
+        elif isinstance(event, LeaveAsked):
+            return self._ask_leave(event)
+        elif isinstance(event, CallResumed):
+            return self._resume(event)
         elif isinstance(event, Finished):
             return self._finish(event)
         elif isinstance(event, Started):
@@ -189,7 +197,11 @@ class ResponseReply(Reply):
         id = call_id(self._origin.suffix, 0, event.index)
         if self._server_tools and event.name not in self._asked.told:
             kind = "mcp_call"
-            tool = self._server_tools.get(event.name) or next(iter(self._server_tools.values()))
+            tool = self._tool(event.name)
+            if tool.called == event.name and tool.needs_leave:
+                self._held[event.index] = self._transcript.pieces[-1]
+                self._hears = None
+                return frames
             name = tool.name if tool.called == event.name else event.name
             self._open = Item(kind, self._item_id(kind), len(self._items), name=name, label=tool.server.label)
             self._waiting[event.index] = self._open, self._transcript.pieces[-1]
@@ -201,6 +213,10 @@ class ResponseReply(Reply):
         self._input = InputText()
         self._lengths.append([])
         return [*frames, *self._open.opening(self._numbers)]
+
+    def _tool(self, called: str) -> ServerTool:
+        """Some server's, where none has it."""
+        return self._server_tools.get(called) or next(iter(self._server_tools.values()))
 
     def _item_id(self, kind: Kind) -> str:
         return item_id(kind, self._origin.digits, len(self._items))
@@ -238,7 +254,39 @@ class ResponseReply(Reply):
         self._open = self._hears = None
         return [*frames, *item.closing(self._numbers, text, spelled, logprobs)]
 
+    def _ask_leave(self, event: LeaveAsked) -> list[Frame]:
+        """The call is all that there is of it."""
+        piece, tool = self._held.pop(event.index), event.tool
+        id = self._asked_leave[event.index] = self._item_id("mcp_approval_request")
+        item = Item("mcp_approval_request", id, len(self._items), name=tool.name, label=tool.server.label)
+        item.arguments = piece.text
+        spelled = dumps(item.spell("", "completed"))
+        self._items.append(spelled)
+        self._lengths.append([])
+        return [*item.opening(self._numbers), *item.closing(self._numbers, "", spelled)]
+
+    def _resume(self, event: CallResumed) -> list[Frame]:
+        frames = self._start()
+        return [*frames, *self._tell_call(event.index, self._transcript.pieces[-1], event.tool, event.id)]
+
+    def _tell_call(self, index: int, piece: Piece, tool: ServerTool | None, approval: str | None = None) -> list[Frame]:
+        """Of a server's tool, in one piece."""
+        name, label = (piece.name, "") if tool is None else (tool.name, tool.server.label)
+        item = Item("mcp_call", self._item_id("mcp_call"), len(self._items), name=name, label=label, approval=approval)
+        self._waiting[index] = item, piece
+        frames = [*item.opening(self._numbers)]
+        if piece.text:
+            frames.append(item.delta(self._numbers, piece.text))
+        self._lengths.append([len(piece.text)])
+        self._items.append(self._spell_item(item, piece.text, "calling", ()))
+        return [*frames, item.told(self._numbers, piece.text)]
+
     def _settle(self, event: ToolResult | ToolRefused) -> list[Frame]:
+        frames = []
+        if event.index in self._held:
+            frames = self._tell_call(event.index, self._held.pop(event.index), event.tool)
+        if event.index not in self._waiting:  # it was denied, which its client knows
+            return self._start()
         item, piece = self._waiting.pop(event.index)
         if isinstance(event, ToolRefused):
             item.error = event.reason
@@ -248,7 +296,7 @@ class ResponseReply(Reply):
             item.output = event.text
         spelled = self._spell_item(item, piece.text, "completed" if item.error is None else "failed", ())
         self._items[item.index] = spelled
-        return list(item.settling(self._numbers, spelled))
+        return [*frames, *item.settling(self._numbers, spelled)]
 
     def _said(self, item: Item) -> str:
         """By the open item, up to now."""
@@ -263,6 +311,9 @@ class ResponseReply(Reply):
         if self._open is None and not self._items:  # an answer that says nothing has a text, too
             frames += self._enter("message", TextDelta(""))
         frames += self._close("incomplete" if is_cut(event) else "completed")
+        for number, piece in self._held.items():
+            frames += self._tell_call(number, piece, self._tool(piece.name))
+        self._held = {}
         for number in list(self._waiting):  # what the model called and nobody was given
             item, piece = self._waiting.pop(number)
             item.error = "the call was not made"
@@ -370,7 +421,7 @@ class ResponseReply(Reply):
         )
 
     def _call_id(self, number: int) -> str:
-        return call_id(self._origin.suffix, 0, number)
+        return self._asked_leave.get(number) or call_id(self._origin.suffix, 0, number)
 
     def _spell_input(self) -> str:
         if not self._kept_input:

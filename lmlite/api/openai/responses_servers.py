@@ -1,12 +1,13 @@
 """Tools of the type `mcp` in a Responses request: servers whose tools are called here, not by the client.
 
-One without a URL is of this server's own list. Nobody is asked for leave: `require_approval` may be "never", and absent.
+One without a URL is of this server's own list, as LM Studio has it: its tools are called without more ado unless the request
+says otherwise. For servers that a request brings along OpenAI's rule holds: calls wait for leave unless it says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from ...errors import InvalidRequest, UnsupportedField
 from ...tool_servers import PLUGIN_PREFIX, ToolServer, check_headers
@@ -20,15 +21,16 @@ def parse_server(fields: Fields) -> ToolServer:
     for name in ("connector_id", "tunnel_id"):
         if fields.get(name) is not None:
             raise UnsupportedField(fields.where(name))
-    _refuse_approval(fields)
     allowed = _allowed(fields)
     url = fields.string("server_url")
+    asks, otherwise = _approval(fields, url is not None)
     if url is None:
-        return ToolServer("plugin", label.removeprefix(PLUGIN_PREFIX), allowed=allowed, param="tools")
+        label = label.removeprefix(PLUGIN_PREFIX)
+        return ToolServer("plugin", label, allowed=allowed, param="tools", asks=asks, otherwise=otherwise)
     if not url.lower().startswith(("http://", "https://")) or len(url) > URL_MAX:
         where = fields.where("server_url")
         raise InvalidRequest(f"'{where}' must be a URL of http or https", where)
-    return ToolServer("ephemeral", label, url, _headers(fields), allowed, "tools")
+    return ToolServer("ephemeral", label, url, _headers(fields), allowed, "tools", asks, otherwise)
 
 
 def distinct(servers: Sequence[ToolServer]) -> tuple[ToolServer, ...]:
@@ -40,23 +42,45 @@ def distinct(servers: Sequence[ToolServer]) -> tuple[ToolServer, ...]:
     return tuple(servers)
 
 
-def _refuse_approval(fields: Fields) -> None:
-    given = fields.get("require_approval")
-    if given is None or given == "never" or (isinstance(given, Mapping) and not given.get("always")):
-        return
-    raise UnsupportedField(fields.where("require_approval"), "can only be 'never': nobody is asked")
+def _approval(fields: Fields, default: bool) -> tuple[bool, frozenset[str]]:
+    """Whether calls wait for leave, and the tools for which it is the other way. Of tools that neither list has, those wait
+    whose request says which do not."""
+    given, where = fields.get("require_approval"), fields.where("require_approval")
+    if given is None:
+        return default, frozenset()
+    if not isinstance(given, Mapping):
+        return fields.choice("require_approval", ("always", "never")) == "always", frozenset()
+    always, never = (_filtered(Fields(given, where), word) for word in ("always", "never"))
+    if always is None and never is None:
+        return default, frozenset()
+    if never is None:
+        assert always is not None
+        return False, always
+    if shared := never & (always or frozenset()):
+        raise InvalidRequest(f"'{where}' has '{clip(min(shared))}' in both lists", where)
+    return True, never
+
+
+def _filtered(fields: Fields, word: str) -> frozenset[str] | None:
+    found = fields.object(word)
+    return None if found is None else _names(found.values, fields.where(word))
 
 
 def _allowed(fields: Fields) -> frozenset[str] | None:
     given = fields.get("allowed_tools")
     where = fields.where("allowed_tools")
     if isinstance(given, Mapping):
-        if given.get("read_only") is not None:
-            raise UnsupportedField(f"{where}.read_only")
-        names = Fields(given, where).array("tool_names")
-    else:
-        names = fields.array("allowed_tools")
+        return _names(given, where)
+    names = fields.array("allowed_tools")
     return None if names is None else frozenset(as_string(name, where) for name in names)
+
+
+def _names(given: Mapping[str, Any], where: str) -> frozenset[str] | None:
+    """Of a filter; None for one that says nothing."""
+    if given.get("read_only") is not None:
+        raise UnsupportedField(f"{where}.read_only")
+    names = Fields(given, where).array("tool_names")
+    return None if names is None else frozenset(as_string(name, f"{where}.tool_names") for name in names)
 
 
 def _headers(fields: Fields) -> tuple[tuple[str, str], ...]:
