@@ -87,6 +87,32 @@ def test_a5_a_token_opens_no_route_that_needs_another_right(serve_fake: Serve, k
         assert knock(client, route.method, route.pattern, bearer(just)).status not in (401, 403)
 
 
+CHATTERS = {
+    *("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/v1/completions", "/v1/messages"),
+    *("/v1/messages/count_tokens", "/v1/responses", "/v1/responses/input_tokens", "/v1/responses/{id}"),
+    *("/v1/responses/{id}/cancel", "/v1/responses/{id}/input_items", "/api/v0/chat/completions", "/api/v0/completions"),
+    *("/api/v1/chat", "/infill", "/apply-template", "/v1/tokenize", "/v1/detokenize"),
+}
+"""What one that may chat can ask for: each further route is thought about here."""
+
+
+def test_a5_one_that_may_chat_may_nothing_else(serve_fake: Serve, keys: Keys) -> None:
+    client = serve_fake(auth=True).client()
+    chatter, all_rights = bearer(keys.create("chatter", frozenset({"chat"}))), bearer(keys.create("all"))
+    assert client.post("/v1/chat/completions", HELLO, **all_rights).status == 200  # something is loaded
+    let_in = set()
+    for route in ROUTES:
+        answer = knock(client, route.method, route.pattern, chatter)
+        assert answer.status != 401
+        if answer.status != 403:
+            let_in.add(route.pattern)
+    assert let_in == CHATTERS | PUBLIC
+    mine = {"instance_id": "talker"}
+    assert client.post("/api/v1/models/unload", mine, **chatter).status == 403
+    (instance,) = client.get("/lmlite/instances", **all_rights).json["instances"]
+    assert instance["identifier"] == "talker" and client.get("/lmlite/downloads", **all_rights).json["downloads"] == []
+
+
 def test_a1_what_is_no_token_is_refused_and_nothing_fails_of_it(serve_fake: Serve, keys: Keys) -> None:
     client = serve_fake(auth=True).client()
     good = keys.create("good")

@@ -23,6 +23,9 @@ from lmlite.metrics import OTHER, SERIES_MAX, Counter, Gauge, Histogram, expose
 from lmlite.server import LoopThread, Service
 from tests.conftest import TIMEOUT_S, Client, FakeServer
 from tests.fakes import Gate, Script, error
+from tests.test_auth import EVERY, Keys, bearer, keys
+
+__all__ = ["keys"]
 
 Serve = Callable[..., FakeServer]
 HELLO: dict[str, Any] = {"model": "talker", "messages": [{"role": "user", "content": "hi"}]}
@@ -201,11 +204,49 @@ def test_a_stream_that_is_cut_counts_what_was_generated(serve_fake: Serve) -> No
 
 def test_a_generation_given_up_before_its_first_token_counts_no_prompt() -> None:
     metrics, nothing = Metrics(), Stats(10, 4, 0, 0.0, 0.0, 0.0)
-    metrics.generated("m", True, Finished("userStopped", nothing))
+    metrics.generated("m", True, "", Finished("userStopped", nothing))
     assert metrics.generations.get("m", "userStopped") == 1
     assert metrics.prompt_tokens.get("m") == metrics.cached_tokens.get("m") == 0
-    metrics.generated("m", True, Finished("maxPredictedTokensReached", nothing))
+    metrics.generated("m", True, "", Finished("maxPredictedTokensReached", nothing))
     assert (metrics.prompt_tokens.get("m"), metrics.cached_tokens.get("m")) == (10, 4), "a prompt may be all that was asked"
+
+
+def test_what_each_token_has_asked_and_used_is_counted_under_its_name(serve_fake: Serve, keys: Keys) -> None:
+    client = serve_fake(auth=True).client()
+    for name in ("ann", "ben"):
+        answer = client.post("/v1/chat/completions", {**HELLO, "n": 2, "max_tokens": 3}, **bearer(keys.create(name)))
+        used = answer.json["usage"]
+    ann, eve = bearer(keys.create("ann again")), "sk-lm-AAAAAAAA:" + "a" * 20
+    inputs = client.post("/v1/embeddings", {"model": "embedder", "input": ["one", "another"]}, **ann).json["usage"]
+    client.get("/v1/models/unknown", **ann)
+    assert client.get("/v1/models", **bearer(eve)).status == 401
+    admin = bearer(keys.create("watcher", frozenset({"admin"})))
+    answer = client.get("/metrics", **admin)
+    assert answer.status == 200 and client.get("/metrics", **bearer(keys.create("c", EVERY - {"admin"}))).status == 403
+    found = Scrape(answer.body.decode())
+    assert {values: found["lmlite_caller_requests_total", values] for values in ((n, "200") for n in ("ann", "ben"))} == {
+        ("ann", "200"): 1,
+        ("ben", "200"): 1,
+    }
+    assert found["lmlite_caller_requests_total", ("ann again", "404")] == 1
+    assert found["lmlite_caller_prompt_tokens_total", ("ben",)] == used["prompt_tokens"]
+    assert found["lmlite_caller_generated_tokens_total", ("ben",)] == used["completion_tokens"] == 6
+    assert found["lmlite_caller_prompt_tokens_total", ("ann again",)] == inputs["prompt_tokens"]
+    assert {values[0] for name, values in found if name == "lmlite_caller_requests_total"} == {"ann", "ben", "ann again"}
+
+
+def test_tokens_beyond_the_limit_are_counted_together() -> None:
+    metrics = Metrics()
+    for i in range(SERIES_MAX + 10):
+        metrics.answered("/x", "GET", 200, 0.0, f"token-{i}")
+    assert len(list(metrics.caller_requests.samples())) == SERIES_MAX + 1
+    assert metrics.caller_requests.get(OTHER, OTHER) == 10
+
+
+def test_without_tokens_nobody_is_counted_apart(fake_server: FakeServer) -> None:
+    client = fake_server.client()
+    client.post("/v1/chat/completions", HELLO)
+    assert not any(name.startswith("lmlite_caller") for name, _ in scrape(client))
 
 
 def test_inputs_of_embeddings_and_documents_are_counted(fake_server: FakeServer) -> None:

@@ -132,7 +132,8 @@ class App(State):
         now = asyncio.get_running_loop().time()
         status = response.status or CLIENT_LEFT
         method = request.method if request is not None and request.method in METHODS else OTHER
-        self.metrics.answered(response.route or OTHER, method, status, now - response.began)
+        caller = "" if request is None or request.caller is None else request.caller.name
+        self.metrics.answered(response.route or OTHER, method, status, now - response.began, caller)
         if request is not None:
             self._request_log.tell(request, response, status, now)
 

@@ -97,7 +97,7 @@ async def watches(
     for work, prediction in zip(runs, heard, strict=True):
         new_prompt = work.prompt is not prompt  # else it is the same one's further choice
         prompt = work.prompt
-        told: list[Callable[[Finished], None]] = [partial(app.metrics.generated, instance.card.id, new_prompt)]
+        told: list[Callable[[Finished], None]] = [partial(app.metrics.generated, instance.card.id, new_prompt, caller.name)]
         if caller.tokens_per_minute:
             told.append(partial(charge, app, caller, new_prompt))
         if prediction is not None:

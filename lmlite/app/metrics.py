@@ -46,11 +46,19 @@ class Metrics:
             "lmlite_tokens_per_second", "Of generations of two tokens and more.", model, bounds=RATES
         )
 
-    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        token = ("token",)
+        self.caller_requests = Counter("lmlite_caller_requests_total", "Requests by an API token's name.", (*token, "status"))
+        self.caller_prompt_tokens = Counter("lmlite_caller_prompt_tokens_total", "Tokens of its prompts and inputs.", token)
+        self.caller_generated_tokens = Counter("lmlite_caller_generated_tokens_total", "Tokens generated for it.", token)
+
+    def answered(self, route: str, method: str, status: int, seconds: float, caller: str = "") -> None:
+        """`caller` is the name of the token that asked, "" where none is asked for or none was good."""
         self.requests.add(route, method, str(status))
         self.request_s.observe(seconds, route)
+        if caller:
+            self.caller_requests.add(caller, str(status))
 
-    def generated(self, model: str, new_prompt: bool, finished: Finished) -> None:
+    def generated(self, model: str, new_prompt: bool, caller: str, finished: Finished) -> None:
         """`new_prompt`: not one that another choice of the same request counts already, as its usage does.
 
         A generation that was given up before its first token has perhaps not looked at its prompt: that counts nothing.
@@ -63,6 +71,9 @@ class Metrics:
             self.prompt_tokens.add(model, n=stats.prompt_tokens)
             self.cached_tokens.add(model, n=stats.cached_tokens)
         self.generated_tokens.add(model, n=stats.generated_tokens)
+        if caller:
+            self.caller_prompt_tokens.add(caller, n=stats.prompt_tokens if new_prompt else 0)
+            self.caller_generated_tokens.add(caller, n=stats.generated_tokens)
         self.reasoning_tokens.add(model, n=stats.reasoning_tokens)
         self.queue_s.observe(stats.queue_ms / 1000, model)
         if stats.generated_tokens:
@@ -70,9 +81,11 @@ class Metrics:
         if stats.generated_tokens > 1:
             self.rates.observe(stats.tokens_per_second, model)
 
-    def read(self, model: str, n_tokens: int) -> None:
+    def read(self, model: str, n_tokens: int, caller: str) -> None:
         """Inputs that were embedded or scored."""
         self.prompt_tokens.add(model, n=n_tokens)
+        if caller:
+            self.caller_prompt_tokens.add(caller, n=n_tokens)
 
     def families(self) -> Iterator[Family]:
         yield from vars(self).values()

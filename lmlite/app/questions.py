@@ -29,7 +29,7 @@ def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
             vectors = await lease.engine.embed(call.embed)
             instance = lease.instance
         n_tokens = sum(vector.n_tokens for vector in vectors)
-        app.metrics.read(instance.card.id, n_tokens)
+        app.metrics.read(instance.card.id, n_tokens, request.caller.name)
         app.door.charge(request.caller, n_tokens)
         response.whole(200, "".join([piece async for piece in in_turns(call.pieces(instance.id, vectors))]).encode())
 
@@ -53,7 +53,7 @@ async def score(app: State, request: Request, response: Response, _: str) -> Non
         scores = await lease.engine.rerank(call.rerank)
         instance = lease.instance
     n_tokens = sum(score.n_tokens for score in scores)
-    app.metrics.read(instance.card.id, n_tokens)
+    app.metrics.read(instance.card.id, n_tokens, request.caller.name)
     app.door.charge(request.caller, n_tokens)
     response.whole(200, call.reply(instance.id, scores).encode())
 
