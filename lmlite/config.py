@@ -379,7 +379,7 @@ class Config:
     mcp_private: bool = option(False, switch(), "such URLs may lead to this machine and its network, too")
     mcp_rounds: int = option(25, whole(1, 1000), "rounds of calls that one request may have")
     mcp_parallel: int = option(4, whole(1, 64), "calls of one request that run at once")
-    mcp_call_timeout: float = option(60.0, seconds(86400), "time that a tool has for one call")
+    mcp_call_timeout: float = option(60.0, seconds(86400), "time that a tool has for a call, anew with each sign of progress")
     mcp_timeout: float = option(600.0, seconds(86400), "time after which a request calls no more tools")
 
     # ---- how it behaves

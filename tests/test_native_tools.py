@@ -351,6 +351,25 @@ def test_a_client_that_leaves_ends_the_call(serve_fake: Serve, token: dict[str, 
     assert len(generations(server)) == 1
 
 
+def test_a_program_is_told_that_its_call_is_cancelled_when_the_client_leaves(
+    serve_tools: Callable[..., Ask], tmp_path: Path
+) -> None:
+    ask = serve_tools(("silent", ("{}",)), tools="silent")
+    response = ask.client.start("POST", CHAT, {**ASKED, "stream": True}, ask.token)
+    heard = tmp_path / "heard"
+    await_true(lambda: heard.exists() and "tools/call" in heard.read_text())
+    response.close()
+    ask.client.close()
+    await_true(lambda: "notifications/cancelled" in heard.read_text())
+    assert len(generations(ask.server)) == 1
+
+
+def test_a_tool_that_tells_of_its_progress_has_longer_than_one_that_says_nothing(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(("progress", ('{"text":"30"}',)), tools="progress", mcp_call_timeout=2)
+    called, message = ask().json["output"]
+    assert called["output"] == '[{"type":"text","text":"done"}]' and message["content"] == TEXT
+
+
 def test_while_a_tool_runs_no_place_of_the_model_is_taken(
     serve_fake: Serve, token: dict[str, str], web_server: WebServer
 ) -> None:

@@ -88,25 +88,50 @@ def answer_to(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**answer, "error": {"code": METHOD_NOT_FOUND, "message": "this client has no such method"}}
 
 
+NO_REQUEST: Final = 0
+"""Requests are numbered from 1."""
+
+Progress = Callable[[], None]
+"""Called when the server says that a request is under way. What it says of how far, nobody here wants to know."""
+
+
+def with_token(params: Mapping[str, Any], id: int, progress: Progress | None) -> Mapping[str, Any]:
+    """The params of the request `id`, whose number is the name of its progress, too."""
+    return params if progress is None else {**params, "_meta": {**params.get("_meta", {}), "progressToken": id}}
+
+
+def progress_of(message: Mapping[str, Any]) -> int | None:
+    """The request whose progress a notification tells."""
+    params = message.get("params")
+    if message.get("method") != "notifications/progress" or not isinstance(params, dict):
+        return None
+    token = params.get("progressToken")
+    return token if type(token) is int else None
+
+
 class Waiting:
     """Requests on one stream of messages: each answer goes to whoever asked, and everything else to nobody."""
 
     def __init__(self, reply: Callable[[dict[str, Any]], None], changed: Callable[[], None]):
         self._reply, self._changed = reply, changed
         self._futures: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._progress: dict[int, Progress] = {}
         self._noise = 0
         self.fault: Fault | None = None
         """Why nothing will be answered any more."""
 
-    def expect(self, id: int) -> asyncio.Future[dict[str, Any]]:
+    def expect(self, id: int, progress: Progress | None = None) -> asyncio.Future[dict[str, Any]]:
         if self.fault is not None:
             raise self.fault
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._futures[id] = future
+        if progress is not None:
+            self._progress[id] = progress
         return future
 
     def forget(self, id: int) -> None:
         self._futures.pop(id, None)
+        self._progress.pop(id, None)
 
     def hear(self, text: bytes) -> None:
         """One message, or whatever else it is. Raises `Fault` where there is no end of that."""
@@ -117,6 +142,8 @@ class Waiting:
                     self._reply(answer_to(message))
                 elif message["method"] == "notifications/tools/list_changed":
                     self._changed()
+                elif (progress := self._progress.get(progress_of(message) or NO_REQUEST)) is not None:
+                    progress()
             elif self._settle(message.get("id"), message):
                 self._noise = 0
                 return

@@ -10,14 +10,16 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
-from .message import MODERN_ERRORS, UNSUPPORTED_VERSION, Fault, Refused, RpcError
+from .message import MODERN_ERRORS, UNSUPPORTED_VERSION, Fault, Progress, Refused, RpcError
 from .web import header_value
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MODERN: Final = "2026-07-28"
 LEGACY: Final = "2025-11-25"
@@ -53,7 +55,9 @@ class Transport(Protocol):
 
     async def start(self) -> None: ...
 
-    async def request(self, method: str, params: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]: ...
+    async def request(
+        self, method: str, params: Mapping[str, Any], headers: Mapping[str, str], progress: Progress | None = None
+    ) -> dict[str, Any]: ...
 
     async def notify(self, method: str, params: Mapping[str, Any]) -> None: ...
 
@@ -137,7 +141,12 @@ class Session:
         await self._transport.notify("notifications/initialized", {})
 
     async def _ask(
-        self, method: str, params: Mapping[str, Any], version: str, more: Mapping[str, str] | None = None
+        self,
+        method: str,
+        params: Mapping[str, Any],
+        version: str,
+        more: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
     ) -> dict[str, Any]:
         headers: dict[str, str] = {"MCP-Protocol-Version": version} if self._on_web else {}
         if version == MODERN:
@@ -149,7 +158,7 @@ class Session:
             params = {**params, "_meta": meta}
             if self._on_web:
                 headers |= {"Mcp-Method": method, **(more or {})}
-        found = await self._transport.request(method, params, headers)
+        found = await self._transport.request(method, params, headers, progress)
         if found.get("resultType", "complete") != "complete":
             raise Fault("the server asks for more input, which nobody here can give")
         return found
@@ -195,7 +204,10 @@ class Session:
             except ValueError as error:
                 log.warning("mcp server %s: a tool is left out: %s", self.label, error)
 
-    async def call(self, tool: Tool, arguments: Mapping[str, Any], timeout_s: float) -> Given:
+    async def call(
+        self, tool: Tool, arguments: Mapping[str, Any], timeout_s: float, longest_s: float | None = None
+    ) -> Given:
+        """A tool that tells of its progress has `timeout_s` again each time, up to `longest_s` in all."""
         more = {"Mcp-Name": header_value(tool.name)}
         for argument, header in tool.mirrored:
             value = arguments.get(argument)
@@ -204,7 +216,8 @@ class Session:
             elif isinstance(value, str | int):
                 more[header] = header_value(str(value))
         params = {"name": tool.name, "arguments": arguments}
-        return read_given(await within(timeout_s, self._ask("tools/call", params, self.version, more)))
+        patience = Patience(timeout_s, timeout_s if longest_s is None else longest_s)
+        return read_given(await patience.wait(self._ask("tools/call", params, self.version, more, patience.renew)))
 
     async def close(self) -> None:
         await self._transport.close()
@@ -212,6 +225,37 @@ class Session:
 
 class TooLate(Fault):
     """No answer in time."""
+
+
+class Patience:
+    """Waits for `idle_s`, anew from each `renew`, and for no more than `longest_s`."""
+
+    def __init__(self, idle_s: float, longest_s: float):
+        self._clock = asyncio.get_running_loop().time
+        self._idle_s, self._longest_s = idle_s, longest_s
+        self._end = self._clock() + longest_s
+        self._until = min(self._clock() + idle_s, self._end)
+        self._renewed = False
+
+    def renew(self) -> None:
+        self._renewed = True
+        self._until = min(self._clock() + self._idle_s, self._end)
+
+    async def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Raises `TooLate`."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done() and (left_s := self._until - self._clock()) > 0:
+                await asyncio.wait([task], timeout=left_s)
+            if task.done():
+                return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+        if self._renewed and self._until >= self._end:
+            raise TooLate(f"the server has not come to an end within {self._longest_s:g} seconds")
+        raise TooLate(f"the server does not answer within {min(self._idle_s, self._longest_s):g} seconds")
 
 
 async def within(timeout_s: float, work: Any) -> Any:

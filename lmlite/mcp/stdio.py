@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .message import Fault, Lines, Waiting, notification, request, result_of, spell
+from .message import Fault, Lines, Progress, Waiting, notification, request, result_of, spell, with_token
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +80,13 @@ class Stdio:
             os.close(watched)
         self._tasks = [asyncio.ensure_future(self._read()), asyncio.ensure_future(self._log())]
 
-    async def request(self, method: str, params: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    async def request(
+        self, method: str, params: Mapping[str, Any], headers: Mapping[str, str], progress: Progress | None = None
+    ) -> dict[str, Any]:
         """Raises `Fault`. Whoever waits no longer tells the program so."""
         id = next(self._ids)
-        future = self._waiting.expect(id)
-        self._send(request(id, method, params))
+        future = self._waiting.expect(id, progress)
+        self._send(request(id, method, with_token(params, id, progress)))
         try:
             return result_of(await future)
         except asyncio.CancelledError:

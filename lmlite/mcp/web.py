@@ -15,15 +15,18 @@ from .message import (
     MESSAGE_BYTES_MAX,
     NOISE_BYTES_MAX,
     Fault,
+    Progress,
     Refused,
     Waiting,
     answer_to,
     is_request,
     notification,
     parse,
+    progress_of,
     request,
     result_of,
     spell,
+    with_token,
 )
 
 ACCEPT: Final = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
@@ -47,12 +50,14 @@ class Streamable:
     async def start(self) -> None:
         pass
 
-    async def request(self, method: str, params: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    async def request(
+        self, method: str, params: Mapping[str, Any], headers: Mapping[str, str], progress: Progress | None = None
+    ) -> dict[str, Any]:
         """Raises `Fault`; `Refused` where there was no message in the answer. Whoever waits no longer closes the connection,
         and tells a server that has sessions."""
         id = next(self._ids)
         try:
-            return await self._request(id, method, params, headers)
+            return await self._request(id, method, with_token(params, id, progress), headers, progress)
         except asyncio.CancelledError:
             if self._session is not None and method != "initialize":
                 said = self.notify("notifications/cancelled", {"requestId": id, "reason": "nobody waits for it"})
@@ -60,7 +65,7 @@ class Streamable:
             raise
 
     async def _request(
-        self, id: int, method: str, params: Mapping[str, Any], headers: Mapping[str, str]
+        self, id: int, method: str, params: Mapping[str, Any], headers: Mapping[str, str], progress: Progress | None
     ) -> dict[str, Any]:
         async with self._post(request(id, method, params), headers) as answer:
             session = answer.headers.get("mcp-session-id")
@@ -69,7 +74,7 @@ class Streamable:
                     raise Fault("the server's session has an id that cannot be sent")
                 self._session = session
             if answer.status == 200 and answer.type == "text/event-stream":
-                return result_of(await self._hear(answer, id))
+                return result_of(await self._hear(answer, id, progress))
             text = await answer.read()
             message = parse(text)
             if message is not None and ("result" in message or isinstance(message.get("error"), dict)):
@@ -87,7 +92,7 @@ class Streamable:
         self._session = None
         self.fault = Fault("the server has ended the session")
 
-    async def _hear(self, answer: Answer, id: int) -> dict[str, Any]:
+    async def _hear(self, answer: Answer, id: int, progress: Progress | None) -> dict[str, Any]:
         n_answers = 0
         async for _, data in events(answer.body):
             message = parse(data)
@@ -99,6 +104,8 @@ class Streamable:
                     await quietly(self._tell(answer_to(message)))
             elif message.get("method") == "notifications/tools/list_changed":
                 self.changed = True
+            elif progress is not None and progress_of(message) == id:
+                progress()
             elif message.get("id") == id and "method" not in message:
                 return message
         raise Fault("the server ended its answer too early")
@@ -154,11 +161,13 @@ class EventStream:
         if not self._target.done():
             raise self._waiting.fault or Fault("the server ended its stream")
 
-    async def request(self, method: str, params: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+    async def request(
+        self, method: str, params: Mapping[str, Any], headers: Mapping[str, str], progress: Progress | None = None
+    ) -> dict[str, Any]:
         id = next(self._ids)
-        future = self._waiting.expect(id)
+        future = self._waiting.expect(id, progress)
         try:
-            await self._post(request(id, method, params))
+            await self._post(request(id, method, with_token(params, id, progress)))
             return result_of(await future)
         except asyncio.CancelledError:
             if method != "initialize":

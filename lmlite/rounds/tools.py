@@ -73,8 +73,8 @@ class Toolbox(Protocol):
     @property
     def listed(self) -> Sequence[ToolsListed]: ...
 
-    async def call(self, tool: ServerTool, arguments: Mapping[str, Any], timeout_s: float) -> Given:
-        """Raises `Fault`."""
+    async def call(self, tool: ServerTool, arguments: Mapping[str, Any], timeout_s: float, longest_s: float) -> Given:
+        """`timeout_s` is for each sign of life, `longest_s` for all. Raises `Fault`."""
         ...
 
 
@@ -89,12 +89,12 @@ class Opened:
     sessions: dict[ToolServer, Opening] = field(default_factory=dict)
     tools: dict[str, Tool] = field(default_factory=dict)
 
-    async def call(self, tool: ServerTool, arguments: Mapping[str, Any], timeout_s: float) -> Given:
+    async def call(self, tool: ServerTool, arguments: Mapping[str, Any], timeout_s: float, longest_s: float) -> Given:
         try:
             session = await asyncio.wait_for(self.sessions[tool.server](), timeout_s)
         except asyncio.TimeoutError:
             raise Fault(f"the server does not answer within {timeout_s:g} seconds") from None
-        return await session.call(self.tools[tool.called], arguments, timeout_s)
+        return await session.call(self.tools[tool.called], arguments, timeout_s, longest_s)
 
 
 class ToolServers:
@@ -358,9 +358,9 @@ class Loop:
             return told(index, id, tool, "no more tools can be called for this request")
         self._n_made += 1
         async with gate:
-            timeout_s = min(self._limits.call_s, max(0.0, self._left_s()))
+            left_s = max(0.0, self._left_s())
             try:
-                given = await self._box.call(tool, arguments, timeout_s)
+                given = await self._box.call(tool, arguments, min(self._limits.call_s, left_s), left_s)
             except RpcError as error:
                 if error.code == INVALID_PARAMS:
                     self._n_refused += 1

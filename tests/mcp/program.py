@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -55,7 +56,7 @@ def list_tools(id: object, params: dict[str, Any]) -> None:
     result(id, {"tools": tools[begin : begin + size], **more})
 
 
-def call(id: Any, name: str, arguments: dict[str, Any]) -> None:
+def call(id: Any, name: str, arguments: dict[str, Any], token: object) -> None:
     if name == "add":
         text(id, str(arguments["a"] + arguments.get("b", 0)))
     elif name == "echo":
@@ -63,6 +64,11 @@ def call(id: Any, name: str, arguments: dict[str, Any]) -> None:
     elif name == "slow":
         time.sleep(float(arguments["text"]))
         text(id, "slept")
+    elif name == "progress":  # says so N times, a moment apart; "x" means without end
+        for n in itertools.count() if arguments["text"] == "x" else range(int(arguments["text"])):
+            say({"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": token, "progress": n}})
+            time.sleep(0.1)
+        text(id, "done")
     elif name == "fail":
         text(id, "it went wrong", isError=True)
     elif name == "crash":
@@ -124,7 +130,7 @@ def main() -> None:
         elif method == "tools/list":
             list_tools(id, params)
         elif method == "tools/call":
-            call(id, params["name"], params["arguments"])
+            call(id, params["name"], params["arguments"], params.get("_meta", {}).get("progressToken"))
     note("end of input")
     if "stubborn" in OPTIONS:
         time.sleep(60)

@@ -23,7 +23,7 @@ from lmlite.mcp.session import Given, Session
 from tests.conftest import INSTALLED, TIMEOUT_S
 
 PROGRAM = Path(__file__).parent / "program.py"
-ALL = "add,echo,slow,fail,crash,silent,huge,endless,garbage,asks,grow,environment,refuse,input"
+ALL = "add,echo,slow,progress,fail,crash,silent,huge,endless,garbage,asks,grow,environment,refuse,input"
 CALL_S = 20.0
 
 
@@ -42,9 +42,11 @@ async def connected(entry: Entry, **settings: Any) -> AsyncIterator[tuple[Connec
         await connections.close()
 
 
-async def call(session: Session, name: str, timeout_s: float = CALL_S, **arguments: Any) -> Given:
+async def call(
+    session: Session, name: str, timeout_s: float = CALL_S, longest_s: float | None = None, **arguments: Any
+) -> Given:
     tool = next(tool for tool in await session.tools() if tool.name == name)
-    return await session.call(tool, arguments, timeout_s)
+    return await session.call(tool, arguments, timeout_s, longest_s)
 
 
 def text_of(given: Given) -> str:
@@ -142,6 +144,27 @@ def test_output_without_end_ends_the_program(monkeypatch: pytest.MonkeyPatch) ->
                 await call(session, "endless")
             again = await connections.session(kept)
             assert again is not session and text_of(await call(again, "add", a=1)) == "1"
+
+    asyncio.run(scenario())
+
+
+def test_a_tool_that_tells_of_its_progress_has_its_time_anew() -> None:
+    async def scenario() -> None:
+        async with connected(entry(era="modern")) as (connections, kept):
+            session = await connections.session(kept)
+            with pytest.raises(Fault, match="does not answer within 0.5 seconds"):
+                await call(session, "slow", 0.5, CALL_S, text="1.2")
+            assert text_of(await call(session, "progress", 2.0, CALL_S, text="30")) == "done"
+
+    asyncio.run(scenario())
+
+
+def test_progress_without_end_comes_to_one() -> None:
+    async def scenario() -> None:
+        async with connected(entry()) as (connections, kept):
+            session = await connections.session(kept)
+            with pytest.raises(Fault, match="has not come to an end within 1.5 seconds"):
+                await call(session, "progress", 1.4, 1.5, text="x")
 
     asyncio.run(scenario())
 

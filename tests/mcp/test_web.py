@@ -53,6 +53,47 @@ def test_each_revision_is_spoken(era: str, version: str, as_events: bool) -> Non
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("era", ["modern", "legacy", "old"])
+def test_progress_is_heard_of_the_request_that_it_is_about(era: str) -> None:
+    async def scenario() -> None:
+        async with WebServer(era, as_events=True, n_progress=3).serving() as server:
+            session = await opened(server)
+            n_heard = 0
+
+            def hear() -> None:
+                nonlocal n_heard
+                n_heard += 1
+
+            version = {"MCP-Protocol-Version": session.version} if era != "old" else {}
+            asked = {"name": "add", "arguments": {"a": 2, "b": 3}}
+            found = await session._transport.request("tools/call", asked, version, hear)
+            assert found["content"][0]["text"] == "5" and n_heard == 3
+            await session._transport.request("tools/list", {}, version)
+            assert "_meta" not in server.said("tools/list")[-1].message["params"]
+            await session.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("era", ["legacy", "old"])
+def test_a_server_with_sessions_is_told_that_nobody_waits_any_more(era: str) -> None:
+    async def scenario() -> None:
+        async with WebServer(era, answers={"tools/call": b"" if era == "legacy" else whole(202, b"")}).serving() as server:
+            session = await opened(server)
+            calling = asyncio.ensure_future(add(session))
+            while not server.said("tools/call"):
+                await asyncio.sleep(0.01)
+            calling.cancel()
+            await asyncio.wait([calling])
+            while not server.said("notifications/cancelled"):
+                await asyncio.sleep(0.01)
+            (cancelled,) = server.said("notifications/cancelled")
+            assert cancelled.message["params"]["requestId"] == server.said("tools/call")[0].message["id"]
+            await session.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), TIMEOUT_S))
+
+
 def test_headers_repeat_what_the_newest_revision_wants_repeated() -> None:
     async def scenario() -> None:
         async with WebServer().serving() as server:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ class WebServer:
     left: asyncio.Event = field(default_factory=asyncio.Event)
     stream: asyncio.StreamWriter | None = None
     tls: ssl.SSLContext | None = None
+    n_progress: int = 0  # notifications before the answer to a call
 
     @property
     def url(self) -> str:
@@ -94,7 +95,8 @@ class WebServer:
         text = json.dumps(message).encode()
         if self.as_events:
             first = b': hello\r\n\r\nevent: message\r\ndata: {"jsonrpc":"2.0","method":"notifications/progress"}\r\n\r\n'
-            text = first + b"data: " + text + b"\r\n\r\n"
+            told = b"".join(b"data: " + progress + b"\r\n\r\n" for progress in self._progress())
+            text = first + told + b"data: " + text + b"\r\n\r\n"
         writer.write(whole(200, text, "text/event-stream" if self.as_events else "application/json", **more))
 
     async def _answer_old(
@@ -109,7 +111,17 @@ class WebServer:
         else:
             writer.write(whole(202, b""))
             if "id" in message and self.stream is not None:
+                for progress in self._progress():
+                    self.stream.write(b"event: message\ndata: " + progress + b"\n\n")
                 self.stream.write(b"event: message\ndata: " + json.dumps(self._result(message)).encode() + b"\n\n")
+
+    def _progress(self) -> Iterator[bytes]:
+        """Of the last request, and once of one that nobody made."""
+        params = self.heard[-1].message.get("params", {})
+        token = params.get("_meta", {}).get("progressToken")
+        for one in (*[token] * self.n_progress, 999) if token is not None else ():
+            told = {"progressToken": one, "progress": 0.5, "message": "on its way"}
+            yield json.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": told}).encode()
 
     def _result(self, message: dict[str, Any]) -> dict[str, Any]:
         params = message["params"]
