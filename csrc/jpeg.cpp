@@ -141,7 +141,7 @@ static void note_scan(jpeg_facts & jpeg) {
     }
     jpeg.scans++;
     const uint64_t pixels = uint64_t(jpeg.frame->width) * jpeg.frame->height;
-    if (jpeg.scans * std::max<uint64_t>(pixels, 1 << 16) > MOST_SCANNED_PIXELS) {
+    if (jpeg.scans > 1 && jpeg.scans * std::max<uint64_t>(pixels, 1 << 16) > MOST_SCANNED_PIXELS) {
         throw bad_media("this JPEG goes over its " + std::to_string(pixels) + " pixels more than " +
                         std::to_string(jpeg.scans - 1) + " times");
     }

@@ -79,6 +79,7 @@ stb_pixels stb_decode(std::string_view file, int channels, uint64_t memory) {
         return result;
     }
     bytes_left = memory;
+    stbi__g_failure_reason = nullptr; // not every way of failing sets one
     int width = 0;
     int height = 0;
     const auto * bytes = reinterpret_cast<const uint8_t *>(file.data());
@@ -87,7 +88,7 @@ stb_pixels stb_decode(std::string_view file, int channels, uint64_t memory) {
     result.height = uint32_t(height);
     if (!result.bytes) {
         const char * reason = stbi_failure_reason();
-        result.failure = reason == nullptr ? "damaged" : strcmp(reason, "outofmem") == 0 ? "" : reason;
+        result.failure = reason == nullptr ? "its parts do not fit together" : strcmp(reason, "outofmem") == 0 ? "" : reason;
     }
     return result;
 }

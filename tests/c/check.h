@@ -26,6 +26,9 @@ struct test_registration {
     static const test_registration registration_##name(#name, name); \
     static void name()
 
+// Not a test: what a test in Python runs on files that it made, whose folder is the program's second argument.
+#define PROGRAM(name) TEST(name)
+
 #define CHECK(condition)                                                              \
     do {                                                                              \
         if (!(condition)) {                                                           \
