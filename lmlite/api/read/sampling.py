@@ -49,6 +49,12 @@ OVERFLOW: Mapping[str, Literal["error", "stop", "drop_middle"]] = {
 ALIASES: Mapping[str, tuple[str, ...]] = {"repeat_penalty": ("repetition_penalty",)}
 """Other servers' names of fields of `Sampling`; ours count first."""
 
+NUMBER_NAMES: Mapping[str, str] = {
+    **{name: name for name in (*SAMPLING_NUMBERS, *SAMPLING_INTEGERS)},
+    **{alias: name for name, aliases in ALIASES.items() for alias in aliases},
+}
+"""Fields of requests, and of `Sampling`: those that few set, so that what a request has is looked up here."""
+
 SAMPLER_NAMES: Mapping[str, str] = {
     **{name: name for name in SAMPLERS},
     **{name.replace("_", ""): name for name in SAMPLERS},
@@ -223,10 +229,12 @@ def _parse_samplers(fields: Fields) -> tuple[str, ...] | None:
 def parse_sampling(fields: Fields) -> dict[str, Any]:
     """Those fields of `Sampling` that are given."""
     given: dict[str, Any] = {}
-    for name, (low, high) in SAMPLING_NUMBERS.items():
-        given[name] = first(fields.number(field, low, high) for field in (name, *ALIASES.get(name, ())))
-    for name, (least, most) in SAMPLING_INTEGERS.items():
-        given[name] = fields.integer(name, least, most)
+    for name in {NUMBER_NAMES[field]: None for field in fields.values if field in NUMBER_NAMES}:
+        if name in SAMPLING_INTEGERS:
+            given[name] = fields.integer(name, *SAMPLING_INTEGERS[name])
+        else:
+            low, high = SAMPLING_NUMBERS[name]
+            given[name] = first(fields.number(field, low, high) for field in (name, *ALIASES.get(name, ())))
     given["seed"] = _parse_seed(fields)
     given["logit_bias"] = _parse_logit_bias(fields)
     given["dry_sequence_breakers"] = _parse_breakers(fields)

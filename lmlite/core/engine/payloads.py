@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,9 @@ MEDIA_BYTES_MAX: Final = 64 << 20
 """Bytes of all of them: twice what one HTTP request can bring."""
 
 T = TypeVar("T")
+
+SAMPLING_NAMES: Final = tuple(item.name for item in fields(Sampling))
+_sampling_values: Final = operator.attrgetter(*SAMPLING_NAMES)
 
 _SCORE: Final = struct.Struct("<f")
 
@@ -414,7 +418,7 @@ def grammar_object(grammar: Grammar | None) -> dict[str, Any]:
 
 def sampling_object(sampling: Sampling) -> dict[str, Any]:
     return {
-        **{field.name: getattr(sampling, field.name) for field in fields(Sampling)},
+        **dict(zip(SAMPLING_NAMES, _sampling_values(sampling))),
         "logit_bias": [[token, None if bias == float("-inf") else bias] for token, bias in sampling.logit_bias],
     }
 
