@@ -1,8 +1,9 @@
 """Claim: 99 of 100 times `/health` answers within 5 ms, whatever the server is doing.
 
 A process of its own asks 100 times a second: while nothing happens, 50 streams run, bodies of 12,500 messages or prompts of
-5 MB come one upon the other, a model is loaded and unloaded all the time. Another process asks a bare asyncio echo just so,
-at the same time: what that one takes is the machine's doing, whose cores the clients, the engine and the echo share.
+5 MB come one upon the other, 3,000 connections are opened, a model is loaded and unloaded all the time. Another process asks
+a bare asyncio echo just so, at the same time: what that one takes is the machine's doing, whose cores the clients, the engine
+and the echo share.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CONNECTION_MAX = 50
 """Questions on one connection: llama-server ends it after a hundred."""
 STREAMS, STREAM_TOKENS = 50, 1900
 MESSAGES, PROMPT_WORDS = 12_500, 1_000_000
+CONNECTIONS = 3000
 CHAT = "/v1/chat/completions"
 ECHO = "bare echo beside it"
 CASES = {
@@ -36,6 +38,7 @@ CASES = {
     "streams": f"{STREAMS} streams",
     "messages": f"bodies of {MESSAGES} messages without pause",
     "prompts": "prompts of 5 MB without pause",
+    "connections": f"{CONNECTIONS} connections are opened, again and again",
     "loads": "a model comes and goes",
 }
 CLAIMS = tuple(contest.Claim(case, f"/health, 99 of 100: {text}", "ms", bound=5) for case, text in CASES.items())
@@ -109,6 +112,13 @@ async def post(port: int, question: bytes) -> None:
     writer.close()
 
 
+async def connect(port: int) -> None:
+    """All of them are open at once. A server may end some: it has to answer those that it keeps."""
+    opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS)))
+    for _, writer in opened:
+        writer.close()
+
+
 async def come_and_go(port: int, model: str) -> None:
     with contextlib.suppress(RuntimeError):  # it may be gone
         await client.whole(port, "/api/v1/models/unload", {"instance_id": model})
@@ -156,6 +166,7 @@ async def measure(executor: Executor, echo_port: int, server: client.Running) ->
         "streams": (partial(stream, port, model), STREAMS),
         "messages": (partial(post, port, question(model, [{"role": "user", "content": "hello"}] * MESSAGES)), 1),
         "prompts": (partial(post, port, question(model, [words])), 1),
+        "connections": (partial(connect, port), 1),
     }
     if model != peers.MODEL:
         loads["loads"] = (partial(come_and_go, port, model), 1)
