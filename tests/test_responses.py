@@ -25,6 +25,9 @@ SAID = "".join(WORDS)
 TOOL = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}
 
 
+PICTURE = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="}]}]
+
+
 @pytest.fixture
 def client(fake_server: FakeServer) -> Client:
     return fake_server.client()
@@ -403,6 +406,19 @@ def test_a_background_response_that_fails_is_kept_as_failed(serve_fake: Callable
     told = events_of(client.post(PATH, {**TALK, "background": True, "stream": True}))
     assert [event["type"] for event in told[-2:]] == ["response.failed", "error"]
     assert client.get(f"{PATH}/{told[0]['response']['id']}").json["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("wish", "status"),
+    [({"model": "nobody"}, 404), ({"previous_response_id": "resp_nobody"}, 400), ({"input": PICTURE}, 400)],
+    ids=["no such model", "nothing to go on from", "a model that does not see"],
+)
+def test_a_background_response_that_can_never_be_is_refused_at_once(
+    client: Client, wish: dict[str, Any], status: int
+) -> None:
+    answer = client.post(PATH, {**TALK, **wish, "background": True})
+    assert (answer.status, list(answer.json)) == (status, ["error"])
+    assert answer.json["error"] == client.post(PATH, {**TALK, **wish}).json["error"]
 
 
 def test_a_background_response_ends_with_its_server(serve_fake: Callable[..., FakeServer]) -> None:

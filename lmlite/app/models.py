@@ -15,6 +15,7 @@ from ..events import Event
 from ..messages import Sense
 from ..metrics import Family
 from ..settings import UNSAID, ModelSettings
+from ..turn import Turn
 from .disk import open_catalog
 from .looks import Looks
 
@@ -125,6 +126,11 @@ class Models:
         _, pool = await self._current()
         async with pool.lease(name, needs, asked, heard, draft=draft, effort=effort, senses=senses) as lease:
             yield lease
+
+    async def expect(self, turn: Turn) -> None:
+        """See `Pool.expect`."""
+        _, pool = await self._current()
+        await pool.expect(turn.model, turn.needs, turn.load, turn.senses)
 
     async def load(
         self,

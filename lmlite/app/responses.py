@@ -36,10 +36,14 @@ async def create(app: State, request: Request, response: Response, _: str) -> No
     if not app.history.keeps:
         raise NotKept("this server keeps nothing (--history-size, --history-days)")
     await media.fetch(app, call.turn)
+    past, turn = own(app, request), scoped(call.turn, caller)
+    await app.models.expect(turn)
+    if turn.follows is not None:
+        turn = turn.after(await past.conversation(turn.follows.id))
     reply = call.reply(app.origin())
     assert isinstance(reply, ResponseReply)
     tell_ignored(call, response)
-    run = app.background.start(rounds(app, caller), own(app, request), scoped(call.turn, caller), reply)
+    run = app.background.start(rounds(app, caller), past, turn, reply)
     if call.stream:
         await run.follow(-1, response)
     else:

@@ -168,9 +168,7 @@ class Pool:
         for a draft model that does not fit the model. Who uses the engine hears `ModelFileChanged` if its files are written to
         meanwhile.
         """
-        meant = None if name is None else await self.resolve(name)
-        if meant is None and (not self.instances() or await self._catalog.settings_changed()):
-            await self._look()
+        meant = await self._meant(name)
         draft_card = None if draft is None else drafter((await self.resolve(draft, "draft_model")).card)
         card, slots = await self._choose(meant, needs, senses)
         self._check_senses(card, slots, asked, senses)
@@ -197,6 +195,19 @@ class Pool:
             yield Lease(slot.engine, slot.instance, loaded_now)
         finally:
             self._end(slot)
+
+    async def expect(self, name: str | None, needs: Needs, asked: ModelSettings, senses: frozenset[Sense] = NONE) -> None:
+        """Raises what a lease of these would raise whatever a load says: `ModelNotFound`, `WrongModelType`, `SenseMissing`,
+        `ShuttingDown`."""
+        card, slots = self._present(await self._meant(name), needs, senses)
+        self._check_senses(card, slots, asked, senses)
+
+    async def _meant(self, name: str | None) -> Meant | None:
+        if name is not None:
+            return await self.resolve(name)
+        if not self.instances() or await self._catalog.settings_changed():
+            await self._look()
+        return None
 
     async def resolve(self, name: str, param: str = "model") -> Meant:
         """What the field `param` of a request means. The disk is looked at again for a model that is unknown, or that may
