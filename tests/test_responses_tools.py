@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import FakeServer
+from lmlite.app.metrics import Metrics
+from lmlite.core.engine.client import Engine
+from lmlite.events import Finished, Stats
+from lmlite.messages import Message
+from lmlite.request import Chat, Generate
+from lmlite.rounds import run, tools
+from lmlite.server import Server
+from tests.conftest import Client, FakeServer
 from tests.fakes import Script
 from tests.mcp.web_server import WebServer
 from tests.test_native_chat import generations
@@ -126,3 +134,58 @@ def test_what_is_secret_is_sent_to_the_server_and_told_to_nobody(
 def test_a_server_that_may_not_be_used_is_refused(ask: Callable[..., Any]) -> None:
     answer = ask()(tools=[{"type": "mcp", "server_label": "w", "server_url": "https://tools.example/"}])
     assert (answer.status, answer.json["error"]["code"]) == (403, "permission_denied")
+
+
+# ---- the real engine -------------------------------------------------------------------------------------------------
+
+
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((place for place, (one, other) in enumerate(zip(a, b)) if one != other), min(len(a), len(b)))
+
+
+def test_each_round_takes_from_the_cache_all_that_it_shares_with_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: dict[str, str]  # noqa: F811
+) -> None:
+    """Three rounds of calls, which the model has no choice about, and an answer: prompts as tokens, and what they cost."""
+    prompts: list[Sequence[int]] = []
+    costs: list[Stats] = []
+    feed, go_on, count = run.feed, tools.Loop._prompt_with, Metrics.generated
+
+    async def feed_and_note(engine: Engine, work: Generate, *rest: Any) -> None:
+        assert isinstance(work.prompt, Chat)
+        text, n_tokens = await engine.count(work.prompt, work.grammar)
+        ids, _ = await engine.tokenize(text, add_special=False, parse_special=True)
+        assert len(ids) == n_tokens
+        prompts.append(ids)
+        await feed(engine, work, *rest)
+
+    def insist(loop: tools.Loop, messages: tuple[Message, ...]) -> None:
+        go_on(loop, messages)
+        if len(prompts) < 3:
+            loop._prompt = replace(loop._prompt, tool_choice="required")
+
+    def note(metrics: Metrics, model: str, new_prompt: bool, caller: str, finished: Finished) -> None:
+        costs.append(finished.stats)
+        count(metrics, model, new_prompt, caller, finished)
+
+    monkeypatch.setattr(run, "feed", feed_and_note)
+    monkeypatch.setattr(tools.Loop, "_prompt_with", insist)
+    monkeypatch.setattr(Metrics, "generated", note)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    program(tmp_path / "home", calc={"tools": "add"})
+    with Server(port=0, home=tmp_path / "home", auth=True, mcp=True) as server:
+        client = Client(server.port)
+        asked = {"model": "lmlite-tiny", "temperature": 0, "input": "Add 2 and 3.", "tool_choice": "required"}
+        answer = client.post(RESPONSES, {**asked, "tools": [PLUGIN]}, **token).json
+        client.close()
+    assert [item["type"] for item in answer["output"]] == ["mcp_list_tools", *["mcp_call"] * 3, "message"]
+    assert len(prompts) == len(costs) == 4
+    for before, now, cost in zip(prompts, prompts[1:], costs[1:]):
+        assert shared(before, now) == len(before)  # what was said is said again to the last token
+        assert cost.cached_tokens >= shared(before, now) - 1
+    first, second = costs[:2]
+    assert second.cached_tokens >= first.prompt_tokens + first.generated_tokens - 1  # the call itself, too
+    usage = answer["usage"]
+    assert usage["input_tokens"] == sum(cost.prompt_tokens for cost in costs) == sum(map(len, prompts))
+    assert usage["input_tokens_details"]["cached_tokens"] == sum(cost.cached_tokens for cost in costs)
+    assert usage["output_tokens"] == sum(cost.generated_tokens for cost in costs)
