@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from lmlite.app.auth import Use
+from lmlite.app.request_log import LINES_MAX
 from lmlite.app.routes import ROUTES
 from lmlite.config import Config
 from lmlite.core.engine.frames import Kind
@@ -123,14 +127,32 @@ def test_a1_what_is_no_token_is_refused_and_nothing_fails_of_it(serve_fake: Serv
     assert client.get("/v1/models", **bearer(good)).status == 200
 
 
-def test_a2_both_headers_and_no_other_way(serve_fake: Serve, keys: Keys) -> None:
-    client = serve_fake(auth=True).client()
+def test_a1_a_token_without_end_is_no_token(serve_fake: Serve) -> None:
+    server = serve_fake(auth=True)
+    answer = server.client().get("/v1/models", Authorization="Bearer " + "a" * 8000)
+    assert answer.status == 401 and answer.headers["WWW-Authenticate"].startswith("Bearer")
+    with contextlib.suppress(OSError):  # it is answered, and may be cut before it has sent all
+        assert server.client().get("/v1/models", Authorization="Bearer " + "a" * (1 << 20)).status == 431
+    assert server.client().get("/health").status == 200
+
+
+def test_a2_both_headers_and_no_other_way(serve_fake: Serve, keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    server = serve_fake(auth=True)
+    client = server.client()
     token = keys.create("good")
     assert client.get("/v1/models", **{"x-api-key": token}).status == 200
     assert client.get("/v1/models", Authorization=f"bearer {token}").status == 200
     assert client.get("/v1/models", Authorization=f"Basic {token}").status == 401
     assert client.get("/v1/models", Authorization="Bearer no", **{"x-api-key": token}).status == 401
     assert client.get(f"/v1/models?token={token}").status == 401
+    server.settle()
+    assert token not in caplog.text and token.partition(":")[2] not in caplog.text
+    for second in (token, "other"):
+        with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as sock:
+            heads = f"Authorization: Bearer {token}\r\nAuthorization: Bearer {second}\r\n"
+            sock.sendall(f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{heads}\r\n".encode())
+            assert sock.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(
@@ -158,6 +180,47 @@ def test_a6_a_token_counts_from_when_it_is_made_until_it_is_revoked(serve_fake: 
     assert not keys.tokens.revoke("mine")
 
 
+def test_a6_a_stream_ends_whose_token_is_revoked_meanwhile_and_the_next_is_none(serve_fake: Serve, keys: Keys) -> None:
+    gate = Gate(Kind.GENERATE)
+    server = serve_fake(Script(hold=gate), auth=True)
+    token = keys.create("mine")
+    client = server.client()
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(client.post, "/v1/chat/completions", {**HELLO, "stream": True}, **bearer(token))
+        deadline = time.monotonic() + TIMEOUT_S
+        while not any(kind == Kind.GENERATE for engine in server.engines for kind, _, _ in engine.commands):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert keys.tokens.revoke("mine")
+        gate.open()
+        assert stream.result().body.endswith(b"data: [DONE]\n\n")
+    assert client.post("/v1/chat/completions", HELLO, **bearer(token)).status == 401
+
+
+def test_a7_a_flood_of_wrong_tokens_is_refused_with_a_bounded_log(
+    serve_fake: Serve, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lmlite")
+    server = serve_fake(auth=True)
+    keys.create("good")
+    wrong = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sk-lm-AAAAAAAA:%b\r\n\r\n" % (b"a" * 20)
+    n, began = 1000, time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as sock, sock.makefile("rb") as answers:
+        for _ in range(n // 50):
+            sock.sendall(wrong * 50)
+            for _ in range(50):
+                assert answers.readline().startswith(b"HTTP/1.1 401 ")
+                while (line := answers.readline()) != b"\r\n":
+                    if line.lower().startswith(b"content-length:"):
+                        n_bytes = int(line.partition(b":")[2])
+                answers.read(n_bytes)
+    assert server.client().get("/health").status == 200
+    n_seconds = int(time.monotonic() - began) + 2
+    server.settle()
+    lines = [record for record in caplog.records if record.name == "lmlite.app.request_log"]
+    assert len(lines) <= (LINES_MAX + 1) * n_seconds and (len(lines) < n or n_seconds > n // LINES_MAX)
+
+
 def test_without_auth_nobody_is_asked_and_any_key_will_do(serve_fake: Serve) -> None:
     client = serve_fake().client()
     assert client.get("/v1/models", Authorization="Bearer whatever").status == 200
@@ -167,6 +230,8 @@ def test_a8_an_address_that_others_reach_needs_tokens_or_a_word(tmp_path: Path) 
     with pytest.raises(ConfigError, match="--auth"):
         Config.of(host=["0.0.0.0"], home=tmp_path)
     assert Config.of(host=["0.0.0.0"], home=tmp_path, auth=True).auth
+    with pytest.raises(ConfigError, match="--auth"):
+        Config.of(mcp=True, home=tmp_path)
 
 
 def test_prompts_are_cached_and_turns_kept_for_those_of_one_scope_only(serve_fake: Serve, keys: Keys) -> None:

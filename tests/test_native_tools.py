@@ -186,6 +186,53 @@ def test_what_a_server_does_wrong_costs_its_call_and_the_chat_goes_on(
     assert reason in generations(ask.server)[1]["messages"][-1]["content"]
 
 
+def test_c4_garbage_wrong_ids_and_bursts_mislead_nobody(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(("garbage", ("{}",)), ADD, tools="garbage,add")
+    first, second, _ = ask().json["output"]
+    assert first["output"] == '[{"type":"text","text":"right"}]' and second["output"] == FIVE
+
+
+def test_c4_output_without_end_costs_its_call_and_the_chat_goes_on(
+    serve_tools: Callable[..., Ask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmlite.mcp.message.NOISE_BYTES_MAX", 8 << 20)
+    ask = serve_tools(("endless", ("{}",)), tools="endless,add")
+    called, message = ask().json["output"]
+    assert "nobody asked for" in called["output"] and message["content"] == TEXT
+
+
+def test_c5_tools_that_change_in_the_middle_of_a_chat_cost_the_calls_of_those_that_are_gone(
+    serve_tools: Callable[..., Ask], caplog: pytest.LogCaptureFixture
+) -> None:
+    ask = serve_tools(("shrink", ("{}",)), ADD, tools="shrink,add", mcp_parallel=1)
+    shrunk, gone, message = ask().json["output"]
+    assert shrunk["output"] == '[{"type":"text","text":"shrunk"}]' and message["content"] == TEXT
+    assert gone["type"] == "invalid_tool_call" and "Unknown tool: add" in gone["reason"]
+    assert ask().json["output"][0]["metadata"] == {"type": "invalid_name", "tool_name": "shrink"}
+    assert [tool["function"]["name"] for tool in generations(ask.server)[2]["tools"]] == ["late"]
+    assert "its tools are others now: 'late'" in caplog.text
+
+
+def test_c6_a_result_that_is_too_long_for_any_model_is_cut_and_says_so(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(("huge", ('{"text":"1"}',)), tools="huge")
+    called, _ = ask().json["output"]
+    told = generations(ask.server)[1]["messages"][-1]["content"]
+    assert len(called["output"]) > 1 << 20 and told.endswith("more characters were cut off]") and len(told) < 300_000
+
+
+def test_c1_one_that_dies_at_its_start_costs_those_who_ask_for_it(serve_tools: Callable[..., Ask], tmp_path: Path) -> None:
+    ask = serve_tools()
+    file = tmp_path / "home" / "mcp.json"
+    servers = json.loads(file.read_text())["mcpServers"]
+    servers["broken"] = {"command": sys.executable, "args": ["-c", "import sys; sys.exit('no licence')"]}
+    file.write_text(json.dumps({"mcpServers": servers}))
+    answer = ask(integrations=["mcp/calc", "mcp/broken"])
+    error = answer.json["error"]
+    assert (answer.status, error["type"], error["param"]) == (424, "plugin_connection_error", "integrations[1]")
+    assert "no licence" in error["message"]
+    assert ask().json["output"][0]["output"] == FIVE
+
+
 def test_a_failure_of_the_tool_itself_is_what_it_gave(serve_tools: Callable[..., Ask]) -> None:
     ask = serve_tools(("fail", ('{"text":""}',)), tools="fail")
     called, _ = ask().json["output"]

@@ -2,6 +2,7 @@
 
     era=legacy|modern     silent=METHOD (says nothing to it)      note=FILE (a line for each thing that it hears)
     tools=NAME,NAME       page=N (tools per page)                 children=FILE (starts a child and a grandchild, tells pids)
+    odd=1 (tools that nobody can be told of, besides)
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ def start_children() -> None:
 
 def list_tools(id: object, params: dict[str, Any]) -> None:
     tools = [{"name": name, "description": f"it does {name}", "inputSchema": SCHEMAS.get(name, TEXT)} for name in NAMES]
+    if "odd" in OPTIONS:
+        tools += [
+            {"name": "echo", "description": "another of that name"},
+            {"name": "two\nlines", "inputSchema": TEXT},
+            {"name": "n" * 129, "inputSchema": TEXT},
+            {"description": "it has no name"},
+            {"name": "wordy", "description": "x" * (1 << 20), "inputSchema": TEXT},
+            {"name": "deep", "inputSchema": {"properties": {str(n): {"type": "string"} for n in range(20_000)}}},
+            {"name": "plain"},
+        ]
     size = int(OPTIONS.get("page", "1000"))
     begin = int(params.get("cursor", "0"))
     more = {"nextCursor": str(begin + size)} if begin + size < len(tools) else {}
@@ -57,7 +68,9 @@ def list_tools(id: object, params: dict[str, Any]) -> None:
 
 
 def call(id: Any, name: str, arguments: dict[str, Any], token: object) -> None:
-    if name == "add":
+    if name not in NAMES:
+        say({"jsonrpc": "2.0", "id": id, "error": {"code": -32602, "message": f"Unknown tool: {name}"}})
+    elif name == "add":
         text(id, str(arguments["a"] + arguments.get("b", 0)))
     elif name == "echo":
         text(id, arguments["text"])
@@ -101,6 +114,10 @@ def call(id: Any, name: str, arguments: dict[str, Any], token: object) -> None:
         NAMES.append("late")
         say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
         text(id, "grown")
+    elif name == "shrink":
+        NAMES[:] = ["late"]
+        say({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+        text(id, "shrunk")
     elif name == "environment":
         text(id, json.dumps(dict(os.environ)))
     elif name == "refuse":

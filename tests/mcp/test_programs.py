@@ -19,7 +19,7 @@ import pytest
 from lmlite.mcp.connections import Connections, Kept
 from lmlite.mcp.file import Entry
 from lmlite.mcp.message import NOISE_BYTES_MAX, Fault
-from lmlite.mcp.session import Given, Session
+from lmlite.mcp.session import DESCRIPTION_MAX, Given, Session
 from tests.conftest import INSTALLED, TIMEOUT_S
 
 PROGRAM = Path(__file__).parent / "program.py"
@@ -207,6 +207,49 @@ def test_a_program_that_cannot_run_is_left_alone_for_longer_and_longer(tmp_path:
                 await connections.session(kept)
 
     asyncio.run(scenario())
+
+
+def test_c1_one_that_dies_at_its_start_is_told_with_its_last_words() -> None:
+    script = "import sys; print('no licence', file=sys.stderr); sys.exit(3)"
+
+    async def scenario() -> None:
+        async with connected(Entry("demo", (sys.executable, "-c", script))) as (connections, kept):
+            with pytest.raises(Fault, match=r"has ended \(exit 3\): no licence"):
+                await connections.session(kept)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_c2_one_that_never_answers_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+
+    async def scenario() -> None:
+        silent = entry(silent="initialize", children=str(pids))
+        async with connected(silent) as (connections, kept):
+            opening = asyncio.ensure_future(connections.session(kept))
+            await asyncio.to_thread(await_pids, pids)
+            opening.cancel()  # as its time would
+            await asyncio.wait([opening])
+            await asyncio.to_thread(await_end, await_pids(pids), 3.0)
+
+    asyncio.run(scenario())
+
+
+def test_c5_tools_that_no_model_can_be_told_of_are_left_out_and_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with connected(entry(tools="add,echo", odd="1")) as (connections, kept):
+            session = await connections.session(kept)
+            tools = {tool.name: tool for tool in await session.tools()}
+            assert list(tools) == ["add", "echo", "wordy", "plain"]
+            assert tools["echo"].description == "it does echo"  # the first of two
+            assert len(tools["wordy"].description) == DESCRIPTION_MAX
+            assert tools["plain"].schema == {"type": "object", "properties": {}}
+
+    asyncio.run(scenario())
+    for why in ("two tools 'echo'", "'two\\nlines' does not", "it has no name", "schema of 'deep' is too large"):
+        assert why in caplog.text
+    assert "\ntwo" not in caplog.text and "two\nlines" not in caplog.text
 
 
 @pytest.mark.parametrize("method", ["initialize", "tools/list"])
