@@ -33,6 +33,8 @@ SUM = "Add 2 and 3."
 STARTS_S = 90.0
 """On a machine that has much else to do."""
 
+pytestmark = pytest.mark.timeout(600)  # packages are fetched, and programs of many modules begin
+
 
 @contextlib.contextmanager
 def on_the_web(command: list[str], environment: Mapping[str, str]) -> Iterator[str]:
@@ -62,6 +64,7 @@ def check_dialects(tmp_path: Path, token: dict[str, str], servers: dict[str, Any
     (home / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
     with Server(port=0, home=home, auth=True, mcp=True, mcp_ephemeral=True, mcp_private=True) as server:
         client = Client(server.port)
+        client.connection.timeout = STARTS_S
         for label, entry in servers.items():
             native(client, token, {"type": "plugin", "id": f"mcp/{label}", "allowed_tools": [tool]}, result)
             named = {"type": "mcp", "server_label": label, "allowed_tools": [tool]}
