@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .card import Instance
+from .messages import MediaPart
 from .tool_servers import ServerTool, ToolServer
 
 StopReason = Literal[
@@ -164,6 +165,8 @@ class ToolResult:
     text: str
     failed: bool = False
     error: str = ""
+    media: tuple[MediaPart, ...] = ()
+    """What the model is shown beside the text, if it can see or hear."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -25,7 +25,7 @@ import lmlite  # noqa: E402
 from lmlite.app import App  # noqa: E402
 from lmlite.config import Config  # noqa: E402
 from lmlite.server import LoopThread, Server, Service  # noqa: E402
-from tests.core.gguf_files import bert, gguf, llama  # noqa: E402
+from tests.core.gguf_files import bert, gguf, llama, projector  # noqa: E402
 from tests.fakes import FakeEngine, Script, fake_thread  # noqa: E402
 
 INSTALLED = Path(lmlite.__file__).parent.parent
@@ -156,6 +156,20 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / place
         path.parent.mkdir(parents=True)
         path.write_bytes(gguf(values))
+    return folder
+
+
+@pytest.fixture
+def seeing(tmp_path: Path) -> Path:
+    """Beside `talker` a model `seer`, which sees, and `hearer`, which hears."""
+    folder = tmp_path / "seeing"
+    for name, senses in (("seer", {"vision": True}), ("hearer", {"vision": False, "audio": True})):
+        place = folder / "acme" / f"{name}-GGUF"
+        place.mkdir(parents=True)
+        (place / f"{name}-Q4_K_M.gguf").write_bytes(gguf(llama()))
+        marks = {f"clip.has_{sense}_encoder": has for sense, has in senses.items()}
+        file = f"mmproj-{'hears' if name == 'hearer' else 'sees'}-f16.gguf"
+        (place / file).write_bytes(gguf(projector() | marks))
     return folder
 
 

@@ -21,7 +21,6 @@ from lmlite.core.engine.frames import Kind
 from lmlite.core.engine.payloads import MEDIA_MAX
 from lmlite.mcp import http as web
 from tests.conftest import Answer, FakeServer
-from tests.core.gguf_files import gguf, llama, projector
 from tests.fakes import BROKEN, MEDIA_TOKENS
 from tests.test_log_stream import Ear
 
@@ -37,20 +36,6 @@ def encoded(data: bytes) -> str:
 
 def url(data: bytes) -> str:
     return f"data:image/png;base64,{encoded(data)}"
-
-
-@pytest.fixture
-def seeing(tmp_path: Path) -> Path:
-    """Beside `talker` a model `seer`, which sees, and `hearer`, which hears."""
-    folder = tmp_path / "seeing"
-    for name, senses in (("seer", {"vision": True}), ("hearer", {"vision": False, "audio": True})):
-        place = folder / "acme" / f"{name}-GGUF"
-        place.mkdir(parents=True)
-        (place / f"{name}-Q4_K_M.gguf").write_bytes(gguf(llama()))
-        marks = {f"clip.has_{sense}_encoder": has for sense, has in senses.items()}
-        file = f"mmproj-{'hears' if name == 'hearer' else 'sees'}-f16.gguf"
-        (place / file).write_bytes(gguf(projector() | marks))
-    return folder
 
 
 @pytest.fixture

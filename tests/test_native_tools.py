@@ -87,6 +87,25 @@ def test_a_tool_is_called_and_the_model_goes_on_with_what_it_gave(serve_tools: C
     assert (tool["content"], tool["tool_call_id"]) == ("5", call["id"])
 
 
+def test_a_model_that_sees_is_shown_the_pictures_that_a_tool_gave(serve_tools: Callable[..., Ask], seeing: Path) -> None:
+    look = ("look", ('{"text":"Here:"}',))
+    ask = serve_tools(look, tools="look", models_dir=[seeing])
+    first = ask(model="seer").json
+    assert json.loads(first["output"][0]["output"])[1] == {"type": "image", "mimeType": "image/png", "data": "iVBORw0KGgo="}
+    result = generations(ask.server)[1]["messages"][-1]
+    assert result["content"] == [{"type": "text", "text": "Here:"}, {"type": "media", "kind": "image", "index": 0}]
+    assert ask.server.engine.media == [b"\x89PNG\r\n\x1a\n"]
+    ask(model="seer", input="and now?", integrations=[], previous_response_id=first["response_id"])
+    assert generations(ask.server)[2]["messages"][2] == result
+
+
+def test_a_model_that_does_not_see_is_told_that_there_is_a_picture(serve_tools: Callable[..., Ask]) -> None:
+    ask = serve_tools(("look", ('{"text":"Here:"}',)), tools="look")
+    assert ask().status == 200
+    lines = generations(ask.server)[1]["messages"][-1]["content"].split("\n")
+    assert lines == ["Here:", *["[image of type image/png, which cannot be shown here]"] * 2]
+
+
 def test_a_stream_tells_of_calls_as_they_are_made(serve_tools: Callable[..., Ask]) -> None:
     answer = serve_tools()(stream=True)
     told = [name for name in names(answer) if name and not name.startswith("model_load")]

@@ -127,4 +127,6 @@ class Transcript:
 def result_message(name: str, result: ToolResult | ToolRefused) -> Message:
     """As the model is told it."""
     text = result.text if isinstance(result, ToolResult) else f"Error: {result.reason}"
-    return Message("tool", (ToolResultPart(result.id, name, (TextPart(text),)),))
+    media = result.media if isinstance(result, ToolResult) else ()
+    texts = (TextPart(text),) if text or not media else ()
+    return Message("tool", (ToolResultPart(result.id, name, (*texts, *media)),))

@@ -13,7 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
+from ..api.read.media import decode
 from ..api.transcript import Piece, Transcript, result_message
+from ..card import Instance
 from ..errors import InvalidRequest, ToolServerFailed
 from ..events import (
     CallResumed,
@@ -35,7 +37,7 @@ from ..mcp.file import Entry, ServerFile
 from ..mcp.http import NotPublic
 from ..mcp.message import INVALID_PARAMS, Fault, RpcError
 from ..mcp.session import Given, Session, Tool
-from ..messages import Message, ToolCallPart
+from ..messages import MediaPart, Message, Sense, ToolCallPart
 from ..request import UNLIMITED, Chat
 from ..tool_servers import ServerTool, ToolServer
 from ..turn import Leave, Turn, behind_calls, call_of
@@ -44,6 +46,8 @@ TOOLS_MAX: Final = 512
 """Of all servers of a turn: as many as a request may bring along."""
 TEXT_MAX: Final = 256 << 10
 """Characters of a result that the model is told: more than fits any context that would leave room for an answer."""
+MEDIA_MAX: Final = 8
+"""Pictures and sounds of one result: a page of search hits has as many, and each takes hundreds of tokens."""
 REFUSED_MAX: Final = 3
 """Calls in a row that could not be made; a model that has got nowhere by then answers without."""
 IDS: Final = 10**9
@@ -210,6 +214,7 @@ class Loop:
         self._n_calls = 0  # that the model has made
         self._n_made = 0  # of them, those that a server was given
         self._n_refused = 0  # in a row
+        self._senses: frozenset[Sense] = frozenset()  # of the model that answers
         self._first_id = random.randrange(IDS)
         self._began = asyncio.get_running_loop().time()
 
@@ -278,6 +283,8 @@ class Loop:
         work = replace(self._work, prompt=prompt, max_tokens=self._work.max_tokens if left is None else left)
         await self._play(replace(self._turn, runs=(work,)), hear)
         self._n_calls += sum(piece.kind == "tool_call" for piece in heard.pieces)
+        if heard.leased is not None:
+            self._senses = senses_of(heard.leased.instance)
         return heard
 
     def _go_on(self, heard: Transcript, calls: Sequence[Piece], results: Sequence[ToolResult | ToolRefused]) -> None:
@@ -369,7 +376,11 @@ class Loop:
             except Fault as fault:
                 return told(index, id, tool, str(fault))
         self._n_refused = 0
-        return ToolResult(index, id, tool, spell_blocks(given.content), text_of(given), given.failed)
+        media: tuple[MediaPart, ...] = ()
+        if any(shows(block, self._senses) for block in given.content):
+            media = await asyncio.to_thread(media_of, given, self._senses)
+        text = text_of(given, len(media))
+        return ToolResult(index, id, tool, spell_blocks(given.content), text, given.failed, media=media)
 
 
 @dataclass(slots=True, frozen=True)
@@ -439,10 +450,30 @@ def spell_blocks(blocks: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(list(blocks), ensure_ascii=False, separators=(",", ":"))
 
 
-def text_of(given: Given) -> str:
-    """What the model is told: the texts, and of all else that it is there."""
-    texts = [block_text(block) for block in given.content]
-    text = "\n".join(texts) if texts else "(nothing)"
+def senses_of(instance: Instance) -> frozenset[Sense]:
+    told: tuple[tuple[Sense, bool], ...] = (("vision", instance.vision), ("audio", instance.audio))
+    return frozenset(sense for sense, has in told if has)
+
+
+def media_of(given: Given, senses: frozenset[Sense]) -> tuple[MediaPart, ...]:
+    """The pictures and sounds that the model can be shown. What is no Base64 is none."""
+    shown: list[MediaPart] = []
+    for block in given.content:
+        kind, data = block.get("type"), block.get("data")
+        if len(shown) < MEDIA_MAX and isinstance(data, str) and shows(block, senses):
+            with contextlib.suppress(InvalidRequest):
+                shown.append(MediaPart("image" if kind == "image" else "audio", decode(data, "data")))
+    return tuple(shown)
+
+
+def shows(block: Mapping[str, Any], senses: frozenset[Sense]) -> bool:
+    return (block.get("type") == "image" and "vision" in senses) or (block.get("type") == "audio" and "audio" in senses)
+
+
+def text_of(given: Given, n_shown: int = 0) -> str:
+    """What the model is told: the texts, and of all else that it is there; of media only where none of them is shown."""
+    told = [block for block in given.content if not (n_shown and block.get("type") in ("image", "audio"))]
+    text = "\n".join(map(block_text, told)) or ("" if n_shown else "(nothing)")
     if len(text) > TEXT_MAX:
         text = f"{text[:TEXT_MAX]}\n[{len(text) - TEXT_MAX} more characters were cut off]"
     return f"Error: {text}" if given.failed else text

@@ -664,6 +664,27 @@ def test_a_projector_is_a_file_of_its_model(tmp_path: Path) -> None:
     play(scene, FakeEngine, shelf)
 
 
+def test_a_projector_that_comes_is_loaded_for_the_first_that_needs_it(tmp_path: Path) -> None:
+    shelf, path, projector = files_of(tmp_path)
+    shelf.listed = [card("a", paths=(path,))]
+
+    has_come = False
+
+    async def look() -> None:
+        if has_come:
+            shelf.listed = [card("a", "vlm", paths=(path,), mmproj=projector)]
+
+    async def scene(stage: Stage) -> None:
+        nonlocal has_come
+        assert not (await stage.ask("a")).instance.vision
+        has_come = True
+        seeing = await stage.ask("a", senses=frozenset(["vision"]))
+        assert seeing.loaded_now and seeing.instance.vision
+        assert not (await stage.ask("a")).loaded_now
+
+    play(scene, FakeEngine, shelf, look=look)
+
+
 @pytest.mark.parametrize("max_jit", [None, 1])
 def test_running_requests_go_on_with_the_file_that_they_have_open(tmp_path: Path, max_jit: int | None) -> None:
     shelf, path, _ = files_of(tmp_path)

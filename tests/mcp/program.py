@@ -74,6 +74,9 @@ def call(id: Any, name: str, arguments: dict[str, Any], token: object) -> None:
         text(id, str(arguments["a"] + arguments.get("b", 0)))
     elif name == "echo":
         text(id, arguments["text"])
+    elif name == "look":
+        picture = {"type": "image", "mimeType": "image/png", "data": "iVBORw0KGgo="}
+        result(id, {"content": [{"type": "text", "text": arguments["text"]}, picture, {**picture, "data": "no base64"}]})
     elif name == "slow":
         time.sleep(float(arguments["text"]))
         text(id, "slept")

@@ -171,6 +171,9 @@ class Pool:
         meant = await self._meant(name)
         draft_card = None if draft is None else drafter((await self.resolve(draft, "draft_model")).card)
         card, slots = await self._choose(meant, needs, senses)
+        if not senses <= senses_of(card):
+            await self._look()  # what it sees with may have come since
+            card, slots = await self._choose(meant, needs, senses)
         self._check_senses(card, slots, asked, senses)
         if effort is not None and (card.reasoning is None or effort not in card.reasoning.options):
             raise EffortRefused(card.id, effort, card.reasoning.options if card.reasoning else ())
@@ -655,6 +658,8 @@ class Pool:
         """Has the slot leave if it is of what its files no longer say: at once if what it runs on was written to, else when
         its requests are done. Another one takes its place."""
         change = None if slot.files is None else await slot.files.change()
+        if change is None and self._has_come(slot):
+            change = "replaced"
         if change is None or self._slots.get(slot.id) is not slot:
             return
         if change == "rewritten" or not slot.users:
@@ -667,6 +672,11 @@ class Pool:
             self._advance()  # others were before who finds it changed
         else:
             self._begin_again(slot)
+
+    def _has_come(self, slot: Slot) -> bool:
+        """Whether it is loaded without a projector, and one lies beside it now."""
+        latest = self._catalog.latest(slot.card)
+        return latest is not None and slot.card.mmproj is None and latest.mmproj is not None and slot.settings.projector
 
     async def _judge_end(self, slot: Slot) -> LmError | None:
         """What those are told who used an engine that has ended by itself, if that was not its fault: files that get shorter
