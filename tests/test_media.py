@@ -192,6 +192,15 @@ def test_a_request_that_names_no_model_gets_the_loaded_one_that_sees(
     assert client.post("/v1/chat/completions", body).json["model"] == "seer"
 
 
+def test_a_request_that_names_no_model_gets_the_only_one_that_sees(served: FakeServer) -> None:
+    client = served.client()
+    said = {"model": "talker", "messages": [{"role": "user", "content": "hi"}]}
+    assert client.post("/v1/chat/completions", said).status == 200
+    body = chat(PNG)
+    del body["model"]
+    assert client.post("/v1/chat/completions", body).json["model"] == "seer"
+
+
 def test_more_pictures_than_a_conversation_may_have(served: FakeServer) -> None:
     picture = {"type": "image_url", "image_url": {"url": url(b"one")}}
     body = {"model": "seer", "messages": [{"role": "user", "content": [picture] * (MEDIA_MAX + 1)}]}

@@ -158,10 +158,11 @@ class Pool:
         senses: frozenset[Sense] = NONE,
     ) -> AsyncIterator[Lease]:
         """The engine of the model or instance `name` for the time of one request; of several instances of the model the
-        least busy. None means the one loaded model that can do it, or the catalogue's default. What is `asked` counts if
-        this request causes the load. `heard` gets `Started`, `LoadProgress` and `Leased`. The model `draft` is loaded beside
-        it to draft for it, in the place of any other: a request that was drafted for by that one goes on with this one.
-        `effort` is a word of its `card.Reasoning` that the model must know, `senses` what it must have.
+        least busy. None means the one loaded model that can do it, or the catalogue's default; where these lack a sense, the
+        one model that has it. What is `asked` counts if this request causes the load. `heard` gets `Started`, `LoadProgress`
+        and `Leased`. The model `draft` is loaded beside it to draft for it, in the place of any other: a request that was
+        drafted for by that one goes on with this one. `effort` is a word of its `card.Reasoning` that the model must know,
+        `senses` what it must have.
 
         Raises `ModelNotFound`, `ModelNotLoaded`, `WrongModelType`, `SenseMissing`, `EffortRefused`, `LoadFailed`,
         `ModelUnloaded`, `EngineGone`, `QueueFull`, `ShuttingDown`, `BuildError`, what the room raises, and `InvalidRequest`
@@ -277,6 +278,9 @@ class Pool:
         if len(active) > 1:
             active = {id: card for id, card in active.items() if senses <= senses_of(card)}
         card = next(iter(active.values())) if len(active) == 1 else self._catalog.default() if self._jit else None
+        if senses and self._jit and (card is None or not senses <= senses_of(card)):
+            able = [other for other in self._catalog.cards() if senses <= senses_of(other) and other.problem is None]
+            card = able[0] if len(able) == 1 else card
         if card is None:
             known = tuple(known.id for known in self._catalog.cards()) if self._jit else tuple(self._slots)
             raise ModelNotFound(None, known)
