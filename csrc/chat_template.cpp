@@ -26,6 +26,8 @@ namespace lm {
 // wrote looks like a control token and must be tokenized as text.
 static const std::string LITERAL_BEGIN = "\xEF\xB7\x90";
 static const std::string LITERAL_END = "\xEF\xB7\x91";
+// Between two of these stands the index of a picture or a sound, behind a letter for what it is.
+static const std::string MEDIA_MARK = "\xEF\xB7\x92";
 
 // Formats that requests share: what a template makes of the same tools and options. Far more than a few agents need.
 static constexpr size_t CACHED_BYTES = 8u << 20;
@@ -75,13 +77,14 @@ static std::string told(const std::string & message) {
     return whole;
 }
 
-// Both marks have the same length and differ in their last byte alone. One pass: a hostile message is a million marks.
-static std::string without_marks(const std::string & text) {
+// All marks have the same length and differ in their last byte alone. One pass: a hostile message is a million marks.
+static std::string without_marks(const std::string & text, bool with_media = false) {
     const std::string common = LITERAL_BEGIN.substr(0, LITERAL_BEGIN.size() - 1);
     std::string kept;
     size_t copied = 0;
     for (size_t at = text.find(common); at != std::string::npos; at = text.find(common, at)) {
-        if (text.compare(at, LITERAL_BEGIN.size(), LITERAL_BEGIN) == 0 || text.compare(at, LITERAL_END.size(), LITERAL_END) == 0) {
+        const auto is = [&](const std::string & mark) { return text.compare(at, mark.size(), mark) == 0; };
+        if (is(LITERAL_BEGIN) || is(LITERAL_END) || (with_media && is(MEDIA_MARK))) {
             kept.append(text, copied, at - copied);
             at = copied = at + LITERAL_BEGIN.size();
         } else {
@@ -89,6 +92,72 @@ static std::string without_marks(const std::string & text) {
         }
     }
     return kept.append(text, copied, std::string::npos);
+}
+
+// A picture or a sound in a prompt's text.
+struct shown_media {
+    size_t begin = std::string::npos; // of its mark; npos: there is none
+    size_t end = std::string::npos;
+    size_t index = 0;
+    bool is_sound = false;
+};
+
+static std::string media_mark(size_t index, bool is_sound) {
+    return MEDIA_MARK + (is_sound ? 's' : 'p') + std::to_string(index) + MEDIA_MARK;
+}
+
+static shown_media find_media(const std::string & prompt, size_t from) {
+    shown_media found;
+    found.begin = prompt.find(MEDIA_MARK, from);
+    const size_t inside = found.begin + MEDIA_MARK.size();
+    const size_t close = found.begin == std::string::npos ? found.begin : prompt.find(MEDIA_MARK, inside);
+    if (close == std::string::npos) {
+        return {};
+    }
+    found.end = close + MEDIA_MARK.size();
+    found.is_sound = prompt[inside] == 's';
+    found.index = size_t(strtoul(prompt.substr(inside + 1, close - inside - 1).c_str(), nullptr, 10));
+    return found;
+}
+
+static bool is_media_mark(const common_chat_msg_content_part & part) {
+    const shown_media m = part.type == "media_marker" ? find_media(part.text, 0) : shown_media();
+    return m.begin == 0 && m.end == part.text.size() && part.text == media_mark(m.index, m.is_sound);
+}
+
+// For whoever reads it.
+static std::string with_readable_media(const std::string & prompt) {
+    std::string readable;
+    size_t at = 0;
+    for (shown_media m = find_media(prompt, 0); m.begin < prompt.size(); m = find_media(prompt, at)) {
+        readable.append(prompt, at, m.begin - at);
+        readable += m.is_sound ? "<audio>" : "<image>";
+        at = m.end;
+    }
+    return readable.append(prompt, at, std::string::npos);
+}
+
+// Parts of messages that are pictures or sounds, as texts that nobody but this can write.
+static void mark_media(common_json & messages) {
+    for (size_t i = 0; i < messages.size(); i++) {
+        common_json & message = messages.at(i);
+        if (!message.is_object() || !message.contains("content") || !message.at("content").is_array()) {
+            continue;
+        }
+        common_json & parts = message.at("content");
+        for (size_t j = 0; j < parts.size(); j++) {
+            common_json & part = parts.at(j);
+            const bool typed = part.is_object() && part.contains("type") && part.at("type").is_string();
+            const std::string type = typed ? part.at("type").get<std::string>() : "";
+            if (type == "media_marker") {
+                throw invalid_request("messages", "there are no parts of the type media_marker");
+            }
+            if (type == "media") {
+                const bool is_sound = part.at("kind") == "audio";
+                part = common_json::object({{"type", "media_marker"}, {"text", media_mark(part.at("index").get<size_t>(), is_sound)}});
+            }
+        }
+    }
 }
 
 chat_template::chat_template(const llama_model * model, const vocabulary & vocab, const std::string & chosen) : vocab_(vocab) {
@@ -384,7 +453,7 @@ std::string chat_template::mark_controls(const std::string & text) const {
 }
 
 void chat_template::mark(std::string & text) const {
-    text = mark_controls(without_marks(text));
+    text = mark_controls(without_marks(text, true));
 }
 
 void chat_template::mark(common_json & value) const {
@@ -411,7 +480,7 @@ void chat_template::mark(common_json & value) const {
 // JSON as text: as it stands if there is nothing to mark, because templates may show it.
 void chat_template::mark_json(std::string & text) const {
     const bool may_hide_some = text.find("\\u") != std::string::npos; // an escape can spell anything
-    if (!may_hide_some && without_marks(text).size() == text.size() && mark_controls(text).size() == text.size()) {
+    if (!may_hide_some && without_marks(text, true).size() == text.size() && mark_controls(text).size() == text.size()) {
         return;
     }
     common_json value = common_json::parse_no_throw(text);
@@ -433,7 +502,9 @@ void chat_template::mark_all(common_chat_templates_inputs & inputs) const {
             mark(*text);
         }
         for (common_chat_msg_content_part & part : message.content_parts) {
-            mark(part.text);
+            if (!is_media_mark(part)) {
+                mark(part.text);
+            }
         }
         for (common_chat_tool_call & call : message.tool_calls) {
             mark(call.name);
@@ -458,7 +529,13 @@ common_chat_templates_inputs chat_template::read(const chat_prompt & chat) const
     }
     common_chat_templates_inputs inputs;
     try {
-        inputs.messages = common_chat_msgs_parse_oaicompat(chat.messages);
+        if (chat.media.empty()) {
+            inputs.messages = common_chat_msgs_parse_oaicompat(chat.messages);
+        } else {
+            common_json marked = chat.messages;
+            mark_media(marked);
+            inputs.messages = common_chat_msgs_parse_oaicompat(marked);
+        }
     } catch (const std::exception & e) {
         throw invalid_request("messages", e.what());
     }
@@ -668,7 +745,20 @@ chat_template::written chat_template::write_prompt(common_chat_templates_inputs 
     } else if (writes_calls_) {
         write_python_calls(inputs.messages);
     }
+    std::vector<std::string> media;
+    for (const common_chat_msg & message : inputs.messages) {
+        for (const common_chat_msg_content_part & part : message.content_parts) {
+            if (is_media_mark(part)) {
+                media.push_back(part.text);
+            }
+        }
+    }
     common_chat_params params = apply(inputs, pure);
+    for (const std::string & mark : media) {
+        if (params.prompt.find(mark) == std::string::npos) {
+            throw invalid_request("messages", "the model's chat template leaves out a picture or a sound of this conversation");
+        }
+    }
     const size_t said_from = find_first_user(params.prompt, inputs.messages);
     const std::string begun = last != nullptr ? begin_answer(*last, params.generation_prompt) : "";
     params.prompt += begun;
@@ -736,7 +826,7 @@ std::string chat_template::write_marked(const chat_prompt & chat, const grammar_
 }
 
 std::string chat_template::render(const chat_prompt & chat, const grammar_spec * grammar) const {
-    return without_marks(write_marked(chat, grammar));
+    return with_readable_media(without_marks(write_marked(chat, grammar)));
 }
 
 counted_prompt chat_template::count(const chat_prompt & chat, const grammar_spec * grammar, size_t limit) const {
@@ -745,15 +835,63 @@ counted_prompt chat_template::count(const chat_prompt & chat, const grammar_spec
     }
     const std::string prompt = write_marked(chat, grammar);
     try {
-        return {without_marks(prompt), tokenize(prompt, std::max(limit, COUNTED_TOKENS)).size()};
+        return {with_readable_media(without_marks(prompt)), tokenize(prompt, chat.media, std::max(limit, COUNTED_TOKENS)).tokens.size()};
     } catch (const context_overflow & e) {
         throw context_overflow(e.needed, limit);
     }
 }
 
-std::vector<llama_token> chat_template::tokenize(const std::string & prompt, size_t limit) const {
+static void begin_with(llama_token bos, media_prompt & prompt) {
+    prompt.tokens.insert(prompt.tokens.begin(), bos);
+    for (media_span & span : prompt.spans) {
+        span.begin++;
+    }
+}
+
+// The tokenizer reads the texts between the pictures one by one, and so it does in llama.cpp's own programs.
+media_prompt chat_template::tokenize_media(const std::string & prompt, const media_files & files, size_t limit) const {
+    vocab_.refuse_overlong(without_marks(prompt), limit, 1);
+    std::vector<prompt_fragment> fragments;
+    std::vector<bool> shown(files.size());
+    const auto add_text = [&](size_t begin, size_t end) {
+        while (begin < end) {
+            const bool literal = prompt.compare(begin, LITERAL_BEGIN.size(), LITERAL_BEGIN) == 0;
+            const size_t next = std::min(prompt.find(literal ? LITERAL_END : LITERAL_BEGIN, begin + (literal ? LITERAL_BEGIN.size() : 0)), end);
+            std::string text = without_marks(prompt.substr(begin, next - begin));
+            if (!text.empty()) {
+                fragments.push_back({std::move(text), !literal});
+            }
+            begin = next + (literal && next < end ? LITERAL_END.size() : 0);
+        }
+    };
+    size_t at = 0;
+    for (shown_media m = find_media(prompt, 0); m.begin < prompt.size(); m = find_media(prompt, at)) {
+        if (m.index >= files.size() || shown[m.index]) {
+            throw invalid_request("messages", "the model's chat template writes a picture or a sound twice");
+        }
+        add_text(at, m.begin);
+        fragments.push_back({"", true, m.index});
+        shown[m.index] = true;
+        at = m.end;
+    }
+    add_text(at, prompt.size());
+    media_prompt all = sight_->tokenize(fragments, files);
+    const llama_token bos = llama_vocab_bos(vocab_.get());
+    if (llama_vocab_get_add_bos(vocab_.get()) && (all.tokens.empty() || all.tokens.front() != bos)) {
+        begin_with(bos, all);
+    }
+    if (all.tokens.size() + 1 > limit) {
+        throw context_overflow(all.tokens.size() + 1, limit);
+    }
+    return all;
+}
+
+media_prompt chat_template::tokenize(const std::string & prompt, const media_files & files, size_t limit) const {
+    if (find_media(prompt, 0).begin < prompt.size()) {
+        return tokenize_media(prompt, files, limit);
+    }
     if (prompt.find(LITERAL_BEGIN) == std::string::npos) {
-        return vocab_.tokenize_within(prompt, limit, 1); // and one to answer with
+        return {vocab_.tokenize_within(prompt, limit, 1), {}, {}}; // and one to answer with
     }
     vocab_.tokenize_within(without_marks(prompt), limit, 1); // of about the same size
     std::vector<llama_token> tokens;
@@ -773,22 +911,33 @@ std::vector<llama_token> chat_template::tokenize(const std::string & prompt, siz
     if (llama_vocab_get_add_bos(vocab_.get()) && (tokens.empty() || tokens.front() != bos)) {
         tokens.insert(tokens.begin(), bos);
     }
-    return tokens;
+    return {std::move(tokens), {}, {}};
 }
 
 size_t chat_template::tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const {
     size_t before = tokens.size();
-    for (size_t n = 0; n < n_bytes_behind && before > 0; before--) {
+    for (size_t n = 0; n < n_bytes_behind && before > 0 && !is_media(tokens[before - 1]); before--) {
         n += vocab_.special_piece(tokens[before - 1]).size();
     }
     return before;
 }
 
-chat_turn chat_template::turn_of(const written & rendered, size_t limit) const {
+chat_turn chat_template::turn_of(const written & rendered, const media_files & files, size_t limit) const {
     const std::string & prompt = rendered.params.prompt;
-    chat_turn turn = {tokenize(prompt, limit)};
+    media_prompt read = tokenize(prompt, files, limit);
+    chat_turn turn = {std::move(read.tokens)};
+    turn.spans = std::move(read.spans);
+    turn.parts = std::move(read.parts);
     turn.n_repeated = tokens_before(turn.tokens, rendered.params.generation_prompt.size() + rendered.begun.size());
-    if (rendered.said_from < prompt.size()) {
+    if (!turn.spans.empty()) { // where what surrounds pictures is no text of the prompt's
+        const size_t first = find_media(prompt, 0).begin;
+        if (rendered.said_from <= first) {
+            const std::vector<llama_token> head = vocab_.tokenize(without_marks(prompt.substr(0, rendered.said_from)), true, true);
+            const auto parted = std::mismatch(head.begin(), head.end(), turn.tokens.begin(), turn.tokens.end());
+            const size_t before = size_t(parted.first - head.begin());
+            turn.n_preamble = before - std::min<size_t>(before, 1);
+        }
+    } else if (rendered.said_from < prompt.size()) {
         const size_t before = tokens_before(turn.tokens, without_marks(prompt.substr(rendered.said_from)).size());
         turn.n_preamble = before - std::min<size_t>(before, 1); // the last one may be another ahead of another text
     }
@@ -940,10 +1089,10 @@ chat_turn chat_template::prepare(const chat_prompt & chat, const grammar_spec * 
     common_chat_templates_inputs & inputs = ask.inputs;
     const common_chat_msg * last = ask.last ? &*ask.last : nullptr;
     if (ask.is_text) {
-        return turn_of(write_prompt(std::move(inputs), true, last), limit);
+        return turn_of(write_prompt(std::move(inputs), true, last), chat.media, limit);
     }
     if (inputs.tools.empty()) {
-        return answer_turn(inputs, inputs, last, limit);
+        return answer_turn(inputs, inputs, last, chat.media, limit);
     }
     // What a tool's schema says is never why a conversation is not answered.
     known_tools & known = loosen_once(inputs);
@@ -952,7 +1101,7 @@ chat_turn chat_template::prepare(const chat_prompt & chat, const grammar_spec * 
     std::optional<invalid_request> first;
     if (known.detail == schema_detail::nodes) {
         try {
-            chat_turn turn = answer_turn(inputs, loose, last, limit);
+            chat_turn turn = answer_turn(inputs, loose, last, chat.media, limit);
             turn.loosened = std::exchange(known.schemas.loosened, {});
             return turn;
         } catch (const invalid_request & e) {
@@ -966,7 +1115,7 @@ chat_turn chat_template::prepare(const chat_prompt & chat, const grammar_spec * 
         tool_schemas schemas = loosen_tools(inputs.tools, vocab_, detail);
         loose.tools = schemas.tools;
         try {
-            chat_turn turn = answer_turn(loose, loose, last, limit);
+            chat_turn turn = answer_turn(loose, loose, last, chat.media, limit);
             const bool is_news = detail != known.detail || !known.schemas.loosened.empty();
             turn.loosened = is_news ? std::exchange(schemas.loosened, {}) : std::vector<std::string>();
             known.detail = detail;
@@ -1009,10 +1158,10 @@ static std::shared_ptr<const answer_format> begun_format(const std::shared_ptr<c
 
 // The prompt says what `inputs` do; the format is of `loose`, which may differ in the schemas of the tools.
 chat_turn chat_template::answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
-                                const common_chat_msg * last, size_t limit) const {
+                                const common_chat_msg * last, const media_files & files, size_t limit) const {
     const written rendered = special_case_ ? write_prompt(loose, false, last) // prompt and format come of one reading
                                            : write_prompt(inputs, true, last);
-    chat_turn turn = turn_of(rendered, limit); // first: it may be too long
+    chat_turn turn = turn_of(rendered, files, limit); // first: it may be too long
     if (special_case_) {
         const std::vector<common_chat_params> variants = describe(loose);
         turn.format = recall_or_make(key_of(variants, loose), [&] { return variants; }, loose);

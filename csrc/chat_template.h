@@ -6,6 +6,7 @@
 #include "answer_format.h"
 #include "protocol.h"
 #include "text.h"
+#include "tower.h"
 #include "tool_schemas.h"
 
 #include <functional>
@@ -24,6 +25,8 @@ struct chat_turn {
     size_t n_repeated = 0; // tokens ahead of the answer's opening, which later turns will repeat; 0: not known
     std::vector<std::string> loosened = {}; // tools whose schemas are not obeyed to the letter, by name; told once
     size_t n_preamble = 0; // tokens ahead of what the first user says, which other conversations may have, too; 0: not known
+    media_spans spans = {}; // among the tokens
+    std::vector<media_part> parts = {};
 };
 
 struct counted_prompt {
@@ -41,6 +44,9 @@ class chat_template {
     // Of a template without a model.
     chat_template(const std::string & source, const vocabulary & vocab);
     ~chat_template();
+
+    // From now on conversations may hold what this can take. It outlives the template.
+    void see_with(const tower * sight) { sight_ = sight; }
 
     bool has_template() const { return explicit_; } // false: the model brings none, ChatML stands in
     bool knows_tools() const { return native_tools_; }
@@ -102,11 +108,12 @@ class chat_template {
     written write_prompt(common_chat_templates_inputs inputs, bool pure, const common_chat_msg * last) const;
     std::string begin_answer(common_chat_msg last, const std::string & opening) const;
     std::string write_marked(const chat_prompt & chat, const grammar_spec * grammar) const;
-    std::vector<llama_token> tokenize(const std::string & prompt, size_t limit) const;
+    media_prompt tokenize(const std::string & prompt, const media_files & files, size_t limit) const;
+    media_prompt tokenize_media(const std::string & prompt, const media_files & files, size_t limit) const;
     known_tools & loosen_once(const common_chat_templates_inputs & inputs) const;
     chat_turn answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
-                          const common_chat_msg * last, size_t limit) const;
-    chat_turn turn_of(const written & rendered, size_t limit) const;
+                          const common_chat_msg * last, const media_files & files, size_t limit) const;
+    chat_turn turn_of(const written & rendered, const media_files & files, size_t limit) const;
     size_t tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const;
 
     std::vector<common_chat_params> describe(const common_chat_templates_inputs & inputs) const;
@@ -123,6 +130,7 @@ class chat_template {
     void mark_all(common_chat_templates_inputs & inputs) const;
 
     const vocabulary & vocab_; // borrowed from the model
+    const tower * sight_ = nullptr; // likewise
     std::shared_ptr<common_chat_templates> templates_;
     bool explicit_ = false;
     bool plain_ = true;         // an answer without tools is its text, as it stands

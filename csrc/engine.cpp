@@ -19,19 +19,42 @@ static constexpr size_t WORTH_JOINING = 32;
 // single steps would waste much of the time, and long ones would leave gaps in the other streams.
 static constexpr double LORA_TURN_MS = 100;
 
+// Rows of pictures are computed beside streams in steps of about this length.
+static constexpr double ROWS_MS_BESIDE_STREAMS = 120;
+
+// What pictures get of the time beside streams, relative to these. Both keep about half of their speed.
+static constexpr double MEDIA_SHARE = 1.2;
+
+// An encoding pauses for the streams after so long at most, and not before so long: to change over has a cost.
+static constexpr double MOST_SLICE_MS = 80;
+static constexpr double LEAST_SLICE_MS = 15;
+// What was earned while there was nothing to spend it on is forgotten beyond this.
+static constexpr double MOST_CREDIT_MS = 400;
+// Where no stream waits it pauses only to see whether one has come.
+static constexpr double ALONE_SLICE_MS = 100;
+
+// So long streams wait for a single operation of an encoding that does not end. Then both go on at once.
+static constexpr double PATIENCE_MS = 120;
+
+// Parts of a sequence that are encoded ahead of those whose rows are being computed.
+static constexpr size_t PARTS_AHEAD = 2;
+
 // Steps that are shorter than this share a write: nobody can tell, and each write wakes the server and its clients.
 static constexpr double DELTAS_MS = 4;
 
 engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
     : model_(m), outbox_(out), pulse_(p), max_queue_(max_queue),
       batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free), alone_(PREFILL_MS_ALONE),
-      beside_streams_(PREFILL_MS_BESIDE_STREAMS) {
+      beside_streams_(PREFILL_MS_BESIDE_STREAMS), rows_alone_(PREFILL_MS_ALONE), rows_beside_streams_(ROWS_MS_BESIDE_STREAMS) {
     if (m.is_embedding()) {
         embedder_ = std::make_unique<embedder>(m, out, p, max_queue);
         return;
     }
     cache_ = std::make_unique<prefix_cache>(m.context(), m.memory_sharing(), m.window(), m.n_sequences(),
                                             cache_limits{size_t(m.kv_cells()), size_t(m.idle_cells()), size_t(m.spill_bytes())});
+    if (m.sight() != nullptr) {
+        encoder_ = std::make_unique<encoder>(*m.sight());
+    }
     if (m.memory_sharing() == sharing::any_prefix) {
         drafter_ = std::make_unique<drafter>(m, stopping_);
     }
@@ -137,9 +160,16 @@ void engine::step() {
 void engine::generate_step() {
     end_cancelled();
     admit();
-    if (!decode()) {
-        return;
+    const bool decoded = decode();
+    if (decoded) {
+        advance_all();
     }
+    if (encoder_ && !stopping_) {
+        attend(decoded);
+    }
+}
+
+void engine::advance_all() {
     for (const auto & s : running_) {
         if (!s->done && s->n_step > 0) {
             advance(*s);
@@ -215,6 +245,7 @@ void engine::admit() {
             s.admitted_at = steady::now();
             s.n_reused = s.n_cached;
             pulse_.cached_tokens += s.n_cached;
+            count_media(s);
             if (drafter_) {
                 drafter_->welcome(s);
             }
@@ -235,13 +266,14 @@ void engine::admit() {
 // Adds the next `n` tokens, and behind the last of all what is guessed to follow; each of those has a row.
 void engine::add_to_batch(sequence & s, size_t n) {
     const std::vector<llama_token> & guesses = s.draft.guesses;
+    const llama_pos shift = position_of(s.spans, s.n_cached) - llama_pos(s.n_cached); // of all: they are text
     for (size_t i = s.n_cached; i < s.n_cached + n + guesses.size(); i++) {
         const bool said = i < s.tokens.size();
         const int32_t at = llama_batch_ext_add_token(batch_.get(), s.seq, said ? s.tokens[i] : guesses[i - s.tokens.size()]);
         if (at < 0) {
             throw error("internal", "a token does not fit the batch");
         }
-        const llama_pos position = llama_pos(i);
+        const llama_pos position = llama_pos(i) + shift;
         llama_batch_ext_set_pos(batch_.get(), at, &position);
         if (i == s.n_cached) {
             s.first = at;
@@ -294,7 +326,9 @@ void engine::plan(bool guess) {
         s->draft.settle();
     }
     for (sequence * s : in_turn()) {
-        (s->is_prefilling() ? prefilling : decoding).push_back(s);
+        if (!s->is_looking()) {
+            (s->is_prefilling() ? prefilling : decoding).push_back(s);
+        }
     }
     const bool scoring = std::any_of(prefilling.begin(), prefilling.end(), [](const sequence * s) { return s->is_scoring(); });
     if (drafter_ && guess) { // which leave rows for those that want many
@@ -317,6 +351,7 @@ void engine::plan(bool guess) {
     size_t rows = size_t(model_.n_outputs()) - n_batched_ - prefilling.size(); // besides the last one of each prompt
     for (sequence * s : prefilling) {
         size_t n = std::min(cache_->until_mark(*s), left + (s == oldest ? reserved : 0));
+        n = std::min(n, text_ahead(s->spans, s->n_cached, s->tokens.size()));
         if (s->is_scoring()) {
             n = std::min(n, rows);
             rows -= n;
@@ -360,6 +395,260 @@ bool engine::decode() {
             throw error("internal", "decoding failed with status " + std::to_string(status));
         }
         if (n_guessed_ == 0 && !make_room()) {
+            throw error("out_of_memory", "the cache has no room for this request");
+        }
+    }
+}
+
+// ---- pictures and sounds ------------------------------------------------------------------------------------------------
+
+// What it did not have to look at again.
+void engine::count_media(const sequence & s) {
+    for (const media_span & span : s.spans) {
+        pulse_.media_reused += span.end() <= s.n_cached ? 1 : 0;
+    }
+}
+
+// What is to be done for pictures and sounds, if it is their turn: rows that are there are computed, the next part is encoded.
+// Streams come first: what is not theirs has to be earned by their steps.
+void engine::attend(bool beside_streams) {
+    take_encoded();
+    const bool has_rows = find_rows();
+    if (!has_rows && !encoder_->is_busy() && next_to_encode() == nullptr) {
+        credit_ms_ = 0;
+        return;
+    }
+    if (beside_streams) {
+        credit_ms_ = std::min(credit_ms_ + step_ms_ * MEDIA_SHARE, MOST_CREDIT_MS);
+        if (credit_ms_ < LEAST_SLICE_MS) {
+            return;
+        }
+    } else {
+        credit_ms_ = 0;
+    }
+    const auto began = steady::now();
+    rows_are_next_ = has_rows && (rows_are_next_ || (!encoder_->is_busy() && next_to_encode() == nullptr));
+    rows_pace_ = beside_streams ? &rows_beside_streams_ : &rows_alone_;
+    if (rows_are_next_) {
+        if (decode_rows()) {
+            advance_all();
+        }
+    } else {
+        encode(beside_streams ? std::min(credit_ms_, MOST_SLICE_MS) : ALONE_SLICE_MS, !beside_streams);
+    }
+    rows_are_next_ = !rows_are_next_;
+    if (beside_streams) {
+        credit_ms_ -= ms_between(began, steady::now());
+    }
+}
+
+// Gives the sequences the rows that are there already. True if one of them could have some computed.
+bool engine::find_rows() {
+    bool some = false;
+    for (sequence * s : running()) {
+        size_t ahead = 0;
+        for (size_t i = 0; i < s->spans.size() && ahead < PARTS_AHEAD; i++) {
+            if (s->spans[i].end() <= s->n_cached) {
+                continue;
+            }
+            media_part & part = s->parts[i];
+            if (!part.rows && (part.rows = model_.sight()->rows().get(part.key))) {
+                pulse_.media_reused++;
+            }
+            some = some || (part.rows && s->is_looking() && s->spans[i].begin <= s->n_cached);
+            ahead++;
+        }
+    }
+    return some;
+}
+
+// The sequence that has waited longest for the encoding of its next part; null if none needs any.
+sequence * engine::next_to_encode() const {
+    sequence * next = nullptr;
+    for (sequence * s : running()) {
+        size_t ahead = 0;
+        for (size_t i = 0; i < s->spans.size() && ahead < PARTS_AHEAD; i++) {
+            const bool missing = s->spans[i].end() > s->n_cached && !s->parts[i].rows;
+            if (missing && (next == nullptr || s->looked < next->looked)) {
+                next = s;
+            }
+            ahead += s->spans[i].end() > s->n_cached ? 1 : 0;
+        }
+    }
+    return next;
+}
+
+bool engine::is_wanted(const std::string & key) const {
+    for (const sequence * s : running()) {
+        for (size_t i = 0; i < s->spans.size(); i++) {
+            if (s->spans[i].end() > s->n_cached && !s->parts[i].rows && s->parts[i].key == key) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+// A slice of the encoding that is under way, or of the next one.
+void engine::encode(double ms, bool waits) {
+    if (!encoder_->is_busy()) {
+        sequence * s = next_to_encode();
+        if (s == nullptr) {
+            return;
+        }
+        for (size_t i = 0; i < s->spans.size(); i++) {
+            if (s->spans[i].end() > s->n_cached && !s->parts[i].rows) {
+                s->looked = ++n_begun_;
+                encoder_->begin(s->parts[i]);
+                break;
+            }
+        }
+    }
+    encoder_->run_for(ms, waits ? ms + PATIENCE_MS : PATIENCE_MS, waits);
+    take_encoded();
+}
+
+void engine::take_encoded() {
+    if (encoder_->is_busy() && !is_wanted(encoder_->current()->key)) {
+        encoder_->end();
+    }
+    const std::optional<encoder::result> came = encoder_->take();
+    if (!came) {
+        return;
+    }
+    if (came->rows) {
+        pulse_.media_encoded++;
+        model_.sight()->rows().put(came->key, came->rows);
+    }
+    size_t n_given = 0;
+    for (sequence * s : running()) {
+        for (size_t i = 0; i < s->spans.size() && !s->done; i++) {
+            if (s->parts[i].key == came->key && !s->parts[i].rows && s->spans[i].end() > s->n_cached) {
+                s->parts[i].rows = came->rows;
+                pulse_.media_reused += came->rows && n_given++ > 0 ? 1 : 0;
+                if (came->failed) {
+                    fail(*s, *came->failed);
+                }
+            }
+        }
+    }
+}
+
+// Rows for the next cells of those that look at something. Cells that see each other are alone in their batch; the others
+// share what the time allows.
+void engine::plan_rows() {
+    llama_batch_ext_clear(batch_.get());
+    n_batched_ = n_prefilled_ = n_guessed_ = 0;
+    whole_ = nullptr;
+    std::vector<std::pair<sequence *, size_t>> looking; // and at which of its parts
+    for (sequence * s : running()) {
+        s->n_step = 0;
+        s->output = -1;
+        s->draft.settle();
+    }
+    for (sequence * s : in_turn()) {
+        const media_span * span = s->is_looking() ? span_at(s->spans, s->n_cached) : nullptr;
+        const size_t i = span != nullptr ? size_t(span - s->spans.data()) : 0;
+        if (span != nullptr && s->parts[i].rows) {
+            looking.emplace_back(s, i);
+        }
+    }
+    if (looking.empty()) {
+        return;
+    }
+    // who has waited longest comes first
+    std::stable_sort(looking.begin(), looking.end(), [](const auto & a, const auto & b) { return a.first->shown_at < b.first->shown_at; });
+    const media_part & first = looking[0].first->parts[looking[0].second];
+    whole_ = first.whole ? &first : nullptr;
+    size_t left = std::min(rows_pace_->grant(), size_t(model_.n_batch()));
+    size_t waiting = looking.size();
+    for (const auto & [s, i] : looking) {
+        const media_part & part = s->parts[i];
+        const size_t missing = s->spans[i].end() - s->n_cached;
+        if (whole_ != nullptr) {
+            add_rows(*s, i, missing);
+            return;
+        }
+        const size_t n = std::min(missing, (left + waiting - 1) / waiting);
+        waiting--;
+        if (n > 0 && !part.whole) {
+            left -= n;
+            add_rows(*s, i, n);
+        }
+    }
+}
+
+void engine::add_rows(sequence & s, size_t i, size_t n) {
+    const tower & sight = *model_.sight();
+    const media_span & span = s.spans[i];
+    const llama_pos position = position_of(s.spans, span.begin);
+    for (size_t cell = s.n_cached; cell < s.n_cached + n; cell++) {
+        const float * row = s.parts[i].rows->data() + (cell - span.begin) * sight.row_size();
+        const int32_t at = llama_batch_ext_add_embd(batch_.get(), s.seq, {row, 1, sight.row_size()});
+        if (at < 0) {
+            throw error("internal", "a row does not fit the batch");
+        }
+        llama_pos where[4];
+        sight.set_position(s.parts[i], position, cell - span.begin, where);
+        llama_batch_ext_set_pos(batch_.get(), at, where);
+        if (cell + 1 == s.tokens.size()) {
+            llama_batch_ext_set_output_logits(batch_.get(), at, true);
+            s.output = at;
+        }
+    }
+    s.n_step = n;
+    s.shown_at = ++n_shown_;
+    n_batched_ += n;
+    n_prefilled_ += n;
+}
+
+// From its construction to its end, the cells of a batch see all others of it.
+class all_see_all {
+  public:
+    all_see_all(llama_context * ctx, bool on) : ctx_(on ? ctx : nullptr) {
+        if (ctx_ != nullptr) {
+            llama_set_causal_attn(ctx_, false);
+        }
+    }
+    ~all_see_all() {
+        if (ctx_ != nullptr) {
+            llama_set_causal_attn(ctx_, true);
+        }
+    }
+    all_see_all(const all_see_all &) = delete;
+    all_see_all & operator=(const all_see_all &) = delete;
+
+  private:
+    llama_context * ctx_;
+};
+
+bool engine::decode_rows() {
+    for (;;) {
+        plan_rows();
+        if (n_batched_ == 0) {
+            return false;
+        }
+        send(); // this step may be a long one
+        const auto began = steady::now();
+        const all_see_all seeing(model_.context(), whole_ != nullptr);
+        const int32_t status = llama_process(model_.context(), LLAMA_PROCESS_TYPE_DECODE, batch_.get());
+        if (status == 0) {
+            llama_synchronize(model_.context());
+            now_ = steady::now();
+            step_ms_ = ms_between(began, now_);
+            if (whole_ == nullptr) {
+                rows_pace_->learn(n_prefilled_, step_ms_);
+            }
+            pulse_.decode_steps++;
+            return true;
+        }
+        if (stopping_) {
+            return false;
+        }
+        if (status != 1) {
+            throw error("internal", "decoding failed with status " + std::to_string(status));
+        }
+        if (!make_room()) {
             throw error("out_of_memory", "the cache has no room for this request");
         }
     }
@@ -567,7 +856,7 @@ void engine::sample(sequence & s) {
 // cache instead would spoil them for the sequences that share them, and is not what any model computes.
 void engine::forget_middle(sequence & s) {
     retract_draft(s);
-    cache_->cut(s, drop_middle(s.tokens, size_t(model_.context_length())));
+    cache_->cut(s, drop_middle(s, size_t(model_.context_length())));
 }
 
 void engine::say(sequence & s) {

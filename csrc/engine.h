@@ -3,6 +3,7 @@
 
 #include "drafter.h"
 #include "embed.h"
+#include "encoder.h"
 #include "error.h"
 #include "model.h"
 #include "pace.h"
@@ -51,7 +52,18 @@ class engine {
     void plan(bool guess);
     void add_to_batch(sequence & s, size_t n);
     bool make_room();
+    void attend(bool beside_streams);
+    bool find_rows();
+    void encode(double ms, bool waits);
+    void take_encoded();
+    sequence * next_to_encode() const;
+    bool is_wanted(const std::string & key) const;
+    void plan_rows();
+    bool decode_rows();
+    void add_rows(sequence & s, size_t part, size_t n);
+    void count_media(const sequence & s);
     void preempt(sequence & s);
+    void advance_all();
     void advance(sequence & s);
     void tell_progress(const sequence & s);
     void follow_draft(sequence & s);
@@ -103,6 +115,17 @@ class engine {
     prefill_pace alone_;
     prefill_pace beside_streams_;
     prefill_pace * pace_ = &alone_; // this step's
+
+    // pictures and sounds
+    std::unique_ptr<encoder> encoder_; // null: the model neither sees nor hears
+    prefill_pace rows_alone_;
+    prefill_pace rows_beside_streams_;
+    prefill_pace * rows_pace_ = &rows_alone_;
+    uint64_t n_begun_ = 0;    // encodings
+    uint64_t n_shown_ = 0;    // shares of batches of rows
+    double credit_ms_ = 0;    // that the streams' steps have earned for what is not theirs
+    bool rows_are_next_ = false;
+    const media_part * whole_ = nullptr; // all of this batch, if its cells see each other
 };
 
 }  // namespace lm

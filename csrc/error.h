@@ -22,6 +22,11 @@ struct invalid_request : error {
     invalid_request(const std::string & param, const std::string & message);
 };
 
+// A picture or a sound that cannot be taken: the `index`th of the request.
+struct media_error : error {
+    media_error(size_t index, const std::string & message);
+};
+
 struct context_overflow : error {
     context_overflow(size_t needed, size_t limit);
     context_overflow(size_t needed, size_t limit, size_t index);

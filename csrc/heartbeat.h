@@ -38,6 +38,8 @@ struct pulse {
     std::atomic<uint64_t> decoded_tokens{0};
     std::atomic<uint64_t> prompt_tokens{0};
     std::atomic<uint64_t> cached_tokens{0};
+    std::atomic<uint64_t> media_encoded{0};
+    std::atomic<uint64_t> media_reused{0};
     std::atomic<uint64_t> running{0};
     std::atomic<uint64_t> queued{0};
     std::atomic<uint64_t> cells_used{0};

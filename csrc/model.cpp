@@ -421,8 +421,10 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
     if (spec.drafts || only_measured_) {
         return;
     }
+    load_tower(spec, progress);
     before_template();
     chat_ = std::make_unique<chat_template>(model_.get(), *vocab_, embedding_ ? std::string() : spec.chat_template);
+    chat_->see_with(tower_.get());
 }
 
 static llama_load_mode load_mode(bool map, bool lock) {
@@ -560,6 +562,21 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     }
 }
 
+void model::load_tower(const load_spec & spec, const progress_fn & progress) {
+    if (spec.projector.empty()) {
+        return;
+    }
+    if (embedding_) {
+        throw invalid_request("projector", "a model for embeddings takes no projector");
+    }
+    tower::settings wanted;
+    wanted.path = spec.projector;
+    wanted.n_threads = choose_threads(spec, model_file(spec.projector).bytes());
+    wanted.use_gpu = gpu_layers_ > 0;
+    wanted.n_batch = n_batch_;
+    tower_ = std::make_unique<tower>(wanted, model_.get(), progress);
+}
+
 static bool attends_to_later_tokens(const llama_model * m, const std::string & arch) {
     char causal[8] = "";
     llama_model_meta_val_str(m, (arch + ".attention.causal").c_str(), causal, sizeof causal);
@@ -660,7 +677,7 @@ void model::make_context(const load_spec & spec) {
     params.n_seq_max = uint32_t(n_sequences_);
     n_outputs_ = embedding_ ? 0 : std::max(n_sequences_, parallel_ + (spec.drafts ? 0 : MAX_STEP_GUESSES));
     params.n_outputs_max = uint32_t(n_outputs_);
-    params.n_threads = n_threads_ = choose_threads(spec);
+    params.n_threads = n_threads_ = choose_threads(spec, llama_model_size(model_.get()));
     params.n_threads_batch = params.n_threads;
     if (only_measured_) {
         note_compute(params);
@@ -684,11 +701,12 @@ void model::make_context(const load_spec & spec) {
     warm_up();
 }
 
-int32_t model::choose_threads(const load_spec & spec) const {
+// For weights of so many bytes.
+int32_t model::choose_threads(const load_spec & spec, uint64_t n_bytes) const {
     if (spec.threads > 0) {
         return spec.threads;
     }
-    if (llama_model_size(model_.get()) < SINGLE_THREAD_BYTES) {
+    if (n_bytes < SINGLE_THREAD_BYTES) {
         return 1;
     }
     return std::clamp(spec.cores > 0 ? spec.cores : common_cpu_get_num_math(), 1, GGML_MAX_N_THREADS);
@@ -829,6 +847,8 @@ std::string model::describe(double load_ms) const {
         .add("load_ms", load_ms)
         .add("has_chat_template", chat_ != nullptr && chat_->has_template())
         .add("tool_use", chat_ != nullptr && chat_->has_template() && chat_->knows_tools())
+        .add("vision", tower_ != nullptr && tower_->sees())
+        .add("audio", tower_ != nullptr && tower_->hears())
         .add_raw("warnings", warnings())
         .add_raw("runtime", runtime)
         .text();

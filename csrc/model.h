@@ -4,6 +4,7 @@
 #include "chat_template.h"
 #include "lora.h"
 #include "protocol.h"
+#include "tower.h"
 
 #include "llama.h"
 
@@ -45,6 +46,7 @@ class model {
 
     const vocabulary & vocab() const { return *vocab_; }
     const chat_template & chat() const { return *chat_; }
+    tower * sight() const { return tower_.get(); } // null: it neither sees nor hears
     llama_context * context() const { return context_.get(); } // null for a vocabulary alone
     llama_model * get() const { return model_.get(); }
     // Short texts are embedded faster side by side, in lanes with a thread or a few each, than one after the other with all
@@ -102,12 +104,13 @@ class model {
     std::string warnings() const;
     void check_vocabulary() const;
     void try_vocabulary() const;
+    void load_tower(const load_spec & spec, const progress_fn & progress);
     void load_weights(const load_spec & spec, const progress_fn & progress);
     void make_context(const load_spec & spec);
     enum llama_pooling_type choose_pooling(const load_spec & spec) const;
     threadpool_ptr start_threads(int32_t n_threads) const;
     void attach_threads();
-    int32_t choose_threads(const load_spec & spec) const;
+    int32_t choose_threads(const load_spec & spec, uint64_t n_bytes) const;
     int32_t choose_lanes(int32_t n_threads);
     void make_lanes(llama_context_params params);
     void warm_up();
@@ -131,6 +134,7 @@ class model {
     int32_t n_threads_ = 1;
     std::unique_ptr<llama_model, model_deleter> model_;
     std::unique_ptr<vocabulary> vocab_;
+    std::unique_ptr<tower> tower_;
     std::unique_ptr<chat_template> chat_;
     std::vector<lane> lanes_;
     int32_t lane_tokens_ = 0;

@@ -103,6 +103,9 @@ std::string error::payload() const {
 invalid_request::invalid_request(const std::string & param, const std::string & message)
     : error("invalid_request", message, json_object().add("param", param).text()) {}
 
+media_error::media_error(size_t index, const std::string & message)
+    : error("invalid_request", message, json_object().add("param", "media").add("index", uint64_t(index)).text()) {}
+
 context_overflow::context_overflow(size_t needed, size_t limit)
     : error("context_overflow", "the prompt does not fit",
             json_object().add("needed", uint64_t(needed)).add("limit", uint64_t(limit)).text()),

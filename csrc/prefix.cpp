@@ -1,6 +1,7 @@
 #include "prefix.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace lm {
 
@@ -93,9 +94,10 @@ static const mark * last_mark(const std::vector<mark> & marks, size_t common) {
     return last;
 }
 
-void prefix_cache::consider(source & best, const source & other, size_t common) const {
+// `position` is that of the token behind the `common` ones.
+void prefix_cache::consider(source & best, const source & other, size_t common, size_t position) const {
     source found = other;
-    const bool held = window_ > 0 && found.held_from + window_ <= std::max(common, window_);
+    const bool held = window_ > 0 && found.held_from + window_ <= std::max(position, window_);
     if (kind_ == sharing::any_prefix || found.whole || held) {
         found.shared = common;
     } else if (const mark * m = last_mark(*found.marks, common)) {
@@ -110,7 +112,7 @@ void prefix_cache::consider(source & best, const source & other, size_t common) 
     best.common = most_common;
 }
 
-// The first of `n` tokens that the layers with a sliding window hold for `seq`, or for a copy in host memory.
+// The first of `n` positions that the layers with a sliding window hold for `seq`, or for a copy in host memory.
 size_t prefix_cache::held_from(llama_seq_id seq, size_t n) const {
     if (seq < 0) {
         return n - std::min(n, window_);
@@ -123,27 +125,29 @@ prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std:
     // whose rows are wanted must be computed again
     const size_t most = s.is_scoring() ? s.n_scored : s.tokens.size() - 1;
     source best;
+    const auto position = [&](size_t n) { return size_t(position_of(s.spans, n)); };
     for (const bool resident : {true, false}) { // a sequence in host memory must be better than any in the cells
         for (auto it = idle_.begin(); it != idle_.end(); ++it) {
             if ((it->seq >= 0) == resident && it->key == s.cache_key) {
                 source idle;
-                const size_t n = common_prefix(s.tokens, most, it->tokens, it->tokens.size());
+                const size_t n = without_part(s.spans, common_prefix(s.tokens, most, it->tokens, it->tokens.size()));
                 idle.seq = it->seq;
-                idle.held_from = held_from(it->seq, it->tokens.size());
+                idle.held_from = held_from(it->seq, size_t(position_of(it->spans, it->tokens.size())));
                 idle.marks = &it->marks;
                 idle.idle = it;
                 idle.is_idle = true;
                 idle.whole = n == it->tokens.size();
-                consider(best, idle, n);
+                consider(best, idle, n, position(n));
             }
         }
         for (const sequence * other : running) {
             if (resident && other->cache_key == s.cache_key) {
                 source running_one;
                 running_one.seq = other->seq;
-                running_one.held_from = held_from(other->seq, other->n_cached);
+                running_one.held_from = held_from(other->seq, size_t(position_of(other->spans, other->n_cached)));
                 running_one.marks = &other->marks;
-                consider(best, running_one, common_prefix(s.tokens, most, other->tokens, other->n_cached));
+                const size_t n = without_part(s.spans, common_prefix(s.tokens, most, other->tokens, other->n_cached));
+                consider(best, running_one, n, position(n));
             }
         }
     }
@@ -189,7 +193,7 @@ size_t prefix_cache::take_over(const source & from, sequence & s) {
         }
     }
     const bool taken = from.seq >= 0 ? copy_prefix(from.seq, from, s) : bring_back(from, s);
-    if (!taken || !holds(s.seq, from.shared)) {
+    if (!taken || !holds(s, from.shared)) {
         llama_memory_seq_rm(memory_, s.seq, -1, -1); // compute afresh
         s.marks.clear();
         return 0;
@@ -203,7 +207,7 @@ size_t prefix_cache::take_over(const source & from, sequence & s) {
 }
 
 bool prefix_cache::copy_prefix(llama_seq_id from, const source & what, sequence & s) {
-    llama_memory_seq_cp(memory_, from, s.seq, 0, llama_pos(what.shared));
+    llama_memory_seq_cp(memory_, from, s.seq, 0, position_of(s.spans, what.shared));
     if (kind_ == sharing::any_prefix) {
         return true;
     }
@@ -225,7 +229,7 @@ bool prefix_cache::have_own_window(sequence & s, size_t n) {
 bool prefix_cache::bring_back(const source & from, sequence & s) {
     const saved_state & saved = *from.idle->saved;
     if (kind_ == sharing::any_prefix || from.whole) {
-        return restore(saved, s.seq) && (from.whole || llama_memory_seq_rm(memory_, s.seq, llama_pos(from.shared), -1));
+        return restore(saved, s.seq) && (from.whole || remove_from(s, from.shared));
     }
     const llama_seq_id whole = take_free_id();
     if (whole < 0) {
@@ -245,16 +249,25 @@ bool prefix_cache::restore(const saved_state & saved, llama_seq_id into) {
     return true;
 }
 
+// All cells of `s` behind the first `n`.
+bool prefix_cache::remove_from(const sequence & s, size_t n) {
+    return llama_memory_seq_rm(memory_, s.seq, position_of(s.spans, n), -1);
+}
+
 // A memory's own word for what it kept is not to be trusted; its positions are.
-bool prefix_cache::holds(llama_seq_id seq, size_t n) const {
-    const llama_pos first = llama_memory_seq_pos_min(memory_, seq);
-    return llama_memory_seq_pos_max(memory_, seq) == llama_pos(n) - 1 &&
-           (kind_ == sharing::any_prefix ? first == 0 : first >= 0 && first < llama_pos(n));
+bool prefix_cache::holds(const sequence & s, size_t n) const {
+    if (n == 0) {
+        return llama_memory_seq_pos_max(memory_, s.seq) < 0;
+    }
+    const llama_pos first = llama_memory_seq_pos_min(memory_, s.seq);
+    const llama_pos last = last_position(s.spans, n);
+    return llama_memory_seq_pos_max(memory_, s.seq) == last && (kind_ == sharing::any_prefix ? first == 0 : first >= 0 && first <= last);
 }
 
 // ---- marks --------------------------------------------------------------------------------------------------------------
 
 void prefix_cache::want_mark(sequence & s, size_t position) const {
+    position = without_part(s.spans, position);
     if (kind_ == sharing::at_marks && position >= WORTH_A_MARK && position > s.n_cached && position <= s.tokens.size() &&
         std::find(s.cuts.begin(), s.cuts.end(), position) == s.cuts.end()) {
         s.cuts.push_back(position);
@@ -298,7 +311,7 @@ void prefix_cache::reached(sequence & s, double step_ms) {
         return add_mark(s, true);
     }
     const size_t last = s.marks.empty() ? 0 : s.marks.back().position;
-    const bool is_prompt = s.n_cached < s.n_prompt;
+    const bool is_prompt = s.n_cached < s.n_prompt && without_part(s.spans, s.n_cached) == s.n_cached;
     if (is_prompt && s.n_cached >= last + PASSING_TOKENS && mark_ms_ <= s.unmarked_ms * PASSING_SHARE &&
         *host_bytes_ <= limits_.host_bytes / PASSING_MEMORY) {
         add_mark(s, false);
@@ -334,25 +347,38 @@ void prefix_cache::add_mark(sequence & s, bool wanted) {
 
 // ---- giving back --------------------------------------------------------------------------------------------------------
 
+// A picture of which only a part was computed: nobody can go on from there.
+void prefix_cache::forget_part(sequence & s) {
+    cut(s, without_part(s.spans, s.n_cached));
+}
+
+static media_spans spans_within(const media_spans & spans, size_t n) {
+    media_spans within;
+    std::copy_if(spans.begin(), spans.end(), std::back_inserter(within), [&](const media_span & span) { return span.end() <= n; });
+    return within;
+}
+
 void prefix_cache::keep(sequence & s) {
     if (s.seq < 0) {
         return;
     }
+    forget_part(s);
     if (s.n_cached == 0) {
         return drop(s);
     }
     s.tokens.resize(s.n_cached);
-    idle_.push_front({s.cache_key, std::move(s.tokens), std::move(s.marks), s.seq, nullptr});
+    idle_.push_front({s.cache_key, std::move(s.tokens), spans_within(s.spans, s.n_cached), std::move(s.marks), s.seq, nullptr});
     s.seq = -1;
     s.n_cached = 0;
     trim();
 }
 
 void prefix_cache::set_aside(sequence & s) {
+    forget_part(s);
     saved_state_ptr saved = s.n_cached > 0 ? save(s.seq, saved_state::part::all) : nullptr;
     if (saved) {
         std::vector<llama_token> computed(s.tokens.begin(), s.tokens.begin() + long(s.n_cached));
-        idle_.push_front({s.cache_key, std::move(computed), s.marks, -1, std::move(saved)});
+        idle_.push_front({s.cache_key, std::move(computed), spans_within(s.spans, s.n_cached), s.marks, -1, std::move(saved)});
     }
     drop(s);
 }
@@ -363,7 +389,7 @@ void prefix_cache::cut(sequence & s, size_t n) {
     }
     s.marks.clear();
     s.n_cached = n;
-    if (kind_ != sharing::any_prefix || !llama_memory_seq_rm(memory_, s.seq, llama_pos(n), -1) || !holds(s.seq, n)) {
+    if (kind_ != sharing::any_prefix || !remove_from(s, n) || !holds(s, n)) {
         llama_memory_seq_rm(memory_, s.seq, -1, -1);
         s.n_cached = 0;
     }

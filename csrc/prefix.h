@@ -59,6 +59,7 @@ class prefix_cache {
     struct entry {
         std::string key;
         std::vector<llama_token> tokens;
+        media_spans spans;
         std::vector<mark> marks;
         llama_seq_id seq = -1; // -1: `saved` holds it
         saved_state_ptr saved;
@@ -68,7 +69,7 @@ class prefix_cache {
         size_t shared = 0;     // tokens that can be taken over
         size_t common = 0;     // tokens that the longest common prefix with any sequence has
         llama_seq_id seq = -1; // -1: in host memory
-        size_t held_from = 0;  // the first token that layers with a sliding window still hold
+        size_t held_from = 0;  // the first position that layers with a sliding window still hold
         const std::vector<mark> * marks = nullptr;
         entries::iterator idle;
         bool is_idle = false;
@@ -80,14 +81,16 @@ class prefix_cache {
     static size_t distinct_cells(const std::vector<occupant> & all);
     size_t held_from(llama_seq_id seq, size_t n) const;
     source longest_prefix(const sequence & s, const std::vector<sequence *> & running);
-    void consider(source & best, const source & other, size_t common) const;
+    void consider(source & best, const source & other, size_t common, size_t position) const;
     void go_on_in(entries::iterator idle, sequence & s);
     size_t take_over(const source & from, sequence & s);
     bool have_own_window(sequence & s, size_t n);
+    bool remove_from(const sequence & s, size_t n);
     bool copy_prefix(llama_seq_id from, const source & what, sequence & s);
     bool bring_back(const source & from, sequence & s);
     bool restore(const saved_state & saved, llama_seq_id into);
-    bool holds(llama_seq_id seq, size_t n) const;
+    bool holds(const sequence & s, size_t n) const;
+    void forget_part(sequence & s);
 
     llama_seq_id take_free_id();
     void free_id(llama_seq_id seq);

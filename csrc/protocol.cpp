@@ -453,7 +453,43 @@ static tool_choice read_tool_choice(const common_json & object) {
     return tool_choice::automatic;
 }
 
-static chat_prompt parse_chat(const common_json & object) {
+// What the parts of messages say of the files that came ahead of them: what each is. One without a part that names it is
+// taken for a picture, and never looked at.
+static std::vector<media_kind> read_media_kinds(const common_json & messages, size_t n_files) {
+    std::vector<media_kind> kinds(n_files, media_kind::picture);
+    for (const common_json & message : messages) {
+        if (!message.is_object() || !has(message, "content") || !message.at("content").is_array()) {
+            continue;
+        }
+        for (const common_json & part : message.at("content")) {
+            if (!part.is_object() || !has(part, "type") || !part.at("type").is_string() || part.at("type") != "media") {
+                continue;
+            }
+            if (!has(part, "index")) {
+                throw invalid_request("messages", "a part of the type media has an index");
+            }
+            const int64_t index = integer(part.at("index"), "index", 0, int64_t(n_files) - 1);
+            const std::string kind = read_string(part, "kind");
+            if (kind != "image" && kind != "audio") {
+                throw invalid_request("messages", "unknown kind of media");
+            }
+            kinds[size_t(index)] = kind == "audio" ? media_kind::sound : media_kind::picture;
+        }
+    }
+    return kinds;
+}
+
+static media_files read_media(const common_json & messages, media_frames && frames) {
+    const std::vector<media_kind> kinds = read_media_kinds(messages, frames.size());
+    media_files files;
+    for (size_t i = 0; i < frames.size(); i++) {
+        std::string digest = digest_of(frames[i].bytes());
+        files.push_back(std::make_shared<const media_file>(media_file{kinds[i], std::move(frames[i]), std::move(digest)}));
+    }
+    return files;
+}
+
+static chat_prompt parse_chat(const common_json & object, media_frames && frames) {
     chat_prompt prompt;
     prompt.messages = object.at("messages");
     prompt.template_kwargs = has(object, "template_kwargs") ? object.at("template_kwargs") : common_json::object();
@@ -463,6 +499,7 @@ static chat_prompt parse_chat(const common_json & object) {
     if (!prompt.template_kwargs.is_object()) {
         throw invalid_request("template_kwargs", "template_kwargs must be an object");
     }
+    prompt.media = read_media(prompt.messages, std::move(frames));
     prompt.tools = read_tools(object);
     prompt.choice = read_tool_choice(object);
     if (has(object, "parallel_tool_calls")) {
@@ -499,9 +536,12 @@ static infill_prompt parse_infill(const common_json & object) {
     return infill;
 }
 
-static prompt_spec parse_prompt(const common_json & object) {
+static prompt_spec parse_prompt(const common_json & object, media_frames && frames) {
     if (has(object, "messages")) {
-        return parse_chat(object);
+        return parse_chat(object, std::move(frames));
+    }
+    if (!frames.empty()) {
+        throw invalid_request("messages", "pictures and sounds are parts of messages");
     }
     if (has(object, "tokens")) {
         return read_tokens(object.at("tokens"), "prompt");
@@ -540,10 +580,10 @@ static std::optional<grammar_spec> parse_grammar(const common_json & object, con
     return grammar_spec{kind == "json_schema", read_string(object.at("grammar"), "text"), read_bool(object.at("grammar"), "strict", false)};
 }
 
-generate_spec parse_generate(const std::string & payload) {
+generate_spec parse_generate(const std::string & payload, media_frames && frames) {
     const common_json object = parse_object(payload);
     generate_spec spec;
-    spec.prompt = parse_prompt(object);
+    spec.prompt = parse_prompt(object, std::move(frames));
     read(object, "max_tokens", spec.max_tokens, -1, std::numeric_limits<int32_t>::max());
     spec.stops = read_strings(object, "stop", MAX_STOPS, MAX_STOP_LENGTH);
     if (has(object, "stop_tokens")) {
@@ -627,12 +667,12 @@ std::vector<llama_token> parse_detokenize(const std::string & payload) {
     return read_tokens(object.at("tokens"), "tokens");
 }
 
-render_spec parse_render(const std::string & payload) {
+render_spec parse_render(const std::string & payload, media_frames && frames) {
     const common_json object = parse_object(payload);
     if (!has(object, "messages")) {
         throw invalid_request("messages", "messages must be an array that is not empty");
     }
-    render_spec spec{parse_chat(object), std::nullopt, read_bool(object, "count", false)};
+    render_spec spec{parse_chat(object, std::move(frames)), std::nullopt, read_bool(object, "count", false)};
     spec.grammar = parse_grammar(object, &spec.chat);
     return spec;
 }

@@ -5,6 +5,7 @@
 #include "draft.h"
 #include "grammar.h"
 #include "sampler.h"
+#include "tower.h"
 
 #include "json.h" // llama.cpp's common_json
 
@@ -62,6 +63,7 @@ enum class tool_choice { automatic, none, required };
 
 struct chat_prompt {
     common_json messages;
+    media_files media = {}; // which parts of them name by index
     common_json template_kwargs;
     common_json tools; // an array
     tool_choice choice = tool_choice::automatic;
@@ -117,7 +119,8 @@ using embed_input = std::variant<std::string, std::vector<llama_token>>;
 load_spec parse_load(const std::string & payload);
 // How the model of ATTACH_DRAFT is loaded beside the one that was loaded by `target`.
 load_spec parse_attach_draft(const std::string & payload, const load_spec & target);
-generate_spec parse_generate(const std::string & payload);
+// `frames` are the request's pictures and sounds.
+generate_spec parse_generate(const std::string & payload, media_frames && frames);
 
 struct embed_spec {
     std::vector<embed_input> inputs;
@@ -141,7 +144,7 @@ struct render_spec {
 
     const grammar_spec * ruled_by() const { return grammar ? &*grammar : nullptr; }
 };
-render_spec parse_render(const std::string & payload);
+render_spec parse_render(const std::string & payload, media_frames && frames);
 
 struct tokenize_spec {
     std::string text;

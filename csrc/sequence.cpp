@@ -29,6 +29,31 @@ size_t drop_middle(std::vector<llama_token> & tokens, size_t limit) {
     return head;
 }
 
+size_t drop_middle(sequence & s, size_t limit) {
+    size_t head = limit / 4;
+    size_t tail = s.tokens.size() - std::min(s.tokens.size(), std::max<size_t>(limit / 2, 1)); // where it begins
+    head = without_part(s.spans, head);
+    if (const media_span * cut = span_at(s.spans, tail)) {
+        tail = cut->begin == tail ? tail : cut->end();
+    }
+    if (tail <= head) {
+        return head;
+    }
+    media_spans spans;
+    std::vector<media_part> parts;
+    for (size_t i = 0; i < s.spans.size(); i++) {
+        if (s.spans[i].end() <= head || s.spans[i].begin >= tail) {
+            spans.push_back(s.spans[i]);
+            spans.back().begin -= s.spans[i].begin >= tail ? tail - head : 0;
+            parts.push_back(std::move(s.parts[i]));
+        }
+    }
+    s.spans = std::move(spans);
+    s.parts = std::move(parts);
+    s.tokens.erase(s.tokens.begin() + long(head), s.tokens.begin() + long(tail));
+    return head;
+}
+
 // From before the first token to the last: the gaps between tokens are one fewer than the tokens, so the mean gap (or,
 // for a single token, its own step) stands for the first.
 static double generation_ms(const sequence & s) {

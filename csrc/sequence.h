@@ -3,11 +3,13 @@
 
 #include "draft.h"
 #include "lora.h"
+#include "media.h"
 #include "reasoning.h"
 #include "reply.h"
 #include "sampler.h"
 #include "state.h"
 #include "lazy_grammar.h"
+#include "tower.h"
 
 #include <atomic>
 #include <chrono>
@@ -75,6 +77,10 @@ struct sequence {
 
     // the prompt, then every sampled token; the first `n_cached` have cells under `seq`
     std::vector<llama_token> tokens;
+    media_spans spans;              // which of them are pictures and sounds
+    std::vector<media_part> parts;  // what these show
+    uint64_t looked = 0;   // when an encoding was last begun for it
+    uint64_t shown_at = 0; // when rows of it were last computed
     size_t n_cached = 0;
     llama_seq_id seq = -1; // -1: waiting
     int32_t output = -1;   // this step's index of the row to sample from
@@ -101,7 +107,9 @@ struct sequence {
     double first_step_ms = 0;
 
     size_t n_pending() const { return tokens.size() - n_cached; }
-    bool is_prefilling() const { return n_pending() > 1; }
+    bool is_prefilling() const { return n_pending() > 1 || is_looking(); }
+    // Whether the next cell is one of a picture or a sound.
+    bool is_looking() const { return n_pending() > 0 && is_media(tokens[n_cached]); }
     // Whether rows of the prompt are still to be read: all from `n_scored` on, but for the last, which the answer begins with.
     bool is_scoring() const { return scores_prompt && n_scored + 1 < n_prompt; }
     bool scores(size_t token) const { return scores_prompt && token >= n_scored && token + 1 < n_prompt; }
@@ -110,6 +118,8 @@ struct sequence {
 // Cuts the middle out of what does not fit a context of `limit` tokens, so that about a quarter of it is free again.
 // Returns how many tokens of the beginning are left.
 size_t drop_middle(std::vector<llama_token> & tokens, size_t limit);
+// The same of a sequence, whose pictures and sounds stay whole or go.
+size_t drop_middle(sequence & s, size_t limit);
 
 // Payloads of the events that a sequence causes.
 std::string finished_payload(const sequence & s, stop_reason reason);

@@ -40,6 +40,11 @@ static constexpr size_t MAX_TOKENIZED_TEXT = 1u << 20;
 
 static constexpr size_t MAX_UNPREPARED = 4096;
 
+// Of one request, and of all that have not been answered: pictures are kept as they came until they have been encoded.
+static constexpr size_t MAX_MEDIA = 256;
+static constexpr size_t MAX_MEDIA_BYTES = 128u << 20;
+static constexpr size_t MAX_ALL_MEDIA_BYTES = 512u << 20;
+
 class server {
   public:
     explicit server(int fd) : fd_(fd), outbox_(fd) {}
@@ -51,28 +56,40 @@ class server {
     struct work {
         frame command;
         ticket_ptr request;
+        media_frames media = {};
+    };
+    // What came ahead of a request.
+    struct arriving {
+        uint32_t id;
+        media_frames media;
+        size_t bytes = 0;
+        std::optional<error> refused = std::nullopt; // the request will be, for this
     };
 
     // reader
     bool dispatch(frame & command);
     bool is_command(frame_kind kind) const;
     ticket_ptr open_ticket(uint32_t id);
+    void collect(frame & medium);
+    std::optional<arriving> collected_for(uint32_t id);
     void cancel(uint32_t id);
 
     // preparer
     void prepare_all();
     bool next(std::deque<work> & from, work & into);
-    template <typename Body> void answering(const work & item, Body body);
-    void prepare(const work & item);
+    template <typename Body> void answering(work & item, Body body);
+    void prepare(work & item);
     void load(const work & item);
     void estimate(const work & item);
-    void generate(const work & item);
+    void generate(work & item);
     void embed(const work & item);
     void rerank(const work & item);
     void tokenize(const work & item);
     void answer(const ticket_ptr & request, frame_kind kind, std::string_view payload);
     void answer_error(const ticket_ptr & request, const error & e);
     const model & loaded() const;
+    void check_media(const media_files & files) const;
+    void try_media(const media_files & files, const std::vector<media_part> & parts) const;
     void check_tokens(const std::vector<llama_token> & tokens, const char * param) const;
     chat_turn whole_prompt(const generate_spec & spec) const;
     chat_turn fitting_prompt(const generate_spec & spec) const;
@@ -98,6 +115,8 @@ class server {
     std::deque<work> unprepared_;
     std::deque<work> unattached_;
     std::unordered_map<uint32_t, std::weak_ptr<ticket>> tickets_;
+    std::optional<arriving> arriving_; // the reader's
+    std::shared_ptr<std::atomic<size_t>> media_bytes_ = std::make_shared<std::atomic<size_t>>(0);
     std::atomic<bool> closing_{false};
     std::shared_ptr<engine> engine_; // set once by the preparer, under mutex_
 
@@ -170,7 +189,49 @@ void server::cancel(uint32_t id) {
     }
 }
 
+// Pictures and sounds come directly ahead of the request that they belong to.
+void server::collect(frame & medium) {
+    if (!arriving_ || arriving_->id != medium.request_id) {
+        arriving_.emplace();
+        arriving_->id = medium.request_id;
+    }
+    arriving & all = *arriving_;
+    all.bytes += medium.payload.size();
+    const json_object limit = json_object().add("param", "media").add("index", uint64_t(all.media.size()));
+    if (all.refused) {
+        return;
+    }
+    if (medium.lost) {
+        all.refused = error("out_of_memory", "there is no memory for so large a picture or sound");
+    } else if (all.media.size() == MAX_MEDIA) {
+        all.refused = error("invalid_request", "a request has at most " + std::to_string(MAX_MEDIA) + " pictures and sounds", limit.text());
+    } else if (all.bytes > MAX_MEDIA_BYTES) {
+        all.refused = error("invalid_request", "the pictures and sounds of a request have at most " +
+                                                   std::to_string(MAX_MEDIA_BYTES >> 20) + " MiB together", limit.text());
+    } else if (*media_bytes_ + medium.payload.size() > MAX_ALL_MEDIA_BYTES) {
+        all.refused = error("queue_full", "too many pictures and sounds wait to be looked at",
+                            json_object().add("limit", uint64_t(MAX_ALL_MEDIA_BYTES)).text());
+    } else {
+        all.media.emplace_back(std::move(medium.payload), media_bytes_);
+        return;
+    }
+    all.media.clear();
+}
+
+std::optional<server::arriving> server::collected_for(uint32_t id) {
+    std::optional<arriving> mine;
+    if (arriving_ && arriving_->id == id) {
+        mine = std::move(arriving_);
+    }
+    arriving_.reset();
+    return mine;
+}
+
 bool server::dispatch(frame & command) {
+    if (command.kind == frame_kind::MEDIA) {
+        collect(command);
+        return true;
+    }
     if (command.kind == frame_kind::CANCEL) {
         cancel(command.request_id);
         return true;
@@ -178,8 +239,13 @@ bool server::dispatch(frame & command) {
     if (!is_command(command.kind)) {
         return false;
     }
+    std::optional<arriving> came = collected_for(command.request_id);
     std::lock_guard<std::mutex> lock(mutex_);
     const ticket_ptr request = open_ticket(command.request_id);
+    if (came && came->refused) {
+        answer_error(request, *came->refused);
+        return true;
+    }
     if (command.lost) {
         answer_error(request, error("out_of_memory", "there is no memory for so large a request"));
         return true;
@@ -198,7 +264,7 @@ bool server::dispatch(frame & command) {
             return true;
         }
     }
-    (attaches ? unattached_ : unprepared_).push_back({std::move(command), request});
+    (attaches ? unattached_ : unprepared_).push_back({std::move(command), request, came ? std::move(came->media) : media_frames()});
     filled_.notify_all();
     return true;
 }
@@ -216,7 +282,7 @@ bool server::next(std::deque<work> & from, work & into) {
     return true;
 }
 
-template <typename Body> void server::answering(const work & item, Body body) {
+template <typename Body> void server::answering(work & item, Body body) {
     try {
         body();
     } catch (const error & e) {
@@ -239,7 +305,7 @@ void server::prepare_all() {
     }
 }
 
-void server::prepare(const work & item) {
+void server::prepare(work & item) {
     const std::string & payload = item.command.payload;
     if (item.request->cancelled && item.command.kind == frame_kind::GENERATE) {
         sequence never_started;
@@ -262,8 +328,9 @@ void server::prepare(const work & item) {
             return answer(item.request, frame_kind::RESULT, text);
         }
         case frame_kind::RENDER: {
-            const render_spec spec = parse_render(payload);
+            const render_spec spec = parse_render(payload, std::move(item.media));
             const chat_template & chat = loaded().chat();
+            check_media(spec.chat.media);
             if (!spec.count) {
                 return answer(item.request, frame_kind::RESULT, chat.render(spec.chat, spec.ruled_by()));
             }
@@ -327,6 +394,34 @@ void server::check_tokens(const std::vector<llama_token> & tokens, const char * 
     for (const llama_token id : tokens) {
         if (!loaded().vocab().contains(id)) {
             throw invalid_request(param, "token " + std::to_string(id) + " is not in the vocabulary");
+        }
+    }
+}
+
+void server::check_media(const media_files & files) const {
+    for (const media_file_ptr & file : files) {
+        const tower * sight = loaded().sight();
+        const bool sees = sight != nullptr && sight->sees();
+        const bool hears = sight != nullptr && sight->hears();
+        if (file->kind == media_kind::picture ? !sees : !hears) {
+            const bool is_picture = file->kind == media_kind::picture;
+            throw error("model_type", is_picture ? "this model does not see" : "this model does not hear",
+                        json_object().add("needs", is_picture ? "vision" : "audio").text());
+        }
+    }
+}
+
+// What cannot be decoded is told before anybody waits for it.
+void server::try_media(const media_files & files, const std::vector<media_part> & parts) const {
+    for (size_t i = 0; i < files.size(); i++) {
+        const auto first = std::find_if(parts.begin(), parts.end(), [&](const media_part & part) { return part.file == files[i]; });
+        if (first == parts.end() || loaded().sight()->rows().get(first->key)) {
+            continue; // not shown, or looked at before
+        }
+        try {
+            loaded().sight()->try_out(files[i]);
+        } catch (const invalid_request & e) {
+            throw media_error(i, e.what());
         }
     }
 }
@@ -430,8 +525,8 @@ void server::make_answerable(std::vector<llama_token> & tokens, const char * par
     }
 }
 
-void server::generate(const work & item) {
-    generate_spec spec = parse_generate(item.command.payload);
+void server::generate(work & item) {
+    generate_spec spec = parse_generate(item.command.payload, std::move(item.media));
     const model & m = loaded();
     if (!engine_ || m.is_embedding()) {
         throw error("model_type", "an embedding model does not generate", json_object().add("needs", "text generation").text());
@@ -441,9 +536,15 @@ void server::generate(const work & item) {
     s->request = item.request;
     s->drops_middle = spec.overflow == overflow_policy::drop_middle;
     std::shared_ptr<const answer_format> format;
+    const auto * chat = std::get_if<chat_prompt>(&spec.prompt);
+    if (chat != nullptr) {
+        check_media(chat->media);
+    }
     try {
         chat_turn turn = fitting_prompt(spec);
         s->tokens = std::move(turn.tokens);
+        s->spans = std::move(turn.spans);
+        s->parts = std::move(turn.parts);
         s->n_repeated = turn.n_repeated;
         s->n_preamble = turn.n_preamble;
         s->loosened = std::move(turn.loosened);
@@ -457,6 +558,13 @@ void server::generate(const work & item) {
         return answer(item.request, frame_kind::FINISHED, finished_payload(*s, stop_reason::context_length));
     }
     s->n_prompt = s->tokens.size();
+    if (!s->spans.empty()) {
+        if (spec.echo) {
+            throw invalid_request("echo", "a prompt with pictures or sounds cannot be echoed");
+        }
+        try_media(chat->media, s->parts);
+        spec.draft = {}; // guesses are made of text alone
+    }
     for (const auto & [id, bias] : spec.sampling.logit_bias) {
         check_tokens({id}, "logit_bias");
     }
@@ -521,7 +629,9 @@ void server::generate(const work & item) {
     s->answer = reply(std::move(format), std::move(spec.stops), spec.whole);
     s->choose = std::make_unique<sampler>(spec.sampling, vocab, std::move(grammar), m.context_length());
     for (const llama_token id : s->tokens) {
-        s->choose->observe(id);
+        if (!is_media(id)) {
+            s->choose->observe(id);
+        }
     }
     engine_->submit(std::move(s));
 }
@@ -652,6 +762,8 @@ std::string server::report() const {
         .add("decoded_tokens", pulse_.decoded_tokens.load())
         .add("prompt_tokens", pulse_.prompt_tokens.load())
         .add("cached_tokens", pulse_.cached_tokens.load())
+        .add("media_encoded", pulse_.media_encoded.load())
+        .add("media_reused", pulse_.media_reused.load())
         .text();
 }
 

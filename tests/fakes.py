@@ -16,11 +16,12 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from lmlite.core.engine.frames import HEADER, MAX_PAYLOAD, Kind, pack
+from lmlite.core.engine.payloads import Report
 from lmlite.core.engine.worker import Process, Thread
 
 MEDIA_TOKENS = 16
@@ -212,8 +213,8 @@ class FakeEngine:
             prompt = rendered(command).encode()
             counted = b"%d\n" % count(command) if command.get("count") else b""
             return frame(Kind.RESULT, request_id, counted + prompt)
-        counters = ("running", "queued", "cells", "cells_used", "decode_steps", "decoded_tokens")
-        return frame(Kind.REPORT, request_id, dict.fromkeys((*counters, "prompt_tokens", "cached_tokens"), 0))
+        counters = [field.name for field in fields(Report)]
+        return frame(Kind.REPORT, request_id, dict.fromkeys(counters, 0))
 
     def _generate(self, request_id: int, command: dict[str, Any]) -> Iterator[bytes]:
         script = self.script

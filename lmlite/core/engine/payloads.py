@@ -157,6 +157,8 @@ class Report:
     decoded_tokens: int
     prompt_tokens: int
     cached_tokens: int
+    media_encoded: int
+    media_reused: int  # pictures and sounds that were known, of the prompt or of their own
 
 
 @dataclass(slots=True, frozen=True)

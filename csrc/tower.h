@@ -1,0 +1,184 @@
+// What lets a text model see or hear: a projector (llama.cpp's mtmd) that turns pictures and sounds into rows that are computed
+// like tokens. It cuts them into parts, each of which is encoded at a time and whole.
+#pragma once
+
+#include "media.h"
+#include "picture.h"
+
+#include "mtmd.h"
+
+#include <atomic>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace lm {
+
+enum class media_kind { picture, sound };
+
+// Counts bytes in a total for as long as it holds them.
+class counted_bytes {
+  public:
+    counted_bytes(std::string bytes, std::shared_ptr<std::atomic<size_t>> total) : bytes_(std::move(bytes)), total_(std::move(total)) {
+        *total_ += bytes_.size();
+    }
+    ~counted_bytes() {
+        if (total_) {
+            *total_ -= bytes_.size();
+        }
+    }
+    counted_bytes(counted_bytes && other) noexcept : bytes_(std::move(other.bytes_)), total_(std::move(other.total_)) {}
+    counted_bytes(const counted_bytes &) = delete;
+    counted_bytes & operator=(const counted_bytes &) = delete;
+
+    const std::string & bytes() const { return bytes_; }
+
+  private:
+    std::string bytes_;
+    std::shared_ptr<std::atomic<size_t>> total_; // null: they have moved on
+};
+using media_frames = std::vector<counted_bytes>;
+
+// A file of a request, as it came.
+struct media_file {
+    media_kind kind;
+    counted_bytes data;
+    std::string digest; // of its bytes
+
+    const std::string & bytes() const { return data.bytes(); }
+};
+using media_file_ptr = std::shared_ptr<const media_file>;
+using media_files = std::vector<media_file_ptr>;
+
+// A part of a prompt: a text, or the file of that index.
+struct prompt_fragment {
+    std::string text;
+    bool parse_special = true;
+    std::optional<size_t> file = std::nullopt;
+};
+
+// The rows of a part, one for each of its cells.
+using media_rows = std::shared_ptr<const std::vector<float>>;
+
+using media_chunk = std::shared_ptr<const mtmd_input_chunk>;
+
+// What is encoded at a time.
+struct media_part {
+    std::string key; // of what is shown, and which part of it: equal ones have equal rows
+    media_file_ptr file;
+    size_t index = 0;   // of the part, in its file
+    bool whole = false; // each cell sees all others: they are computed in one batch
+    media_chunk chunk;  // its shape alone
+    media_rows rows = nullptr; // null: not encoded yet
+};
+
+// A prompt whose media are cells among its tokens; `spans` and `parts` belong together.
+struct media_prompt {
+    std::vector<llama_token> tokens;
+    media_spans spans;
+    std::vector<media_part> parts;
+};
+
+// Rows that may be asked for again, the last used first. Thread safe.
+class rows_cache {
+  public:
+    explicit rows_cache(size_t most_bytes) : most_bytes_(most_bytes) {}
+
+    media_rows get(const std::string & key);
+    void put(const std::string & key, media_rows rows);
+
+  private:
+    struct entry {
+        std::string key;
+        media_rows rows;
+    };
+    const size_t most_bytes_;
+    std::mutex mutex_;
+    size_t bytes_ = 0;
+    std::list<entry> entries_;
+    std::unordered_map<std::string, std::list<entry>::iterator> by_key_;
+};
+
+class tower {
+  public:
+    struct settings {
+        std::string path;
+        int32_t n_threads = 1;
+        bool use_gpu = true;
+        int32_t n_batch = 512; // rows that one batch of the text model can have
+    };
+    using progress_fn = std::function<bool(float)>; // false cancels
+    // Called where an encoding can pause; false ends it.
+    using pause_fn = std::function<bool()>;
+
+    // `text` is borrowed and outlives it. Throws error("load_failed") and invalid_request.
+    tower(const settings & wanted, const llama_model * text, const progress_fn & progress);
+    ~tower();
+    tower(const tower &) = delete;
+    tower & operator=(const tower &) = delete;
+
+    bool sees() const;
+    bool hears() const;
+
+    // The prompt with all its media, of which their sizes alone say how many cells they take. Throws media_error for what no
+    // projector takes, error("model_type") for what this one does not. Thread safe.
+    media_prompt tokenize(const std::vector<prompt_fragment> & fragments, const media_files & files) const;
+
+    // Decodes a file ahead of its encoding. Throws invalid_request for a broken one. Thread safe.
+    void try_out(const media_file_ptr & file) const;
+
+    // The rows of a part, of which its file is decoded; null where `pause` ended it. Throws invalid_request for a broken file,
+    // error("internal"). For one thread at a time.
+    media_rows encode(const media_part & part, const pause_fn & pause);
+
+    // Position of the row `i` of a part that begins at `first`, in the order that a batch takes them.
+    void set_position(const media_part & part, llama_pos first, size_t i, llama_pos position[4]) const;
+    // Floats of a row.
+    size_t row_size() const { return row_size_; }
+
+    rows_cache & rows() const { return rows_; }
+
+  private:
+    struct deleter {
+        void operator()(mtmd_context * ctx) const { mtmd_free(ctx); }
+    };
+    struct bitmap_deleter {
+        void operator()(mtmd_bitmap * bitmap) const { mtmd_bitmap_free(bitmap); }
+    };
+    using bitmap_ptr = std::unique_ptr<mtmd_bitmap, bitmap_deleter>;
+
+    struct chunks_deleter {
+        void operator()(mtmd_input_chunks * chunks) const { mtmd_input_chunks_free(chunks); }
+    };
+    using chunks_ptr = std::unique_ptr<mtmd_input_chunks, chunks_deleter>;
+
+    std::shared_ptr<const pixels> decode(const media_file_ptr & file) const;
+    bitmap_ptr read(const media_file_ptr & file, bool with_pixels) const;
+    chunks_ptr cut(const mtmd_input_part * const * parts, size_t n_parts) const;
+    const mtmd_input_chunk * data_of(const media_part & part);
+    void check_smallest_picture() const;
+    static bool on_node(ggml_tensor * node, bool ask, void * self);
+
+    // of the thread that encodes
+    const pause_fn * pause_ = nullptr;
+    bool ended_ = false;
+    media_file_ptr read_;  // the file whose parts are in `chunks_`, because the next one may be of it, too
+    chunks_ptr chunks_;
+
+    const llama_model * text_; // borrowed
+    int32_t n_batch_;
+    size_t row_size_;
+    std::unique_ptr<mtmd_context, deleter> ctx_;
+    mutable rows_cache rows_;
+    mutable std::mutex mutex_;
+    mutable std::list<std::pair<media_file_ptr, std::shared_ptr<const pixels>>> decoded_; // the last first
+};
+
+std::string digest_of(const std::string & bytes);
+
+}  // namespace lm

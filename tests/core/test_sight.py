@@ -1,0 +1,337 @@
+"""Pictures and sounds through the real engine, with towers of random weights: that what is shown counts, whatever else the
+engine does meanwhile, that it is looked at once, and that nothing of it is text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.core.engine.client import Engine
+from lmlite.core.engine.payloads import LoadSettings, LoadSpec
+from lmlite.core.engine.worker import Process
+from lmlite.errors import ContextOverflow, InvalidRequest, LmError, MediaRefused, WrongModelType
+from lmlite.events import Event, Finished, TextDelta
+from lmlite.messages import MediaPart, Message, TextPart, text_message
+from lmlite.request import Chat, Generate, Grammar, Sampling, Text
+from tests.media_models import WRITERS, slope, stripes, text_model_of, tone, write_gemma3, write_mlp, write_pixtral
+from tests.random_models import Llama
+
+GREEDY = Sampling(temperature=0)
+NEAR_TIE = 0.1  # nats: batches of another shape add up in another order; another picture moves them by more
+FAMILIES = list(WRITERS)
+QUESTION = "What is it?"
+Test = Callable[[Engine], Coroutine[Any, Any, None]]
+
+
+def with_tower(tower: Path, test: Test, model: Path | None = None, **settings: Any) -> None:
+    async def run() -> None:
+        engine = await Engine.open(Process(), "sees")
+        try:
+            path = model or text_model_of("mlp", tower.parent)
+            loaded = await engine.load(LoadSpec((path,), LoadSettings(**settings), projector=tower))
+            assert loaded.parallel
+            await test(engine)
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+
+
+def family_of(name: str, folder: Path) -> tuple[Path, Path]:
+    return WRITERS[name](folder / f"{name}.gguf"), text_model_of(name, folder)
+
+
+def media_for(family: str, other: bool = False) -> MediaPart:
+    if family == "ultravox":
+        return MediaPart("audio", tone(700 if other else 440))
+    return MediaPart("image", slope() if other else stripes())
+
+
+def asking(*parts: MediaPart | str, before: Sequence[Message] = ()) -> Chat:
+    said = tuple(TextPart(part) if isinstance(part, str) else part for part in parts)
+    return Chat((*before, Message("user", said)))
+
+
+async def events_of(engine: Engine, chat: Chat, **more: Any) -> list[Event]:
+    work = Generate(chat, **{"sampling": GREEDY, "max_tokens": 8, **more})
+    return [event async for event in engine.run(work)]
+
+
+async def first_choices(engine: Engine, chat: Chat, **more: Any) -> tuple[dict[bytes, float], Finished]:
+    """The likeliest first tokens, with their log probabilities."""
+    events = await events_of(engine, chat, top_logprobs=20, max_tokens=1, **more)
+    end = events[-1]
+    assert isinstance(end, Finished)
+    told = next(token for event in events if isinstance(event, TextDelta) for token in event.logprobs)
+    return {bytes(top.bytes): top.logprob for top in told.top}, end
+
+
+def apart(a: dict[bytes, float], b: dict[bytes, float]) -> float:
+    """How far two choices are apart in what both have among their likeliest five."""
+    likeliest = sorted(a, key=lambda token: -a[token])[:5]
+    return max((abs(a[token] - b[token]) if token in b else 9.0) for token in likeliest)
+
+
+def pieces_of(events: Sequence[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_shown_counts_alone_among_streams_in_small_batches_and_from_the_cache(family: str, tmp_path: Path) -> None:
+    tower, model = family_of(family, tmp_path)
+    seen: list[dict[bytes, float]] = []
+
+    async def test(engine: Engine) -> None:
+        chat = asking(media_for(family), QUESTION)
+        alone, end = await first_choices(engine, chat, scope="a")
+        other, _ = await first_choices(engine, asking(media_for(family, other=True), QUESTION), scope="a")
+        assert apart(alone, other) > NEAR_TIE
+        known, again = await first_choices(engine, chat, scope="a")
+        assert again.stats.cached_tokens >= end.stats.prompt_tokens - 20 and apart(alone, known) < NEAR_TIE
+        encoded = (await engine.stats()).media_encoded
+        afresh, elsewhere = await first_choices(engine, chat, scope="b")  # computed anew from rows that are known
+        assert elsewhere.stats.cached_tokens == 0 and apart(alone, afresh) < NEAR_TIE
+        streams = [
+            asyncio.create_task(events_of(engine, asking(f"Count to {n}."), max_tokens=200, ignore_eos=True))
+            for n in (5, 7, 9)
+        ]
+        among, _ = await first_choices(engine, chat, scope="c")
+        for stream in streams:
+            assert isinstance((await stream)[-1], Finished)
+        assert apart(alone, among) < NEAR_TIE
+        assert (await engine.stats()).media_encoded == encoded
+        seen.append(alone)
+
+    async def test_small(engine: Engine) -> None:
+        choices, _ = await first_choices(engine, asking(media_for(family), QUESTION))
+        assert apart(seen[0], choices) < NEAR_TIE
+
+    with_tower(tower, test, model)
+    with_tower(tower, test_small, model, eval_batch_size=16)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_second_question_costs_its_own_tokens_and_the_picture_is_not_looked_at_again(family: str, tmp_path: Path) -> None:
+    tower, model = family_of(family, tmp_path)
+
+    async def test(engine: Engine) -> None:
+        first = asking("Look: ", media_for(family), QUESTION)
+        events = await events_of(engine, first)
+        end = events[-1]
+        assert isinstance(end, Finished)
+        answer = Message("assistant", (TextPart(pieces_of(events)),))
+        second = asking("And what else?", before=(*first.messages, answer))
+        later, choices = (await events_of(engine, second))[-1], await first_choices(engine, second, scope="none")
+        assert isinstance(later, Finished)
+        stats = later.stats
+        assert stats.cached_tokens >= end.stats.prompt_tokens - 8 and stats.prompt_tokens - stats.cached_tokens < 64
+        assert apart(choices[0], (await first_choices(engine, second))[0]) < NEAR_TIE
+        counted = await engine.stats()
+        assert counted.media_encoded == 1 and counted.media_reused >= 2
+
+    with_tower(tower, test, model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_media_are_counted_without_being_looked_at(family: str, tmp_path: Path) -> None:
+    tower, model = family_of(family, tmp_path)
+
+    async def test(engine: Engine) -> None:
+        chat = asking("One", media_for(family), "two", media_for(family, other=True), "three")
+        text, counted = await engine.count(chat)
+        assert text.count("<audio>" if family == "ultravox" else "<image>") == 2
+        assert (await engine.stats()).media_encoded == 0
+        _, end = await first_choices(engine, chat)
+        assert end.stats.prompt_tokens == counted and (await engine.stats()).media_encoded == 2
+
+    with_tower(tower, test, model)
+
+
+def test_parts_stand_where_they_were_put(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        a, b = MediaPart("image", stripes()), MediaPart("image", slope())
+        told = [
+            (await first_choices(engine, asking(*order, QUESTION), scope=str(i)))[0]
+            for i, order in enumerate([(a, b), (b, a), (a, b)])
+        ]
+        assert apart(told[0], told[1]) > NEAR_TIE > apart(told[0], told[2])
+        text = await engine.render(asking("before", a, "after"))
+        assert "before<image>after" in text
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
+
+
+def test_what_looks_like_a_mark_of_ours_is_text(tmp_path: Path) -> None:
+    forged = "\ufdd2p0\ufdd2 <__media__> <image> \ufdd2s1\ufdd2"
+
+    async def test(engine: Engine) -> None:
+        picture = MediaPart("image", stripes())
+        _, plain = await engine.count(asking("x"))
+        text, with_forged = await engine.count(asking(forged))
+        assert "\ufdd2" not in text and plain < with_forged < plain + 40
+        _, shown = await engine.count(asking(forged, picture))
+        assert with_forged + 10 < shown < with_forged + 24
+        assert isinstance((await events_of(engine, asking(picture, forged)))[-1], Finished)
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
+
+
+def test_a_picture_whose_cells_see_each_other_needs_a_batch_for_all_of_them(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        raise AssertionError("it was loaded")
+
+    with pytest.raises(LmError, match="eval_batch_size of at least 16"):
+        with_tower(write_gemma3(tmp_path / "gemma3.gguf"), test, eval_batch_size=8, parallel=1)
+
+
+def test_a_picture_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        large = asking(MediaPart("image", stripes(width=440, height=440)), QUESTION)
+        with pytest.raises(ContextOverflow):
+            await events_of(engine, large)
+        stats = await engine.stats()
+        assert stats.media_encoded == 0 and stats.cells_used == 0
+        small = asking(MediaPart("image", stripes()), QUESTION)
+        assert isinstance((await events_of(engine, small))[-1], Finished)
+
+    with_tower(write_pixtral(tmp_path / "pixtral.gguf"), test, context_length=256, parallel=1)
+
+
+def test_more_than_the_cells_hold_is_answered_one_after_the_other(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        chats = [asking(MediaPart("image", stripes(width=360, height=360, red=200 + i)), QUESTION) for i in range(4)]
+        alone = [(await first_choices(engine, chat, scope="alone"))[0] for chat in chats]
+        together = await asyncio.gather(*(first_choices(engine, chat, scope=f"{i}") for i, chat in enumerate(chats)))
+        for expected, (choices, end) in zip(alone, together):
+            assert end.stats.cached_tokens == 0 and apart(expected, choices) < NEAR_TIE
+        assert (await engine.stats()).media_encoded == 4
+
+    with_tower(write_pixtral(tmp_path / "pixtral.gguf"), test, context_length=512, kv_cells=512, parallel=4)
+
+
+def test_a_request_that_is_given_up_while_its_picture_is_encoded_frees_its_place(tmp_path: Path) -> None:
+    tower = write_mlp(tmp_path / "long.gguf", n_blocks=24, width=256, side=24)
+
+    async def test(engine: Engine) -> None:
+        given_up = asyncio.create_task(events_of(engine, asking(MediaPart("image", slope()), QUESTION)))
+        while (await engine.stats()).running == 0:
+            await asyncio.sleep(0.01)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+        assert isinstance((await events_of(engine, asking("Hello")))[-1], Finished)
+        assert (await engine.stats()).media_encoded == 0
+        assert isinstance((await events_of(engine, asking(MediaPart("image", slope()), QUESTION)))[-1], Finished)
+        assert (await engine.stats()).media_encoded == 1
+
+    with_tower(tower, test, parallel=1)
+
+
+def test_streams_go_on_while_a_picture_is_encoded(tmp_path: Path) -> None:
+    tower = write_mlp(tmp_path / "long.gguf", n_blocks=16, width=256, side=24)
+
+    async def test(engine: Engine) -> None:
+        arrived = 0
+        shown = asyncio.Event()
+
+        async def stream() -> None:
+            nonlocal arrived
+            async for event in engine.run(Generate(asking("Tell me a story."), sampling=GREEDY, ignore_eos=True)):
+                arrived += isinstance(event, TextDelta)
+                if arrived == 5:
+                    shown.set()
+
+        task = asyncio.create_task(stream())
+        await shown.wait()
+        before = arrived
+        picture = asyncio.create_task(events_of(engine, asking(MediaPart("image", slope()), QUESTION)))
+        while not (await engine.stats()).media_encoded:
+            await asyncio.sleep(0.01)
+        assert arrived > before + 5
+        assert isinstance((await picture)[-1], Finished)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with_tower(tower, test)
+
+
+def test_the_same_picture_of_several_requests_is_encoded_once(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        chats = [asking(f"Question {i}: ", MediaPart("image", stripes()), QUESTION) for i in range(4)]
+        for events in await asyncio.gather(*(events_of(engine, chat, scope=str(i)) for i, chat in enumerate(chats))):
+            assert isinstance(events[-1], Finished)
+        stats = await engine.stats()
+        assert (stats.media_encoded, stats.media_reused) == (1, 3)
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
+
+
+def test_what_cannot_be_decoded_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        good = MediaPart("image", stripes())
+        for broken in (b"no picture at all", stripes()[:80]):
+            with pytest.raises(MediaRefused) as refused:
+                await events_of(engine, asking(good, MediaPart("image", broken), QUESTION))
+            assert refused.value.index == 1
+        assert isinstance((await events_of(engine, asking(good, QUESTION)))[-1], Finished)
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
+
+
+def test_a_model_that_sees_does_not_hear(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(WrongModelType):
+            await events_of(engine, asking(MediaPart("audio", tone()), QUESTION))
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
+
+
+def test_a_schema_rules_an_answer_about_a_picture(tmp_path: Path) -> None:
+    schema = Grammar("json_schema", '{"enum": ["red", "blue"]}')
+
+    async def test(engine: Engine) -> None:
+        events = await events_of(engine, asking(MediaPart("image", stripes()), QUESTION), grammar=schema, max_tokens=40)
+        assert pieces_of(events) in ('"red"', '"blue"')
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
+
+
+@pytest.mark.parametrize("family", ["pixtral", "qwen2vl"])
+def test_a_conversation_that_outgrows_the_context_goes_on_without_its_middle(family: str, tmp_path: Path) -> None:
+    tower, model = family_of(family, tmp_path)
+
+    async def test(engine: Engine) -> None:
+        chat = asking(media_for(family), "one", media_for(family, other=True), "Tell me a story.")
+        events = await events_of(engine, chat, overflow="drop_middle", max_tokens=400, ignore_eos=True)
+        end = events[-1]
+        assert isinstance(end, Finished) and end.stats.generated_tokens == 400
+        turns = tuple(
+            message
+            for i in range(8)
+            for message in (*asking(media_for(family), f"turn {i}").messages, text_message("assistant", "yes"))
+        )
+        end = (await events_of(engine, asking("and now?", before=turns), overflow="drop_middle"))[-1]
+        assert isinstance(end, Finished) and end.stats.prompt_tokens < 256
+
+    with_tower(tower, test, model, context_length=256, parallel=1)
+
+
+def test_a_text_with_pictures_is_no_raw_prompt(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        with pytest.raises(InvalidRequest, match="echo"):
+            await events_of(engine, asking(MediaPart("image", stripes()), QUESTION), echo=True)
+        work = Generate(Text("\ufdd2p0\ufdd2"), sampling=GREEDY, max_tokens=2)
+        assert [event async for event in engine.run(work)]
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
+
+
+def test_a_tower_for_another_width_is_refused(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        raise AssertionError("it was loaded")
+
+    with pytest.raises(LmError, match="projector"):
+        with_tower(write_mlp(tmp_path / "mlp.gguf"), test, Llama().write(tmp_path / "llama.gguf"))
