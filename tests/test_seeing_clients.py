@@ -133,6 +133,25 @@ def test_a_picture_of_an_earlier_turn_is_still_seen(client: openai.OpenAI) -> No
     assert (kept.output_text, kept.usage.input_tokens) == (sent.choices[0].message.content, sent.usage.prompt_tokens)
 
 
+def counts(tiny: Client) -> tuple[float, float]:
+    """Pictures that were encoded, and those that were known already."""
+    lines = tiny.get("/metrics").body.decode().splitlines()
+    told = [float(line.split()[-1]) for line in lines if line.startswith(("lmlite_media_encoded_", "lmlite_media_reused_"))]
+    assert len(told) == 2
+    return told[0], told[1]
+
+
+def test_a_picture_that_is_known_is_not_encoded_again(client: openai.OpenAI, tiny: Client) -> None:
+    name = "red circle"
+    seen(client, name)
+    encoded, reused = counts(tiny)
+    content = [chat_content(name)[0], {"type": "text", "text": "Which shape do you see?"}]
+    other: list[Any] = [{"role": "user", "content": content}]
+    client.chat.completions.create(model=MODEL, messages=other, **WHOLE)
+    client.responses.create(model=MODEL, input=items(name), max_output_tokens=24)
+    assert counts(tiny) == (encoded, reused + 2)
+
+
 def test_pictures_that_tools_gave_are_seen(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     """Both dialects write the same conversation."""
     call = {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"}

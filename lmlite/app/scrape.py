@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..metrics import CONTENT_TYPE, Family, Gauge, expose
+from ..metrics import CONTENT_TYPE, Counter, Family, Gauge, expose
 from ..wire.connection import Request, Response
 from .state import State
 
@@ -43,6 +43,8 @@ def instance_families(reports: list[tuple[Instance, Report | None]]) -> Iterator
     parallel = Gauge("lmlite_parallel", "Requests that an engine works on at once.", names)
     cells = Gauge("lmlite_cache_cells", "Tokens that the KV cache has room for.", names)
     used = Gauge("lmlite_cache_cells_used", "Tokens in the KV cache, those kept for later requests included.", names)
+    encoded = Counter("lmlite_media_encoded_total", "Pictures and sounds that were encoded since the load.", names)
+    reused = Counter("lmlite_media_reused_total", "Those that were known already.", names)
     for instance, report in reports:
         values = (instance.card.id, instance.id)
         parallel.set(instance.parallel, *values)
@@ -51,7 +53,10 @@ def instance_families(reports: list[tuple[Instance, Report | None]]) -> Iterator
             running.set(report.running, *values)
             waiting.set(report.queued, *values)
             used.set(report.cells_used, *values)
-    yield from (loaded.set(len(reports)), running, waiting, parallel, cells, used)
+            if instance.vision or instance.audio:
+                encoded.add(*values, n=report.media_encoded)
+                reused.add(*values, n=report.media_reused)
+    yield from (loaded.set(len(reports)), running, waiting, parallel, cells, used, encoded, reused)
 
 
 def server_families(app: State) -> Iterator[Family]:
