@@ -171,6 +171,16 @@ def test_a_projector_can_be_left_out(serve_fake: Serve, seeing: Path) -> None:
     assert "projector" not in load
 
 
+def test_of_two_instances_the_one_with_the_projector_gets_pictures(served: FakeServer) -> None:
+    client = served.client()
+    assert client.post("/api/v1/models/load", {"model": "seer", "projector": False}).status == 200
+    refused = client.post("/v1/chat/completions", chat(PNG))
+    assert refused.status == 400 and "loaded without its projector" in message_of(refused)
+    assert client.post("/api/v1/models/load", {"model": "seer"}).json["instance_id"] == "seer:2"
+    for _ in range(3):
+        assert client.post("/v1/chat/completions", chat(PNG)).json["model"] == "seer:2"
+
+
 def test_a_models_own_settings_can_leave_it_out(serve_fake: Serve, seeing: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "model-settings.json").write_text(json.dumps({"seer": {"projector": False}}))

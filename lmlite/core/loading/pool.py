@@ -175,7 +175,7 @@ class Pool:
         if not senses <= senses_of(card):
             await self._look()  # what it sees with may have come since
             card, slots = await self._choose(meant, needs, senses)
-        self._check_senses(card, slots, asked, senses)
+        slots = self._sensing(card, slots, asked, senses)
         if effort is not None and (card.reasoning is None or effort not in card.reasoning.options):
             raise EffortRefused(card.id, effort, card.reasoning.options if card.reasoning else ())
         self._leases += 1
@@ -204,7 +204,7 @@ class Pool:
         """Raises what a lease of these would raise whatever a load says: `ModelNotFound`, `WrongModelType`, `SenseMissing`,
         `ShuttingDown`."""
         card, slots = self._present(await self._meant(name), needs, senses)
-        self._check_senses(card, slots, asked, senses)
+        slots = self._sensing(card, slots, asked, senses)
 
     async def _meant(self, name: str | None) -> Meant | None:
         if name is not None:
@@ -286,19 +286,23 @@ class Pool:
             raise ModelNotFound(None, known)
         return card, self._instances_of(card)
 
-    def _check_senses(
-        self, card: ModelCard, slots: Sequence[Slot], asked: ModelSettings, senses: frozenset[Sense]
-    ) -> None:
-        """What is known of it before the load."""
+    def _sensing(
+        self, card: ModelCard, slots: list[Slot], asked: ModelSettings, senses: frozenset[Sense]
+    ) -> list[Slot]:
+        """Those of `slots` that have the senses; as far as that is known before a load."""
         for sense in sorted(senses):
             if sense not in senses_of(card):
                 raise self._missing(card, sense)
-            settings = slots[0].settings if slots else self._settled(card, asked, jit=True)[0]
-            if not settings.projector:
+            there = [slot for slot in slots if slot.settings.projector]
+            if not (there if slots else self._settled(card, asked, jit=True)[0].projector):
                 raise SenseMissing(card.id, sense, left_out=True)
+            slots = there
+        return slots
 
     def _missing(self, card: ModelCard, sense: Sense) -> SenseMissing:
         """Loaded ones that could do it are named first."""
+        if sense in senses_of(card):
+            return SenseMissing(card.id, sense, left_out=True)
         loaded = [slot.card for slot in self._slots.values() if slot.loaded]
         able = [other.id for other in (*loaded, *self._catalog.cards()) if sense in senses_of(other) and not other.problem]
         return SenseMissing(card.id, sense, tuple(id for id in dict.fromkeys(able) if id != card.id))
