@@ -7,17 +7,23 @@ stay the processes that they are and grow by no more than a tenth; a neighbour s
 over half a second. Every kind gets the status that it should, every time. Prints one JSON object; exit code 1 if
 something of this is not so.
 
-`python bench/hostile.py [--requests 5000] [--seed 1] [--clients 4]`
+With `--media`, pictures or sounds that are broken, cut off, huge, bombs or something else are shown to a model that sees or
+hears, in every dialect, between whole ones.
+
+`python bench/hostile.py [--requests 5000] [--seed 1] [--clients 4] [--media pictures|sounds] [--isolation thread]`
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import gzip
 import json
 import random
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,10 +35,12 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an installed lmlite is the one to stress
 
 from bench import client  # noqa: E402
-from lmlite.package import bundled_model  # noqa: E402
+from lmlite.package import bundled_model, bundled_vision_model  # noqa: E402
+from tests import media_files, media_models  # noqa: E402
 from tests.test_hostile_requests import BASES, DIALECTS, HELLO, REFUSED, SERVED  # noqa: E402
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RESPONSES, MESSAGES, NATIVE = "/v1/responses", "/v1/messages", "/api/v1/chat"
 CONTEXT, KV_CELLS = 2048, 8192
 FLAGS = ("--context-length", CONTEXT, "--kv-cells", KV_CELLS, "--parallel", 4, "--spill", 16)
 GAP_MAX_S = 0.5
@@ -42,6 +50,7 @@ LARGE_EVERY = 60
 """Of so many requests one has a body of many megabytes: more would measure the machine's memory bus."""
 LARGE_BYTES = 4 << 20
 MEGABYTES = 31
+MOST_BODY = 32 << 20
 STREAM_TOKENS = 400
 USER = {"role": "user", "content": "Hi"}
 
@@ -182,6 +191,49 @@ def large_kinds() -> Iterator[Kind]:
     yield Kind("more than a body may have", json_post(TEXT, {"prompt": words + words}), (413, 0))  # a reset may be faster
 
 
+def showing(file: media_files.MediaFile, model: str, turn: int) -> tuple[str, dict[str, Any]]:
+    """A request about the file; each turn is another dialect's."""
+    data = base64.b64encode(file.data).decode()
+    limit = {"model": model, "max_tokens": 4}
+    if file.kind == "audio":
+        parts = [
+            {"type": "text", "text": "What is it?"},
+            {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+        ]
+        return CHAT, {**limit, "messages": [{"role": "user", "content": parts}]}
+    url = f"data:image/png;base64,{data}"
+    match turn % 4:
+        case 0:
+            content: list[Any] = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+            return CHAT, {**limit, "messages": [{"role": "user", "content": content}]}
+        case 1:
+            content = [{"type": "input_text", "text": "What is it?"}, {"type": "input_image", "image_url": url}]
+            return RESPONSES, {
+                "model": model,
+                "max_output_tokens": 4,
+                "store": False,
+                "input": [{"role": "user", "content": content}],
+            }
+        case 2:
+            source = {"type": "base64", "media_type": "image/png", "data": data}
+            content = [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]
+            return MESSAGES, {**limit, "messages": [{"role": "user", "content": content}]}
+        case _:
+            content = [{"type": "text", "content": "What is it?"}, {"type": "image", "data_url": url}]
+            return NATIVE, {"model": model, "max_output_tokens": 4, "store": False, "input": content}
+
+
+def media_kinds(media: str, model: str) -> Iterator[Kind]:
+    kind = "audio" if media == "sounds" else "image"
+    whole = [file for file in media_files.whole().values() if file.kind == kind]
+    for turn, file in enumerate(file for file in media_files.hostile() if file.kind == kind):
+        raw = json_post(*showing(file, model, turn))
+        yield Kind(file.name, raw, (400, 413, 0) if len(raw) > MOST_BODY else (400,))
+    for turn in range(4 * len(whole)):
+        file = whole[turn // 4]
+        yield Kind(f"a whole {file.name}, {turn % 4}", json_post(*showing(file, model, turn)), (200,))
+
+
 # ---- sending them ----------------------------------------------------------------------------------------------------
 
 
@@ -231,10 +283,10 @@ async def work(port: int, plan: Iterator[Kind], found: Findings) -> None:
             found.wrong[f"{kind.name}: {status}, not {kind.statuses}"] += 1
 
 
-async def neighbour(port: int, found: Findings) -> None:
+async def neighbour(port: int, model: str, found: Findings) -> None:
     """Streams one answer after the other; what counts is the time between two pieces of one, the first excepted."""
     wish = {"max_tokens": STREAM_TOKENS, "ignore_eos": True, "stream": True}
-    body = {"model": "lmlite-tiny", "prompt": "Once upon a time", **wish}
+    body = {"model": model, "prompt": "Once upon a time", **wish}
     while True:
         last = None
         async for arrived, events in client.arrivals(port, TEXT, body):
@@ -246,8 +298,13 @@ async def neighbour(port: int, found: Findings) -> None:
         found.streams += 1
 
 
-def plans_of(seed: int, n: int) -> tuple[list[Kind], list[Kind]]:
+def plans_of(seed: int, n: int, media: str | None, model: str) -> tuple[list[Kind], list[Kind]]:
     """Each kind once, and `n` drawn ones."""
+    if media:
+        shown = list(media_kinds(media, model))
+        draw = random.Random(seed)
+        light = [kind for kind in shown if len(kind.raw) < LARGE_BYTES]
+        return draw.sample(shown, len(shown)), [draw.choice(shown if i % LARGE_EVERY == 0 else light) for i in range(n)]
     kinds = (http_kinds(), json_kinds(), value_kinds(), engine_kinds(), dialect_kinds(large=False), leaving_kinds())
     ordinary = list(chain(*kinds))
     large = [*large_kinds(), *dialect_kinds(large=True)]
@@ -256,11 +313,11 @@ def plans_of(seed: int, n: int) -> tuple[list[Kind], list[Kind]]:
     return each, [draw.choice(large if i % LARGE_EVERY == LARGE_EVERY - 1 else ordinary) for i in range(n)]
 
 
-async def touch_cells(port: int) -> None:
+async def touch_cells(port: int, model: str) -> None:
     """Prompts of a context each that share nothing, twice as many as there are cells for: with them, what is spilled."""
     for i in range(0, 2 * KV_CELLS // CONTEXT, 4):
         prompts = [[100 + (k * (7 + j) + j) % 1000 for k in range(CONTEXT - 8)] for j in range(i, i + 4)]
-        wish = {"model": "lmlite-tiny", "max_tokens": 4, "ignore_eos": True}
+        wish = {"model": model, "max_tokens": 4, "ignore_eos": True}
         await asyncio.gather(*(client.whole(port, TEXT, {"prompt": prompt, **wish}) for prompt in prompts))
 
 
@@ -279,7 +336,7 @@ async def run(
     server: client.Running, each: list[Kind], plan: list[Kind], n_clients: int
 ) -> tuple[Findings, dict[int, float], dict[int, float]]:
     found = Findings()
-    beside = asyncio.ensure_future(neighbour(server.port, found))
+    beside = asyncio.ensure_future(neighbour(server.port, server.model, found))
 
     async def part(kinds: list[Kind]) -> dict[int, float]:
         shared = iter(kinds)
@@ -287,7 +344,7 @@ async def run(
         return await settled(server)
 
     try:
-        await touch_cells(server.port)
+        await touch_cells(server.port, server.model)
         before = await part(each)
         after = await part(plan)
         if beside.done():
@@ -297,16 +354,29 @@ async def run(
     return found, before, after
 
 
+def model_for(media: str | None, folder: Path) -> Path:
+    if media == "pictures":
+        return bundled_vision_model()
+    if media == "sounds":
+        media_models.write_ultravox(folder / "mmproj-listener.gguf")
+        return Path(shutil.copy(bundled_model(), folder / "listener.gguf"))
+    return bundled_model()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--media", choices=("pictures", "sounds"))
+    parser.add_argument("--isolation", choices=("process", "thread"), default="process")
     arguments = parser.parse_args()
-    each, plan = plans_of(arguments.seed, arguments.requests)
     began = time.perf_counter()
-    with client.lmlite_server(bundled_model(), *FLAGS) as server:
-        found, before, after = asyncio.run(run(server, each, plan, arguments.clients))
+    with tempfile.TemporaryDirectory() as folder:
+        model = model_for(arguments.media, Path(folder))
+        with client.lmlite_server(model, *FLAGS, "--isolation", arguments.isolation) as server:
+            each, plan = plans_of(arguments.seed, arguments.requests, arguments.media, server.model)
+            found, before, after = asyncio.run(run(server, each, plan, arguments.clients))
     broken = [f"{kind} ({n} times)" for kind, n in found.wrong.most_common()]
     if before.keys() != after.keys():
         broken.append(f"processes {sorted(before)} became {sorted(after)}")
@@ -319,6 +389,8 @@ def main() -> int:
         broken.append(f"the neighbour waited for {found.longest_s:.2f} s beside {', '.join(found.beside)}")
     result = {
         "bench": "hostile",
+        "media": arguments.media,
+        "isolation": arguments.isolation,
         "requests": len(each) + len(plan),
         "kinds": len(each),
         "seed": arguments.seed,

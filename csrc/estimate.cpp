@@ -4,6 +4,7 @@
 #include "model.h"
 #include "model_file.h"
 #include "payload.h"
+#include "tower_trial.h"
 
 #include "../src/llama-context.h" // how large its graphs are
 #include "../src/llama-ext.h"     // the memory that a context takes, by device
@@ -16,6 +17,8 @@
 
 #if defined(__APPLE__)
 #include <mach/mach.h>
+#elif defined(__GLIBC__)
+#include <malloc.h>
 #endif
 
 namespace lm {
@@ -23,6 +26,9 @@ namespace lm {
 // llama.cpp leaves a tensor of this name in the file and reads rows of it as they are needed, if it is larger than this.
 static constexpr char LAZY_TENSOR[] = "per_layer_token_embd.weight";
 static constexpr uint64_t LAZY_BYTES = 4ull << 30;
+
+// What a small tower needs for its largest picture. Of one that needs more the buffers are taken to be in use as a whole.
+static constexpr double LARGEST_PICTURE_S = 1.5;
 
 struct device_use {
     uint64_t weights = 0;
@@ -70,6 +76,61 @@ static uint64_t resident_bytes() {
     }
     return uint64_t(pages) * uint64_t(sysconf(_SC_PAGESIZE));
 #endif
+}
+
+// The most that it had since the peak was forgotten, where the system tells: only Linux does.
+static uint64_t peak_bytes() {
+    unsigned long long kib = 0;
+    if (FILE * file = fopen("/proc/self/status", "r")) {
+        char line[256];
+        while (fgets(line, sizeof line, file) != nullptr && sscanf(line, "VmHWM: %llu", &kib) != 1) {
+        }
+        fclose(file);
+    }
+    return std::max(uint64_t(kib) << 10, resident_bytes());
+}
+
+static void forget_peak() {
+    if (FILE * file = fopen("/proc/self/clear_refs", "w")) {
+        fputs("5", file);
+        fclose(file);
+    }
+}
+
+// Memory that is allocated counts once it is written to. What is allocated meanwhile is, at once.
+class written_allocations {
+  public:
+#if defined(__GLIBC__)
+    written_allocations() { mallopt(M_PERTURB, 1); }
+    ~written_allocations() { mallopt(M_PERTURB, 0); }
+#endif
+    written_allocations(const written_allocations &) = delete;
+    written_allocations & operator=(const written_allocations &) = delete;
+};
+
+// A projector is loaded and tried for this: what it takes is nowhere told. What lies on a GPU is added to `uses`; returned is
+// what the machine's own memory has to give.
+static uint64_t projector_bytes(const model & m, const load_spec & spec, memory_use & uses) {
+    std::map<ggml_backend_dev_t, uint64_t> free;
+    for (const auto & [device, use] : uses) {
+        free[device] = device == nullptr ? 0 : free_memory_now(device);
+    }
+    forget_peak();
+    const uint64_t before = resident_bytes();
+    const std::unique_ptr<tower> sight = m.load_tower(spec, [](float) { return true; });
+    if (!sight) {
+        return 0;
+    }
+    if (!encode_largest_picture(*sight, LARGEST_PICTURE_S)) {
+        const written_allocations all;
+        encode_largest_picture(*sight, 0);
+    }
+    for (auto & [device, use] : uses) {
+        const uint64_t left = device == nullptr ? 0 : free_memory_now(device);
+        use.compute += free[device] - std::min(free[device], left);
+    }
+    const uint64_t peak = peak_bytes();
+    return peak - std::min(peak, before);
 }
 
 static memory_use use_of(const model & m) {
@@ -170,11 +231,13 @@ std::string estimate_payload(load_spec spec) {
         used_where_mapped += use.mapped;
         devices += (devices.empty() ? "[" : ",") + describe(device, use);
     }
+    const uint64_t projector = projector_bytes(m, spec, uses);
     const uint64_t passing = m.maps_file() ? facts.bytes - std::min(facts.bytes, std::max(used_where_mapped, left_in_file)) : 0;
     const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - began;
     return json_object()
         .add_raw("devices", devices + "]")
         .add("process", resident - std::min(resident, m.host_state_bytes()))
+        .add("projector", projector)
         .add("file_pages", passing)
         .add("context_length", m.context_length())
         .add("kv_cells", m.kv_cells())

@@ -5,6 +5,7 @@
 #include "error.h"
 #include "model_file.h"
 #include "payload.h"
+#include "tower_trial.h"
 #include "heartbeat.h"
 
 #include "build-info.h"
@@ -421,7 +422,7 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
     if (spec.drafts || only_measured_) {
         return;
     }
-    load_tower(spec, progress);
+    tower_ = load_tower(spec, progress);
     before_template();
     chat_ = std::make_unique<chat_template>(model_.get(), *vocab_, embedding_ ? std::string() : spec.chat_template);
     chat_->see_with(tower_.get());
@@ -562,9 +563,9 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     }
 }
 
-void model::load_tower(const load_spec & spec, const progress_fn & progress) {
+std::unique_ptr<tower> model::load_tower(const load_spec & spec, const progress_fn & progress) const {
     if (spec.projector.empty()) {
-        return;
+        return nullptr;
     }
     if (embedding_) {
         throw invalid_request("projector", "a model for embeddings takes no projector");
@@ -574,7 +575,7 @@ void model::load_tower(const load_spec & spec, const progress_fn & progress) {
     wanted.n_threads = choose_threads(spec, model_file(spec.projector).bytes());
     wanted.use_gpu = gpu_layers_ > 0;
     wanted.n_batch = n_batch_;
-    tower_ = std::make_unique<tower>(wanted, model_.get(), progress);
+    return lm::load_tower(wanted, model_.get(), progress);
 }
 
 static bool attends_to_later_tokens(const llama_model * m, const std::string & arch) {

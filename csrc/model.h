@@ -47,6 +47,8 @@ class model {
     const vocabulary & vocab() const { return *vocab_; }
     const chat_template & chat() const { return *chat_; }
     tower * sight() const { return tower_.get(); } // null: it neither sees nor hears
+    // What `spec` names for it, loaded and tried; null: nothing.
+    std::unique_ptr<tower> load_tower(const load_spec & spec, const progress_fn & progress) const;
     llama_context * context() const { return context_.get(); } // null for a vocabulary alone
     llama_model * get() const { return model_.get(); }
     // Short texts are embedded faster side by side, in lanes with a thread or a few each, than one after the other with all
@@ -104,7 +106,6 @@ class model {
     std::string warnings() const;
     void check_vocabulary() const;
     void try_vocabulary() const;
-    void load_tower(const load_spec & spec, const progress_fn & progress);
     void load_weights(const load_spec & spec, const progress_fn & progress);
     void make_context(const load_spec & spec);
     enum llama_pooling_type choose_pooling(const load_spec & spec) const;

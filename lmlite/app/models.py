@@ -47,7 +47,7 @@ def open_pool(
     if place is None:
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error, on_line=on_line)
     max_jit = config.max_loaded or (1 if config.auto_evict else None)
-    guard = MemoryGuard(estimates, strict=config.memory_guard)
+    guard = MemoryGuard(estimates, strict=config.memory_guard, tries=place is Thread)
     ttl_s = config.ttl or None
     return Pool(catalog, place, of_server(config), ttl_s, jit=config.jit, max_jit=max_jit, room=guard.room, look=look)
 

@@ -19,10 +19,14 @@ from lmlite.core.engine.worker import Placement, Process
 from lmlite.core.loading.estimate import HOST, Estimate, estimate
 from lmlite.core.loading.memory_guard import MemoryGuard
 from lmlite.errors import InvalidRequest, LmError, LoadFailed, MemoryRefused
-from lmlite.request import Embed, Generate, Sampling, Tokens
+from lmlite.messages import MediaPart, Message, TextPart
+from lmlite.package import bundled_model
+from lmlite.request import Chat, Embed, Generate, Sampling, Tokens
+from tests import media_files
 from tests.core.gguf_files import gguf as gguf_bytes
 from tests.core.gguf_files import llama as llama_header
 from tests.fakes import FakeEngine, Script, error, fake_thread
+from tests.media_models import write_mlp, write_pixtral
 from tests.memory_models import MEMORIES, N_EMBD, Memory, byte_tokens, write_model
 from tests.random_models import Llama, RandomLora, copied, with_quants, with_tensors, write_bert
 
@@ -105,12 +109,20 @@ def test_an_adapter_is_counted_with_the_weights(tmp_path: Path) -> None:
     assert more == lora.stat().st_size
 
 
-def test_a_projector_is_counted_by_its_file(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "model.gguf", "full")
+def test_a_projector_is_counted_with_its_buffers(tmp_path: Path) -> None:
+    projector = write_pixtral(tmp_path / "mmproj.gguf")
+    without = told(bundled_model())
+    found = asyncio.run(estimate(Process, LoadSpec((bundled_model(),), projector=projector)))
+    assert without.projector == 0 and found.projector > projector.stat().st_size + (10 << 20)
+    assert found.total == found.weights + found.kv_cache + found.compute + found.projector
+    assert found.total == pytest.approx(without.total + found.projector, rel=0.02)
+
+
+def test_a_projector_that_is_broken_has_no_estimate(tmp_path: Path) -> None:
     projector = tmp_path / "mmproj.gguf"
     projector.write_bytes(bytes(12345))
-    found = asyncio.run(estimate(Process, LoadSpec((path,), projector=projector)))
-    assert found.projector == 12345 and found.total == found.weights + found.kv_cache + found.compute + 12345
+    with pytest.raises(LoadFailed, match="projector"):
+        asyncio.run(estimate(Process, LoadSpec((bundled_model(),), projector=projector)))
 
 
 def test_what_is_too_large_for_any_machine_is_still_told(tmp_path: Path) -> None:
@@ -163,6 +175,32 @@ def test_small_models_are_mostly_the_process_itself(tmp_path: Path) -> None:
     encoder = write_bert(tmp_path / "bert.gguf", n_ctx=256)
     assert asyncio.run(compare(encoder, LoadSettings(threads=1))) == pytest.approx(1, abs=0.3)
     assert asyncio.run(compare(encoder, LoadSettings(threads=4))) == pytest.approx(1, abs=0.3)
+
+
+async def compare_seeing(projector: Path, side: int) -> float:
+    """As `compare`, once a picture of `side` x `side` pixels was looked at."""
+    spec = LoadSpec((bundled_model(),), LoadSettings(context_length=2048, kv_cells=4096), projector=projector)
+    found = await estimate(Process, spec)
+    placement = Process()
+    engine = await Engine.open(placement, "model")
+    try:
+        await engine.load(spec)
+        data = media_files.png_of(media_files.png_head(side, side), bytes((3 * side + 1) * side))
+        asked = Message("user", (MediaPart("image", data), TextPart("What is it?")))
+        async for _ in engine.run(Generate(Chat((asked,)), max_tokens=1, sampling=Sampling(temperature=0))):
+            pass
+        return (found.total + found.file_pages) / peak(placement.pid)
+    finally:
+        await engine.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak")
+@pytest.mark.timeout(300)
+def test_a_model_that_sees_takes_what_was_told(tmp_path: Path) -> None:
+    large = write_mlp(tmp_path / "large.gguf", n_blocks=8, width=512, side=24)
+    assert asyncio.run(compare_seeing(large, 336)) == pytest.approx(1, abs=0.15)
+    of_any_size = write_pixtral(tmp_path / "of-any-size.gguf")
+    assert asyncio.run(compare_seeing(of_any_size, 1000)) == pytest.approx(1, abs=0.15)
 
 
 # ---- what cannot be estimated ----------------------------------------------------------------------------------------

@@ -184,6 +184,7 @@ class Measured:
 
     devices: tuple[DeviceMemory, ...]
     process: int  # the engine itself: its program, the tokenizer's tables, rows of outputs
+    projector: int  # of the machine's own memory
     file_pages: int  # of a mapped file, read while it is loaded and then of no more use
     context_length: int
     kv_cells: int
@@ -552,6 +553,7 @@ def read_estimated(payload: bytes) -> Measured:
     return Measured(
         devices=tuple(read_device(device) for device in value["devices"]),
         process=int(value["process"]),
+        projector=int(value.get("projector", 0)),
         file_pages=int(value["file_pages"]),
         context_length=int(value["context_length"]),
         kv_cells=int(value["kv_cells"]),

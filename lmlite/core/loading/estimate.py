@@ -1,5 +1,7 @@
 """What a load would take of the memory: asked of an engine of its own, which reads the file's header, makes nothing, and ends.
 
+A projector is the exception: its sizes are nowhere told, so it is loaded and tried there.
+
 llama.cpp aborts on some files, and what it measures includes the process that it runs in: hence the engine of its own.
 """
 
@@ -11,7 +13,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from ... import archive
 from ...errors import EngineGone
 from ..engine.client import Engine
 from ..engine.line import Clock
@@ -32,7 +33,7 @@ class Estimate:
     weights: int
     kv_cache: int  # recurrent states, too
     compute: int  # buffers, and the engine's own process with the tokenizer's tables
-    projector: int  # what sees or hears; 0: none is loaded
+    projector: int  # what sees or hears, with all for the largest picture; 0: none is loaded
     gpu: int  # of all of them, what lies on GPUs
     file_pages: int = 0
     """Beside them, pages of the mapped file that are read while it is loaded and then of no more use: they stay as long as
@@ -67,9 +68,7 @@ class Estimate:
         return None
 
 
-async def estimate(
-    place: Callable[[], Placement], spec: LoadSpec, *, clock: Clock | None = None
-) -> Estimate:
+async def estimate(place: Callable[[], Placement], spec: LoadSpec, *, clock: Clock | None = None) -> Estimate:
     """Raises what a load of `spec` would (`LoadFailed`, `InvalidRequest`), `EngineGone` for a file that kills or stalls the
     engine, OSError or `BuildError` if there can be none."""
     name = spec.paths[0].name
@@ -80,16 +79,16 @@ async def estimate(
         raise EngineGone(name, "it gave no estimate in time") from None
     finally:
         await engine.close()
-    return _sum(measured, archive.stat(spec.loads).st_size if spec.loads else 0)
+    return _sum(measured)
 
 
-def _sum(measured: Measured, projector: int) -> Estimate:
+def _sum(measured: Measured) -> Estimate:
     devices = measured.devices
     return Estimate(
         weights=sum(device.weights for device in devices),
         kv_cache=sum(device.kv_cache for device in devices),
         compute=sum(device.compute for device in devices) + measured.process,
-        projector=projector,
+        projector=measured.projector,
         gpu=sum(device.needed for device in devices if device.gpu),
         file_pages=measured.file_pages,
         context_length=measured.context_length,

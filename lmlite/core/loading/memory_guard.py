@@ -42,10 +42,16 @@ class Load:
 
 class MemoryGuard:
     """For one event loop. `place` gives each estimate its engine; `free` tells the bytes that there are. One that is not
-    `strict` refuses nothing."""
+    `strict` refuses nothing.
 
-    def __init__(self, place: Callable[[], Placement], free: Callable[[], int] = available, *, strict: bool = True):
-        self._place, self._free, self._strict = place, free, strict
+    With `tries`, for loads in this very process, a projector is tried in an engine of its own first: a broken one may end
+    the process that loads it."""
+
+    def __init__(
+        self, place: Callable[[], Placement], free: Callable[[], int] = available, *, strict: bool = True, tries: bool = False
+    ):
+        self._place, self._free, self._strict, self._tries = place, free, strict, tries
+        self._tried: set[Files] = set()
         self._known: dict[tuple[LoadSpec, Files], int] = {}  # bytes of models that take nothing of a GPU
         self._loads: set[Load] = set()
 
@@ -54,8 +60,11 @@ class MemoryGuard:
         """Lasts as long as the load of `spec`, which comes back with the memory that there is for it; what it is expected to
         take is not there for others meanwhile. Where others leave too little, they are waited for, one after another.
 
-        Raises `MemoryRefused`, if `checked`. An estimate that fails refuses nothing: the load itself will say what is wrong.
+        Raises `MemoryRefused`, if `checked`, and what trying a projector does. Any other estimate that fails refuses nothing:
+        the load itself will say what is wrong.
         """
+        if self._tries and spec.loads is not None:
+            await self._try(spec)
         load = await self._begin(spec, checked and self._strict)
         try:
             yield self._with_memory(spec, load)
@@ -83,6 +92,20 @@ class MemoryGuard:
         load = Load(takes, asyncio.get_running_loop().create_future())
         self._loads.add(load)
         return load
+
+    async def _try(self, spec: LoadSpec) -> None:
+        """Raises what the load would, and `EngineGone` where it would end this process."""
+        files = await asyncio.to_thread(files_of, spec)
+        if files is None or files in self._tried:
+            return
+        try:
+            await estimate(self._place, self._with_memory(spec))
+        except OSError as error:
+            log.warning("the projector of %s is not tried: %s", spec.paths[0].name, error)
+            return
+        if len(self._tried) >= KNOWN_MAX:
+            self._tried.clear()
+        self._tried.add(files)
 
     def _at_a_glance(self, spec: LoadSpec, files: Files | None, checked: bool) -> Mapping[str, int] | None:
         """What a load takes that needs no estimate."""
