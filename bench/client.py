@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 COMPLETIONS = "/v1/completions"
 ENDS = (b"[DONE]", b"event: chat.end", b"event: message_stop", b"event: response.completed", b"event: response.incomplete")
@@ -50,13 +50,13 @@ class Running:
 
 
 @contextmanager
-def serving(command: Sequence[str | Path], tree: Path | None = None) -> Iterator[Running]:
+def serving(command: Sequence[str | Path], tree: Path | None = None, stderr: IO[bytes] | None = None) -> Iterator[Running]:
     """Runs `command` until its first line of output with a port in it; that moment is `ready_s`. With `tree`, the lmlite of
-    that checkout is what Python programs find."""
+    that checkout is what Python programs find. What it logs goes to `stderr`."""
     began = time.perf_counter()
     environment = os.environ if tree is None else {**os.environ, "PYTHONPATH": str(tree)}
     with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=tree, env=environment
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=tree, env=environment
     ) as process:
         assert process.stdout is not None
         try:

@@ -147,11 +147,12 @@ _HTTP_CODES = {
 
 
 class HttpError(LmError):
-    """A request refused before any dialect saw its body."""
+    """A request refused before any dialect saw its body. One without a body is answered after `wait_s` seconds, and its
+    client not listened to meanwhile."""
 
-    def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()):
+    def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = (), wait_s: float = 0.0):
         super().__init__(message)
-        self.status, self.headers = status, headers
+        self.status, self.headers, self.wait_s = status, headers, wait_s
         self.code = _HTTP_CODES.get(status, "invalid_request")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.app.auth import Use
+from lmlite.app.auth import GuardedDoor, Pace, Use
 from lmlite.app.request_log import LINES_MAX
 from lmlite.app.routes import ROUTES
 from lmlite.config import Config
@@ -275,6 +275,42 @@ def test_a_token_may_have_so_many_requests_at_once(serve_fake: Serve, keys: Keys
         gate.open()
         assert first.result().status == 200
         assert client.post("/v1/chat/completions", HELLO, **few).status == 200
+
+
+def test_moments_are_given_out_at_a_pace_and_nobody_waits_for_longer_than_said() -> None:
+    pace = Pace(10, 5, 2.0)
+    assert [pace.wait_s(100.0) for _ in range(5)] == pytest.approx([0.0] * 5)
+    assert [pace.wait_s(100.0) for _ in range(3)] == pytest.approx([0.1, 0.2, 0.3])
+    assert max(pace.wait_s(100.0) for _ in range(1000)) == pytest.approx(2.0)
+    assert pace.wait_s(101.0) == pytest.approx(1.1)
+    assert pace.wait_s(200.0) == 0.0
+
+
+def test_a7_who_knocks_too_often_waits_and_who_has_a_token_does_not(serve_fake: Serve, keys: Keys) -> None:
+    waits = threading.Event()
+
+    class Slow(Pace):
+        def wait_s(self, now: float) -> float:
+            wait_s = super().wait_s(now)
+            if wait_s:
+                waits.set()
+            return wait_s
+
+    server = serve_fake(auth=True, drain=0)
+    good = bearer(keys.create("good"))
+    door = server.service.app.door
+    assert isinstance(door, GuardedDoor)
+    door._refusals = Slow(0.001, 1, 3600.0)
+    impatient = server.client()
+    assert impatient.get("/v1/models").status == 401
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(impatient.get, "/v1/models")
+        assert waits.wait(TIMEOUT_S)
+        assert server.client().get("/v1/models", **good).status == 200
+        assert server.client().get("/health").status == 200
+        assert not waiting.done()
+        server.close()
+        assert waiting.result().status == 503
 
 
 def test_tokens_per_minute_are_owed_and_forgiven_with_time() -> None:

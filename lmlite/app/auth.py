@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 PUBLIC: Final = ""
 """The right that needs no token."""
 CHALLENGE: Final = (("WWW-Authenticate", 'Bearer realm="lmlite"'),)
+REFUSALS_PER_S: Final = 250.0
+"""That are told: programs of a household which have not heard of a new token ask a few times a second, and somebody who tries
+tokens as fast as they come must not keep the loop from everybody else."""
+REFUSALS_AT_ONCE: Final = 250
+REFUSAL_WAIT_S: Final = 5.0
+"""Clients that are refused do not wait for longer to hear it."""
 MINUTE_S: Final = 60.0
 BUSY_RETRY_S: Final = 1
 
@@ -58,6 +64,7 @@ class GuardedDoor(Door):
 
         self._tokens = TokenReader(path, clock)
         self._monotonic = monotonic
+        self._refusals = Pace(REFUSALS_PER_S, REFUSALS_AT_ONCE, REFUSAL_WAIT_S)
         self._used: dict[str, Use] = {}
 
     def admit(self, headers: Mapping[str, str], right: str) -> Principal:
@@ -65,17 +72,20 @@ class GuardedDoor(Door):
             return ANYBODY
         given = token_of(headers)
         if given is None:
-            raise HttpError(401, "An API token is required (Authorization: Bearer ...).", CHALLENGE)
+            raise self._refusal("An API token is required (Authorization: Bearer ...).")
         try:
             principal = self._tokens.find(given)
         except StateError as error:
             log.error("tokens cannot be read: %s", error)
             raise
         if principal is None:
-            raise HttpError(401, "The API token is not valid.", CHALLENGE)
+            raise self._refusal("The API token is not valid.")
         if right not in principal.rights:
             raise HttpError(403, f"The API token does not have the right '{right}'.")
         return principal
+
+    def _refusal(self, why: str) -> HttpError:
+        return HttpError(401, why, CHALLENGE, self._refusals.wait_s(self._monotonic()))
 
     def count(self) -> int:
         return self._tokens.count()
@@ -103,6 +113,19 @@ class GuardedDoor(Door):
 
     def close(self) -> None:
         self._tokens.close()
+
+
+class Pace:
+    """Gives out moments, `per_s` a second once `at_once` of them were taken; nobody waits for longer than `longest_s`."""
+
+    def __init__(self, per_s: float, at_once: int, longest_s: float):
+        self._step_s, self._credit_s, self._longest_s = 1 / per_s, at_once / per_s, longest_s
+        self._next = 0.0
+
+    def wait_s(self, now: float) -> float:
+        """Until the moment that whoever asks gets."""
+        self._next = min(max(self._next, now - self._credit_s) + self._step_s, now + self._longest_s)
+        return max(0.0, self._next - now)
 
 
 @dataclass(slots=True)

@@ -209,6 +209,11 @@ class Hooks:
     """Called once per request, when its answer has ended, was cut, or nobody is there to have it."""
 
 
+async def refuse_later(refusal: HttpError) -> None:
+    await asyncio.sleep(refusal.wait_s)
+    raise refusal
+
+
 class Phase(Enum):
     OPENING = auto()  # nothing received yet
     HEAD = auto()  # part of a head received
@@ -417,15 +422,18 @@ class Connection(asyncio.Protocol):
         self._request = self._refusal = None
         if self._stopping:
             response.keep_alive = False
-        if refusal is not None:
+        if refusal is not None and not (isinstance(refusal, HttpError) and refusal.wait_s):
             self._spell_error(response, request, refusal)
             let_go(refusal)
             self._hooks.on_answer(request, response)
             return self._after_answer(response)
         self._enter(Phase.BUSY)
-        plain = request.headers.get("content-encoding", "identity").lower() == "identity"
-        handle = self._hooks.handler if plain else self._handle_compressed
-        self._task = asyncio.ensure_future(handle(request, response), loop=self._loop)
+        if refusal is not None:
+            work: Awaitable[None] = refuse_later(refusal)
+        else:
+            plain = request.headers.get("content-encoding", "identity").lower() == "identity"
+            work = (self._hooks.handler if plain else self._handle_compressed)(request, response)
+        self._task = asyncio.ensure_future(work, loop=self._loop)
         self._task.add_done_callback(lambda task: self._answered(task, request, response))
         return False
 

@@ -228,6 +228,32 @@ def test_refusal_without_a_body_keeps_the_connection(connect: Connect) -> None:
     assert [request.path for request in client.handled] == ["/b"]
 
 
+def test_a_refusal_that_waits_holds_up_its_own_connection(connect: Connect) -> None:
+    waits = iter((2.0, 0.0))
+
+    def refuse(request: Request) -> None:
+        raise HttpError(401, "no", wait_s=next(waits))
+
+    client = connect(precheck=refuse)
+    assert client.send(get("/a") + get("/b")) == b"" and len(client.prechecked) == 1
+    client.loop.advance(1.9)
+    assert client.transport.taken == b""
+    client.loop.advance(0.2)
+    told = answers(client.transport.taken)
+    assert [(status, headers["connection"]) for status, headers, _ in told] == [(401, "keep-alive")] * 2
+    assert client.handled == []
+
+
+def test_who_leaves_before_a_refusal_that_waits_leaves_nothing_behind(connect: Connect) -> None:
+    def refuse(request: Request) -> None:
+        raise HttpError(401, "no", wait_s=60.0)
+
+    client = connect(precheck=refuse)
+    assert client.send(get("/a")) == b""
+    client.close()
+    assert b"401" not in client.transport.taken and client.transport.lost
+
+
 def test_precheck_sees_the_request_without_body(connect: Connect) -> None:
     client = connect()
     client.send(post("/x", b"body", JSON))
