@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lmlite
+from lmlite.cli import main
+
+TWO_VERSIONS = """
+import json, sys, urllib.request
+from bundled import one, two
+
+with one.Server(port=0, home=sys.argv[1]) as first, two.Server(port=0, home=sys.argv[2]) as second:
+    served = [json.load(urllib.request.urlopen(server.url + "/health"))["status"] for server in (first, second)]
+models = [each.load(each.package.bundled_model()) for each in (one, two)]
+texts = {model.complete("Hello", max_tokens=5, temperature=0.0) for model in models}
+for model in models:
+    model.close()
+print(json.dumps([one.__version__, two.__version__, *served, len(texts)]))
+"""
 
 PROGRAM = """
 import json, sys, urllib.request
@@ -57,3 +74,49 @@ def test_the_copy_never_reaches_for_the_original(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("lmlite ")
+
+
+def test_two_versions_work_in_one_process(tmp_path: Path) -> None:
+    for name, version in (("one", "1.0"), ("two", "2.0")):
+        assert vendor(tmp_path / "bundled", "--name", name) == 0
+        init = tmp_path / "bundled" / name / "__init__.py"
+        init.write_text(init.read_text().replace(lmlite.__version__, version))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", TWO_VERSIONS, str(tmp_path / "a"), str(tmp_path / "b")],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["1.0", "2.0", "ok", "ok", 1]
+
+
+def vendor(folder: Path, *options: str) -> int:
+    return main(["vendor", str(folder), *options])
+
+
+def test_a_copy_is_put_in_the_place_of_another_only_if_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vendor(tmp_path, "--name", "ours") == 0
+    (tmp_path / "ours" / "stray.py").touch()
+    assert vendor(tmp_path, "--name", "ours") == 1
+    assert "--replace" in capsys.readouterr().err
+    assert vendor(tmp_path, "--name", "ours", "--replace") == 0
+    assert not (tmp_path / "ours" / "stray.py").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_what_is_no_copy_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lmlite").mkdir()
+    (tmp_path / "lmlite" / "precious").touch()
+    assert vendor(tmp_path, "--replace") == 1
+    assert "is no copy of lmlite" in capsys.readouterr().err
+    assert (tmp_path / "lmlite" / "precious").exists()
+
+
+@pytest.mark.parametrize("name", ["a-b", "1st", "class", "a.b", "../up", ""])
+def test_a_name_that_no_package_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    assert vendor(tmp_path, "--name", name) == 2
+    assert not list(tmp_path.iterdir())

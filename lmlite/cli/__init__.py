@@ -30,6 +30,7 @@ GROUPS: Final = {
     "token": {"token": "make, list or revoke API tokens"},
     "mcp": {"mcp": "list, try, add or remove MCP servers, whose tools models can call"},
     "service": {"service": "print a unit for systemd or launchd"},
+    "vendor": {"vendor": "copy this package into another program"},
     "runtime": {"runtime": "list the inference engine"},
     "version": {"version": "show the versions of lmlite and llama.cpp"},
     "completion": {"completion": "print a script that completes commands in your shell", "__complete": ""},
