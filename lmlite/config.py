@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeVar
 
 from .errors import ConfigError
 
@@ -307,6 +308,21 @@ def option(default: T, kind: Kind, help: str, *, positional: bool = False) -> T:
     return field(default=default, metadata={"kind": kind, "help": help, "positional": positional})
 
 
+SMALL: Final[Mapping[str, object]] = MappingProxyType(
+    {
+        "context_length": 2048,
+        "parallel": 1,
+        "max_queue": 16,
+        "idle_cells": 0,  # the cache has room for one request and no more
+        "spill": 0,
+        "eval_batch_size": 128,  # buffers for a step are as large as its batch
+        "ttl": 300.0,
+        "history_size": 16,
+    }
+)
+"""What options are with --small where nothing else is said of them."""
+
+
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Config:
     """The settings of one server. `gather` (command line) and `of` (Python API) build it of checked values."""
@@ -336,6 +352,7 @@ class Config:
     v0_extras: bool = option(True, switch(), "tell in /api/v0 what newer LM Studios add to it; off: its published keys")
 
     # ---- how a model is run
+    small: bool = option(False, switch(), "take as little memory as there is use for: one request at a time, no spare cache")
     isolation: str = option("process", one_of("process", "thread"), "run each model in a child process or in a thread")
     context_length: int = option(4096, whole(0, CONTEXT_MAX), "tokens one request may use; 0: the model's own limit")
     parallel: int = option(4, whole(1, PARALLEL_MAX), "sequences that decode at once")
@@ -399,7 +416,7 @@ class Config:
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Config:
-        config = cls(**{"home": DEFAULT_HOME.expanduser(), **values})
+        config = cls(**{"home": DEFAULT_HOME.expanduser(), **(SMALL if values.get("small") else {}), **values})
         if not config.unix_socket:
             config.check()
         if (config.tls_cert is None) != (config.tls_key is None):

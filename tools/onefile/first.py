@@ -65,7 +65,7 @@ def unpack(archive, place, folder):
     import tempfile
     import zipfile
 
-    os.makedirs(place, mode=0o700, exist_ok=True)
+    os.makedirs(place, mode=0o755, exist_ok=True)
     own(place)
     begun = tempfile.mkdtemp(prefix="new-", dir=place)
     try:
@@ -75,7 +75,8 @@ def unpack(archive, place, folder):
                     path = opened.extract(entry, begun)
                     mode = entry.external_attr >> 16
                     if mode & 0o100:
-                        os.chmod(path, 0o700)
+                        os.chmod(path, 0o755)
+        os.chmod(begun, 0o755)  # root may unpack it for others, in an image
         try:
             os.rename(begun, folder)
         except OSError:
@@ -106,9 +107,9 @@ def check(folder):
 
 
 def own(place):
-    """What is run from there must be nobody else's to change."""
+    """What is run from there must be nobody else's to change, but root's."""
     found = os.stat(place)
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
+    if found.st_uid not in (0, os.getuid()) or stat.S_IMODE(found.st_mode) & 0o022:
         raise OSError("others may write there")
 
 
