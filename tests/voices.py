@@ -1,6 +1,7 @@
 """One conversation in the words of every dialect: how each is asked, how its answers are read, how they are sent back.
 
 A conversation is OpenAI's messages; that is what the other dialects' bodies are made of, as clients and proxies do it.
+Contents are texts, or lists of texts and pictures.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def items_of(message: Message) -> Iterator[dict[str, Any]]:
     if "items" in message:  # as they were answered
         yield from message["items"]
     elif message["role"] == "tool":
-        yield {"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}
+        output = responses_content(message["content"])
+        yield {"type": "function_call_output", "call_id": message["tool_call_id"], "output": output}
     elif message["role"] == "assistant":
         if message.get("reasoning_content"):
             thought = [{"type": "reasoning_text", "text": message["reasoning_content"]}]
@@ -142,7 +144,15 @@ def items_of(message: Message) -> Iterator[dict[str, Any]]:
         for call in message.get("tool_calls", ()):
             yield {"type": "function_call", "call_id": call["id"], **call["function"]}
     else:
-        yield {"role": message["role"], "content": message["content"]}
+        yield {"role": message["role"], "content": responses_content(message["content"])}
+
+
+def responses_content(content: Any) -> Any:
+    return content if isinstance(content, str) else [
+        {"type": "input_text", "text": part["text"]} if part["type"] == "text"
+        else {"type": "input_image", "image_url": part["image_url"]["url"]}
+        for part in content
+    ]  # fmt: skip
 
 
 def read_response(answer: Any) -> Said:
@@ -207,15 +217,27 @@ def blocks_of(message: Message) -> Iterator[dict[str, Any]]:
         yield from message["blocks"]
         return
     if message["role"] == "tool":
-        yield {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": message["content"]}
+        content = message["content"]
+        result = content if isinstance(content, str) else [block_of(part) for part in content]
+        yield {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": result}
         return
     if message.get("reasoning_content"):
         yield {"type": "thinking", "thinking": message["reasoning_content"], "signature": "c2lnbmVk"}
-    if message["content"]:
+    if isinstance(message["content"], list):
+        yield from map(block_of, message["content"])
+    elif message["content"]:
         yield {"type": "text", "text": message["content"]}
     for call in message.get("tool_calls", ()):
         yield {"type": "tool_use", "id": call["id"], "name": call["function"]["name"],
                "input": object_of(call["function"]["arguments"])}  # fmt: skip
+
+
+def block_of(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return part
+    head, data = part["image_url"]["url"].split(";base64,")
+    source = {"type": "base64", "media_type": head.removeprefix("data:"), "data": data}
+    return {"type": "image", "source": source}
 
 
 def object_of(arguments: str) -> Any:
@@ -274,6 +296,12 @@ def native_body(messages: Sequence[Message], tools: Sequence[Any], limit: int | 
     """Of a conversation that begins: what went before is gone on from by its id."""
     assert not tools and all(message["role"] in ("system", "user") for message in messages)
     said = {message["role"]: message["content"] for message in messages}
+    if isinstance(said["user"], list):
+        said["user"] = [
+            {"type": "text", "content": part["text"]} if part["type"] == "text"
+            else {"type": "image", "data_url": part["image_url"]["url"]}
+            for part in said["user"]
+        ]  # fmt: skip
     body: dict[str, Any] = {"input": said["user"]} | ({"system_prompt": said["system"]} if "system" in said else {})
     return body if limit is None else body | {"max_output_tokens": limit}
 
