@@ -184,6 +184,27 @@ static sense read_sense(const header & file, const char * keys, const char * let
     return s;
 }
 
+// Where there is such a tensor.
+static void need_numbers(const header & file, const std::string & name, int64_t n) {
+    const std::optional<shape> found = file.tensor(name);
+    if (found && (found->sides.size() != 1 || found->sides[0] != n)) {
+        refuse("is broken: " + quoted(name) + " has " + std::to_string(found->sides[0]) + " numbers, and there have to be " +
+               std::to_string(n));
+    }
+}
+
+// A matrix whose side of that index is as long as the tower is wide, and what is added behind it.
+static void check_matrix(const header & file, const std::string & name, size_t side, int64_t width) {
+    const std::optional<shape> matrix = file.tensor(name + ".weight");
+    if (!matrix) {
+        return;
+    }
+    if (matrix->sides.size() != 2 || matrix->sides[side] != width) {
+        refuse("is broken: " + quoted(name + ".weight") + " does not fit its width of " + std::to_string(width));
+    }
+    need_numbers(file, name + ".bias", matrix->sides[1]);
+}
+
 // Blocks as most towers have them: what mtmd does not look for and reads all the same.
 static void check_blocks(const header & file, const sense & s) {
     const uint32_t there = count_blocks(file, s.letter);
@@ -208,10 +229,14 @@ static void check_blocks(const header & file, const sense & s) {
                 need_tensor(file, at + name); // in one, in all
             }
         }
-        const std::optional<shape> norm = file.tensor(at + "ln1.weight");
-        if (norm && norm->sides[0] != int64_t(s.width)) {
-            refuse("is broken: " + quoted(at + "ln1.weight") + " has " + std::to_string(norm->sides[0]) + " numbers, and its width is " +
-                   std::to_string(s.width));
+        for (const char * name : {"ln1.weight", "ln1.bias", "ln2.weight", "ln2.bias"}) {
+            need_numbers(file, at + name, s.width);
+        }
+        for (const char * name : {"attn_q", "attn_k", "attn_v", "attn_qkv", "ffn_up", "ffn_gate"}) {
+            check_matrix(file, at + name, 0, s.width);
+        }
+        for (const char * name : {"attn_out", "ffn_down"}) {
+            check_matrix(file, at + name, 1, s.width);
         }
     }
 }

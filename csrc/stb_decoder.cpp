@@ -62,6 +62,9 @@ void * counted_realloc(void * block, size_t size) {
 #define STBI_NO_STDIO
 #define STBI_MAX_DIMENSIONS 65535
 #define STBI_ASSERT(x)
+#if defined(__aarch64__)
+#define STBI_NEON // every such machine has it; on x86-64 the like is on by itself
+#endif
 #define STBI_MALLOC(size) counted_alloc(size)
 #define STBI_REALLOC(block, size) counted_realloc(block, size)
 #define STBI_FREE(block) counted_free(block)

@@ -135,10 +135,17 @@ BROKEN: dict[str, tuple[str, Callable[[Parts], None], str]] = {
     "pictures smaller than a patch": ("mlp", telling(vision__image_size=0), r"smaller than its patches"),
     "no heads": ("gemma3", telling(vision__attention__head_count=0), r"head_count is 0"),
     "heads that do not fit": ("gemma3", telling(vision__attention__head_count=7), r"shared out to 7 heads"),
+    "a bias that is too short": ("qwen2vl", rows("v.blk.1.attn_out.bias", 21), r"'v\.blk\.1\.attn_out\.bias' has 21 numbers"),
+    "a matrix that is too small": (
+        "pixtral",
+        rows("v.blk.0.ffn_down.weight", 32),
+        r"ffn_down\.weight' does not fit its width",
+    ),
+    "queries that are too short": ("ultravox", rows("a.blk.0.attn_q.weight", 10), r"attn_q\.bias' has 32 numbers, .* 10"),
     "a width that its norms do not have": (
         "mlp",
         telling(vision__embedding_length=32),
-        r"has 64 numbers, and its width is 32",
+        r"has 64 numbers, and there have to be 32",
     ),
     "no kind": ("mlp", without_fact("clip.projector_type"), r"of what kind"),
     "an unknown kind": ("mlp", telling(projector_type="oracle"), r"oracle"),
