@@ -4,6 +4,7 @@ npm are. Every dialect says the same of a picture, whole and streamed, and count
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import anthropic
 import numpy
 import openai
 import pytest
+from PIL import Image
 
 import lmlite
 from lmlite.media_arguments import png_of
@@ -131,6 +133,16 @@ def test_a_picture_of_an_earlier_turn_is_still_seen(client: openai.OpenAI) -> No
     kept = client.responses.create(**asked, input=again, previous_response_id=first.id)
     assert sent.usage is not None and kept.usage is not None
     assert (kept.output_text, kept.usage.input_tokens) == (sent.choices[0].message.content, sent.usage.prompt_tokens)
+
+
+def test_webp_is_seen_as_well(client: openai.OpenAI) -> None:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(PICTURES["blue square"])).save(file, "WEBP", lossless=True)
+    content = chat_content("blue square")
+    content[0]["image_url"]["url"] = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": content}], **WHOLE)
+    assert answer.usage is not None
+    assert (answer.choices[0].message.content, answer.usage.prompt_tokens) == seen(client, "blue square")
 
 
 def counts(tiny: Client) -> tuple[float, float]:
