@@ -4,21 +4,24 @@ engine does meanwhile, that it is looked at once, and that nothing of it is text
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lmlite.core.engine.client import Engine
-from lmlite.core.engine.payloads import LoadSettings, LoadSpec
+from lmlite.core.engine.payloads import LoadSettings, LoadSpec, Lora
 from lmlite.core.engine.worker import Process
 from lmlite.errors import ContextOverflow, InvalidRequest, LmError, MediaRefused, WrongModelType
 from lmlite.events import Event, Finished, TextDelta
-from lmlite.messages import MediaPart, Message, TextPart, text_message
-from lmlite.request import Chat, Generate, Grammar, Sampling, Text
+from lmlite.messages import MediaPart, Message, TextPart, ToolCallPart, ToolResultPart, text_message
+from lmlite.request import Chat, Draft, Generate, Grammar, Sampling, Text
 from tests.media_models import WRITERS, slope, stripes, text_model_of, tone, write_gemma3, write_mlp, write_pixtral
-from tests.random_models import Llama
+from tests.memory_models import FIRST_BYTE, MEMORIES, Memory, write_model
+from tests.random_models import Llama, RandomLora
 
 GREEDY = Sampling(temperature=0)
 NEAR_TIE = 0.1  # nats: batches of another shape add up in another order; another picture moves them by more
@@ -335,3 +338,82 @@ def test_a_tower_for_another_width_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(LmError, match="projector"):
         with_tower(write_mlp(tmp_path / "mlp.gguf"), test, Llama().write(tmp_path / "llama.gguf"))
+
+
+# ---- other memories, adapters, guesses -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_every_kind_of_memory_takes_pictures_over_whole_or_computes_them_anew(memory: Memory, tmp_path: Path) -> None:
+    tower = write_mlp(tmp_path / "mlp.gguf", n_embd=64)
+    only_bytes = Sampling(temperature=0, logit_bias=tuple((token, -math.inf) for token in range(FIRST_BYTE)))
+    instructions = text_message("system", "be brief and of few words. " * 3)
+
+    async def test(engine: Engine) -> None:
+        async def compared(chat: Chat) -> Finished:
+            told, end = await first_choices(engine, chat, scope="kept", sampling=only_bytes)
+            afresh, _ = await first_choices(engine, chat, scope=f"other {next(numbers)}", sampling=only_bytes)
+            assert apart(told, afresh) < NEAR_TIE
+            return end
+
+        numbers = count()
+        picture, other = MediaPart("image", stripes()), MediaPart("image", slope())
+        one = asking("x", picture, "what", before=[instructions])
+        first = await compared(one)
+        assert first.stats.cached_tokens == 0
+        assert (await compared(one)).stats.cached_tokens > 0
+        await compared(asking("x", picture, "why", before=[instructions]))
+        await compared(asking("x", other, "what", before=[instructions]))
+        grown = asking("else", before=[*one.messages, text_message("assistant", "yes")])
+        assert (await compared(grown)).stats.cached_tokens > 16
+        await compared(asking("x", picture, picture, "what", before=[instructions]))
+
+    with_tower(tower, test, write_model(tmp_path / "model.gguf", memory), flash_attention=False, eval_batch_size=64)
+
+
+def test_requests_with_different_adapters_look_at_the_same_picture(tmp_path: Path) -> None:
+    llama = Llama()
+    lora = RandomLora(llama).write(tmp_path / "lora.gguf")
+
+    async def test(engine: Engine) -> None:
+        chat = asking(MediaPart("image", stripes()), "w h a t")
+        with_it, without = {"loras": ((0, 1.0),)}, {"loras": ((0, 0.0),)}
+        alone = [(await first_choices(engine, chat, scope="alone", **how))[0] for how in (with_it, without)]
+        assert apart(*alone) > NEAR_TIE
+        asked = (first_choices(engine, chat, scope=str(i), **how) for i, how in enumerate((with_it, without, with_it)))
+        together = [choices for choices, _ in await asyncio.gather(*asked)]
+        assert max(apart(alone[0], together[0]), apart(alone[1], together[1]), apart(alone[0], together[2])) < NEAR_TIE
+
+    tower = write_mlp(tmp_path / "mlp.gguf", n_embd=llama.n_embd)
+    with_tower(tower, test, llama.write(tmp_path / "llama.gguf"), loras=(Lora(lora),))
+
+
+@pytest.mark.parametrize("family", ["mlp", "qwen2vl"])
+def test_guesses_are_made_where_there_is_no_picture_alone(family: str, tmp_path: Path) -> None:
+    tower, model = family_of(family, tmp_path)
+
+    async def test(engine: Engine) -> None:
+        chat = asking(media_for(family), "one two three one two three one two three")
+        plain = pieces_of(await events_of(engine, chat, max_tokens=40, ignore_eos=True))
+        events = await events_of(engine, chat, max_tokens=40, ignore_eos=True, draft=Draft("ngram", min=1), scope="b")
+        end = events[-1]
+        assert isinstance(end, Finished) and end.stats.draft is None and pieces_of(events) == plain
+
+    with_tower(tower, test, model)
+
+
+def test_a_tool_may_give_a_picture(tmp_path: Path) -> None:
+    call = Message("assistant", (ToolCallPart("call00001", "look", "{}"),))
+
+    async def test(engine: Engine) -> None:
+        for n, picture in enumerate((stripes(), slope()), 1):
+            result = ToolResultPart("call00001", "look", (TextPart("here it is"), MediaPart("image", picture)))
+            before = (text_message("user", "Look!"), call, Message("tool", (result,)))
+            chat = asking(QUESTION, before=before)
+            text, counted = await engine.count(chat)
+            assert "here it is<image>" in text
+            end = (await events_of(engine, chat))[-1]
+            assert isinstance(end, Finished) and end.stats.prompt_tokens == counted
+            assert (await engine.stats()).media_encoded == n
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
