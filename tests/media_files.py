@@ -208,6 +208,10 @@ MP3_FRAME = b"\xff\xfb\x90\xc0" + bytes(413)
 """MPEG 1, layer III, 128 kbit/s at 44,100 samples a second, mono: 1152 samples of silence."""
 
 
+SLOW_MP3_FRAME = b"\xff\xe3\x18\xc0" + bytes(68)
+"""MPEG 2.5, 8 kbit/s at 8000 samples a second: 576 samples of silence."""
+
+
 def mp3(frames: int) -> bytes:
     return MP3_FRAME * frames
 
@@ -319,7 +323,7 @@ def huge() -> Iterator[MediaFile]:
     yield MediaFile(
         "audio", "wav of eight channels for long", wav_of(wav_format(192_000, 8, 8), bytes(30 << 20))[: 44 + (30 << 20) - 5]
     )
-    yield MediaFile("audio", "mp3 of an hour", mp3(3600 * 44_100 // 1152))
+    yield MediaFile("audio", "mp3 of an hour", SLOW_MP3_FRAME * (3600 * 8000 // 576))
     for frames in (2**36 - 1, 2**35, 10**9):
         yield MediaFile("audio", f"flac of {frames} samples", flac_head(frames) + flac_frame(0))
     yield MediaFile("audio", "flac of no length", flac_head(0) + flac_frame(0))
