@@ -147,8 +147,8 @@ _HTTP_CODES = {
 
 
 class HttpError(LmError):
-    """A request refused before any dialect saw its body. One without a body is answered after `wait_s` seconds, and its
-    client not listened to meanwhile."""
+    """A request refused before any dialect saw its body. Its client hears so after `wait_s` seconds, and is not listened to
+    meanwhile."""
 
     def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = (), wait_s: float = 0.0):
         super().__init__(message)

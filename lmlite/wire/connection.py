@@ -345,6 +345,7 @@ class Connection(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         if self._task is None:
+            self._response = None  # which refers to this one: no circle is left for the collector
             self._hooks.on_close(self)
         else:
             self._abandon()
@@ -443,6 +444,25 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: Exception) -> None:
         """Answers a request that cannot or need not be read to its end, as the last one of this connection."""
+        if isinstance(error, HttpError) and error.wait_s:
+            self._enter(Phase.BUSY)
+            self._task = asyncio.ensure_future(asyncio.sleep(error.wait_s), loop=self._loop)
+            self._task.add_done_callback(lambda task: self._refuse_after(task, error))
+        else:
+            self._refuse_now(error)
+
+    def _refuse_after(self, waiting: asyncio.Future[None], error: Exception) -> None:
+        self._task = None
+        if self._phase is not Phase.CLOSING:
+            self._refuse_now(ShuttingDown() if waiting.cancelled() else error)
+            return
+        response, self._response = self._response, None
+        assert response is not None
+        self._hooks.on_answer(self._request, response)
+        if self._lost:
+            self._hooks.on_close(self)
+
+    def _refuse_now(self, error: Exception) -> None:
         head = self._parser.head
         request = self._request or (None if head is None else self._bodyless(head))
         response = self._response or Response(self, head, self._loop.time())

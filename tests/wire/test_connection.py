@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -244,14 +246,54 @@ def test_a_refusal_that_waits_holds_up_its_own_connection(connect: Connect) -> N
     assert client.handled == []
 
 
-def test_who_leaves_before_a_refusal_that_waits_leaves_nothing_behind(connect: Connect) -> None:
+def test_one_with_a_body_waits_as_long_and_is_the_last(connect: Connect) -> None:
+    def refuse(request: Request) -> None:
+        raise HttpError(401, "no", wait_s=2.0)
+
+    client = connect(precheck=refuse)
+    body = post("/a", b"x" * 100, JSON)
+    assert client.send(body[:-50]) == b"" and client.send(body[-50:] + get("/b")) == b""
+    client.loop.advance(1.9)
+    assert client.transport.taken == b""
+    client.loop.advance(0.2)
+    [(status, headers, _)] = answers(client.transport.taken)
+    assert (status, headers["connection"], client.transport.ended) == (401, "close", True)
+    assert len(client.prechecked) == 1 and client.handled == []
+
+
+@pytest.mark.parametrize("request_", [get("/a"), post("/a", b"{}", JSON)], ids=["without body", "with one"])
+@pytest.mark.parametrize("how", ["left", "lost", "cancelled"])
+def test_who_does_not_wait_for_a_refusal_leaves_nothing_behind(connect: Connect, request_: bytes, how: str) -> None:
     def refuse(request: Request) -> None:
         raise HttpError(401, "no", wait_s=60.0)
 
     client = connect(precheck=refuse)
-    assert client.send(get("/a")) == b""
-    client.close()
-    assert b"401" not in client.transport.taken and client.transport.lost
+    assert client.send(request_) == b""
+    if how == "left":
+        client.close()
+    elif how == "lost":
+        client.lose()
+    else:
+        client.connection.cancel()
+        client.loop.settle()
+        assert [status for status, _, _ in answers(client.transport.taken)] == [503]
+    assert b"401" not in client.transport.taken
+
+
+def test_a_connection_that_was_refused_is_gone_without_the_collector(connect: Connect) -> None:
+    def refuse(request: Request) -> None:
+        raise HttpError(401, "no")
+
+    client = connect(precheck=refuse)
+    gc.disable()
+    try:
+        assert [status for status, _, _ in answers(client.send(post("/a", b"{}", JSON)))] == [401]
+        client.lose()
+        left = weakref.ref(client.connection)
+        del client.connection, client.transport.protocol
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_precheck_sees_the_request_without_body(connect: Connect) -> None:
