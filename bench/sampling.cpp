@@ -3,6 +3,9 @@
 #include "fixture.h"
 #include "sampler.h"
 
+#include "json-schema-to-grammar.h"
+#include "json.h"
+
 #include <algorithm>
 #include <random>
 #include <time.h>
@@ -197,9 +200,9 @@ static void measure_path(const vocabulary & vocab, const path & p, const char * 
 
 int main() {
     const vocabulary & vocab = made_up_vocab(N_VOCAB);
-    const std::string json = to_gbnf({true, "{\"type\":\"object\"}"});
-    const std::string schema = to_gbnf({true, R"({"type":"object","properties":{"name":{"type":"string"},"age":{"type":"integer"},
-        "tags":{"type":"array","items":{"type":"string"}},"more":{"type":"object"}},"required":["name","age","tags","more"]})"});
+    const std::string json = json_schema_to_grammar(common_json::parse("{\"type\":\"object\"}"));
+    const std::string schema = json_schema_to_grammar(common_json::parse(R"({"type":"object","properties":{"name":{"type":"string"},"age":{"type":"integer"},
+        "tags":{"type":"array","items":{"type":"string"}},"more":{"type":"object"}},"required":["name","age","tags","more"]})"));
     sampling_params dry = with(0.8f, 40, 0.95f, 0.05f);
     dry.dry_multiplier = 0.8f;
     sampling_params mirostat = with(0.8f, 0, 1, 0);

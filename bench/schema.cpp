@@ -63,7 +63,7 @@ int main(int argc, char **) {
         if (line[0] == 'S') {
             g = nullptr;
             try {
-                g = schema_grammar(vocab, read_schema(rest));
+                g = leaf_grammar(vocab, read_schema(rest), "response_format");
                 std::cout << "ok " << cpu_us() - begin << std::endl;
             } catch (const error & e) {
                 std::cout << "no " << cpu_us() - begin << " " << e.what() << std::endl;

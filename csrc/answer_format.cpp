@@ -5,7 +5,6 @@
 #include "json.h"
 
 #include <algorithm>
-#include <cctype>
 
 namespace lm {
 
@@ -119,98 +118,32 @@ common_chat_params json_format(const common_chat_params & plain, const std::stri
     return params;
 }
 
-void forbid_content(common_peg_arena & parser, std::string & grammar) {
+// Whether the node has no text in a grammar: a '?' behind it would mean what stands ahead of it there.
+static bool is_nothing(const common_peg_arena & parser, common_peg_parser_id id) {
+    const common_peg_parser_variant & node = parser.get(id);
+    if (const auto * tag = std::get_if<common_peg_tag_parser>(&node)) {
+        return is_nothing(parser, tag->child);
+    }
+    if (const auto * atomic = std::get_if<common_peg_atomic_parser>(&node)) {
+        return is_nothing(parser, atomic->child);
+    }
+    if (const auto * sequence = std::get_if<common_peg_sequence_parser>(&node)) {
+        return std::all_of(sequence->children.begin(), sequence->children.end(), [&](common_peg_parser_id child) { return is_nothing(parser, child); });
+    }
+    return std::holds_alternative<common_peg_epsilon_parser>(node);
+}
+
+void forbid_content(common_peg_arena & parser) {
     for (common_peg_parser_id id = 0; id < parser.size(); id++) {
         const auto * tag = std::get_if<common_peg_tag_parser>(&parser.get(id));
-        if (tag == nullptr || tag->tag != common_chat_peg_builder::CONTENT ||
-            !std::holds_alternative<common_peg_until_parser>(parser.get(tag->child))) {
-            continue;
-        }
-        const common_peg_parser_id text = tag->child;
-        parser.get(text) = common_peg_epsilon_parser();
-        const std::string rule = "until-" + std::to_string(text) + " ::= "; // as llama.cpp names it
-        const size_t at = grammar.compare(0, rule.size(), rule) == 0 ? 0 : grammar.find("\n" + rule);
-        if (at != std::string::npos) {
-            const size_t begin = grammar.find(" ::= ", at) + 5;
-            grammar.replace(begin, std::min(grammar.find('\n', begin), grammar.size()) - begin, "\"\"");
+        if (tag != nullptr && tag->tag == common_chat_peg_builder::CONTENT && std::holds_alternative<common_peg_until_parser>(parser.get(tag->child))) {
+            parser.get(tag->child) = common_peg_epsilon_parser();
         }
     }
-}
-
-// The texts that the argument may be; none: it may be something else.
-static std::vector<std::string> choices_of(const common_json & schema) {
-    std::vector<std::string> texts;
-    if (!schema.is_object()) {
-        return texts;
-    }
-    const common_json one = schema.contains("const") ? common_json::array({schema.at("const")}) : common_json::array();
-    for (const common_json & value : schema.contains("enum") && schema.at("enum").is_array() ? schema.at("enum") : one) {
-        if (!value.is_string()) {
-            return {};
-        }
-        texts.push_back(value.get<std::string>());
-    }
-    return texts;
-}
-
-// What ends the raw text below `id`, if there is one such text.
-static void find_closers(const common_peg_arena & parser, common_peg_parser_id id, std::vector<std::string> & closers) {
-    const common_peg_parser_variant & rule = parser.get(id);
-    if (const auto * raw = std::get_if<common_peg_ac_parser>(&rule)) {
-        closers.insert(closers.end(), raw->delimiters.begin(), raw->delimiters.end());
-    } else if (const auto * sequence = std::get_if<common_peg_sequence_parser>(&rule)) {
-        for (const common_peg_parser_id child : sequence->children) {
-            find_closers(parser, child, closers);
-        }
-    } else if (const auto * tag = std::get_if<common_peg_tag_parser>(&rule)) {
-        find_closers(parser, tag->child, closers);
-    } else if (const auto * atomic = std::get_if<common_peg_atomic_parser>(&rule)) {
-        find_closers(parser, atomic->child, closers);
-    } else if (const auto * named = std::get_if<common_peg_rule_parser>(&rule)) {
-        find_closers(parser, named->child, closers);
-    } else if (const auto * ref = std::get_if<common_peg_ref_parser>(&rule); ref != nullptr && parser.has_rule(ref->name)) {
-        find_closers(parser, parser.get_rule(ref->name), closers);
-    }
-}
-
-static std::string gbnf_literal(const std::string & text) {
-    std::string literal = "\"";
-    for (const char c : text) {
-        literal += c == '\n' ? "\\n" : c == '\r' ? "\\r" : c == '"' ? "\\\"" : c == '\\' ? "\\\\" : std::string(1, c);
-    }
-    return literal + '"';
-}
-
-void hold_to_choices(const common_peg_arena & parser, const std::vector<common_chat_tool> & tools, std::string & grammar) {
-    for (const common_chat_tool & tool : tools) {
-        const common_json parameters = common_json::parse_no_throw(tool.parameters);
-        if (parameters.is_discarded() || !parameters.is_object() || !parameters.contains("properties")) {
-            continue;
-        }
-        for (const auto & [name, schema] : parameters.at("properties").items()) {
-            const std::vector<std::string> texts = choices_of(schema);
-            std::string rule = "tool-" + tool.name + "-arg-" + name; // as llama.cpp names it
-            std::replace_if(rule.begin(), rule.end(), [](unsigned char c) { return !isalnum(c); }, '-');
-            std::vector<std::string> closers;
-            if (!texts.empty() && parser.has_rule(rule)) {
-                find_closers(parser, parser.get_rule(rule), closers);
-            }
-            if (closers.size() != 1 || std::any_of(texts.begin(), texts.end(), [&](const auto & text) {
-                    return text.find(closers[0]) != std::string::npos;
-                })) {
-                continue;
-            }
-            const size_t at = grammar.find("\n" + rule + " ::= ");
-            const size_t end = at == std::string::npos ? at : std::min(grammar.find('\n', at + 1), grammar.size());
-            const size_t raw = at == std::string::npos ? at : grammar.rfind(' ', end - 1) + 1; // the raw text stands last
-            if (at == std::string::npos || grammar[raw] == '(' || grammar[raw] == '"') {
-                continue;
-            }
-            std::string any = "(";
-            for (const std::string & text : texts) {
-                any += (any.size() > 1 ? " | " : "") + gbnf_literal(text);
-            }
-            grammar.replace(raw, end - raw, any + ") " + gbnf_literal(closers[0]));
+    for (common_peg_parser_id id = 0; id < parser.size(); id++) {
+        const auto * repetition = std::get_if<common_peg_repetition_parser>(&parser.get(id));
+        if (repetition != nullptr && is_nothing(parser, repetition->child)) {
+            parser.get(id) = common_peg_epsilon_parser();
         }
     }
 }

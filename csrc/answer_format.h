@@ -27,6 +27,7 @@ struct answer_format {
     bool one_call = false;                 // the answer is over with its first call
 
     grammar_ptr compiled;      // the grammar that it obeys; null: none
+    std::vector<std::string> loosened; // tools of which that says less than their schemas, for the notation that calls have
     bool grammar_lazy = false; // it applies from a trigger on
     std::vector<common_grammar_trigger> triggers;
     std::string thinking_start; // within these no trigger counts
@@ -72,13 +73,9 @@ common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat
 // from `begin` on.
 void set_calls(common_chat_params & params, const common_peg_arena & parser, bool required, const std::string & begin);
 
-// Takes the free text ahead of a call out of a parser and out of the grammar made from it: llama.cpp lets a model that must
-// call a tool write on for ever before it does.
-void forbid_content(common_peg_arena & parser, std::string & grammar);
-
-// Holds arguments that may be one of a few texts to those, in notations that write texts without quotes: there llama.cpp's
-// grammars let any text stand.
-void hold_to_choices(const common_peg_arena & parser, const std::vector<common_chat_tool> & tools, std::string & grammar);
+// Takes the free text ahead of a call out of a parser: llama.cpp lets a model that must call a tool write on for ever before
+// it does.
+void forbid_content(common_peg_arena & parser);
 
 // Fills in `tags` and `visible`, which follow from the rest.
 void derive(answer_format & format, const vocabulary & vocab);

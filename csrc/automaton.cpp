@@ -276,6 +276,29 @@ bool automaton::accepts(const std::string & text) const {
     return state != DEAD && accepts(state);
 }
 
+std::vector<automaton::move> automaton::moves(int32_t state) const {
+    std::vector<move> all;
+    for (size_t c = 0; c < n_classes_; c++) {
+        const int32_t to = table_[size_t(state) * n_classes_ + c];
+        if (to == DEAD) {
+            continue;
+        }
+        const uint32_t first = begins_[c];
+        const uint32_t last = c + 1 < n_classes_ ? begins_[c + 1] - 1 : LAST_CODE_POINT;
+        auto known = std::find_if(all.begin(), all.end(), [&](const move & m) { return m.to == to; });
+        if (known == all.end()) {
+            known = all.insert(all.end(), move{{}, to});
+        }
+        add_range(known->with, first, std::min(last, 0xD7FFu));
+        add_range(known->with, std::max(first, 0xE000u), last);
+    }
+    all.erase(std::remove_if(all.begin(), all.end(), [](const move & m) { return m.with.empty(); }), all.end());
+    for (move & m : all) {
+        normalize(m.with);
+    }
+    return all;
+}
+
 bool automaton::continues(int32_t state, uint32_t first, uint32_t last, uint32_t least, uint32_t most) const {
     int32_t before = DEAD;
     for (size_t c = find_class(first); c < n_classes_ && begins_[c] <= last; c++) {

@@ -61,6 +61,12 @@ class automaton {
     bool accepts(const std::string & text) const;
     // Whether some code point of the range leads on, to where a rest has from `least` to `most` code points.
     bool continues(int32_t state, uint32_t first, uint32_t last, uint32_t least = 0, uint32_t most = INFINITE) const;
+    // Where each state leads with which code points; surrogates, which are no text, aside.
+    struct move {
+        code_set with;
+        int32_t to;
+    };
+    std::vector<move> moves(int32_t state) const;
     bool is_open(int32_t state) const { return open_[size_t(state)]; } // accepting, and every code point stays in the state
     uint32_t mark(int32_t state) const { return marks_[size_t(state)]; }
 
@@ -80,6 +86,8 @@ class automaton {
     static automaton_ptr both(const automaton & a, const automaton & b);
     static automaton_ptr either(const automaton & a, const automaton & b);
     automaton_ptr complement() const;
+    // The words that end in those states.
+    automaton_ptr ending_in(const std::vector<bool> & accepts) const { return std::make_shared<automaton>(begins_, table_, accepts); }
 
     // All automata at once: a state's accepted ones as bits. For at most 32; throws automaton_error if there are too many states.
     struct joint {

@@ -303,7 +303,7 @@ void chat_template::try_out() {
     }
     const std::string text = "Text of <any> [kind] {at} all.\n";
     parsed_answer parsed;
-    plain_ = end_mark_.empty() && !params.supports_thinking && parse_answer(*make_format({params}, inputs), text, true, parsed) &&
+    plain_ = end_mark_.empty() && !params.supports_thinking && parse_answer(*make_format({params}, inputs, nullptr), text, true, parsed) &&
              parsed.content == text;
     native_tools_ = !built_in_ && lists_tools() && calls_have_grammar();
     if (native_tools_ && !shows_calls(1, "")) {
@@ -346,10 +346,13 @@ bool chat_template::calls_have_grammar() {
         return false;
     }
     common_chat_templates_inputs inputs = greeting();
-    inputs.tools = {{"tool", "", "{}"}};
+    inputs.tools = {{"tool", "", R"({"type":"object","properties":{"a":{"type":"object","properties":{"b":{"type":"string"}}}}})"}};
     inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_REQUIRED;
     const common_chat_params params = run(inputs);
     python_calls_ = are_python_calls(params);
+    common_peg_arena parser;
+    parser.load(params.parser);
+    notation_ = python_calls_ ? call_notation::tagged : notation_of(parser);
     return !params.grammar.empty();
 }
 
@@ -806,7 +809,7 @@ static std::optional<common_chat_msg> take_last(const chat_prompt & chat, common
 chat_template::asked chat_template::read(const chat_prompt & chat, const grammar_spec * grammar) const {
     asked ask{read(chat)};
     ask.last = take_last(chat, ask.inputs, grammar != nullptr);
-    const bool rules_all = grammar != nullptr && !grammar->is_schema;
+    const bool rules_all = grammar != nullptr && !grammar->is_schema();
     const bool begins_in_a_schema = grammar != nullptr && ask.last; // which has to be told what there is
     ask.is_text = rules_all || (plain_ && ask.inputs.tools.empty() && !begins_in_a_schema);
     if (grammar != nullptr && !ask.is_text) {
@@ -816,13 +819,18 @@ chat_template::asked chat_template::read(const chat_prompt & chat, const grammar
     return ask;
 }
 
+// As what is written of the tools goes: all that is said of them, none of which has to be read for a parser of answers.
+static common_chat_templates_inputs prompt_inputs(common_chat_templates_inputs inputs, bool pure) {
+    if (!pure && !inputs.tools.empty()) {
+        inputs.tool_choice = COMMON_CHAT_TOOL_CHOICE_NONE;
+    }
+    return inputs;
+}
+
 std::string chat_template::write_marked(const chat_prompt & chat, const grammar_spec * grammar) const {
     asked ask = read(chat, grammar);
     const bool pure = ask.is_text || !special_case_;
-    if (!pure && !ask.inputs.tools.empty()) {
-        ask.inputs.tools = loosen_once(ask.inputs).schemas.tools;
-    }
-    return write_prompt(std::move(ask.inputs), pure, ask.last ? &*ask.last : nullptr).params.prompt;
+    return write_prompt(prompt_inputs(ask.inputs, pure), pure, ask.last ? &*ask.last : nullptr).params.prompt;
 }
 
 std::string chat_template::render(const chat_prompt & chat, const grammar_spec * grammar) const {
@@ -977,7 +985,7 @@ std::vector<common_chat_params> chat_template::describe(const common_chat_templa
     }
     common_chat_templates_inputs answer = without_tools(inputs);
     if (!inputs.json_schema.empty()) {
-        answer.json_schema = common_json::object({{"const", schema_mark(0)}}).dump(); // the place of it in the grammar is all that is asked
+        answer.json_schema = common_json::object({{"const", leaf_mark(0)}}).dump(); // the place of it in the grammar is all that is asked
     }
     if (!native_tools_) {
         spell_tools(answer);
@@ -995,7 +1003,7 @@ std::vector<common_chat_params> chat_template::describe(const common_chat_templa
 }
 
 std::shared_ptr<const answer_format> chat_template::make_format(const std::vector<common_chat_params> & variants,
-                                                           const common_chat_templates_inputs & inputs) const {
+                                                           const common_chat_templates_inputs & inputs, const known_tools * known) const {
     auto format = std::make_shared<answer_format>();
     const common_chat_params & first = variants.front();
     format->syntax = first.format;
@@ -1008,24 +1016,26 @@ std::shared_ptr<const answer_format> chat_template::make_format(const std::vecto
     }
     format->content_is_json = !inputs.json_schema.empty();
     format->one_call = !inputs.parallel_tool_calls; // not every grammar of llama.cpp's sees to it
-    if (!inputs.tools.empty() || !inputs.json_schema.empty()) {
-        std::string grammar = first.grammar;
-        if (!inputs.tools.empty() && !first.grammar_lazy) {
-            forbid_content(format->parsers.front(), grammar);
+    std::vector<grammar_leaf> leaves;
+    if (!inputs.json_schema.empty()) {
+        leaves.push_back(read_schema(inputs.json_schema));
+    }
+    if (!inputs.tools.empty()) {
+        if (!first.grammar_lazy) {
+            forbid_content(format->parsers.front());
         }
-        hold_to_choices(format->parsers.front(), inputs.tools, grammar);
         format->grammar_lazy = first.grammar_lazy;
         format->triggers = first.grammar_triggers;
-        std::vector<schema_ptr> schemas;
-        if (!inputs.json_schema.empty()) {
-            schemas.push_back(read_schema(inputs.json_schema));
-        }
-        if (!grammar.empty()) {
-            format->compiled = compile_grammar(vocab_, grammar, inputs.tools.empty() ? "response_format" : "tools", schemas);
+        if (!first.grammar.empty()) {
+            call_grammar calls = make_call_grammar(format->parsers.front(), first.grammar_lazy, known->schemas.rules);
+            format->compiled = compile_grammar(vocab_, calls.gbnf, "tools", calls.leaves);
+            format->loosened = std::move(calls.loosened);
         }
         if (format->compiled && variants.size() == 2) {
-            format->compiled = either(*format->compiled, *compile_grammar(vocab_, variants[1].grammar, "response_format", schemas));
+            format->compiled = either(*format->compiled, *compile_grammar(vocab_, variants[1].grammar, "response_format", leaves));
         }
+    } else if (!inputs.json_schema.empty() && !first.grammar.empty()) {
+        format->compiled = compile_grammar(vocab_, first.grammar, "response_format", leaves);
     }
     format->thinking_start = first.thinking_start_tag;
     format->thinking_ends = first.thinking_end_tags;
@@ -1037,21 +1047,21 @@ std::shared_ptr<const answer_format> chat_template::make_format(const std::vecto
     return format;
 }
 
-static std::string key_of(const common_chat_templates_inputs & inputs, const std::string & opening) {
+static std::string key_of(const common_chat_templates_inputs & inputs, const std::string & opening, schema_detail detail) {
     common_json options = common_json::array();
     for (const auto & [name, value] : inputs.chat_template_kwargs) {
         options.push_back(name);
         options.push_back(value);
     }
-    return common_json::array({opening, common_chat_tools_to_json_oaicompat(inputs.tools), int(inputs.tool_choice),
+    return common_json::array({opening, common_chat_tools_to_json_oaicompat(inputs.tools), int(detail), int(inputs.tool_choice),
                                inputs.parallel_tool_calls, inputs.json_schema, options})
         .dump();
 }
 
-static std::string key_of(const std::vector<common_chat_params> & variants, const common_chat_templates_inputs & inputs) {
-    common_json texts = common_json::array({inputs.parallel_tool_calls, inputs.json_schema});
+static std::string key_of(const std::vector<common_chat_params> & variants, const common_chat_templates_inputs & inputs, schema_detail detail) {
+    common_json texts = common_json::array({common_chat_tools_to_json_oaicompat(inputs.tools), int(detail), inputs.parallel_tool_calls, inputs.json_schema});
     for (const common_chat_params & variant : variants) {
-        for (const std::string & text : {variant.parser, variant.grammar, variant.generation_prompt}) {
+        for (const std::string & text : {variant.parser, variant.generation_prompt}) {
             texts.push_back(text);
         }
     }
@@ -1060,14 +1070,14 @@ static std::string key_of(const std::vector<common_chat_params> & variants, cons
 
 // The format of `key`; made of what `variants` says, if no request before had the same.
 std::shared_ptr<const answer_format> chat_template::recall_or_make(std::string key, const variants_fn & variants,
-                                                              const common_chat_templates_inputs & inputs) const {
+                                                              const common_chat_templates_inputs & inputs, const known_tools * known) const {
     const auto found = std::find_if(formats_.begin(), formats_.end(), [&](const auto & f) { return f.key == key; });
     if (found != formats_.end()) {
         formats_.splice(formats_.begin(), formats_, found);
         return found->format;
     }
     const std::vector<common_chat_params> made = variants();
-    std::shared_ptr<const answer_format> format = make_format(made, inputs);
+    std::shared_ptr<const answer_format> format = make_format(made, inputs, known);
     size_t bytes = key.size() + (format->compiled ? format->compiled->n_bytes() : 0);
     for (const common_chat_params & variant : made) {
         bytes += PARSER_SIZE * variant.parser.size();
@@ -1092,51 +1102,50 @@ chat_turn chat_template::prepare(const chat_prompt & chat, const grammar_spec * 
         return turn_of(write_prompt(std::move(inputs), true, last), chat.media, limit);
     }
     if (inputs.tools.empty()) {
-        return answer_turn(inputs, inputs, last, chat.media, limit);
+        return answer_turn(inputs, nullptr, last, chat.media, limit);
     }
     // What a tool's schema says is never why a conversation is not answered.
-    known_tools & known = loosen_once(inputs);
-    common_chat_templates_inputs loose = inputs;
-    loose.tools = known.schemas.tools;
+    known_tools & known = read_once(inputs);
+    std::optional<known_tools> before;
     std::optional<invalid_request> first;
-    if (known.detail == schema_detail::nodes) {
-        try {
-            chat_turn turn = answer_turn(inputs, loose, last, chat.media, limit);
-            turn.loosened = std::exchange(known.schemas.loosened, {});
-            return turn;
-        } catch (const invalid_request & e) {
-            first = e;
-        }
-    }
     for (const schema_detail detail : {schema_detail::nodes, schema_detail::members, schema_detail::none}) {
         if (detail < known.detail) {
             continue;
         }
-        tool_schemas schemas = loosen_tools(inputs.tools, vocab_, detail);
-        loose.tools = schemas.tools;
-        try {
-            chat_turn turn = answer_turn(loose, loose, last, chat.media, limit);
-            const bool is_news = detail != known.detail || !known.schemas.loosened.empty();
-            turn.loosened = is_news ? std::exchange(schemas.loosened, {}) : std::vector<std::string>();
+        if (detail > known.detail) {
+            before = before ? before : known;
             known.detail = detail;
-            known.schemas = {std::move(schemas.tools), {}};
+            known.schemas = read_tools(inputs.tools, detail);
+        }
+        try {
+            chat_turn turn = answer_turn(inputs, &known, last, chat.media, limit);
+            if (!std::exchange(known.told, true)) {
+                turn.loosened = known.schemas.loosened;
+                for (const std::string & name : turn.format->loosened) {
+                    if (std::find(turn.loosened.begin(), turn.loosened.end(), name) == turn.loosened.end()) {
+                        turn.loosened.push_back(name);
+                    }
+                }
+            }
             return turn;
         } catch (const invalid_request & e) {
             first = first ? first : e;
         }
     }
+    if (before) { // it was not the schemas
+        known = *before;
+    }
     throw *first;
 }
 
-// The tools of `inputs` with schemas that compile, as far as one can say without compiling them all.
-chat_template::known_tools & chat_template::loosen_once(const common_chat_templates_inputs & inputs) const {
+// What the schemas of the tools of `inputs` say.
+chat_template::known_tools & chat_template::read_once(const common_chat_templates_inputs & inputs) const {
     std::string key = common_chat_tools_to_json_oaicompat(inputs.tools).dump();
     const auto found = std::find_if(tools_.begin(), tools_.end(), [&](const known_tools & t) { return t.key == key; });
     if (found != tools_.end()) {
         tools_.splice(tools_.begin(), tools_, found);
     } else {
-        const schema_detail detail = schema_detail::nodes;
-        tools_.push_front({std::move(key), detail, loosen_tools(inputs.tools, vocab_, detail)});
+        tools_.push_front({std::move(key), schema_detail::nodes, read_tools(inputs.tools, schema_detail::nodes)});
         if (tools_.size() > KNOWN_TOOLS) {
             tools_.pop_back();
         }
@@ -1156,17 +1165,25 @@ static std::shared_ptr<const answer_format> begun_format(const std::shared_ptr<c
     return own;
 }
 
-// The prompt says what `inputs` do; the format is of `loose`, which may differ in the schemas of the tools.
-chat_turn chat_template::answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
-                                const common_chat_msg * last, const media_files & files, size_t limit) const {
-    const written rendered = special_case_ ? write_prompt(loose, false, last) // prompt and format come of one reading
-                                           : write_prompt(inputs, true, last);
+// The prompt says what `inputs` do; who reads the answer is told of the tools (null: there are none) what it must know.
+chat_turn chat_template::answer_turn(const common_chat_templates_inputs & inputs, const known_tools * known, const common_chat_msg * last,
+                                     const media_files & files, size_t limit) const {
+    const bool pure = !special_case_;
+    const written rendered = write_prompt(prompt_inputs(inputs, pure), pure, last);
     chat_turn turn = turn_of(rendered, files, limit); // first: it may be too long
-    if (special_case_) {
-        const std::vector<common_chat_params> variants = describe(loose);
-        turn.format = recall_or_make(key_of(variants, loose), [&] { return variants; }, loose);
+    const schema_detail detail = known == nullptr ? schema_detail::none : known->detail;
+    const auto described = [&] {
+        common_chat_templates_inputs outlined = inputs;
+        if (known != nullptr) {
+            outlined.tools = outline_tools(inputs.tools, known->schemas, native_tools_ ? notation_ : call_notation::json);
+        }
+        return describe(outlined);
+    };
+    if (special_case_) { // its prompt says how the answer begins
+        const std::vector<common_chat_params> variants = described();
+        turn.format = recall_or_make(key_of(variants, inputs, detail), [&] { return variants; }, inputs, known);
     } else {
-        turn.format = recall_or_make(key_of(loose, rendered.params.generation_prompt), [&] { return describe(loose); }, loose);
+        turn.format = recall_or_make(key_of(inputs, rendered.params.generation_prompt, detail), described, inputs, known);
     }
     if (last != nullptr) {
         turn.format = begun_format(turn.format, rendered.begun, *last);

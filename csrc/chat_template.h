@@ -70,11 +70,12 @@ class chat_template {
         std::shared_ptr<const answer_format> format;
     };
 
-    // Tools as their grammar has them, and how much of their schemas it could be made of.
+    // What is known of tools, and how much of their schemas a grammar could be made of.
     struct known_tools {
         std::string key;
         schema_detail detail;
-        tool_schemas schemas; // those loosened only until they have been told of
+        tool_schemas schemas;
+        bool told = false; // of those loosened
     };
 
     void compile(const llama_model * model, const std::string & chosen);
@@ -110,18 +111,18 @@ class chat_template {
     std::string write_marked(const chat_prompt & chat, const grammar_spec * grammar) const;
     media_prompt tokenize(const std::string & prompt, const media_files & files, size_t limit) const;
     media_prompt tokenize_media(const std::string & prompt, const media_files & files, size_t limit) const;
-    known_tools & loosen_once(const common_chat_templates_inputs & inputs) const;
-    chat_turn answer_turn(const common_chat_templates_inputs & inputs, const common_chat_templates_inputs & loose,
-                          const common_chat_msg * last, const media_files & files, size_t limit) const;
+    known_tools & read_once(const common_chat_templates_inputs & inputs) const;
+    chat_turn answer_turn(const common_chat_templates_inputs & inputs, const known_tools * known, const common_chat_msg * last,
+                          const media_files & files, size_t limit) const;
     chat_turn turn_of(const written & rendered, const media_files & files, size_t limit) const;
     size_t tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const;
 
     std::vector<common_chat_params> describe(const common_chat_templates_inputs & inputs) const;
     common_chat_params describe_calls(common_chat_templates_inputs inputs) const;
     std::shared_ptr<const answer_format> make_format(const std::vector<common_chat_params> & variants,
-                                                     const common_chat_templates_inputs & inputs) const;
+                                                     const common_chat_templates_inputs & inputs, const known_tools * known) const;
     std::shared_ptr<const answer_format> recall_or_make(std::string key, const variants_fn & variants,
-                                                        const common_chat_templates_inputs & inputs) const;
+                                                        const common_chat_templates_inputs & inputs, const known_tools * known) const;
 
     std::string mark_controls(const std::string & text) const;
     void mark(std::string & text) const;
@@ -139,6 +140,7 @@ class chat_template {
     bool writes_calls_ = false; // it does not show past calls, which are written into what was said
     bool parts_calls_ = false; // it shows no calls of a message that says something besides
     bool python_calls_ = false; // calls are Python's
+    call_notation notation_ = call_notation::json; // of calls
     bool mentions_think_ = false; // "<think>"
     bool parallel_calls_ = true; // a message with two calls can be rendered
     std::string thinking_start_, thinking_end_; // empty: answers have no reasoning

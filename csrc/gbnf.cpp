@@ -10,7 +10,7 @@
 namespace lm {
 
 // Limits of time, memory and stack. The dialects have a narrower one of the text.
-static constexpr size_t MAX_TEXT_BYTES = 1 << 20;
+static constexpr size_t MAX_TEXT_BYTES = 4 << 20; // those of many tools are the largest
 static constexpr size_t MAX_ELEMENTS = 1 << 20; // 8 bytes each; repetitions are written out
 static constexpr size_t MAX_DEPTH = 128;
 static constexpr size_t MAX_TOKEN_BYTES = 1024; // of a token written as <text>
@@ -59,7 +59,8 @@ namespace {
 
 class gbnf_parser {
   public:
-    gbnf_parser(const vocabulary & vocab, const std::string & text, size_t n_schemas) : vocab_(vocab), text_(text), n_schemas_(n_schemas) {}
+    gbnf_parser(const vocabulary & vocab, const std::string & text, const std::vector<grammar_leaf> & leaves)
+        : vocab_(vocab), text_(text), leaves_(leaves), leaf_places_(leaves.size(), UINT32_MAX) {}
 
     grammar parse() {
         skip_space(true);
@@ -270,9 +271,9 @@ class gbnf_parser {
     }
 
     void read_literal(body & all) {
-        const uint32_t mark = read_schema_mark();
-        if (mark < n_schemas_) {
-            add(all, grammar::kind::schema, mark);
+        const uint32_t mark = read_leaf_mark();
+        if (mark < leaves_.size()) {
+            add_leaf(all, mark);
             return;
         }
         for (at_++; peek() != '"';) {
@@ -282,18 +283,58 @@ class gbnf_parser {
         at_++;
     }
 
-    // The index of a schema, if the literal is its mark in quotation marks.
-    uint32_t read_schema_mark() {
+    // The index of a leaf, if the literal is its mark in quotation marks.
+    uint32_t read_leaf_mark() {
         static constexpr size_t LENGTH = 10; // "\"mark\"", with four bytes of a mark
-        if (n_schemas_ == 0 || text_.compare(at_, 3, "\"\\\"") != 0 || text_.compare(at_ + 7, 3, "\\\"\"") != 0) {
+        if (leaves_.empty() || text_.compare(at_, 3, "\"\\\"") != 0 || text_.compare(at_ + 7, 3, "\\\"\"") != 0) {
             return UINT32_MAX;
         }
         const std::vector<uint32_t> mark = code_points(text_.substr(at_ + 3, 4));
-        if (mark.size() != 1 || mark[0] < FIRST_SCHEMA_MARK || mark[0] >= FIRST_SCHEMA_MARK + n_schemas_) {
+        if (mark.size() != 1 || mark[0] < FIRST_LEAF_MARK || mark[0] >= FIRST_LEAF_MARK + leaves_.size()) {
             return UINT32_MAX;
         }
         at_ += LENGTH;
-        return mark[0] - FIRST_SCHEMA_MARK;
+        return mark[0] - FIRST_LEAF_MARK;
+    }
+
+    void add_leaf(body & to, uint32_t leaf) {
+        uint32_t & place = leaf_places_[leaf];
+        const bool is_schema = leaves_[leaf].json.schema != nullptr;
+        if (place == UINT32_MAX && is_schema) {
+            place = uint32_t(table_.schemas.size());
+            table_.schemas.push_back(leaves_[leaf].json);
+        } else if (place == UINT32_MAX) {
+            place = rule_of_words(*leaves_[leaf].words);
+        }
+        add(to, is_schema ? grammar::kind::schema : grammar::kind::call, place);
+    }
+
+    // A rule for each state; what calls last needs no return, so that the matcher walks them as the automaton that they are.
+    uint32_t rule_of_words(const automaton & words) {
+        if (words.start() == automaton::DEAD) {
+            throw gbnf_error("no text is possible in some place");
+        }
+        const uint32_t first = uint32_t(rules_.size());
+        for (size_t s = 0; s < words.n_states(); s++) {
+            new_rule();
+        }
+        for (size_t s = 0; s < words.n_states(); s++) {
+            body moves;
+            for (const automaton::move & m : words.moves(int32_t(s))) {
+                ranges set;
+                for (const code_range & r : m.with) {
+                    set.push_back({r.first, r.last});
+                }
+                add(moves, grammar::kind::characters, set_of(set));
+                add(moves, grammar::kind::call, first + uint32_t(m.to));
+                add(moves, grammar::kind::end, 0);
+            }
+            if (words.accepts(int32_t(s))) {
+                add(moves, grammar::kind::end, 0);
+            }
+            define(first + uint32_t(s), moves);
+        }
+        return first + uint32_t(words.start());
     }
 
     // One of no characters at all is the empty text, as in llama.cpp.
@@ -493,7 +534,8 @@ class gbnf_parser {
 
     const vocabulary & vocab_; // borrowed
     const std::string & text_; // borrowed
-    size_t n_schemas_;
+    const std::vector<grammar_leaf> & leaves_; // borrowed
+    std::vector<uint32_t> leaf_places_; // of each the index of its schema, or of the rule of its words
     size_t at_ = 0;
     size_t depth_ = 0;
     size_t n_elements_ = 0;
@@ -505,14 +547,14 @@ class gbnf_parser {
 
 }  // namespace
 
-grammar parse_gbnf(const vocabulary & vocab, const std::string & text, size_t n_schemas) {
+grammar parse_gbnf(const vocabulary & vocab, const std::string & text, const std::vector<grammar_leaf> & leaves) {
     if (text.size() > MAX_TEXT_BYTES || text.find('\0') != std::string::npos) {
         throw gbnf_error("the grammar is too large, or holds a zero byte");
     }
     if (!is_utf8(text)) {
         throw gbnf_error("the grammar is not UTF-8");
     }
-    return gbnf_parser(vocab, text, n_schemas).parse();
+    return gbnf_parser(vocab, text, leaves).parse();
 }
 
 }  // namespace lm

@@ -17,7 +17,7 @@ struct gbnf_error : std::runtime_error {
 // Means what llama.cpp's parser makes of it, but for what that gets wrong: an upper bound of a repetition that is large stays
 // a bound, one below the lower bound is refused, and text that is not UTF-8 is. Recurses as deep as parentheses may nest.
 // `vocab` is for tokens that are written as <text>. Throws gbnf_error. Left recursion is not looked for.
-// `n_schemas`: so many of the marks of schemas (csrc/grammar.h) are read as such.
-grammar parse_gbnf(const vocabulary & vocab, const std::string & text, size_t n_schemas = 0);
+// The marks of `leaves` (csrc/grammar.h) are read as such.
+grammar parse_gbnf(const vocabulary & vocab, const std::string & text, const std::vector<grammar_leaf> & leaves = {});
 
 }  // namespace lm

@@ -3,27 +3,18 @@
 #include "error.h"
 #include "gbnf.h"
 #include "json_value.h"
+#include "regex.h"
 
-#include "json-schema-to-grammar.h"
 #include "json.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <stdexcept>
 
 namespace lm {
 
-// Limits against texts that would keep the parsers busy or recursing without end. The dialects have narrower ones.
+// A limit against texts that would keep the parsers busy without end. The dialects have narrower ones.
 static constexpr size_t MAX_TEXT_BYTES = 1 << 20;
-static constexpr int MAX_SCHEMA_DEPTH = 256;
-
-// What the schema compiler's time grows with faster than the text. At these limits it takes half a second here.
-static constexpr size_t MAX_SCHEMA_NODES = 1 << 16; // as often as the compiler visits them
-static constexpr size_t MAX_OPTIONAL_PAIRS = 250000; // summed over the objects; 500 optional properties in one
-static constexpr size_t MAX_NAME_BYTES = 4u << 20;  // rules are named by their path, and regular expressions read the names
-static constexpr size_t MAX_KEY_BYTES = 1024;
-static constexpr size_t MAX_TYPES = 16; // of one node, which is copied for each
 
 // Of compiled grammars that nobody uses: about as many as agents with all their tools come back with.
 static constexpr size_t MAX_CACHED_BYTES = 8u << 20;
@@ -55,196 +46,6 @@ static std::string clipped(const std::string & message) {
     std::string bytes = message.substr(0, MAX_QUOTED);
     decode_utf8(bytes, whole);
     return whole;
-}
-
-// ---- what a schema will cost ----------------------------------------------------------------------------------------
-
-static size_t size_of(const common_json & node) {
-    size_t n = 1;
-    if (node.is_object() || node.is_array()) {
-        for (const common_json & child : node) {
-            n += size_of(child);
-        }
-    }
-    return n;
-}
-
-static size_t n_optional(const common_json & node) {
-    const common_json & properties = node.at("properties");
-    std::set<std::string> required;
-    if (node.contains("required") && node.at("required").is_array()) {
-        for (const common_json & name : node.at("required")) {
-            if (name.is_string() && properties.contains(name.get<std::string>())) {
-                required.insert(name.get<std::string>());
-            }
-        }
-    }
-    return properties.size() - required.size();
-}
-
-void schema_budget::add(const common_json & schema) {
-    root_ = &schema;
-    refs_.clear();
-    visit(schema, 0);
-}
-
-void schema_budget::refuse(const char * why) const {
-    throw invalid_request(param_, std::string("a JSON schema has ") + why);
-}
-
-void schema_budget::charge(size_t n_nodes) {
-    n_nodes_ += n_nodes;
-    if (n_nodes_ > MAX_SCHEMA_NODES) {
-        refuse("too many parts");
-    }
-}
-
-void schema_budget::visit(const common_json & node, size_t n_path) {
-    charge(1);
-    n_names_ += n_path;
-    if (n_names_ > MAX_NAME_BYTES) {
-        refuse("too many long names");
-    }
-    if (!node.is_object()) {
-        return;
-    }
-    if (node.contains("$ref")) {
-        const common_json & ref = node.at("$ref");
-        if (ref.is_string() && refs_.insert(ref.get<std::string>()).second) {
-            if (const common_json * target = resolve(ref.get<std::string>())) {
-                visit(*target, ref.get<std::string>().size());
-            }
-        }
-        return;
-    }
-    if (node.contains("type") && node.at("type").is_array()) {
-        if (node.at("type").size() > MAX_TYPES) {
-            refuse("too many types in one place");
-        }
-        const size_t n = size_of(node);
-        for (size_t i = 0; i < node.at("type").size(); i++) {
-            charge(n);
-            visit_children(node, n_path);
-        }
-        return;
-    }
-    visit_children(node, n_path);
-}
-
-void schema_budget::visit_children(const common_json & node, size_t n_path) {
-    if (node.contains("pattern")) {
-        charge(n_nodes_ / 16); // all rules so far are copied
-    }
-    if (node.contains("enum")) {
-        charge(size_of(node.at("enum")) / 4);
-    }
-    if (node.contains("properties") && node.at("properties").is_object()) {
-        charge_optional(n_optional(node));
-        for (const auto & [key, child] : node.at("properties").items()) {
-            if (key.size() > MAX_KEY_BYTES) {
-                refuse("a property name that is too long");
-            }
-            visit(child, n_path + key.size() + 1);
-        }
-    }
-    for (const char * key : {"items", "prefixItems", "oneOf", "anyOf", "allOf", "additionalProperties"}) {
-        if (!node.contains(key)) {
-            continue;
-        }
-        const common_json & child = node.at(key);
-        if (!child.is_array()) {
-            visit(child, n_path + 16);
-            continue;
-        }
-        for (size_t i = 0; i < child.size(); i++) {
-            visit(child.at(i), n_path + 16);
-        }
-    }
-    if (node.contains("allOf") && node.at("allOf").is_array()) {
-        charge_optional(n_merged(node.at("allOf")));
-    }
-}
-
-// The compiler writes down of each optional property which others may follow it.
-void schema_budget::charge_optional(size_t n) {
-    n_pairs_ += n * n;
-    if (n_pairs_ > MAX_OPTIONAL_PAIRS) {
-        refuse("too many optional properties");
-    }
-}
-
-size_t schema_budget::n_merged(const common_json & all_of) {
-    size_t n = 0;
-    for (size_t i = 0; i < all_of.size(); i++) {
-        const common_json & child = all_of.at(i);
-        const char * const key = !child.is_object()        ? nullptr
-                                 : child.contains("oneOf") ? "oneOf"
-                                 : child.contains("anyOf") ? "anyOf"
-                                                           : nullptr;
-        if (key == nullptr || !child.at(key).is_array()) {
-            n += n_components(&child);
-            continue;
-        }
-        for (size_t j = 0; j < child.at(key).size(); j++) {
-            n += n_components(&child.at(key).at(j));
-        }
-    }
-    return n;
-}
-
-size_t schema_budget::n_components(const common_json * node) {
-    for (int hops = 0; node != nullptr && node->is_object(); hops++) {
-        charge(1);
-        if (!node->contains("$ref")) {
-            return node->contains("properties") ? node->at("properties").size() : 0;
-        }
-        if (hops > MAX_SCHEMA_DEPTH || !node->at("$ref").is_string()) {
-            refuse("too many references in a row"); // the compiler follows a circle of them without end
-        }
-        node = resolve(node->at("$ref").get<std::string>());
-    }
-    return 0;
-}
-
-// Null where the compiler will complain.
-const common_json * schema_budget::resolve(const std::string & ref) const {
-    if (ref.compare(0, 2, "#/") != 0) {
-        return nullptr;
-    }
-    const common_json * node = root_;
-    for (size_t at = 2; at <= ref.size();) {
-        const size_t next = std::min(ref.find('/', at), ref.size());
-        const std::string name = ref.substr(at, next - at);
-        if (node->is_object() && node->contains(name)) {
-            node = &node->at(name);
-        } else if (node->is_array() && strtoul(name.c_str(), nullptr, 10) < node->size()) {
-            node = &node->at(size_t(strtoul(name.c_str(), nullptr, 10)));
-        } else {
-            return nullptr;
-        }
-        at = next + 1;
-    }
-    return node;
-}
-
-static std::string schema_to_gbnf(const std::string & text) {
-    check_nesting(text, "response_format");
-    try {
-        const common_json schema = common_json::parse(text);
-        schema_budget("response_format").add(schema);
-        return json_schema_to_grammar(schema);
-    } catch (const error &) {
-        throw;
-    } catch (const std::exception & e) {
-        throw invalid_request("response_format", "the JSON schema is refused: " + clipped(e.what()));
-    }
-}
-
-std::string to_gbnf(const grammar_spec & spec) {
-    if (spec.text.size() > MAX_TEXT_BYTES) {
-        throw invalid_request(spec.is_schema ? "response_format" : "grammar", "the grammar is too large");
-    }
-    return spec.is_schema ? schema_to_gbnf(spec.text) : spec.text;
 }
 
 // ---- left recursion -------------------------------------------------------------------------------------------------
@@ -388,7 +189,7 @@ bool grammar::contains(uint32_t set, uint32_t code_point) const {
 size_t grammar::n_bytes() const {
     return sizeof *this + elements.size() * sizeof(element) + ranges.size() * sizeof(range) +
            (alternatives.size() + rules.size() + sets.size()) * sizeof(uint32_t) +
-           std::accumulate(schemas.begin(), schemas.end(), size_t(0), [](size_t n, const schema_ptr & s) { return n + s->n_bytes(); });
+           std::accumulate(schemas.begin(), schemas.end(), size_t(0), [](size_t n, const schema_part & s) { return n + s.schema->n_bytes(); });
 }
 
 void grammar::shrink() {
@@ -434,20 +235,19 @@ grammar_ptr either(const grammar & a, const grammar & b) {
 }
 
 grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param,
-                            std::vector<schema_ptr> schemas) {
+                            const std::vector<grammar_leaf> & leaves) {
     try {
-        auto compiled = std::make_shared<grammar>(parse_gbnf(vocab, gbnf, schemas.size()));
+        auto compiled = std::make_shared<grammar>(parse_gbnf(vocab, gbnf, leaves));
         refuse_left_recursion(*compiled);
-        compiled->schemas = std::move(schemas);
         return compiled;
     } catch (const gbnf_error & e) {
         throw invalid_request(param, e.what());
     }
 }
 
-std::string schema_mark(size_t i) {
+std::string leaf_mark(size_t i) {
     std::string mark;
-    append_utf8(mark, FIRST_SCHEMA_MARK + uint32_t(i));
+    append_utf8(mark, FIRST_LEAF_MARK + uint32_t(i));
     return mark;
 }
 
@@ -465,17 +265,60 @@ schema_ptr read_schema(const std::string & text, bool strict) {
     }
 }
 
-grammar_ptr schema_grammar(const vocabulary & vocab, schema_ptr s) {
-    return compile_grammar(vocab, "root ::= \"\\\"" + schema_mark(0) + "\\\"\"", "response_format", {std::move(s)});
+grammar_ptr leaf_grammar(const vocabulary & vocab, const grammar_leaf & leaf, const std::string & param) {
+    return compile_grammar(vocab, "root ::= \"\\\"" + leaf_mark(0) + "\\\"\"", param, {leaf});
+}
+
+automaton_ptr read_regex(const std::string & expression) {
+    try {
+        automaton_ptr words = compile_regex(expression, true);
+        if (words->start() == automaton::DEAD) {
+            throw automaton_error("no text matches it");
+        }
+        return words;
+    } catch (const automaton_error & e) {
+        throw invalid_request("grammar", "the regular expression is refused: " + clipped(e.what()));
+    }
+}
+
+automaton_ptr read_choice(const std::string & list) {
+    const common_json texts = common_json::parse_no_throw(list);
+    const bool is_list = !texts.is_discarded() && texts.is_array() && !texts.empty();
+    std::vector<std::string> words;
+    for (const common_json & text : is_list ? texts : common_json::array()) {
+        if (text.is_string()) {
+            words.push_back(text.get<std::string>());
+        }
+    }
+    if (!is_list || words.size() != texts.size()) {
+        throw invalid_request("grammar", "a choice is a list of texts, one at least");
+    }
+    try {
+        return automaton::words(words);
+    } catch (const automaton_error & e) {
+        throw invalid_request("grammar", std::string("the choice is refused: ") + e.what());
+    }
+}
+
+static grammar_ptr compile(const vocabulary & vocab, const grammar_spec & spec) {
+    if (spec.text.size() > MAX_TEXT_BYTES) {
+        throw invalid_request(spec.is_schema() ? "response_format" : "grammar", "the grammar is too large");
+    }
+    switch (spec.kind) {
+        case grammar_kind::schema: return leaf_grammar(vocab, read_schema(spec.text), "response_format");
+        case grammar_kind::regex: return leaf_grammar(vocab, read_regex(spec.text), "grammar");
+        case grammar_kind::choice: return leaf_grammar(vocab, read_choice(spec.text), "grammar");
+        default: return compile_grammar(vocab, spec.text);
+    }
 }
 
 grammar_ptr grammar_cache::get(const grammar_spec & spec) {
-    std::string key = (spec.is_schema ? "s" : "g") + spec.text;
+    std::string key = std::to_string(int(spec.kind)) + spec.text;
     if (const auto found = by_key_.find(key); found != by_key_.end()) {
         entries_.splice(entries_.begin(), entries_, found->second);
         return entries_.front().compiled;
     }
-    grammar_ptr compiled = spec.is_schema ? schema_grammar(vocab_, read_schema(spec.text)) : compile_grammar(vocab_, to_gbnf(spec));
+    grammar_ptr compiled = compile(vocab_, spec);
     const size_t n_bytes = compiled->n_bytes() + key.size();
     entries_.push_front({std::move(key), compiled, n_bytes});
     by_key_.emplace(entries_.front().key, entries_.begin());

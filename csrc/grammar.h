@@ -1,6 +1,5 @@
-// Grammars: GBNF compiled to a table that a matcher walks, with JSON schemas as elements of it. GBNF is read by csrc/gbnf.h
-// alone and schemas by csrc/schema.h; both are followed by csrc/matcher.h. The schemas of tools still become GBNF by llama.cpp's
-// compiler, whose costs are bounded before.
+// Grammars: GBNF compiled to a table that a matcher walks, with JSON schemas as elements of it, and regular expressions and
+// choices as rules of it. GBNF is read by csrc/gbnf.h alone and schemas by csrc/schema.h; both are followed by csrc/matcher.h.
 #pragma once
 
 #include "schema.h"
@@ -9,20 +8,25 @@
 #include <cstdint>
 #include <list>
 #include <memory>
-#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
 
-class common_json;
-
 namespace lm {
 
+enum class grammar_kind : uint8_t {
+    gbnf,
+    schema,
+    regex,  // the whole text matches it
+    choice, // a list of texts, as JSON: one of them
+};
+
 struct grammar_spec {
-    bool is_schema;
+    grammar_kind kind;
     std::string text;
     bool strict = false; // a schema that cannot be enforced to the letter is refused
+    bool is_schema() const { return kind == grammar_kind::schema; }
 };
 
 // A context-free grammar. Immutable, shared by the requests that use it.
@@ -43,7 +47,7 @@ struct grammar {
     std::vector<uint32_t> rules;        // where each rule begins among the alternatives, and one past the last
     std::vector<range> ranges;          // every set's ranges of code points, ascending and disjoint
     std::vector<uint32_t> sets;         // where each set begins among the ranges, and one past the last
-    std::vector<schema_ptr> schemas;
+    std::vector<schema_part> schemas;
     uint32_t start = 0;                 // the element that calls the root
 
     // Whether position `at` is the last of its alternative.
@@ -57,52 +61,33 @@ using grammar_ptr = std::shared_ptr<const grammar>;
 // Brackets outside of strings: what reads and frees JSON trees recurses. Throws invalid_request(param).
 void check_nesting(const std::string & json, const char * param, int limit = 256);
 
-// What the compiling of schemas will cost, before llama.cpp's compiler sees them: it builds each spelling of a reference
-// anew, a node once for each of its types, and merges under an allOf whatever the references there name, round in circles
-// if they go round.
-class schema_budget {
-  public:
-    explicit schema_budget(const char * param) : param_(param) {}
+// What stands in a grammar where its GBNF has a mark: JSON of a schema, or the words of an automaton.
+struct grammar_leaf {
+    grammar_leaf(schema_ptr s, uint32_t value = 0, uint8_t kinds = ALL_KINDS) : json{std::move(s), value, kinds} {}
+    grammar_leaf(automaton_ptr w) : words(std::move(w)) {}
 
-    // Throws invalid_request(param) once what was added is too much.
-    void add(const common_json & schema);
-
-  private:
-    [[noreturn]] void refuse(const char * why) const;
-    void charge(size_t n_nodes);
-    void charge_optional(size_t n);
-    void visit(const common_json & node, size_t n_path);
-    void visit_children(const common_json & node, size_t n_path);
-    size_t n_merged(const common_json & all_of);
-    size_t n_components(const common_json * node);
-    const common_json * resolve(const std::string & ref) const;
-
-    const char * param_;
-    const common_json * root_ = nullptr; // borrowed, the schema being added
-    std::set<std::string> refs_;
-    size_t n_nodes_ = 0;
-    size_t n_names_ = 0;
-    size_t n_pairs_ = 0;
+    schema_part json;
+    automaton_ptr words;
 };
 
-// The GBNF of a grammar or schema. Throws invalid_request for what does not compile or would take too long to.
-std::string to_gbnf(const grammar_spec & spec);
-
 // Throws invalid_request(param) if the text does not parse, is left-recursive or grows too large. Can take a second:
-// never on the decode thread. Where schema_mark(i) is a literal of the text, a value of schemas[i] is matched.
+// never on the decode thread. Where leaf_mark(i) in quotation marks is a literal of the text, leaves[i] is matched.
 grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param = "grammar",
-                            std::vector<schema_ptr> schemas = {});
+                            const std::vector<grammar_leaf> & leaves = {});
 
-// What stands for a schema in a GBNF that is made here: a text in quotation marks that nobody means. There are so many of them.
-std::string schema_mark(size_t i);
-constexpr uint32_t FIRST_SCHEMA_MARK = 0x10F000;
-constexpr size_t MAX_SCHEMA_MARKS = 0xFFE;
+// What stands for a leaf in a GBNF that is made here, between quotation marks: a character that nobody means.
+std::string leaf_mark(size_t i);
+constexpr uint32_t FIRST_LEAF_MARK = 0x100000;
+constexpr size_t MAX_LEAVES = 0xFFFE;
 
 // Throws invalid_request("response_format") for what is no schema, or one that nothing satisfies or that costs too much.
 // `strict`: likewise for one that says what cannot be enforced.
 schema_ptr read_schema(const std::string & text, bool strict = false);
-// JSON of a schema and nothing else.
-grammar_ptr schema_grammar(const vocabulary & vocab, schema_ptr s);
+// A leaf and nothing else.
+grammar_ptr leaf_grammar(const vocabulary & vocab, const grammar_leaf & leaf, const std::string & param);
+// Both throw invalid_request("grammar") for what cannot be read, would cost too much, or leaves no text at all.
+automaton_ptr read_regex(const std::string & expression);
+automaton_ptr read_choice(const std::string & list);
 
 // What the one or the other allows.
 grammar_ptr either(const grammar & a, const grammar & b);

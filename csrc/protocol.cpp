@@ -3,6 +3,7 @@
 #include "error.h"
 
 #include <algorithm>
+#include <map>
 #include <cctype>
 #include <cmath>
 #include <limits>
@@ -571,13 +572,18 @@ static std::optional<grammar_spec> parse_grammar(const common_json & object, con
         return std::nullopt;
     }
     const std::string kind = read_string(object.at("grammar"), "kind");
-    if (kind != "gbnf" && kind != "json_schema") {
+    static const std::map<std::string, grammar_kind> kinds = {{"gbnf", grammar_kind::gbnf},
+                                                              {"json_schema", grammar_kind::schema},
+                                                              {"regex", grammar_kind::regex},
+                                                              {"choice", grammar_kind::choice}};
+    const auto found = kinds.find(kind);
+    if (found == kinds.end()) {
         throw invalid_request("grammar", "unknown kind of grammar");
     }
-    if (chat != nullptr && chat->may_call_tools() && kind == "gbnf") {
+    if (chat != nullptr && chat->may_call_tools() && found->second != grammar_kind::schema) {
         throw invalid_request("grammar", "a grammar cannot be combined with tools");
     }
-    return grammar_spec{kind == "json_schema", read_string(object.at("grammar"), "text"), read_bool(object.at("grammar"), "strict", false)};
+    return grammar_spec{found->second, read_string(object.at("grammar"), "text"), read_bool(object.at("grammar"), "strict", false)};
 }
 
 generate_spec parse_generate(const std::string & payload, media_frames && frames) {

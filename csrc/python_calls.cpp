@@ -9,7 +9,6 @@
 #include "parsers/parsers.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace lm {
 
@@ -53,43 +52,22 @@ void write_python_calls(conversation & messages) {
     }
 }
 
-// Between commas: all of `required`, then any of `optional`, in their order.
-static common_peg_parser list(common_chat_peg_builder & p, const std::vector<common_peg_parser> & required,
-                              const std::vector<common_peg_parser> & optional) {
-    const auto behind = [&](common_peg_parser head, size_t from) {
-        for (size_t i = from; i < optional.size(); i++) {
-            head = head + p.optional(p.literal(",") + p.space() + optional[i]);
-        }
-        return head;
-    };
-    if (!required.empty()) {
-        common_peg_parser all = required.front();
-        for (size_t i = 1; i < required.size(); i++) {
-            all = all + p.literal(",") + p.space() + required[i];
-        }
-        return behind(all, 0);
-    }
-    common_peg_parser any = p.choice();
-    for (size_t i = 0; i < optional.size(); i++) {
-        any |= behind(optional[i], i + 1);
-    }
-    return optional.empty() ? p.eps() : p.optional(any);
-}
-
 static common_peg_parser call_of(common_chat_peg_builder & p, const common_json & function) {
     const std::string name = function.at("name");
-    std::vector<common_peg_parser> required;
-    std::vector<common_peg_parser> optional;
+    common_peg_parser any = p.choice(); // in any order, between commas: the grammar says which of them
+    bool has_some = false;
     foreach_parameter(function, [&](const common_chat_schema_property & argument, const common_chat_schema_document_ptr & document) {
         const std::string rule = "tool-" + name + "-arg-" + argument.name;
         const common_peg_parser value = p.schema(p.json(), rule + "-schema", document, *argument.schema);
         const common_peg_parser whole =
             p.rule(rule, p.tool_arg(p.tool_arg_open(p.tool_arg_name(p.literal(argument.name)) + p.literal("=")) +
                                     p.tool_arg_json_value(value) + p.tool_arg_close(p.eps())));
-        (argument.required ? required : optional).push_back(whole);
+        any |= whole;
+        has_some = true;
     });
+    const common_peg_parser all = has_some ? p.optional(any + p.zero_or_more(p.literal(",") + p.space() + any)) : p.eps();
     return p.rule("tool-" + name, p.tool(p.tool_open(p.tool_name(p.literal(name)) + p.literal("(")) + p.space() +
-                                         p.tool_args(list(p, required, optional)) + p.space() + p.tool_close(p.literal(")"))));
+                                         p.tool_args(all) + p.space() + p.tool_close(p.literal(")"))));
 }
 
 common_chat_params python_call_format(const common_chat_templates_inputs & inputs, const common_chat_params & plain, bool thinks) {

@@ -608,8 +608,23 @@ automaton_ptr compile_alternative(tree t, bool whole) {
 
 }  // namespace
 
+static constexpr size_t MAX_EXPRESSION = 20000; // bytes; the parser recurses
+
+bool is_regex(const std::string & expression) {
+    try {
+        if (expression.size() <= MAX_EXPRESSION) {
+            parser(expression).parse();
+        }
+        return true;
+    } catch (const malformed_error &) {
+        return false;
+    } catch (const automaton_error &) {
+        return true;
+    }
+}
+
 automaton_ptr compile_regex(const std::string & expression, bool whole) {
-    if (expression.size() > 20000) {
+    if (expression.size() > MAX_EXPRESSION) {
         throw automaton_error("the expression is too long");
     }
     return compile_alternative(parser(expression).parse(), whole);

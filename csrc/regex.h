@@ -13,4 +13,7 @@ namespace lm {
 // Throws automaton_error, a malformed_error for what nobody could read.
 automaton_ptr compile_regex(const std::string & expression, bool whole = false);
 
+// Whether it can be read at all; it may still be beyond what automata can do.
+bool is_regex(const std::string & expression);
+
 }  // namespace lm

@@ -2,6 +2,7 @@
 
 #include "json_value.h"
 #include "schema_document.h"
+#include "schema_mending.h"
 #include "schema_terms.h"
 
 #include <algorithm>
@@ -63,13 +64,16 @@ struct open_names {
 
 class compiler {
   public:
-    explicit compiler(const std::string & text) : document_(text), algebra_(document_), made_(std::make_shared<schema>()) {}
+    explicit compiler(json_value root) : document_(std::move(root)), algebra_(document_), made_(std::make_shared<schema>()) {}
 
-    schema_ptr compile() {
+    std::shared_ptr<schema> compile(bool objects_only = false) {
         if (!document_.root().is_object() && !document_.root().is_boolean()) {
             throw schema_error("a schema is an object or a boolean");
         }
         value_of(algebra_.root());
+        if (objects_only) {
+            build_objects();
+        }
         while (next_ < goals_.size()) {
             build(next_);
             next_++;
@@ -97,6 +101,16 @@ class compiler {
             made_->values.emplace_back();
         }
         return found->second;
+    }
+
+    // Of the root. What refers to it gets a value of its own, which may be anything that the root allows.
+    void build_objects() {
+        values_.clear();
+        build(0);
+        schema::value_node objects;
+        objects.objects = std::move(made_->values[0].objects);
+        made_->values[0] = std::move(objects);
+        next_ = 1;
     }
 
     void build(size_t at) {
@@ -783,17 +797,32 @@ class compiler {
 
 }  // namespace
 
-schema_ptr compile_schema(const std::string & text) {
+static schema_ptr compile(const std::string & text, bool are_arguments) {
     if (text.size() > MAX_TEXT) {
         throw schema_error("the schema is too large");
     }
     try {
-        return compiler(text).compile();
+        json_value root = parse_json(text);
+        if (!are_arguments) {
+            return compiler(std::move(root)).compile();
+        }
+        const std::vector<std::string> left_out = mend_schema(root);
+        const std::shared_ptr<schema> made = compiler(std::move(root)).compile(true);
+        made->unenforced.insert(made->unenforced.end(), left_out.begin(), left_out.end());
+        return made;
     } catch (const json_error & e) {
         throw schema_error(std::string("the schema is no JSON: ") + e.what());
     } catch (const automaton_error & e) {
         throw schema_error(e.what());
     }
+}
+
+schema_ptr compile_schema(const std::string & text) {
+    return compile(text, false);
+}
+
+schema_ptr compile_arguments(const std::string & text) {
+    return compile(text, true);
 }
 
 }  // namespace lm

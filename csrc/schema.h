@@ -105,6 +105,7 @@ struct schema {
     std::vector<object_node> objects;
     std::vector<value_node> values; // the first is the root
     bool has_unique = false;        // texts of items must be compared
+    bool raw = false;               // the root is a string, and that stands there without quotes and escapes
 
     // Keywords that are not enforced, in words; empty for most schemas.
     std::vector<std::string> unenforced;
@@ -113,7 +114,22 @@ struct schema {
 };
 using schema_ptr = std::shared_ptr<const schema>;
 
+// Kinds of JSON values.
+enum json_kind : uint8_t { KIND_NULL = 1, KIND_BOOLEAN = 2, KIND_NUMBER = 4, KIND_STRING = 8, KIND_ARRAY = 16, KIND_OBJECT = 32 };
+constexpr uint8_t ALL_KINDS = 63;
+
+// One of the values of a schema, or what of it is of some kinds.
+struct schema_part {
+    schema_ptr schema;
+    uint32_t value = 0;
+    uint8_t kinds = ALL_KINDS;
+};
+
 // Throws schema_error. `text` is JSON. Costs are bounded, whatever the schema: some 50 ms.
 schema_ptr compile_schema(const std::string & text);
+
+// Of what a tool is called with: objects alone, whatever else the schema says. What cannot be compiled in it is left out, which
+// `unenforced` tells, rather than refused. Throws schema_error where that leaves too much to compile, or nothing that satisfies it.
+schema_ptr compile_arguments(const std::string & text);
 
 }  // namespace lm

@@ -58,7 +58,7 @@ static std::string percent_decoded(const std::string & text) {
     return out;
 }
 
-schema_document::schema_document(const std::string & text) : root_(parse_json(text)) {
+schema_document::schema_document(json_value root) : root_(std::move(root)) {
     const json_value * dialect = root_.find("$schema");
     if (dialect != nullptr && dialect->is_string()) {
         for (const char * old : {"draft-03", "draft-04", "draft-05", "draft-06", "draft-07"}) {

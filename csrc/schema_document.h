@@ -13,7 +13,8 @@ enum class schema_draft { before_2019, since_2019 };
 class schema_document {
   public:
     // Throws json_error.
-    explicit schema_document(const std::string & text);
+    explicit schema_document(const std::string & text) : schema_document(parse_json(text)) {}
+    explicit schema_document(json_value root);
     schema_document(const schema_document &) = delete;
 
     const json_value & root() const { return root_; }

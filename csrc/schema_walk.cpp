@@ -14,7 +14,7 @@ static constexpr uint32_t INDENTATION = 8;         // blanks for each level, and
 static constexpr uint32_t MAX_INDENTATION = 200;
 static const char * const WORDS[] = {"null", "true", "false"};
 
-schema_walk::schema_walk(schema_ptr s) : schema_(std::move(s)) {
+schema_walk::schema_walk(const schema_part & part) : schema_(part.schema), root_(part.value), kinds_(part.kinds) {
     frames_.push_back({});
     words_.push_back({});
     spans_.push_back({});
@@ -23,7 +23,18 @@ schema_walk::schema_walk(schema_ptr s) : schema_(std::move(s)) {
 
 schema_walk::place schema_walk::begin() {
     place p;
-    p.threads.emplace_back();
+    if (!schema_->raw) {
+        p.threads.emplace_back();
+        p.threads.back().node = root_;
+        return p;
+    }
+    p.characters.in_string = true;
+    for (const uint32_t id : schema_->values[root_].strings) {
+        p.threads.emplace_back();
+        p.threads.back().at = mode::string;
+        p.threads.back().node = id;
+        p.threads.back().place = uint32_t(schema_->strings[id].words->start());
+    }
     return p;
 }
 
@@ -174,6 +185,10 @@ bool schema_walk::may_end(const place & at) const {
         if (t.at == mode::done || (t.at == mode::number && t.frame == 0 && schema_->numbers[t.node].may_end(t.digits, false))) {
             return true;
         }
+        if (schema_->raw && at.characters.at == lexer::part::none && t.count >= schema_->strings[t.node].least &&
+            schema_->strings[t.node].words->accepts(int32_t(t.place))) {
+            return true;
+        }
     }
     return false;
 }
@@ -220,7 +235,11 @@ bool schema_walk::read_character(const lexer & from, uint8_t byte, lexer & to) {
     event_ = event::partial;
     switch (from.at) {
         case part::none:
-            if (byte == '"') {
+            if (schema_->raw) {
+                if (byte < 0x80) {
+                    return byte != 0 && whole(byte);
+                }
+            } else if (byte == '"') {
                 to = {};
                 event_ = event::quote;
                 return true;
@@ -584,7 +603,22 @@ void schema_walk::close(thread t, uint8_t byte, char sign) {
     }
 }
 
+static uint8_t kind_begun_by(uint8_t byte) {
+    switch (byte) {
+        case '"': return KIND_STRING;
+        case 'n': return KIND_NULL;
+        case 't':
+        case 'f': return KIND_BOOLEAN;
+        case '{': return KIND_OBJECT;
+        case '[': return KIND_ARRAY;
+        default: return KIND_NUMBER;
+    }
+}
+
 void schema_walk::start_value(const thread & t, uint8_t byte) {
+    if (t.frame == 0 && (kinds_ & kind_begun_by(byte)) == 0) {
+        return;
+    }
     const schema::value_node & v = schema_->values[t.node];
     thread next = t;
     const auto word = [&](uint32_t which) {

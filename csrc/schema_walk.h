@@ -66,7 +66,8 @@ class schema_walk {
         uint32_t n_word = 0;
     };
 
-    explicit schema_walk(schema_ptr s);
+    explicit schema_walk(const schema_part & part);
+    explicit schema_walk(schema_ptr s) : schema_walk(schema_part{std::move(s)}) {}
 
     place begin();
     // False if no text goes on with that byte; `to` may be anything then, and must not be `from`. Places may be left and
@@ -152,6 +153,8 @@ class schema_walk {
     bool search_difference(const thread & t, const place & at, size_t & budget);
 
     schema_ptr schema_;
+    uint32_t root_;
+    uint8_t kinds_; // of the root
     std::vector<frame> frames_;
     std::vector<used_name> words_;
     std::vector<span> spans_;

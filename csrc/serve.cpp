@@ -623,7 +623,7 @@ void server::generate(work & item) {
     } else if (spec.grammar) {
         grammar = std::make_unique<matcher>(grammars_->get(*spec.grammar), vocab);
     }
-    if (spec.grammar && spec.grammar->is_schema) {
+    if (spec.grammar && spec.grammar->is_schema()) {
         s->unenforced = read_schema(spec.grammar->text, spec.grammar->strict)->unenforced;
     }
     s->answer = reply(std::move(format), std::move(spec.stops), spec.whole);

@@ -155,9 +155,10 @@ def senses(prompt: Prompt) -> frozenset[Sense]:
 
 @dataclass(slots=True, frozen=True)
 class Grammar:
-    """A constraint on the answer: GBNF text with root rule `root`, or a JSON schema as JSON text."""
+    """A constraint on the answer: GBNF text with root rule `root`, a JSON schema as JSON text, a regular expression that the
+    whole answer matches, or a JSON list of texts that it is one of."""
 
-    kind: Literal["gbnf", "json_schema"]
+    kind: Literal["gbnf", "json_schema", "regex", "choice"]
     text: str
     strict: bool = False
     """A schema is refused if it says what cannot be enforced."""

@@ -171,7 +171,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"grammar": 1}, "grammar"),
     ({"grammar": "root ::= [a]" + " " * 200_000}, "grammar"),
     ({"grammar": "root ::= [a]", "response_format": {"type": "json_object"}}, "grammar"),
-    ({"json_schema": "{}"}, "json_schema"),
+    ({"json_schema": 7}, "json_schema"),
     ({"json_schema": {}, "response_format": {"type": "json_object"}}, "json_schema"),
     ({"json_schema": {}, "grammar": "root ::= [a]"}, "grammar"),
     ({"response_format": "json"}, "response_format"),
@@ -322,9 +322,7 @@ UNSERVED: list[tuple[dict[str, Any], str]] = [
         "reasoning_format": "none", "parse_tool_calls": False, "adaptive_target": 0.5,
         "use_beam_search": True, "length_penalty": 0.5, "bad_words": ["a"], "allowed_token_ids": [1],
         "include_stop_str_in_output": True, "skip_special_tokens": False, "prompt_logprobs": 0, "prompt_embeds": "x",
-        "truncate_prompt_tokens": 5, "guided_json": {}, "guided_regex": "a", "guided_choice": ["a"],
-        "structured_outputs": {"regex": "a"},
-        "regex": "a", "ebnf": "a", "logits_processors": ["a"], "documents": [{"text": "a"}], "return_token_ids": True,
+        "truncate_prompt_tokens": 5, "logits_processors": ["a"], "documents": [{"text": "a"}], "return_token_ids": True,
         "include_reasoning": False, "separate_reasoning": False, "guidance_scale": 2, "tfs_z": 0.5, "top_a": 0.1,
     }.items()],
 ]  # fmt: skip
@@ -482,6 +480,55 @@ def test_a_schema_may_require_any_number_of_properties() -> None:
     schema = {"type": "object", "properties": properties, "required": list(properties)}
     (run,) = PARSE["openai_chat"]({**CHAT, **schema_format(schema)}).turn.runs
     assert run.grammar is not None
+
+
+@pytest.mark.parametrize("dialect", ["openai_chat", "openai_text"])
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        ({"guided_json": {"type": "null"}}, "json_schema", '{"type":"null"}'),
+        ({"guided_json": '{"type": "null"}'}, "json_schema", '{"type":"null"}'),
+        ({"json_schema": '{"type": "null"}'}, "json_schema", '{"type":"null"}'),
+        ({"guided_regex": r"\d+"}, "regex", r"\d+"),
+        ({"regex": r"\d+"}, "regex", r"\d+"),
+        ({"guided_choice": ["yes", "n\"o"]}, "choice", r'["yes","n\"o"]'),
+        ({"guided_grammar": "root ::= [a]"}, "gbnf", "root ::= [a]"),
+        ({"ebnf": "root ::= [a]", "guided_regex": "", "guided_choice": []}, "gbnf", "root ::= [a]"),
+        ({"structured_outputs": {"json": {"type": "null"}, "regex": None}}, "json_schema", '{"type":"null"}'),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", '{"type":"object"}'),
+        ({"structured_outputs": {"regex": "a|b"}}, "regex", "a|b"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a","b"]'),
+        ({"structured_outputs": {"grammar": "root ::= [a]"}}, "gbnf", "root ::= [a]"),
+    ],
+    ids=repr,
+)
+def test_forms_of_an_answer_as_other_servers_spell_them(dialect: str, fields: dict[str, Any], kind: str, text: str) -> None:
+    (run,) = PARSE[dialect]({**(CHAT if dialect == "openai_chat" else {"prompt": "x"}), **fields}).turn.runs
+    assert run.grammar is not None
+    assert (run.grammar.kind, run.grammar.text) == (kind, text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"choice": ["a"]}}, "structured_outputs.choice"),
+        ({"guided_regex": 1}, "guided_regex"),
+        ({"guided_regex": "a" * 200_000}, "guided_regex"),
+        ({"guided_choice": ["a", 1]}, "guided_choice[1]"),
+        ({"guided_choice": ["a"] * 5000}, "guided_choice"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": "[" * 100_000}, "guided_json"),
+        ({"guided_json": 1}, "guided_json"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object"),
+    ],
+    ids=repr,
+)
+def test_forms_of_an_answer_that_cannot_be_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        PARSE["openai_chat"]({**CHAT, **fields})
+    assert refusal.value.param == param
 
 
 @pytest.mark.parametrize(

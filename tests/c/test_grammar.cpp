@@ -9,6 +9,9 @@
 
 #include "src/llama-grammar.h"
 
+#include "json-schema-to-grammar.h"
+#include "json.h"
+
 #include <fcntl.h>
 #include <random>
 #include <unistd.h>
@@ -21,11 +24,15 @@ static const char JSON_SCHEMA[] =
     "more":{"type":"object","additionalProperties":{"type":"number"}},"id":{"type":"string","pattern":"^[a-f]{2,3}(-[0-9]+)?$"}},
     "required":["name","tags"],"additionalProperties":false})";
 
+static std::string schema_gbnf(const char * schema) {
+    return json_schema_to_grammar(common_json::parse(schema));
+}
+
 // Grammars that llama.cpp's stacks can follow.
 static const std::vector<std::string> & grammars() {
     static const std::vector<std::string> all = {
-        to_gbnf({true, "{\"type\":\"object\"}"}),
-        to_gbnf({true, JSON_SCHEMA}),
+        schema_gbnf("{\"type\":\"object\"}"),
+        schema_gbnf(JSON_SCHEMA),
         "root ::= (expr \"=\" term \"\\n\")+\nexpr ::= term ([-+*/] term)*\nterm ::= [0-9]+ | \"(\" expr \")\" | [a-z]",
         "root ::= [^a\"é]* \"é\" [а-я中-鿿]{2,5} .? \"\\u0000\"?",
         "root ::= ((\"a\"*)*)* | \"b\"? \"c\"? \"d\"? root2\nroot2 ::= (\"x\" | \"y\" | \"ab\" | \"abc\")* \"z\"",
@@ -277,13 +284,13 @@ TEST(bytes_that_are_not_utf8_are_never_allowed) {
 
 TEST(a_text_is_followed_to_its_end_and_no_further) {
     const vocabulary & vocab = made_up_vocab(700);
-    matcher m(compile_grammar(vocab, to_gbnf({true, JSON_SCHEMA})), vocab);
+    matcher m(compile_grammar(vocab, schema_gbnf(JSON_SCHEMA)), vocab);
     CHECK(m.accept(R"({"name":"\u00e9 中","tags":["a", null],"more":{"x":1.5e3},"id":"abc-12")"));
     CHECK(!m.accept("]"));
     CHECK(!m.allows(2)); // not the end yet
     CHECK(m.accept("}"));
     CHECK(m.allows(2));
-    matcher other(compile_grammar(vocab, to_gbnf({true, JSON_SCHEMA})), vocab);
+    matcher other(compile_grammar(vocab, schema_gbnf(JSON_SCHEMA)), vocab);
     CHECK(!other.accept(R"({"tags")"));
 }
 
@@ -304,7 +311,7 @@ TEST(ambiguity_does_not_multiply_the_work) {
 
 TEST(a_long_text_does_not_fill_the_tables) {
     const vocabulary & vocab = made_up_vocab(700);
-    matcher m(compile_grammar(vocab, to_gbnf({true, "{\"type\":\"array\"}"})), vocab);
+    matcher m(compile_grammar(vocab, schema_gbnf("{\"type\":\"array\"}")), vocab);
     CHECK(m.accept("["));
     for (int i = 0; i < 5000; i++) {
         CHECK(m.accept("[\"t\xC3\xA9xt\", {\"k\": [1, 2.5]}, "));
@@ -344,7 +351,7 @@ TEST(a_grammar_that_costs_too_much_to_follow_is_an_error) {
 
 static bool refused(const grammar_spec & spec) {
     try {
-        compile_grammar(made_up_vocab(700), to_gbnf(spec));
+        grammar_cache(made_up_vocab(700)).get(spec);
         return false;
     } catch (const error & e) {
         return e.code == "invalid_request";
@@ -360,47 +367,82 @@ static std::string repeated(const std::string & text, int n, const std::string &
 }
 
 TEST(grammars_that_would_crash_or_hang_llama_cpp_are_refused) {
-    CHECK(refused({false, "root ::= " + std::string(20000, '(') + "\"a\"" + std::string(20000, ')')}));
-    CHECK(refused({false, "root ::= \"a\"{5,2}"}));
-    CHECK(refused({false, "root ::= \"a\"{5 , 2}"}));
-    CHECK(refused({false, "root ::= " + repeated("\"a\"{2000}", 90000, " ")}));
-    CHECK(refused({false, "root ::= \"a\"{99999999999999999999999}"}));
-    CHECK(refused({false, "root ::= ((((\"a\"{900}){900}){900}){900}){0,18446744073709551615}"}));
-    CHECK(refused({false, "root ::= \"\xC3\""}));
-    CHECK(refused({false, "root ::= <" + std::string(900000, '|')}));
-    CHECK(refused({false, "root ::= " + repeated("a", 1 << 18, " ") + "\n"}));
-    CHECK(refused({false, "root ::= other"}));
-    CHECK(refused({false, "other ::= \"a\""}));
-    CHECK(refused({false, "root ::= \"unclosed"}));
-    CHECK(refused({false, "root ::= [a-"}));
-    CHECK(refused({false, "root ::= <[1"}));
-    CHECK(refused({false, ""}));
-    CHECK(refused({false, std::string("root ::= \"a\"\0", 13)}));
-    CHECK(!refused({false, "root ::= \"(((({5,2}\" [({] \"a\"{2,5} \"b\"{3} \"c\"{2,}"}));
-    CHECK(!refused({false, "# {5,2}\nroot ::= (\"a\" # ((((\n  | \"b\")"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= " + std::string(20000, '(') + "\"a\"" + std::string(20000, ')')}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= \"a\"{5,2}"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= \"a\"{5 , 2}"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= " + repeated("\"a\"{2000}", 90000, " ")}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= \"a\"{99999999999999999999999}"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= ((((\"a\"{900}){900}){900}){900}){0,18446744073709551615}"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= \"\xC3\""}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= <" + std::string(900000, '|')}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= " + repeated("a", 1 << 18, " ") + "\n"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= other"}));
+    CHECK(refused({grammar_kind::gbnf, "other ::= \"a\""}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= \"unclosed"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= [a-"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= <[1"}));
+    CHECK(refused({grammar_kind::gbnf, ""}));
+    CHECK(refused({grammar_kind::gbnf, std::string("root ::= \"a\"\0", 13)}));
+    CHECK(!refused({grammar_kind::gbnf, "root ::= \"(((({5,2}\" [({] \"a\"{2,5} \"b\"{3} \"c\"{2,}"}));
+    CHECK(!refused({grammar_kind::gbnf, "# {5,2}\nroot ::= (\"a\" # ((((\n  | \"b\")"}));
 }
 
-TEST(schemas_that_would_crash_or_hang_llama_cpp_are_refused) {
-    CHECK(refused({true, "{\"type\":\"string\",\"minLength\":5,\"maxLength\":2}"}));
-    CHECK(refused({true, repeated("{\"type\":\"array\",\"items\":", 20000) + "{}" + std::string(20000, '}')}));
-    CHECK(refused({true, "not json"}));
-    CHECK(refused({true, "{\"enum\":[" + repeated("1", 700000, ",") + "]}"}));
-    CHECK(refused({true, "{\"$ref\":\"#/$defs/none\"}"}));
+TEST(schemas_that_are_none_or_nest_without_end_are_refused) {
+    CHECK(refused({grammar_kind::schema, "{\"type\":\"string\",\"minLength\":5,\"maxLength\":2}"}));
+    CHECK(refused({grammar_kind::schema, repeated("{\"type\":\"array\",\"items\":", 20000) + "{}" + std::string(20000, '}')}));
+    CHECK(refused({grammar_kind::schema, "not json"}));
+    CHECK(refused({grammar_kind::schema, "{\"enum\":[" + repeated("1", 700000, ",") + "]}"}));
+    CHECK(refused({grammar_kind::schema, "{\"$ref\":\"#/$defs/none\"}"}));
     // A circle of references under an allOf is followed without end.
-    CHECK(refused({true, R"({"allOf":[{"$ref":"#/$defs/a"}],"$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}}})"}));
-    // Every level of types doubles the grammar.
-    CHECK(refused({true, repeated("{\"type\":[\"array\",\"array\"],\"items\":", 40) + "{}" + std::string(40, '}')}));
-    std::string properties;
-    std::string references;
-    for (int i = 0; i < 3000; i++) {
-        properties += (i > 0 ? ",\"p" : "\"p") + std::to_string(i) + "\":{}";
-        references += (i > 0 ? ",{\"$ref\":\"#/x/" : "{\"$ref\":\"#/x/") + std::to_string(i % 9) + repeated("a", i / 9) + "\"}";
+    CHECK(refused({grammar_kind::schema, R"({"allOf":[{"$ref":"#/$defs/a"}],"$defs":{"a":{"$ref":"#/$defs/b"},"b":{"$ref":"#/$defs/a"}}})"}));
+    CHECK(!refused({grammar_kind::schema, "{\"type\":\"object\"}"}));
+    CHECK(!refused({grammar_kind::schema, R"({"$ref":"#/$defs/n","$defs":{"n":{"anyOf":[{"type":"null"},{"type":"array","items":{"$ref":"#/$defs/n"}}]}}})"}));
+    CHECK(!refused({grammar_kind::schema, R"({"allOf":[{"$ref":"#/$defs/n"}],"$defs":{"n":{"type":"object","properties":{"n":{"$ref":"#/$defs/n"}}}}})"}));
+}
+
+TEST(a_regular_expression_is_matched_from_end_to_end_and_a_choice_is_one_of_its_texts) {
+    const vocabulary & vocab = made_up_vocab(700);
+    grammar_cache cache(vocab);
+    const auto whole = [&](const grammar_spec & spec, const std::string & text) {
+        matcher m(cache.get(spec), vocab);
+        return (text.empty() || m.accept(text)) && m.allows(2);
+    };
+    const grammar_spec version = {grammar_kind::regex, R"x(v\d{1,3}(\.\d+)?|[^\x00-\x7F]{2}|none|)x"};
+    for (const char * text : {"v1", "v123.4567", "\xC3\xA9\xE4\xB8\xAD", "none", ""}) {
+        CHECK(whole(version, text));
     }
-    CHECK(refused({true, "{\"type\":\"object\",\"properties\":{" + properties + "}}"}));
-    CHECK(refused({true, "{\"anyOf\":[" + references + "],\"x\":[" + repeated("{\"type\":\"object\",\"properties\":{\"a\":{}}}", 9, ",") + "]}"}));
-    CHECK(!refused({true, "{\"type\":\"object\"}"}));
-    CHECK(!refused({true, R"({"$ref":"#/$defs/n","$defs":{"n":{"anyOf":[{"type":"null"},{"type":"array","items":{"$ref":"#/$defs/n"}}]}}})"}));
-    CHECK(!refused({true, R"({"allOf":[{"$ref":"#/$defs/n"}],"$defs":{"n":{"type":"object","properties":{"n":{"$ref":"#/$defs/n"}}}}})"}));
+    for (const char * text : {"v", "v1234", " v1", "v1 ", "\xC3\xA9", "v1."}) {
+        CHECK(!whole(version, text));
+    }
+    const grammar_spec choice = {grammar_kind::choice, R"(["yes", "yes, please", "no \"thanks\"", "caf\u00e9\n"])"};
+    for (const char * text : {"yes", "yes, please", "no \"thanks\"", "caf\xC3\xA9\n"}) {
+        CHECK(whole(choice, text));
+    }
+    for (const char * text : {"", "ye", "yes,", "YES", "cafe\n"}) {
+        CHECK(!whole(choice, text));
+    }
+    for (const char * bad : {"a(", "(?<=b)a", R"(a\1)", R"([^\s\S])", "(a{1,100}){1,100}b{1,999}", "a{5,2}"}) {
+        CHECK(refused({grammar_kind::regex, bad}));
+    }
+    for (const char * bad : {"", "[]", "[1]", "\"a\"", "[\"a\"", "{}"}) {
+        CHECK(refused({grammar_kind::choice, bad}));
+    }
+    CHECK(refused({grammar_kind::regex, std::string(100000, '(')}));
+    std::string many = "[";
+    for (int i = 0; i < 4000; i++) {
+        many += (i > 0 ? ",\"" : "\"") + std::to_string(i * 7919) + " words of a choice\"";
+    }
+    CHECK(whole({grammar_kind::choice, many + "]"}, "7919 words of a choice") && !whole({grammar_kind::choice, many + "]"}, "7918 words of a choice"));
+}
+
+// One state of the matcher stands for one of the automaton: what is sampled there is looked up.
+TEST(a_regular_expression_is_walked_as_the_automaton_that_it_is) {
+    const vocabulary & vocab = made_up_vocab(700);
+    matcher m(grammar_cache(vocab).get({grammar_kind::regex, "([a-z]+ )*[a-z]+"}), vocab);
+    for (int i = 0; i < 50; i++) {
+        CHECK(m.accept("some words "));
+    }
+    CHECK(m.n_states() < 8);
 }
 
 TEST(the_message_of_a_bad_grammar_quotes_little_of_it) {
@@ -414,23 +456,23 @@ TEST(the_message_of_a_bad_grammar_quotes_little_of_it) {
 
 TEST(a_grammar_is_compiled_once_while_it_is_cached) {
     grammar_cache cache(made_up_vocab(700));
-    const grammar_ptr first = cache.get({true, "{\"type\":\"object\"}"});
-    CHECK(cache.get({true, "{\"type\":\"object\"}"}) == first);
-    CHECK(cache.get({false, "root ::= \"a\""}) != first);
+    const grammar_ptr first = cache.get({grammar_kind::schema, "{\"type\":\"object\"}"});
+    CHECK(cache.get({grammar_kind::schema, "{\"type\":\"object\"}"}) == first);
+    CHECK(cache.get({grammar_kind::gbnf, "root ::= \"a\""}) != first);
     const std::string large = "root ::= " + repeated("\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"", 4000, " | ");
     for (int i = 0; i < 12; i++) {
-        cache.get({false, large + "\n# " + std::to_string(i)});
+        cache.get({grammar_kind::gbnf, large + "\n# " + std::to_string(i)});
         CHECK(cache.n_bytes() <= 8u << 20);
     }
-    CHECK(cache.get({true, "{\"type\":\"object\"}"}) != first); // it had to make room
+    CHECK(cache.get({grammar_kind::schema, "{\"type\":\"object\"}"}) != first); // it had to make room
 }
 
 TEST(a_grammar_larger_than_the_cache_is_compiled_once_while_no_other_comes) {
     grammar_cache cache(made_up_vocab(700));
-    const grammar_spec huge = {false, "root ::= \"a\"{1000000} # " + std::string(900000, 'x')};
+    const grammar_spec huge = {grammar_kind::gbnf, "root ::= \"a\"{1000000} # " + std::string(900000, 'x')};
     const grammar_ptr first = cache.get(huge);
     CHECK(cache.n_bytes() > 8u << 20);
     CHECK(cache.get(huge) == first);
-    cache.get({false, "root ::= \"a\""});
+    cache.get({grammar_kind::gbnf, "root ::= \"a\""});
     CHECK(cache.n_bytes() < 10000);
 }

@@ -360,7 +360,7 @@ TEST(reasoning_at_the_end_is_gone_on_with) {
 TEST(what_rules_an_answer_begins_it_anew_and_what_is_no_answer_is_not_gone_on_with) {
     const char * answer = R"({"role": "assistant", "content": "<|im_end|>{\"a\": "})";
     const chat_template chat(templates::HERMES, *tokens().vocab);
-    const grammar_spec schema{true, R"({"type": "object", "properties": {"a": {"type": "integer"}}})"};
+    const grammar_spec schema{grammar_kind::schema, R"({"type": "object", "properties": {"a": {"type": "integer"}}})"};
     chat_prompt prompt = begun(R"({"role": "assistant", "content": "{\"a\": "})", NO_TOOLS);
     const auto size = [&](const chat_prompt & p, const grammar_spec * g) { return chat.prepare(p, g, 1 << 20).tokens.size(); };
     const size_t continued = size(prompt, nullptr);
@@ -438,7 +438,7 @@ TEST(templates_of_llama_cpp_are_chosen_by_name) {
     CHECK(chat.render(conversation(WEATHER)).find("weather_map") != std::string::npos); // which are told as text
     const chat_turn turn = chat.prepare(conversation(WEATHER, tool_choice::required), nullptr, 1 << 20);
     CHECK(turn.format && turn.format->compiled);
-    const grammar_spec schema = {true, R"({"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]})"};
+    const grammar_spec schema = {grammar_kind::schema, R"({"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]})"};
     const chat_turn structured = chat.prepare(conversation(NO_TOOLS), &schema, 1 << 20);
     CHECK(structured.format && structured.format->compiled && structured.format->content_is_json);
     try {

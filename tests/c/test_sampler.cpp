@@ -12,7 +12,14 @@
 #include <random>
 #include <set>
 
+#include "json-schema-to-grammar.h"
+#include "json.h"
+
 using namespace lm;
+
+static std::string object_gbnf() {
+    return json_schema_to_grammar(common_json::parse("{\"type\":\"object\"}"));
+}
 
 static constexpr int32_t CONTEXT = 4096;
 
@@ -405,7 +412,7 @@ TEST(greedy_choices_are_llama_cpps_whatever_the_penalties_and_the_grammar) {
     const vocabulary & vocab = made_up_vocab(3000);
     for (const int32_t window : {1, 8, 64, 1000}) {
         for (const std::string & gbnf : {std::string(), std::string(SOME_WORDS), std::string(MOST_WORDS),
-                                         to_gbnf({true, "{\"type\":\"object\"}"})}) {
+                                         object_gbnf()}) {
             sampling_params p = plain();
             p.temperature = 0;
             p.repeat_penalty = 1.3f;
@@ -425,7 +432,7 @@ TEST(greedy_choices_are_llama_cpps_whatever_the_penalties_and_the_grammar) {
 TEST(greedy_choices_of_a_real_vocabulary_are_llama_cpps) {
     sampling_params p = plain();
     p.temperature = 0;
-    check_greedy({bundled_vocab(), p, {}, to_gbnf({true, "{\"type\":\"object\"}"})}, 40);
+    check_greedy({bundled_vocab(), p, {}, object_gbnf()}, 40);
 }
 
 TEST(a_window_without_limit_is_the_whole_context) {

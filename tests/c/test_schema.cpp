@@ -4,6 +4,7 @@
 #include "fixture.h"
 #include "grammar.h"
 #include "matcher.h"
+#include "regex.h"
 #include "schema.h"
 #include "schema_walk.h"
 
@@ -148,9 +149,8 @@ static const char * const SCHEMAS[] = {
     R"({"$defs":{"t":{"type":"object","properties":{"l":{"anyOf":[{"type":"null"},{"$ref":"#/$defs/t"}]},"v":{"type":"integer","minimum":0,"maximum":9}},"required":["l","v"],"additionalProperties":false}},"$ref":"#/$defs/t"})",
 };
 
-static void check_masks(const vocabulary & vocab, const std::string & schema, uint32_t seed, int n_steps) {
+static void check_masks_of(const grammar_ptr & g, const vocabulary & vocab, uint32_t seed, int n_steps) {
     std::mt19937 rng(seed);
-    const grammar_ptr g = schema_grammar(vocab, read_schema(schema));
     matcher m(g, vocab);
     for (int i = 0; i < n_steps; i++) {
         const std::vector<uint64_t> mask = m.allowed();
@@ -177,6 +177,10 @@ static void check_masks(const vocabulary & vocab, const std::string & schema, ui
     }
 }
 
+static void check_masks(const vocabulary & vocab, const std::string & schema, uint32_t seed, int n_steps) {
+    check_masks_of(leaf_grammar(vocab, read_schema(schema), "response_format"), vocab, seed, n_steps);
+}
+
 TEST(a_mask_says_of_each_token_whether_a_schema_allows_it) {
     for (const char * schema : SCHEMAS) {
         for (uint32_t seed = 1; seed <= 4; seed++) {
@@ -190,8 +194,8 @@ TEST(a_schema_is_an_element_of_a_grammar) {
     const vocabulary & vocab = made_up_vocab(700);
     const schema_ptr number = read_schema("{\"type\":\"integer\",\"maximum\":50,\"minimum\":1}");
     const schema_ptr object = read_schema(R"({"type":"object","properties":{"a":{"type":"string"}},"required":["a"],"additionalProperties":false})");
-    const std::string first = "\"\\\"" + schema_mark(0) + "\\\"\"";
-    const std::string second = "\"\\\"" + schema_mark(1) + "\\\"\"";
+    const std::string first = "\"\\\"" + leaf_mark(0) + "\\\"\"";
+    const std::string second = "\"\\\"" + leaf_mark(1) + "\\\"\"";
     const grammar_ptr g = compile_grammar(vocab, "root ::= \"n:\" " + first + " (\",\" " + first + ")* \";\" | \"o:\" " + second + "{2} \"!\"? | \"n:\" [a-z]+ \";\"",
                                           "grammar", {number, object});
     const auto whole = [&](const std::string & text) {
@@ -204,9 +208,45 @@ TEST(a_schema_is_an_element_of_a_grammar) {
     for (const char * text : {"n:51;", "n:0;", "n:1", "o:{\"a\":\"\"}", "o:{}{}", "n:1a;"}) {
         CHECK(!whole(text));
     }
-    CHECK(either(*g, *schema_grammar(vocab, number))->schemas.size() == 3);
-    matcher m(either(*g, *schema_grammar(vocab, number)), vocab);
+    const grammar_ptr with_words = compile_grammar(vocab, "root ::= " + first + " \"=\" " + second + "+", "grammar", {number, automaton::words({"ab", "c"})});
+    const auto is_text = [&](const std::string & text) {
+        matcher m(with_words, vocab);
+        return m.accept(text) && m.allows(2);
+    };
+    CHECK(is_text("7=ab") && is_text("50=cabc") && !is_text("7=b") && !is_text("51=c") && !is_text("7="));
+    CHECK(either(*g, *leaf_grammar(vocab, number, "response_format"))->schemas.size() == 3);
+    matcher m(either(*g, *leaf_grammar(vocab, number, "response_format")), vocab);
     CHECK(m.accept("49") && m.allows(2));
+}
+
+TEST(a_part_of_a_schema_is_a_leaf_and_so_are_texts_without_quotes) {
+    const vocabulary & vocab = made_up_vocab(700);
+    const schema_ptr s = read_schema(R"({"type":["string","number","null"],"maximum":9})");
+    const auto whole = [&](const grammar_leaf & leaf, const std::string & text) {
+        const grammar_ptr g = leaf_grammar(vocab, leaf, "tools");
+        matcher at_once(g, vocab);
+        matcher m(g, vocab);
+        bool fits = true;
+        for (size_t i = 0; i < text.size() && fits; i++) {
+            fits = m.accept(text.substr(i, 1));
+        }
+        CHECK(fits == (text.empty() || at_once.accept(text)));
+        return fits && m.allows(2);
+    };
+    CHECK(whole(s, "\"a\"") && whole(s, "9") && whole(s, "null"));
+    CHECK(!whole({s, 0, KIND_NUMBER | KIND_NULL}, "\"a\"") && whole({s, 0, KIND_NUMBER | KIND_NULL}, "9") && !whole({s, 0, KIND_STRING}, "9"));
+    schema raw;
+    raw.raw = true;
+    raw.strings.push_back({automaton::either(*automaton::words({"a\"b"}), *compile_regex("^[\\n\\\\x\xC3\xA9]*$")), 2, 3});
+    raw.values.emplace_back();
+    raw.values[0].strings.push_back(0);
+    raw.values[0].nesting = 0;
+    const grammar_leaf texts = std::make_shared<const schema>(raw);
+    CHECK(whole(texts, "a\"b") && whole(texts, "\n\\") && whole(texts, "x\xC3\xA9x"));
+    CHECK(!whole(texts, "x") && !whole(texts, "xxxx") && !whole(texts, "a\"") && !whole(texts, "\"x\"") && !whole(texts, "xy"));
+    for (uint32_t seed = 1; seed < 5; seed++) {
+        check_masks_of(leaf_grammar(vocab, texts, "tools"), vocab, seed, 4);
+    }
 }
 
 // ---- costs --------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,10 @@
-// Schemas of tools as they are met, and what is left of those that llama.cpp's compiler refuses: the arguments that a tool
-// wants must be possible, and what it forbids in words that can be read stays forbidden.
+// Schemas of tools as they are met, and what is left of those that no compiler takes: the arguments that a tool wants must be
+// possible, and what it forbids in words that can be read stays forbidden.
 #include "chat_vocabulary.h"
 #include "check.h"
-#include "error.h"
 #include "grammar.h"
 #include "matcher.h"
 #include "tool_schemas.h"
-
-#include "json-schema-to-grammar.h"
 
 using namespace lm;
 
@@ -16,16 +13,9 @@ static const chat_vocabulary & tokens() {
     return all;
 }
 
-static bool accepts(const common_json & schema, const std::string & text) {
-    matcher m(compile_grammar(*tokens().vocab, json_schema_to_grammar(schema), "tools"), *tokens().vocab);
-    for (const char c : text) {
-        if (!m.allows(tokens().byte(c))) {
-            return false;
-        }
-        m.accept(tokens().byte(c));
-    }
-    const llama_token end = llama_vocab_eos(tokens().vocab->get());
-    return m.allows(end);
+static bool accepts(schema_ptr schema, const std::string & text) {
+    matcher m(leaf_grammar(*tokens().vocab, schema, "tools"), *tokens().vocab);
+    return m.accept(text) && m.allows(llama_vocab_eos(tokens().vocab->get()));
 }
 
 struct schema_case {
@@ -36,21 +26,19 @@ struct schema_case {
 };
 
 static void check(const schema_case & c) {
-    bool changed = false;
-    const common_json loose = loosen(common_json::parse(c.schema), *tokens().vocab, changed);
-    schema_budget("tools").add(loose);
+    const tool_schemas read = read_tools({{"tool", "", c.schema}}, schema_detail::nodes);
     const auto holds = [&](bool condition, const std::string & what) {
         if (!condition) {
-            fprintf(stderr, "%s\n became %s\n %s\n", c.schema, loose.dump().c_str(), what.c_str());
+            fprintf(stderr, "%s\n %s\n", c.schema, what.c_str());
             exit(1);
         }
     };
-    holds(changed == c.changed, changed ? "and was told as changed" : "and was not told as changed");
+    holds(read.loosened.empty() != c.changed, c.changed ? "was not told as changed" : "was told as changed");
     for (const char * text : c.possible) {
-        holds(accepts(loose, text), std::string("and does not accept ") + text);
+        holds(accepts(read.rules[0].arguments, text), std::string("does not accept ") + text);
     }
     for (const char * text : c.forbidden) {
-        holds(!accepts(loose, text), std::string("and accepts ") + text);
+        holds(!accepts(read.rules[0].arguments, text), std::string("accepts ") + text);
     }
 }
 
@@ -59,7 +47,6 @@ static void check_property(const std::string & a, std::vector<std::string> possi
                            bool changed = true, const std::string & more = "") {
     const std::string schema = R"({"type":"object","properties":{"a":)" + a + R"(,"b":{"type":"string"}},"required":["a","b"])" + more + "}";
     schema_case c{schema.c_str(), {}, {R"({"a":1,"b":1})", "1"}, changed};
-    std::vector<std::string> texts;
     for (auto * some : {&possible, &forbidden}) {
         for (std::string & value : *some) {
             value = R"({"a":)" + value + R"(,"b":"x"})";
@@ -69,39 +56,48 @@ static void check_property(const std::string & a, std::vector<std::string> possi
     check(c);
 }
 
-TEST(a_node_that_no_grammar_can_be_made_of_is_left_open_and_the_others_are_not) {
-    for (const char * node : {"null", "1", "\"string\"", "[]", "false", R"({"type":"any"})", R"({"type":[]})", R"({"type":1})",
-                              R"({"type":["string","any"]})", R"({"$ref":1})", R"({"$ref":"https://example.com/x.json"})",
-                              R"({"$ref":"#/$defs/none"})", R"({"$ref":"other.json#/a"})", R"({"$ref":"#/properties"})",
-                              R"({"$ref":"#/properties/a"})", R"({"anyOf":[]})", R"({"oneOf":null})", R"({"allOf":[]})",
-                              R"({"enum":[]})", R"({"enum":"x"})", R"({"allOf":[{"minimum":3},{"maximum":4}]})",
+TEST(a_node_that_cannot_be_compiled_is_left_open_and_the_others_are_not) {
+    for (const char * node : {"null", "1", "\"string\"", "[]", R"({"type":"filepath"})", R"({"type":[]})", R"({"type":1})", R"({"type":null})",
+                              R"({"type":["string","any kind"]})", R"({"$ref":"https://example.com/x.json"})", R"({"$ref":"#/$defs/none"})",
+                              R"({"$ref":"other.json#/a"})", R"({"$ref":"#/properties/a"})", R"({"anyOf":[]})", R"({"oneOf":null})",
+                              R"({"allOf":[]})", R"({"enum":[]})", R"({"enum":"x"})",
                               R"({"type":["a","b","c","d","e","f","g","h","i","j","k","l","m","n","o","p","q"]})"}) {
         check_property(node, {"1", "\"text\"", "{\"x\":[null,true]}"}, {"nothing"});
     }
-    check_property("true", {"1", "\"text\""}, {}, false);
-    check_property("{}", {"1", "\"text\""}, {}, false);
-    check_property(R"({"$ref":"#"})", {"{}", R"({"c":1})"}, {"1"});
+    for (const char * node : {"true", "{}", R"({"type":"any"})"}) {
+        check_property(node, {"1", "\"text\""}, {}, node[1] == '"' && node[2] == 't' && node[8] == 'a');
+    }
+    check({R"({"type":"object","properties":{"a":{"$ref":"#"},"b":{"type":"string"}},"required":["b"]})", {R"({"a":{"a":{"b":""},"b":""},"b":""})"},
+           {R"({"a":1,"b":""})", R"({"a":{},"b":""})"}, false});
 }
 
 TEST(a_bound_that_cannot_be_counted_goes_and_its_type_stays) {
-    for (const char * node : {R"({"type":"string","minLength":-1})", R"({"type":"string","maxLength":99999})", R"({"type":"string","minLength":5,"maxLength":2})",
-                              R"({"type":"string","maxLength":"7"})", R"({"type":"string","minLength":2.5})",
-                              R"({"type":"string","maxLength":18446744073709551615})", R"({"type":"string","pattern":7})",
-                              R"x({"type":"string","pattern":"^(a$"})x", R"({"type":"string","pattern":"^a{5,2}$"})",
-                              R"({"type":"string","pattern":"^a{0,99999}$"})", R"({"type":"string","format":1})",
+    for (const char * node : {R"({"type":"string","minLength":-1})", R"({"type":"string","minLength":5,"maxLength":2})",
+                              R"({"type":"string","maxLength":"7"})", R"({"type":"string","minLength":2.5})", R"({"type":"string","pattern":7})",
+                              R"x({"type":"string","pattern":"^(a$"})x", R"({"type":"string","pattern":"^a{5,2}$"})", R"({"type":"string","format":1})",
                               R"({"type":"string","enum":[]})", R"({"type":"string","allOf":[]})"}) {
         check_property(node, {"\"text\"", "\"\""}, {"1", "null"});
     }
-    for (const char * node : {R"({"type":"integer","minimum":"1"})", R"({"type":"integer","maximum":1e300})", R"({"type":"integer","minimum":5,"maximum":2})",
-                              R"({"type":"integer","exclusiveMinimum":3,"exclusiveMaximum":4})",
-                              R"({"type":"integer","maximum":18446744073709551615})", R"({"type":"integer","minimum":-9223372036854775808})",
-                              R"({"type":"integer","minimum":[]})"}) {
+    for (const char * node : {R"({"type":"integer","minimum":"1"})", R"({"type":"integer","minimum":5,"maximum":2})",
+                              R"({"type":"integer","exclusiveMinimum":3,"exclusiveMaximum":4})", R"({"type":"integer","minimum":[]})",
+                              R"({"type":"integer","multipleOf":0})"}) {
         check_property(node, {"7", "-7"}, {"\"7\"", "7.5"});
     }
-    for (const char * node : {R"({"type":"array","items":{"type":"integer"},"minItems":99999})", R"({"type":"array","items":{"type":"integer"},"minItems":2,"maxItems":1})",
+    for (const char * node : {R"({"type":"array","items":{"type":"integer"},"minItems":2,"maxItems":1})",
                               R"({"type":"array","items":{"type":"integer"},"maxItems":"1"})"}) {
         check_property(node, {"[]", "[1,2]"}, {"[\"1\"]", "1"});
     }
+}
+
+TEST(what_no_grammar_of_llama_cpp_holds_to_is_held_to) {
+    check_property(R"({"type":"integer","minimum":-5,"maximum":18446744073709551616,"multipleOf":5})", {"-5", "0", "18446744073709551615"}, {"-10", "3"}, false);
+    check_property(R"({"type":"number","exclusiveMinimum":0,"maximum":1})", {"1", "0.25"}, {"0", "1.5"}, false);
+    check_property(R"({"type":"string","maxLength":4000,"pattern":"\\d"})", {"\"a1\""}, {"\"a\""}, false);
+    check_property(R"({"type":"array","items":{"enum":[1,2]},"uniqueItems":true,"minItems":1})", {"[2,1]"}, {"[1,1]", "[]"}, false);
+    check_property(R"({"not":{"type":"string"},"enum":["a",1,null]})", {"1", "null"}, {"\"a\""}, false);
+    check_property(R"({"allOf":[{"minimum":3},{"maximum":4}]})", {"3", "\"text\""}, {"2", "5"}, false);
+    check({R"({"type":"object","properties":{"x":{},"y":{}},"dependentRequired":{"x":["y"]},"maxProperties":2})",
+           {"{}", R"({"y":1})", R"({"x":1,"y":1})"}, {R"({"x":1})", R"({"x":1,"y":1,"z":1})"}, false});
 }
 
 TEST(spellings_of_other_drafts_and_generators_are_understood) {
@@ -110,16 +106,13 @@ TEST(spellings_of_other_drafts_and_generators_are_understood) {
     check_property(R"({"type":["String","Null"]})", {"\"x\"", "null"}, {"1"}, false);
     check_property(R"({"type":"string","minLength":2.0,"maxLength":3.0})", {"\"xx\"", "\"xxx\""}, {"\"x\"", "\"xxxx\""}, false);
     check_property(R"({"type":"array","items":true})", {"[]", "[1,\"x\"]"}, {"1"}, false);
-    check_property(R"({"type":"array","prefixItems":[{"type":"integer"},true],"items":false})", {"[1,\"x\"]"}, {"[\"x\",1]"}, false);
-    check_property(R"({"type":"object","properties":{"x":{"type":"integer"}},"additionalProperties":null})", {"{\"x\":1}"}, {"{\"x\":\"\"}"});
+    check_property(R"({"type":"array","prefixItems":[{"type":"integer"},true],"items":false})", {"[1,\"x\"]"}, {"[\"x\",1]", "[1,1,1]"}, false);
+    check_property(R"({"type":"object","properties":{"x":{"type":"integer"}},"additionalProperties":null})", {"{\"x\":1}", "{\"y\":1}"}, {"{\"x\":\"\"}"});
     check_property(R"({"type":"object","properties":null})", {"{}", "{\"x\":1}"}, {"1"});
-    check_property(R"({"type":"object","properties":{"x":{"type":"integer"}},"patternProperties":{"^y":{}}})",
-                   {"{\"x\":1,\"yes\":2}"}, {"{\"x\":\"\"}"}, false);
     check_property(R"({"type":"object","properties":{"x":{"type":"integer"}},"anyOf":[{"required":["x"]},{"required":["y"]}]})",
-                   {"{\"x\":1}"}, {"{\"x\":\"\"}", "1"}, false);
+                   {"{\"x\":1}"}, {"{\"x\":\"\"}", "1", "{}"}, false);
     check_property(R"({"description":"one","allOf":[{"$ref":"#/definitions/word"}]})", {"\"yes\""}, {"\"maybe\"", "{}"}, false,
                    R"(,"definitions":{"word":{"type":"string","enum":["yes","no"]}})");
-    check_property(R"({"type":"string","not":{"const":"x"},"if":{},"then":false,"contentEncoding":"base64"})", {"\"y\""}, {"1"}, false);
     check_property(R"({"const":{"x":[1]}})", {R"({"x":[1]})"}, {"{}", "1"}, false);
 }
 
@@ -132,43 +125,39 @@ TEST(references_that_go_round_are_followed_where_something_lies_between) {
 }
 
 TEST(arguments_are_an_object_whatever_else_the_schema_says) {
-    for (const char * schema : {"true", "[]", "\"x\"", R"({"type":"string"})", R"({"type":"array","items":{}})", R"({"enum":[1]})",
-                                R"({"anyOf":[{"type":"object"},{"type":"string"}]})", R"({"$ref":"https://example.com"})", R"({"type":"any"})",
-                                R"({"anyOf":[{"$ref":"#"}]})", R"({"oneOf":[true]})"}) {
-        bool changed = false;
-        const common_json loose = loosen(common_json::parse(schema), *tokens().vocab, changed);
-        CHECK(changed);
-        CHECK(accepts(loose, "{}") && !accepts(loose, "1") && !accepts(loose, "[]"));
+    for (const char * schema : {"[]", "\"x\"", R"({"type":"string"})", R"({"type":"array","items":{}})", R"({"enum":[1]})", R"({"$ref":"https://example.com"})",
+                                R"({"type":"filepath"})", "not json", "false", R"({"type":"object","minProperties":3,"maxProperties":2})"}) {
+        check({schema, {"{}", R"({"x":1})"}, {"1", "[]"}});
     }
-    check({"{}", {"{}", R"({"x":1})"}, {"1"}, false});
-    check({R"({"description":"d"})", {"{}", R"({"x":1})"}, {"1"}, false});
+    for (const char * schema : {"", "null", "{}", "true", R"({"description":"d"})", R"({"anyOf":[{"type":"object"},{"type":"string"}]})", R"({"oneOf":[true]})"}) {
+        check({schema, {"{}", R"({"x":1})"}, {"1", "[]"}, false});
+    }
     check({R"({"type":["object","null"],"properties":{"x":{"type":"integer"}}})", {R"({"x":1})"}, {"null", R"({"x":""})"}, false});
     check({R"({"properties":{"x":{"type":"integer"}},"required":["x"],"anyOf":[{"required":["x"]}]})", {R"({"x":1})"}, {"1", "{}"}, false});
-    check({R"({"type":"object","properties":{"x":{"type":"integer"}},"oneOf":[{"properties":{"y":{}}}]})", {R"({"x":1})"}, {R"({"x":""})"}});
+    check({R"({"type":"object","properties":{"x":{"type":"integer"}},"oneOf":[{"properties":{"y":{}}}]})", {R"({"x":1})"}, {R"({"x":""})"}, false});
     check({R"({"$ref":"#/definitions/call","definitions":{"call":{"type":"object","properties":{"x":{"type":"integer"}}}}})",
            {R"({"x":1})"}, {R"({"x":""})", "1"}, false});
 }
 
-TEST(what_tools_together_cost_takes_detail_from_the_last_and_refuses_none) {
-    std::string wide = R"({"type":"object","properties":{)";
-    for (int i = 0; i < 450; i++) {
-        wide += (i == 0 ? "" : ",") + std::string("\"p") + std::to_string(i) + R"(":{"type":"integer"})";
+TEST(what_tools_cost_takes_detail_from_them_and_refuses_none) {
+    std::string wide = R"({"type":"object","properties":{"a":{"type":"integer"})";
+    for (int i = 0; i < 200; i++) {
+        wide += ",\"p" + std::to_string(i) + R"(":{"type":"string","pattern":"(a|b)*a(a|b){12}x)" + std::to_string(i) + "\"}";
     }
-    wide += "}}";
-    std::string many = R"({"type":"object","properties":{"a":{"enum":[0)";
-    for (int i = 1; i < 5000; i++) {
-        many += "," + std::to_string(i);
-    }
-    many += "]}}}";
+    wide += R"(},"required":["a"]})";
     const std::string plain = R"({"type":"object","properties":{"a":{"type":"integer"}}})";
-    const tool_schemas all = loosen_tools({{"one", "", wide}, {"two", "", wide}, {"three", "", plain}, {"four", "", many}, {"five", "", "true"}},
-                                          *tokens().vocab, schema_detail::nodes);
-    CHECK(all.loosened == std::vector<std::string>({"two", "four", "five"}));
-    CHECK(all.tools[0].parameters == wide && all.tools[2].parameters == plain);
-    for (const common_chat_tool & tool : all.tools) {
-        CHECK(accepts(common_json::parse(tool.parameters), "{}"));
+    std::vector<common_chat_tool> tools = {{"first", "", plain}};
+    for (int i = 0; i < 30; i++) {
+        tools.push_back({"wide" + std::to_string(i), "", wide});
     }
-    const tool_schemas names = loosen_tools({{"one", "", plain}}, *tokens().vocab, schema_detail::members);
-    CHECK(accepts(common_json::parse(names.tools[0].parameters), R"({"a":"x"})"));
-    CHECK(!accepts(common_json::parse(names.tools[0].parameters), R"({"b":1})"));
+    const auto begin = std::chrono::steady_clock::now();
+    const tool_schemas all = read_tools(tools, schema_detail::nodes);
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20)); // a hang, not a slow machine
+    CHECK(std::find(all.loosened.begin(), all.loosened.end(), "first") == all.loosened.end());
+    for (const tool_rules & tool : all.rules) {
+        CHECK(accepts(tool.arguments, R"({"a":1})"));
+    }
+    const tool_schemas names = read_tools({{"one", "", R"({"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]})"}}, schema_detail::members);
+    CHECK(accepts(names.rules[0].arguments, R"({"a":"x"})") && !accepts(names.rules[0].arguments, "{}") && names.loosened.size() == 1);
+    CHECK(accepts(read_tools({{"one", "", plain}}, schema_detail::none).rules[0].arguments, "{}"));
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -346,9 +347,28 @@ def test_a_json_schema_is_obeyed() -> None:
     with_engine(test)
 
 
+def test_an_answer_matches_a_regular_expression_or_is_one_of_a_choice() -> None:
+    code = r"[A-Z]{2}-\d{3,6}(\.(ok|no))?"
+    words = ("yes", "yes, of course", "n\u00f3")
+
+    async def test(engine: Engine) -> None:
+        for seed in range(6):
+            hot = Sampling(temperature=1.5, top_k=0, seed=seed)
+            text, end = await complete(engine, user("Anything"), max_tokens=100, sampling=hot, grammar=Grammar("regex", code))
+            assert end.reason == "eosFound" and re.fullmatch(code, text)
+            choice = Grammar("choice", json.dumps(words))
+            text, end = await complete(engine, "Is it so?", max_tokens=100, sampling=hot, grammar=choice)
+            assert end.reason == "eosFound" and text in words
+
+    with_engine(test)
+
+
 @pytest.mark.parametrize(
     "grammar",
     [
+        Grammar("regex", "a("),
+        Grammar("regex", "(?<=a)b"),
+        Grammar("choice", "[]"),
         Grammar("gbnf", "root ::= missing"),
         Grammar("gbnf", "root ::= " + "(" * 20000),
         Grammar("gbnf", 'root ::= "a"{5,2}'),

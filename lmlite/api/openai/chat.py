@@ -48,7 +48,7 @@ def parse_as(body: dict[str, Any], projection: Projection) -> Call:
     refuse(fields, unserved.CHAT)
     shared = parse_shared(fields, prompt)
     grammar = shared.generate.grammar
-    if offer.callable and grammar is not None and grammar.kind == "gbnf":
+    if offer.callable and grammar is not None and grammar.kind != "json_schema":
         raise InvalidRequest("'grammar' and 'tools' exclude each other; 'response_format' goes with them", "grammar")
     top_logprobs = _parse_logprobs(fields)
     turn = shared.turn("chat", shared.runs((prompt,), top_logprobs=top_logprobs))

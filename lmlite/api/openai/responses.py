@@ -121,7 +121,7 @@ def _parse_constraint(fields: Fields, form: Fields, tools: ToolSet) -> Any:
     other = parse_constraint(fields)
     if constraint is not None and other is not None:
         raise InvalidRequest("'text.format' and another form of the answer exclude each other", "text.format")
-    if tools.offer.callable and other is not None and other.kind == "gbnf":
+    if tools.offer.callable and other is not None and other.kind != "json_schema":
         raise InvalidRequest("'grammar' and 'tools' exclude each other; 'text.format' goes with them", "grammar")
     return constraint or other
 

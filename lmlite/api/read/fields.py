@@ -44,6 +44,12 @@ def as_string(value: object, where: str) -> str:
     return value
 
 
+def as_boolean(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidType(where, "true or false")
+    return value
+
+
 def as_array(value: object, where: str) -> Sequence[Any]:
     if not isinstance(value, list):
         raise InvalidType(where, "an array")
@@ -103,11 +109,7 @@ class Fields:
 
     def boolean(self, name: str, default: bool = False) -> bool:
         value = self.values.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise InvalidType(self.where(name), "true or false")
-        return value
+        return default if value is None else as_boolean(value, self.where(name))
 
     def optional_boolean(self, name: str) -> bool | None:
         """None where nothing is said."""
