@@ -27,7 +27,9 @@ namespace lm {
 static constexpr char LAZY_TENSOR[] = "per_layer_token_embd.weight";
 static constexpr uint64_t LAZY_BYTES = 4ull << 30;
 
-// What a small tower needs for its largest picture. Of one that needs more the buffers are taken to be in use as a whole.
+// A small tower encodes its largest picture for an estimate, in about this time. Of a larger one, a single operation of which
+// may take half a minute, the buffers are taken to be in use as a whole.
+static constexpr uint64_t SMALL_TOWER_BYTES = 64 << 20;
 static constexpr double LARGEST_PICTURE_S = 1.5;
 
 struct device_use {
@@ -121,7 +123,7 @@ static uint64_t projector_bytes(const model & m, const load_spec & spec, memory_
     if (!sight) {
         return 0;
     }
-    if (!encode_largest_picture(*sight, LARGEST_PICTURE_S)) {
+    if (model_file(spec.projector).bytes() > SMALL_TOWER_BYTES || !encode_largest_picture(*sight, LARGEST_PICTURE_S)) {
         const written_allocations all;
         encode_largest_picture(*sight, 0);
     }
