@@ -361,9 +361,11 @@ class Peer:
     # the test's side
 
     async def next(self) -> tuple[Kind, int, Any]:
-        """The next command: its kind, its request id, its JSON."""
+        """The next command: its kind, its request id, its JSON; of media the bytes."""
         length, kind, request_id = HEADER.unpack(await self._reader.readexactly(HEADER.size))
         payload = await self._reader.readexactly(length)
+        if kind == Kind.MEDIA:
+            return Kind.MEDIA, request_id, payload
         return Kind(kind), request_id, json.loads(payload) if payload else None
 
     def send(self, *frames: bytes) -> None:

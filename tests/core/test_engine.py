@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies
 from lmlite import errors
 from lmlite.core.engine.client import INLINE_BYTES_MAX, Engine
 from lmlite.core.engine.frames import HEADER, MAX_PAYLOAD, Kind, pack
-from lmlite.core.engine.line import HANG_S
+from lmlite.core.engine.line import HANG_S, PIECE
 from lmlite.core.engine.payloads import (
     LOGPROB_FLOOR,
     STEP,
@@ -47,7 +47,7 @@ from lmlite.events import (
     ToolCallEnd,
     ToolCallStart,
 )
-from lmlite.messages import text_message
+from lmlite.messages import MediaPart, Message, TextPart, text_message
 from lmlite.request import Chat, Draft, Embed, Generate, Grammar, Prompt, Rerank, Sampling, Text, Tokens
 from tests.fakes import WORDS, FakeClock, FakeEngine, Peer, Script, error, fake_thread, finished, frame, loaded
 
@@ -103,6 +103,70 @@ def test_events_of_a_generation_in_order() -> None:
             TextEnd(),
             Finished("stopStringFound", Stats(3, 1, 2, 0.5, 2.0, 10.0), "x"),
         ]
+
+    play(scene)
+
+
+PICTURES = [MediaPart("image", bytes([n]) * size, f"place {n}") for n, size in enumerate((3_000_000, 10, PIECE, PIECE + 1))]
+SHOWN = Generate(Chat((Message("user", (TextPart("look"), *PICTURES)),)))
+
+
+def test_media_go_ahead_of_their_request_and_others_follow_behind_whole_frames() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(SHOWN).__aiter__()))
+        while not engine._line._unsent:  # until the first is on its way
+            await asyncio.sleep(0)
+        counting = asyncio.ensure_future(engine.tokenize("a"))
+        for picture in PICTURES:
+            assert (await peer.next())[::2] == (Kind.MEDIA, picture.data)
+        kind, request_id, command = await peer.next()
+        parts = [{"type": "media", "kind": "image", "index": index} for index in range(len(PICTURES))]
+        assert kind == Kind.GENERATE and command["messages"][0]["content"] == [{"type": "text", "text": "look"}, *parts]
+        kind, other_id, _ = await peer.next()
+        assert kind == Kind.TOKENIZE
+        peer.send(frame(Kind.TOKENS, other_id, {"tokens": [1], "pieces": [[97]]}))
+        assert (await counting)[0] == (1,)
+        details = {"param": "media", "index": 2}
+        peer.send(frame(Kind.ERROR, request_id, {"code": "invalid_request", "message": "no picture", "details": details}))
+        with pytest.raises(errors.MediaRefused, match="'place 2': no picture") as refused:
+            await answer
+        assert refused.value.param == "place 2"
+
+    play(scene)
+
+
+def test_nobody_waits_for_a_large_picture_to_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No write is of more than a piece, and the loop has its turn after a few."""
+
+    async def scene(engine: Engine, peer: Peer) -> None:
+        written: list[int] = []
+        transport = engine._line._transport
+        assert transport is not None
+        write = transport.write
+
+        def noted(data: Any) -> None:
+            written.append(len(data))
+            write(data)
+
+        monkeypatch.setattr(transport, "write", noted)
+        answer = asyncio.ensure_future(collect(engine.run(SHOWN).__aiter__()))
+        while (await peer.next())[0] != Kind.GENERATE:
+            pass
+        assert max(written) <= PIECE and len(written) > 3_000_000 / PIECE
+        answer.cancel()
+        assert (await peer.next())[0] == Kind.CANCEL
+
+    play(scene)
+
+
+def test_an_engine_that_ends_while_it_is_sent_a_picture_ends_the_request() -> None:
+    async def scene(engine: Engine, peer: Peer) -> None:
+        answer = asyncio.ensure_future(collect(engine.run(SHOWN).__aiter__()))
+        while not engine._line._unsent:
+            await asyncio.sleep(0)
+        peer.end("crashed")
+        with pytest.raises(errors.EngineGone):
+            await answer
 
     play(scene)
 
