@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lmlite import Server
+from lmlite.package import bundled_vision_model
 from tests.conftest import Client
 from tests.drawings import COLOURS, SHAPES, drawing, named, part
 from tests.voices import BY_ID, CHAT, VOICES, WITH_HISTORY, Message, Said, Voice
@@ -17,6 +18,8 @@ MODEL = "lmlite-tiny-vision"
 WHAT, COLOUR, SHAPE = "What is in the picture?", "What colour is the shape?", "Which shape do you see?"
 EVERYTHING = [(colour, shape) for colour in COLOURS for shape in SHAPES]
 LIMIT = 24
+PACKAGED_MAX = 2_000_000
+"""Bytes that the model, its projector and its card may add to the package."""
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +144,12 @@ def test_a_tool_may_bring_the_picture(seeing: Client, voice: Voice) -> None:
         said = voice.ask(seeing, messages, [tool], LIMIT, model=MODEL)
         right.append(named(said.text) == {colour, shape})
     assert share(right) >= 0.8
+
+
+def test_the_model_that_sees_adds_little_to_the_package_and_says_what_it_is() -> None:
+    files = {path.suffix: path for path in bundled_vision_model().parent.iterdir()}
+    assert sum(path.stat().st_size for path in bundled_vision_model().parent.iterdir()) <= PACKAGED_MAX
+    assert "A toy that sees" in files[".md"].read_text()
 
 
 def test_the_bundled_text_model_says_that_it_does_not_see(seeing: Client) -> None:
