@@ -191,6 +191,15 @@ def test_what_was_written_anew_unchanged_is_loaded(tmp_path: Path, family: str) 
     asyncio.run(load(text_model_of(family, tmp_path), Parts.of(whole).write(tmp_path / "mmproj.gguf")))
 
 
+@pytest.mark.parametrize("begin", [0, 8192])
+def test_a_projector_within_another_file_is_read_there(tmp_path: Path, begin: int) -> None:
+    whole = WRITERS["mlp"](tmp_path / "whole.gguf").read_bytes()
+    (tmp_path / "archive").write_bytes(bytes(begin) + whole + bytes(100))
+    asyncio.run(load(bundled_model(), tmp_path / f"archive@{begin}+{len(whole)}"))
+    cut = refusal(bundled_model(), tmp_path / f"archive@{begin}+{len(whole) - 1000}")
+    assert f"cut off: its file has {len(whole) - 1000} of" in cut
+
+
 @pytest.mark.parametrize("missing", [1, 200, 5000])
 def test_a_projector_whose_end_is_missing_is_told_with_both_sizes(tmp_path: Path, missing: int) -> None:
     path = WRITERS["mlp"](tmp_path / "mmproj.gguf")
