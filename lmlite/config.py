@@ -27,6 +27,7 @@ MAX_FILE_BYTES = 1 << 20
 LOOPBACK = re.compile(r"localhost\.?|::1|(::ffff:)?127(\.[0-9]{1,3}){3}")
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,15}")
 NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,9})?")
+HEADER_TEXT = re.compile(r"[A-Za-z0-9._-]{0,64}")
 SWITCH_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -157,6 +158,17 @@ def text() -> Kind:
         return value
 
     return Kind("a text", convert, "TEXT")
+
+
+def header() -> Kind:
+    """What can stand in a header."""
+
+    def convert(value: object) -> str:
+        if not isinstance(value, str) or not HEADER_TEXT.fullmatch(value):
+            raise Refused
+        return value
+
+    return Kind("up to 64 letters, digits and -._", convert, "NAME")
 
 
 def path() -> Kind:
@@ -401,6 +413,8 @@ class Config:
 
     # ---- how it behaves
     download_stall: float = option(60.0, seconds(86400), "time a download may hardly move before it connects anew; 0: any")
+    node: str = option("", header(), "a name that every answer bears as X-Lmlite-Node, of one server among several")
+    drain_delay: float = option(0.0, seconds(3600), "time that a stopping server takes requests still, while /ready says 503")
     drain: float = option(10.0, seconds(3600), "time that running requests have to finish when the server stops")
     log_level: str = option("info", level(), "what is logged, to stderr and to the file")
     log_prompts: bool = option(False, switch(), "write prompts and answers to the log, too")

@@ -1,7 +1,8 @@
 """One server: its listening sockets, its life and its end. `Service` lives in a running loop; `Server` is for programs.
 
-Stopping is in order: no new connection from the first moment; running requests have `drain` seconds; the rest are told
-`ShuttingDown` in their dialect; then connections, engines and sockets are closed. Nothing outlives it.
+Stopping is in order: for `drain_delay` seconds all goes on, but for `/ready`, which tells proxies; then no new connection is
+taken, and running requests have `drain` seconds; the rest are told `ShuttingDown` in their dialect; then connections, engines
+and sockets are closed. Nothing outlives it.
 """
 
 from __future__ import annotations
@@ -108,6 +109,10 @@ class Service:
 
     async def close(self) -> None:
         self.origin.check()
+        if self._expired is not None and self.config.drain_delay:
+            self.app.leave()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._expired.wait(), self.config.drain_delay)
         for acceptor in self._acceptors:
             acceptor.close()
         if self._file is not None:

@@ -29,7 +29,7 @@ from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.fakes import Gate, Script
 
 Serve = Callable[..., FakeServer]
-PUBLIC = {"/", "/health", "/lmstudio-greeting"}
+PUBLIC = {"/", "/health", "/ready", "/lmstudio-greeting"}
 HELLO: dict[str, Any] = {"model": "talker", "messages": [{"role": "user", "content": "hi"}]}
 EVERY = frozenset(RIGHTS)
 NOW = 1_800_000_000.0

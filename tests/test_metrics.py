@@ -29,7 +29,7 @@ __all__ = ["keys"]
 
 Serve = Callable[..., FakeServer]
 HELLO: dict[str, Any] = {"model": "talker", "messages": [{"role": "user", "content": "hi"}]}
-LINE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="(?:[^"\\\n]|\\[\\n"])*",?)*)\})? (\S+)')
+LINE = re.compile(r'([a-z_:]+)(?:\{((?:[a-z_]+="(?:[^"\\\n]|\\[\\n"])*",?)*)\})? (\S+)')
 
 
 class Scrape(dict[tuple[str, tuple[str, ...]], float]):

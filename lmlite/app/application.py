@@ -45,6 +45,7 @@ class App(State):
         self._deserted = asyncio.Event()  # no connection is left
         self._deserted.set()
         self._draining = False
+        self._headers = (("X-Lmlite-Node", config.node),) if config.node else ()
 
     # ---- life
 
@@ -55,11 +56,11 @@ class App(State):
 
     def connect(self) -> Connection:
         """The protocol of one new connection."""
-        return Connection(self._hooks, self._policy)
+        return Connection(self._hooks, self._policy, headers=self._headers)
 
     def connect_file(self) -> Connection:
         """Of one that came through a socket file."""
-        return Connection(self._hooks, self._policy.of_file())
+        return Connection(self._hooks, self._policy.of_file(), headers=self._headers)
 
     def _opened(self, connection: Connection) -> None:
         self._connections.add(connection)
@@ -67,12 +68,20 @@ class App(State):
         self._deserted.clear()
         if self._draining:
             connection.shutdown()
+        elif self.leaving:
+            connection.retire()
 
     def _closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self.n_connections = len(self._connections)
         if not self._connections:
             self._deserted.set()
+
+    def leave(self) -> None:
+        """Whoever asks is told that the server will stop; requests are taken until it drains."""
+        self.leaving = True
+        for connection in self._connections:
+            connection.retire()
 
     def drain(self) -> None:
         """No further request is taken; those that run go on."""

@@ -90,6 +90,14 @@ async def health(app: State, request: Request, response: Response, _: str) -> No
     response.whole(200, b'{"status":"ok"}')
 
 
+async def ready(app: State, request: Request, response: Response, _: str) -> None:
+    """Whether a proxy should send requests here."""
+    if app.leaving:
+        response.whole(503, b'{"status":"stopping"}')
+    else:
+        response.whole(200, b'{"status":"ok"}')
+
+
 async def greet(app: State, request: Request, response: Response, _: str) -> None:
     """What LM Studio's own client looks for."""
     response.whole(200, b'{"lmstudio":true}')

@@ -14,7 +14,7 @@ LINES_MAX: Final = 200
 """Per second. A person reads fewer, and a flood of bad requests must not fill a disk."""
 HERE: Final = frozenset({"127.0.0.1", "::1"})
 """Where most requests come from, which says nothing."""
-POLLED: Final = frozenset({"/health", "/metrics", "/lmstudio-greeting"})
+POLLED: Final = frozenset({"/health", "/ready", "/metrics", "/lmstudio-greeting"})
 """What machines ask every few seconds: no news, unless somebody debugs."""
 
 

@@ -27,6 +27,7 @@ Spelling = Callable[[LmError, str], tuple[int, str]]
 ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/", greeting.show),
     Route("GET", "/health", listing.health),
+    Route("GET", "/ready", listing.ready),
     Route("GET", "/lmstudio-greeting", listing.greet),
     Route("GET", "/metrics", scrape.show, "admin"),
     # OpenAI

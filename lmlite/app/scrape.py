@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 async def show(app: State, request: Request, response: Response, _: str) -> None:
     reports = await app.reports.fresh(app.models.engines())
-    known = (loading_family(app), *instance_families(reports), *app.downloads.families(), *server_families(app))
-    text = expose((*app.metrics.families(), *app.models.counted(), *known))
+    engines = (loading_family(app), *instance_families(reports), *gateway_families(app, reports))
+    counted = (*app.metrics.families(), *app.models.counted())
+    text = expose((*counted, *engines, *app.downloads.families(), *server_families(app)))
     response.whole(200, text.encode(), content_type=CONTENT_TYPE)
 
 
@@ -57,6 +58,25 @@ def instance_families(reports: list[tuple[Instance, Report | None]]) -> Iterator
                 encoded.add(*values, n=report.media_encoded)
                 reused.add(*values, n=report.media_reused)
     yield from (loaded.set(len(reports)), running, waiting, parallel, cells, used, encoded, reused)
+
+
+def gateway_families(app: State, reports: list[tuple[Instance, Report | None]]) -> Iterator[Family]:
+    """What gateways read to choose among several nodes, under the names that they look for. How full the cache is says
+    nothing here: it keeps what was asked before until there is need of room."""
+    running: dict[str, float] = {}
+    waiting: dict[str, float] = {model: count for model, count in app.models.waiting().items()}
+    for instance, report in reports:
+        if report is not None:
+            running[instance.card.id] = running.get(instance.card.id, 0) + report.running
+            waiting[instance.card.id] = waiting.get(instance.card.id, 0) + report.queued
+    for name, counts, help in (
+        ("vllm:num_requests_running", running, "Requests that engines of the model work on."),
+        ("vllm:num_requests_waiting", waiting, "Requests that wait for it."),
+    ):
+        gauge = Gauge(name, help, ("model_name",))
+        for model, count in counts.items():
+            gauge.set(count, model)
+        yield gauge
 
 
 def server_families(app: State) -> Iterator[Family]:

@@ -33,7 +33,8 @@ ORIGIN_BYTES: Final = 24
 
 
 class State:
-    """Lives in one event loop. `expired` tells that the requests which still run have no time left."""
+    """Lives in one event loop. `leaving` tells that the server will stop, `expired` that the requests which still
+    run have no time left."""
 
     def __init__(self, config: Config, place: Callable[[], Placement] | None = None):
         self.config = config
@@ -46,6 +47,7 @@ class State:
         self.background = Background()
         self.tools = Tools(config)
         self.expired = False
+        self.leaving = False
         self.metrics = Metrics()
         self.reports = Reports()
         self.n_connections = 0

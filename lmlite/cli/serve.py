@@ -150,7 +150,7 @@ async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     for task in attendants:
         task.cancel()
     say(STDERR, "lmlite: stopping; a second signal ends running requests now")
-    notifier.stopping(config.drain + CLOSING_S)
+    notifier.stopping(config.drain_delay + config.drain + CLOSING_S)
     closing = loop.create_task(service.close())
     second = loop.create_task(signals.get())
     await asyncio.wait((closing, second), return_when=asyncio.FIRST_COMPLETED)

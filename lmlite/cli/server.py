@@ -114,8 +114,9 @@ def stop(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise LmError("The server is not running.")
     if owner.pid is None:
         raise LmError(f"{home.root} is in use by a server that does not tell its process id.")
-    drain = float(owner.options.get("drain", Config.of().drain))
-    end(home, owner, owner.pid, drain + serve.CLOSING_S)
+    defaults = Config.of()
+    ending = float(owner.options.get("drain_delay", defaults.drain_delay)) + float(owner.options.get("drain", defaults.drain))
+    end(home, owner, owner.pid, ending + serve.CLOSING_S)
     say(arguments, f"Stopped the server on port {owner.port}." if owner.url else "Stopped the server while it started.")
     return 0
 

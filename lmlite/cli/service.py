@@ -153,7 +153,7 @@ def systemd(command: Sequence[str], config: Config, chosen: set[str], system: bo
         "# A wrong option or a port that is taken is not another one a second later.",
         "RestartPreventExitStatus=2",
         f"WatchdogSec={WATCHDOG_S}",
-        f"TimeoutStopSec={config.drain + serve.CLOSING_S:g}",
+        f"TimeoutStopSec={config.drain_delay + config.drain + serve.CLOSING_S:g}",
         "# The server ends its engines itself; an engine that ran out of memory does not end the server.",
         "KillMode=mixed",
         "OOMPolicy=continue",
@@ -230,7 +230,7 @@ def launchd(command: Sequence[str], config: Config, chosen: set[str], user: str 
         "ProgramArguments": [*command, "serve", *server.flags_of(config, chosen)],
         "RunAtLoad": True,
         "KeepAlive": {"SuccessfulExit": False},
-        "ExitTimeOut": int(config.drain + serve.CLOSING_S),
+        "ExitTimeOut": int(config.drain_delay + config.drain + serve.CLOSING_S),
         "ProcessType": "Interactive",  # another type is throttled
         "SoftResourceLimits": {"NumberOfFiles": OPEN_FILES},
         # A launch that fails says why there; a server finds that it is its own log, and bounds it.

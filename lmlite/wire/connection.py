@@ -165,7 +165,7 @@ class Response:
             raise RuntimeError("the answer has begun already")
 
     def _persistence(self) -> guard.CorsHeaders:
-        return self._connection.persistent if self.keep_alive else (("Connection", "close"),)
+        return self._connection.persistent if self.keep_alive else self._connection.last
 
 
 def refuse_write(data: bytes) -> None:
@@ -235,7 +235,9 @@ class Connection(asyncio.Protocol):
         policy: guard.Policy,
         limits: Limits = Limits(),
         loop: asyncio.AbstractEventLoop | None = None,
+        headers: Headers = (),
     ) -> None:
+        """`headers` are those of every answer."""
         # for the connection's life
         self._hooks = hooks
         self._policy = policy
@@ -246,7 +248,8 @@ class Connection(asyncio.Protocol):
         self.send: Callable[[bytes], None] = refuse_write
         self._peer: Any = None
         self._secure = False  # it speaks TLS
-        self.persistent = (("Connection", "keep-alive"), ("Keep-Alive", f"timeout={limits.idle_s:.0f}"))
+        self.persistent = (("Connection", "keep-alive"), ("Keep-Alive", f"timeout={limits.idle_s:.0f}"), *headers)
+        self.last = (("Connection", "close"), *headers)
         self._times: Mapping[Phase, float] = {
             Phase.OPENING: limits.head_s,
             Phase.HEAD: limits.head_s,
@@ -282,11 +285,15 @@ class Connection(asyncio.Protocol):
         """A handler runs."""
         return self._task is not None
 
-    def shutdown(self) -> None:
-        """No further requests: closes now, or after the answer that is under way."""
+    def retire(self) -> None:
+        """Closes after the next answer, which says so: its client loses no request."""
         self._stopping = True
         if self._response is not None:
             self._response.keep_alive = False
+
+    def shutdown(self) -> None:
+        """No further requests: closes now, or after the answer that is under way."""
+        self.retire()
         if self._task is None and self._phase not in NO_MORE_REQUESTS:
             self._close(unread=False)
 
