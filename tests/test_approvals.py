@@ -160,14 +160,14 @@ def test_tools_wait_as_the_request_says(asking: Callable[..., Asking], rule: Any
     assert ask.heard == len(called) and (output[-1]["type"] == "message") is (not waits)
 
 
-def test_a_server_that_a_request_brings_along_is_asked_nothing_without_leave(
+def test_calls_wait_for_no_leave_where_nothing_is_said_and_for_any_servers_where_it_is(
     asking: Callable[..., Asking], web_server: WebServer  # noqa: F811
 ) -> None:
     ask = asking(mcp_ephemeral=True, mcp_private=True)
     tool = {"type": "mcp", "server_label": "w", "server_url": web_server.url}
-    assert kinds(ask(tools=[tool])) == ["mcp_list_tools", "mcp_approval_request"]
+    assert kinds(ask(tools=[{**tool, "require_approval": "always"}])) == ["mcp_list_tools", "mcp_approval_request"]
     assert not web_server.said("tools/call")
-    assert kinds(ask(tools=[{**tool, "require_approval": "never"}])) == ["mcp_list_tools", "mcp_call", "message"]
+    assert kinds(ask(tools=[tool])) == ["mcp_list_tools", "mcp_call", "message"]
 
 
 def test_what_needs_no_leave_is_done_meanwhile_and_each_result_finds_its_call(asking: Callable[..., Asking]) -> None:

@@ -23,7 +23,7 @@ def parse_server(fields: Fields) -> ToolServer:
             raise UnsupportedField(fields.where(name))
     allowed = _allowed(fields)
     url = fields.string("server_url")
-    asks, otherwise = _approval(fields, url is not None)
+    asks, otherwise = _approval(fields)
     if url is None:
         label = label.removeprefix(PLUGIN_PREFIX)
         return ToolServer("plugin", label, allowed=allowed, param="tools", asks=asks, otherwise=otherwise)
@@ -42,17 +42,17 @@ def distinct(servers: Sequence[ToolServer]) -> tuple[ToolServer, ...]:
     return tuple(servers)
 
 
-def _approval(fields: Fields, default: bool) -> tuple[bool, frozenset[str]]:
+def _approval(fields: Fields) -> tuple[bool, frozenset[str]]:
     """Whether calls wait for leave, and the tools for which it is the other way. Of tools that neither list has, those wait
-    whose request says which do not."""
+    whose request says which do not. Where nothing is said none does, as in LM Studio: the operator lets servers be called."""
     given, where = fields.get("require_approval"), fields.where("require_approval")
     if given is None:
-        return default, frozenset()
+        return False, frozenset()
     if not isinstance(given, Mapping):
         return fields.choice("require_approval", ("always", "never")) == "always", frozenset()
     always, never = (_filtered(Fields(given, where), word) for word in ("always", "never"))
     if always is None and never is None:
-        return default, frozenset()
+        return False, frozenset()
     if never is None:
         assert always is not None
         return False, always
