@@ -222,19 +222,19 @@ def test_v0_calls_tools_too(tiny: Client) -> None:
 
 KEPT = [
     None,
+    True,
+    {"type": "any"},
+    {"type": "object", "properties": {"city": {"$ref": "#"}}},
+    {"type": "object", "properties": {"city": {"type": "integer", "maximum": 2**64}}},
     {"type": "object", "properties": {"city": True}},
     {"type": "object", "properties": {"city": {"type": "array", "items": True}}},
     {"type": "object", "properties": {"city": {"type": "STRING", "nullable": True}}},
 ]
 LOOSENED = [
-    True,
     [],
-    {"type": "any"},
     {"type": "object", "properties": None},
-    {"type": "object", "properties": {"city": {"$ref": "#"}}},
     {"type": "object", "properties": {"city": {"$ref": "https://example.com/city.json"}}},
     {"type": "object", "properties": {"city": {"enum": []}}},
-    {"type": "object", "properties": {"city": {"type": "integer", "maximum": 2**64}}},
     {"type": "object", "properties": {"city": {"type": "string", "pattern": "^(a$"}}},
     {"type": "object", "properties": {f"{i}": {} for i in range(510)}},
     {"type": "object", "properties": {"city": {"enum": [0] * 4100}}},
