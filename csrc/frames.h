@@ -34,7 +34,8 @@ namespace lm {
     X(ERROR, 75)          \
     X(REASONING, 76)      \
     X(TOOL_CALL, 77)      \
-    X(ESTIMATED, 78)
+    X(ESTIMATED, 78)      \
+    X(NOTICE, 79)
 
 enum class frame_kind : uint32_t {
 #define X(name, value) name = value,

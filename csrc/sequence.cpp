@@ -73,6 +73,10 @@ static std::string to_json(const std::vector<std::string> & names) {
     return out + "]";
 }
 
+std::string notice_payload(const std::vector<std::string> & unenforced) {
+    return json_object().add_raw("unenforced", to_json(unenforced)).text();
+}
+
 std::string finished_payload(const sequence & s, stop_reason reason) {
     json_object payload;
     payload.add("reason", to_string(reason));
@@ -88,9 +92,6 @@ std::string finished_payload(const sequence & s, stop_reason reason) {
                                      .add("rejected", uint64_t(s.draft.rejected))
                                      .add("ignored", uint64_t(s.draft.ignored))
                                      .text());
-    }
-    if (!s.unenforced.empty()) {
-        payload.add_raw("unenforced", to_json(s.unenforced));
     }
     if (!s.loosened.empty()) {
         payload.add_raw("loosened", to_json(s.loosened));

@@ -64,7 +64,6 @@ struct sequence {
     reply answer;
     struct draft draft;
     lora_scales loras;
-    std::vector<std::string> unenforced; // parts of the answer's schema, to be told of likewise
     std::vector<std::string> loosened; // tools to be told of at the end
 
     // only sequences of one key may share cells: the LoRA adapters that computed them, and the caller's scope
@@ -122,6 +121,7 @@ size_t drop_middle(std::vector<llama_token> & tokens, size_t limit);
 size_t drop_middle(sequence & s, size_t limit);
 
 // Payloads of the events that a sequence causes.
+std::string notice_payload(const std::vector<std::string> & unenforced);
 std::string finished_payload(const sequence & s, stop_reason reason);
 std::string tool_call_payload(const reply_piece & piece);
 std::string logprobs_payload(const std::vector<token_logprob> & tokens, const vocabulary & vocab);

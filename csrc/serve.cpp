@@ -624,7 +624,8 @@ void server::generate(work & item) {
         grammar = std::make_unique<matcher>(grammars_->get(*spec.grammar), vocab);
     }
     if (spec.grammar && spec.grammar->is_schema()) {
-        s->unenforced = read_schema(spec.grammar->text, spec.grammar->strict)->unenforced;
+        const schema_ptr schema = read_schema(spec.grammar->text, spec.grammar->strict);
+        outbox_.send(frame_kind::NOTICE, item.request->id, notice_payload(schema->unenforced));
     }
     s->answer = reply(std::move(format), std::move(spec.stops), spec.whole);
     s->choose = std::make_unique<sampler>(spec.sampling, vocab, std::move(grammar), m.context_length());

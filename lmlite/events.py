@@ -1,10 +1,11 @@
 """What happens while a turn is answered: LM Studio v1's vocabulary, which every dialect projects down.
 
-In this order: `Started`, `LoadProgress` if it waits for a load, `Leased`, `PromptProgress`, then the parts of the answer
-one after the other (reasoning, text, tool calls: each a start, deltas and an end), `Finished`. Where servers have the tools
-that are called, `ToolsListed` is the first of all, then what came of calls that were given leave, and between two rounds come
-`RoundOver` and the results; a call that waits for leave ends the turn. A whole (non-stream) answer is a fold over the same
-events that a stream would have carried. Errors are not events: who runs a turn raises `errors.LmError`.
+In this order: `Started`, `LoadProgress` if it waits for a load, `Leased`, `Notice` if a schema rules the answer,
+`PromptProgress`, then the parts of the answer one after the other (reasoning, text, tool calls: each a start, deltas and an
+end), `Finished`. Where servers have the tools that are called, `ToolsListed` is the first of all, then what came of calls that
+were given leave, and between two rounds come `RoundOver` and the results; a call that waits for leave ends the turn. A whole
+(non-stream) answer is a fold over the same events that a stream would have carried. Errors are not events: who runs a turn
+raises `errors.LmError`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,13 @@ class Leased:
 
     instance: Instance
     load_s: float | None
+
+
+@dataclass(slots=True, frozen=True)
+class Notice:
+    """A schema rules the answer; `unenforced` is what it says and nothing sees to."""
+
+    unenforced: tuple[str, ...]
 
 
 @dataclass(slots=True, frozen=True)
@@ -242,14 +250,13 @@ class Finished:
     stop_string: str | None = None
     loosened: tuple[str, ...] = ()
     """Tools that may be called in ways that their schemas forbid; told once for each set of tools."""
-    unenforced: tuple[str, ...] = ()
-    """What the schema of the answer says and nothing has seen to."""
 
 
 Event = (
     Started
     | LoadProgress
     | Leased
+    | Notice
     | PromptProgress
     | ReasoningStart
     | ReasoningDelta

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -141,3 +142,23 @@ def test_what_cannot_be_enforced_is_refused_if_strict_and_logged_if_not(
     ask(client, schema)
     assert any("not enforced: pattern" in record.getMessage() for record in caplog.records)
     ask(client, {"type": "string", "format": "no-such-format", "maxLength": 5}, strict=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dialect", ["chat/completions", "responses"])
+def test_a_header_names_what_of_the_schema_is_not_enforced(tiny_server: Server, dialect: str, stream: bool) -> None:
+    def headers(schema: Any) -> Any:
+        if dialect == "responses":
+            rules: Any = {"text": {"format": {"type": "json_schema", "name": "it", "schema": schema}}, "input": "Go on."}
+            rules["max_output_tokens"] = 20
+        else:
+            rules = {"response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}}
+            rules |= {"messages": [{"role": "user", "content": "Go on."}], "max_tokens": 20}
+        body = json.dumps({"model": MODEL, "stream": stream, **rules}).encode()
+        asked = urllib.request.Request(f"{tiny_server.url}/v1/{dialect}", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked) as answer:
+            answer.read()
+            return answer.headers
+
+    assert "pattern" in headers({"type": "string", "maxLength": 3, "pattern": r"^(.)\1$"})["X-Lmlite-Unenforced"]
+    assert "X-Lmlite-Unenforced" not in headers({"type": "string", "maxLength": 3})

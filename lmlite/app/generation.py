@@ -21,7 +21,7 @@ from ..api.dialect import Call, Frame, Reply
 from ..api.read.json_body import INLINE_BYTES_MAX, parse_body
 from ..card import Instance
 from ..errors import LmError, ShuttingDown, let_go
-from ..events import Event, Finished
+from ..events import Event, Finished, Leased, LoadProgress, Notice, Started, ToolsListed
 from ..exchange import Exchange
 from ..principal import Principal
 from ..request import Generate
@@ -46,8 +46,11 @@ SILENCE_S: Final = 10.0
 """A stream that has nothing to say for so long says that: clients and proxies give up on those that do not."""
 
 IGNORED_HEADER: Final = "X-Lmlite-Ignored"
-IGNORED_MAX: Final = 1024
+UNENFORCED_HEADER: Final = "X-Lmlite-Unenforced"
+LISTING_MAX: Final = 1024
 """Characters: many servers and clients bound a header's line."""
+UNREAD: Final = (Started, LoadProgress, Leased, ToolsListed)
+"""Events of a time at which the engine has not read the request."""
 NOT_PLAIN: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -74,9 +77,20 @@ async def respond(app: State, call: Call, response: Response, caller: Principal)
 def tell_ignored(call: Call, response: Response) -> None:
     """The names are a client's words."""
     if call.ignored:
-        listing = NOT_PLAIN.sub("?", ", ".join(call.ignored))[:IGNORED_MAX]
-        log.info("a request asks for what is ignored: %s", listing)
-        response.extra_headers = (*response.extra_headers, (IGNORED_HEADER, listing))
+        log.info("a request asks for what is ignored: %s", add_listing(response, IGNORED_HEADER, call.ignored))
+
+
+def tell_unenforced(events: Iterable[Event], response: Response) -> None:
+    """The engine has logged it. Once the head of the response is on its way, that is all."""
+    for event in events:
+        if type(event) is Notice and event.unenforced and not response.started:
+            add_listing(response, UNENFORCED_HEADER, event.unenforced)
+
+
+def add_listing(response: Response, header: str, words: Iterable[str]) -> str:
+    listing = NOT_PLAIN.sub("?", ", ".join(words))[:LISTING_MAX]
+    response.extra_headers = (*response.extra_headers, (header, listing))
+    return listing
 
 
 async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes | bytearray) -> T:
@@ -124,6 +138,7 @@ async def answer(app: State, turn: Turn, reply: Reply, response: Response, calle
         return True
 
     await rounds(app, caller).run(turn, take, never, whole=True)
+    tell_unenforced(runs[0], response)
     said = reply.whole(runs)
     if (exchange := reply.exchange()) is not None:
         await app.history.own(caller.scope).keep(exchange)
@@ -148,7 +163,8 @@ async def never() -> None:
 
 
 async def stream(app: State, turn: Turn, reply: Reply, response: Response, caller: Principal) -> None:
-    speaker = Speaker(reply, response, app.history.own(caller.scope))
+    waits = any(work.grammar is not None and work.grammar.kind == "json_schema" for work in turn.runs)
+    speaker = Speaker(reply, response, app.history.own(caller.scope), waits)
     try:
         await rounds(app, caller).run(turn, speaker.take, response.drain)
         last = await speaker.last()
@@ -169,8 +185,10 @@ async def stream(app: State, turn: Turn, reply: Reply, response: Response, calle
 class Speaker:
     """The side of a stream that talks: one write per batch of events, however many frames that is."""
 
-    def __init__(self, reply: Reply, response: Response, history: OwnHistory):
+    def __init__(self, reply: Reply, response: Response, history: OwnHistory, waits: bool):
         self._reply, self._response, self._history = reply, response, history
+        self._waits = waits  # for what the engine says of the request, which the head of the response has room for
+        self._held = b""  # until then
         self._is_open = False  # the history has it as one that runs
         self._loop = asyncio.get_running_loop()
         self._spoke_at = self._loop.time()
@@ -179,12 +197,24 @@ class Speaker:
     def take(self, index: int, events: list[Event]) -> bool:
         reply, response = self._reply, self._response
         said = b"".join([sse.frame(name, payload) for event in events for name, payload in reply.stream(index, event)])
+        if self._waits:
+            said = self._held_back(events, said)
         if said:
             self._spoke_at = self._loop.time()
             if not response.started:
                 self._start()
             response.write(said)
         return not response.paused
+
+    def _held_back(self, events: list[Event], said: bytes) -> bytes:
+        """What can be said now."""
+        if all(isinstance(event, UNREAD) for event in events):
+            self._held += said
+            return b""
+        tell_unenforced(events, self._response)
+        self._waits = False
+        said, self._held = self._held + said, b""
+        return said
 
     async def last(self) -> bytes:
         """The end of a stream that has come to it: told once what is to be kept is."""
@@ -228,7 +258,8 @@ class Speaker:
             said = frames(self._reply.alive())
             if not response.started:
                 self._start()
-                said = frames(self._reply.begin()) + said
+                said = self._held + frames(self._reply.begin()) + said
+                self._waits, self._held = False, b""
             response.write(said or sse.KEEP_ALIVE)
         self._spoke_at = now
         self._timer = self._loop.call_later(SILENCE_S, self._tell_life)

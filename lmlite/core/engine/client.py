@@ -51,6 +51,7 @@ from .payloads import (
     read_finished,
     read_loaded,
     read_logprobs,
+    read_notice,
     read_object,
     read_progress,
     read_report,
@@ -394,8 +395,6 @@ class _Left(Abandoned):
 def tell_loosened(name: str, finished: Finished) -> None:
     for tool in finished.loosened:
         log.warning("%s: the schema of tool %s has parts that no grammar can be made of; calls may stray from it", name, tool)
-    for part in finished.unenforced:
-        log.warning("%s: the schema of an answer has a part that is not enforced: %s", name, part)
 
 
 class _Stream:
@@ -456,6 +455,11 @@ class _Stream:
                 return  # for `speaks` alone
             self._close_delta()
             self._events.append(progress)
+        elif kind == Kind.NOTICE:
+            notice = read_notice(payload)
+            for part in notice.unenforced:
+                log.warning("%s: the schema of an answer has a part that is not enforced: %s", self._line.name, part)
+            self._events.append(notice)
         elif kind == Kind.FINISHED:
             finished = read_finished(payload, self._names)
             tell_loosened(self._line.name, finished)

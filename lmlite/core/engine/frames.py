@@ -45,6 +45,7 @@ class Kind(IntEnum):
     REASONING = 76
     TOOL_CALL = 77
     ESTIMATED = 78
+    NOTICE = 79
 
 
 def pack(kind: Kind, request_id: int, payload: bytes = b"") -> bytes:

@@ -26,7 +26,7 @@ from ...errors import (
     QueueFull,
     WrongModelType,
 )
-from ...events import DraftCounts, Finished, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
+from ...events import DraftCounts, Finished, Notice, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
 from ...messages import Content, MediaPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart, media_of
 from ...request import UNLIMITED, Chat, Draft, Embed, Generate, Grammar, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
@@ -498,6 +498,10 @@ def read_text(payload: bytes) -> str:
     return payload.decode("utf-8", "replace")
 
 
+def read_notice(payload: bytes) -> Notice:
+    return Notice(tuple(map(str, read_object(payload)["unenforced"])))
+
+
 def read_progress(payload: bytes) -> PromptProgress:
     value = read_object(payload)
     return PromptProgress(int(value["done"]), int(value["total"]), int(value["cached"]), float(value["ms"]))
@@ -615,8 +619,7 @@ def read_finished(payload: bytes, names: Mapping[str, str]) -> Finished:
         draft=read_draft(value.get("draft")),
     )
     loosened = tuple(names.get(name, str(name)) for name in value.get("loosened", ()))
-    unenforced = tuple(map(str, value.get("unenforced", ())))
-    return Finished(reason, stats, None if stop_string is None else str(stop_string), loosened, unenforced)
+    return Finished(reason, stats, None if stop_string is None else str(stop_string), loosened)
 
 
 def read_draft(value: Mapping[str, Any] | None) -> DraftCounts | None:
