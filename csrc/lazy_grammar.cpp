@@ -238,9 +238,11 @@ matcher_ptr eager_grammar(const answer_format & format, const vocabulary & vocab
     const std::vector<llama_token> tokens = vocab.tokenize(format.opening, false, true);
     for (size_t i = 0; i < tokens.size(); i++) {
         const std::string piece = vocab.special_piece(tokens[i]);
-        const bool artifact = i == 0 && !piece.empty() && isspace(static_cast<unsigned char>(piece[0])) &&
-                              !isspace(static_cast<unsigned char>(format.opening[0]));
-        if (!artifact && !grammar->accept(tokens[i])) { // some tokenizers put a space ahead of a text
+        // some tokenizers put a space ahead of a text
+        const bool has_space = i == 0 && !piece.empty() && isspace(static_cast<unsigned char>(piece[0])) &&
+                               !isspace(static_cast<unsigned char>(format.opening[0]));
+        const bool fits = has_space ? piece.size() == 1 || grammar->accept(std::string_view(piece).substr(1)) : grammar->accept(tokens[i]);
+        if (!fits) {
             throw invalid_request(format.tools.empty() ? "response_format" : "tools",
                                   "the chat template begins answers in a way that rules this out");
         }

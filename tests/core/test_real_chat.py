@@ -346,6 +346,19 @@ def test_a_model_without_a_template_chats_in_chatml_and_says_so(tmp_path: Path) 
     with_model(test, without_template(bundled_model(), tmp_path / "model.gguf"))
 
 
+def test_an_answer_that_a_template_begins_with_a_word_obeys_a_schema(tmp_path: Path) -> None:
+    """Some tokenizers put a space ahead of that word, and may make one token of both."""
+    asked = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    template = asked + "{% if add_generation_prompt %}the assistant: {% endif %}"
+
+    async def test(engine: Engine, loaded: Loaded) -> None:
+        answer = await ask(engine, chat("Hello"), grammar=SCHEMA, max_tokens=200)
+        assert answer.content.lstrip().startswith("{")
+
+    with_model(test, with_template(bundled_model(), tmp_path / "model.gguf", template))
+    with_model(test, without_template(bundled_model(), tmp_path / "plain.gguf"))
+
+
 def test_an_end_mark_that_is_no_token_ends_the_answer_and_is_not_shown(tmp_path: Path) -> None:
     async def ordinary(engine: Engine, loaded: Loaded) -> None:
         answers.append((await ask(engine, chat(SUM))).content)
