@@ -419,8 +419,13 @@ class compiler {
 
     uint32_t nesting_of(const schema::array_node & a) const {
         std::vector<uint32_t> needs;
+        std::vector<uint32_t> rooms; // for what counts and is not needed
         size_t n_needed = 0;
         for (const auto & c : a.contains) {
+            rooms.push_back(c.most == INFINITE ? INFINITE : c.most - std::min(c.least, c.most));
+            if (c.least > c.most) {
+                return NEVER_MET;
+            }
             needs.push_back(c.least);
             n_needed += c.least;
         }
@@ -463,6 +468,26 @@ class compiler {
                     if (choice.contains >= 0 && a.contains[size_t(choice.contains)].most == INFINITE) {
                         best = std::min(best, made_->values[choice.value].nesting);
                     }
+                }
+            }
+            if (best == NEVER_MET) { // or of those that count, and may
+                uint64_t room = 0;
+                std::vector<bool> seen(needs.size());
+                for (const auto & choice : a.places[std::min(i, last)]) {
+                    const uint32_t nesting = made_->values[choice.value].nesting;
+                    if (choice.contains < 0 || nesting == NEVER_MET || rooms[size_t(choice.contains)] == 0 || seen[size_t(choice.contains)]) {
+                        continue;
+                    }
+                    seen[size_t(choice.contains)] = true;
+                    room += rooms[size_t(choice.contains)];
+                    best = std::min(best, nesting);
+                    if (i < last) {
+                        rooms[size_t(choice.contains)]--;
+                        break;
+                    }
+                }
+                if (i >= last && (room == 0 || i + n_needed + room < a.least)) {
+                    return NEVER_MET;
                 }
             }
             if (best == NEVER_MET) {
@@ -586,7 +611,7 @@ class compiler {
             if (o.others) {
                 const uint32_t count = o.others->count(o.others->start());
                 uint32_t n_taken = 0; // names that are listed are no others
-                for (size_t i = 0; count != INFINITE && i < o.listed.size(); i++) {
+                for (size_t i = 0; !o.others->is_endless() && i < o.listed.size(); i++) {
                     if (o.others->accepts(o.listed[i].name)) {
                         n_taken++;
                         note_other(o, o.listed[i].name);
@@ -727,6 +752,13 @@ class compiler {
         if (o.nesting == NEVER_MET) {
             return 0;
         }
+        uint32_t n_required = o.n_required[0];
+        for (uint32_t left = o.required_later; left != 0; left &= left - 1) {
+            n_required++;
+        }
+        if (o.n_others == INFINITE && o.most > n_required) {
+            return INFINITE; // one more, of any name
+        }
         const bool counted = o.least > o.n_required[0] + (o.listed.size() - o.n_ordered) || o.most < o.listed.size() + 1;
         uint32_t n = 1;
         for (const schema::property & p : o.listed) {
@@ -737,8 +769,8 @@ class compiler {
                 n = times(n, count == INFINITE ? count : count + 1);
             }
         }
-        if (!counted && o.n_others != 0) {
-            n = o.n_others == INFINITE ? INFINITE : times(n, 2);
+        if (!counted && o.n_others != 0 && o.n_others != INFINITE) {
+            n = times(n, 2);
         }
         return n;
     }

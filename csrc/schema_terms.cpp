@@ -124,13 +124,19 @@ const schema_algebra::terms_t & schema_algebra::form(const json_value & schema, 
         if (!found->second) {
             throw schema_error("a $ref leads back to itself");
         }
+        n_doubts_ += doubtful_forms_.count(found->first);
         return *found->second;
     }
     if (++depth_ > MAX_REFERENCE_DEPTH) {
         throw schema_error("its references and combinations nest too deep");
     }
+    const size_t n_doubts = n_doubts_;
     terms_t made = negated ? negative(schema) : positive(schema);
     depth_--;
+    if (negated || n_doubts_ != n_doubts) {
+        n_doubts_++;
+        doubtful_forms_.insert({&schema, negated});
+    }
     std::unique_ptr<terms_t> & kept = forms_[literal{&schema, negated}];
     kept = std::make_unique<terms_t>(std::move(made));
     return *kept;
@@ -817,14 +823,17 @@ schema_algebra::terms_t schema_algebra::exactly_one(const json_value & list) {
                 continue;
             }
             // What cannot be of the other one needs no proof of it.
+            const size_t n_doubts = n_doubts_;
             const terms_t & theirs = form(other, false);
+            const bool is_doubtful = n_doubts_ != n_doubts;
             terms_t apart;
             terms_t shared;
             for (schema_term & t : one) {
-                bool meets = false;
+                bool meets = is_doubtful;
                 for (const schema_term & o : theirs) {
+                    const size_t n_before = n_doubts_;
                     schema_term together = t;
-                    meets = meets || merge(together, o);
+                    meets = meets || merge(together, o) || n_doubts_ != n_before;
                 }
                 (meets ? shared : apart).push_back(std::move(t));
             }

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <set>
 #include <memory>
 #include <string>
 #include <vector>
@@ -128,6 +129,9 @@ class schema_algebra {
     std::map<const json_value *, const json_value *> schema_of_;
     std::map<goal_id, bool> hopeless_;
     std::vector<std::string> unenforced_;
+    // Terms may say less than their schema does, where something of it is negated: then it is not known what is apart from it.
+    size_t n_doubts_ = 0; // counts up with each use of such terms
+    std::set<literal> doubtful_forms_;
     size_t spent_ = 0;
     int depth_ = 0;
 };

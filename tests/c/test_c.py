@@ -33,6 +33,14 @@ def program() -> Path:
 
 
 @pytest.mark.timeout(600)
+def test_random_walks_through_random_schemas_end_in_what_they_allow(program: Path) -> None:
+    bench = ROOT / "bench" / "walks.py"
+    command: list[str | Path] = [sys.executable, bench, program, "--walks", "2000", "--per-schema", "10", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NAMES)
 def test_c(program: Path, name: str) -> None:
     done = subprocess.run([program, name, bundled_model()], capture_output=True, text=True, timeout=100)
