@@ -201,6 +201,8 @@ void automaton::measure() {
             longest_[s] = INFINITE;
             count_[s] = INFINITE;
         }
+        slack_ = dense_[s] && longest_[s] == INFINITE ? std::max(slack_, shortest_[s]) : INFINITE;
+        endless_ = endless_ && count_[s] == INFINITE;
     }
 }
 
@@ -315,6 +317,21 @@ bool automaton::continues(int32_t state, uint32_t first, uint32_t last, uint32_t
         }
     }
     return false;
+}
+
+uint32_t automaton::only_next(int32_t state) const {
+    uint32_t only = NONE;
+    for (size_t c = 0; c < n_classes_; c++) {
+        if (table_[size_t(state) * n_classes_ + c] == DEAD) {
+            continue;
+        }
+        const uint32_t last = c + 1 < n_classes_ ? begins_[c + 1] - 1 : LAST_CODE_POINT;
+        if (only != NONE || last != begins_[c]) {
+            return NONE;
+        }
+        only = last;
+    }
+    return only;
 }
 
 // So many steps are taken to find a rest of a given length before the answer is no.

@@ -78,6 +78,17 @@ class automaton {
     // Whether a rest has from `least` to `most` code points; may deny it where to know would be costly.
     bool fits(int32_t state, uint32_t least, uint32_t most) const;
 
+    // Whether every length from the shortest rest on has one.
+    bool is_dense(int32_t state) const { return dense_[size_t(state)]; }
+    // If from every state every length from the shortest on has a rest: the longest of those shortest. Else INFINITE.
+    uint32_t slack() const { return slack_; }
+    bool is_endless() const { return endless_; } // from no state there are only so many rests
+
+    // The one code point that leads on, NONE if there are none or several.
+    static constexpr uint32_t NONE = UINT32_MAX;
+    uint32_t only_next(int32_t state) const;
+    bool is_last(int32_t state) const { return longest_[size_t(state)] == 0; } // no code point leads on
+
     size_t n_states() const { return accepts_.size(); }
     size_t n_bytes() const { return table_.size() * 4 + accepts_.size() * 24 + begins_.size() * 4 + sizeof(*this); }
 
@@ -117,6 +128,8 @@ class automaton {
     std::vector<uint32_t> shortest_;
     std::vector<uint32_t> longest_;
     std::vector<uint32_t> count_;
+    uint32_t slack_ = 0;
+    bool endless_ = true;
 };
 
 constexpr size_t MAX_AUTOMATON_STATES = 6000;

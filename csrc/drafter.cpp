@@ -99,9 +99,12 @@ size_t drafter::most_guesses(const sequence & s, size_t room) const {
 std::vector<drafter::candidate_draft> drafter::candidates(const std::vector<sequence *> & decoding, size_t room) const {
     std::vector<candidate_draft> drafts;
     for (sequence * s : decoding) {
-        size_t most = s->draft.asked.kind == draft_kind::none ? 0 : most_guesses(*s, room);
-        std::vector<llama_token> guesses;
-        if (s->draft.asked.kind == draft_kind::ngram && most > 0) {
+        const draft_kind asked = s->draft.asked.kind;
+        size_t most = most_guesses(*s, room);
+        std::vector<llama_token> guesses = asked == draft_kind::model ? std::vector<llama_token>() : s->choose->forced(most);
+        if (!guesses.empty() || asked == draft_kind::none) {
+            most = guesses.size();
+        } else if (asked == draft_kind::ngram && most > 0) {
             s->draft.index.update(s->tokens);
             guesses = s->draft.index.continuation(s->tokens, most);
             const auto end = std::find_if(guesses.begin(), guesses.end(),
@@ -109,11 +112,11 @@ std::vector<drafter::candidate_draft> drafter::candidates(const std::vector<sequ
             guesses.erase(end, guesses.end()); // nothing follows it
             most = guesses.size();
         }
-        if (s->draft.asked.kind == draft_kind::model && (!draft_model_ || s->tokens.size() >= draft_model_->longest())) {
+        if (asked == draft_kind::model && (!draft_model_ || s->tokens.size() >= draft_model_->longest())) {
             most = 0;
         }
         if (most > 0 && most >= size_t(s->draft.asked.min)) {
-            const bool by_model = s->draft.asked.kind == draft_kind::model;
+            const bool by_model = asked == draft_kind::model;
             drafts.push_back({s, most, 0, std::move(guesses), false, by_model ? entry_ms(*s) : 0.0});
         }
     }

@@ -1,4 +1,5 @@
-// Who guesses in a step, and how much: n-grams of a sequence's own text or a draft model, as long as it pays.
+// Who guesses in a step, and how much: what a schema leaves no choice in, n-grams of a sequence's own text, or a draft model, as long
+// as it pays.
 // Whether it does is measured: what steps of each width take, what the draft model takes, how often guesses are right. Before
 // that it is expected: of wider steps by what prompts take per token, of a draft model by its size, of guesses by how those of
 // earlier requests fared. So guessing ends by itself, or never begins, where the sequences that run already fill the hardware.

@@ -71,6 +71,9 @@ matcher::matcher(grammar_ptr g, const vocabulary & vocab)
     current_ = close({{grammar_->start, 0}});
     here_.state = current_;
     path_.resize(tokens_.depth() + 2);
+    if (has_schemas()) {
+        string_masks_ = std::make_unique<string_masks>(vocab.strings(), size_t(vocab.size()));
+    }
 }
 
 void matcher::reset_tables() {
@@ -241,6 +244,9 @@ bool matcher::accept(std::string_view text) {
 
 // ---- schemas --------------------------------------------------------------------------------------------------------
 
+// Bytes that are looked ahead where no other ones may come: some dozen tokens.
+static constexpr size_t MAX_FORCED = 64;
+
 // Things that walks keep before they are looked through for what is still needed.
 static constexpr size_t MAX_FRAMES = 4096;
 
@@ -350,37 +356,182 @@ const std::vector<uint64_t> & matcher::allowed_inside() {
     if (!inside_.empty()) {
         return inside_;
     }
-    inside_.resize((size_t(vocab_.size()) + 63) / 64);
-    const auto set = [&](llama_token id) { inside_[size_t(id) / 64] |= uint64_t(1) << (id % 64); };
+    inside_.assign((size_t(vocab_.size()) + 63) / 64, 0);
+    if (!find_in_strings()) {
+        inside_.assign(inside_.size(), 0);
+        find_inside();
+    }
     if (current_ != DEAD && states_[current_].may_end) {
-        std::for_each(tokens_.ends().begin(), tokens_.ends().end(), set);
+        for (const llama_token id : tokens_.ends()) {
+            set_inside(id);
+        }
     }
     if (current_ != DEAD && states_[current_].has_token) {
         for (llama_token id = 0; id < vocab_.size(); id++) {
             std::vector<item> seeds;
             token_seeds(current_, id, seeds);
             if (!seeds.empty()) {
-                set(id);
+                set_inside(id);
             }
         }
     }
-    const uint32_t n_open = current_ == DEAD && here_.n == 1 ? here_.readings[0].walk->n_open(here_.readings[0].at) : 0;
-    if (n_open > 0) {
-        tokens_.set_plain(n_open, inside_);
-        find_inside(tokens_.odd_nodes(), tokens_.odd_ids(), inside_);
-    } else {
-        find_inside(tokens_.nodes(), tokens_.ids(), inside_);
-    }
     for (const llama_token id : tokens_.controls()) {
         inside_[size_t(id) / 64] &= ~(uint64_t(1) << (id % 64));
-        if (allows(id)) {
-            set(id);
+        if (current_ != DEAD && allows(id)) {
+            set_inside(id);
         }
     }
     return inside_;
 }
 
-void matcher::find_inside(const std::vector<token_tree::node> & nodes, const std::vector<llama_token> & ids, std::vector<uint64_t> & bits) {
+// ---- what must follow -----------------------------------------------------------------------------------------------
+
+std::string matcher::forced(size_t longest) {
+    std::string text;
+    if (!has_schemas() || current_ != DEAD || here_.n != 1) {
+        return text;
+    }
+    start_token();
+    const position * from = &here_;
+    while (text.size() < longest && from->state == DEAD && from->n == 1) {
+        const reading & r = from->readings[0];
+        const int byte = r.walk->only_byte(r.at);
+        position & next = path_[text.size() % 2];
+        if (byte < 0 || !advance(*from, uint8_t(byte), next)) {
+            break;
+        }
+        text += char(byte);
+        from = &next;
+    }
+    return text;
+}
+
+// The child of a node, or of the root, for that byte; null: there is none.
+static const token_tree::node * child_of(const token_tree & tree, const token_tree::node * parent, uint8_t byte) {
+    const token_tree::node * const nodes = tree.nodes().data();
+    const token_tree::node * const end = nodes + (parent == nullptr ? tree.nodes().size() : parent->next);
+    for (const token_tree::node * n = parent == nullptr ? nodes : parent + 1; n < end; n = nodes + n->next) {
+        if (n->byte == byte) {
+            return n;
+        }
+    }
+    return nullptr;
+}
+
+std::vector<llama_token> matcher::forced_tokens(size_t most) {
+    std::vector<llama_token> ids;
+    const std::string text = most == 0 ? "" : forced(MAX_FORCED);
+    for (size_t begin = 0; begin < text.size() && ids.size() < most;) {
+        const token_tree::node * at = nullptr;
+        const token_tree::node * longest = nullptr;
+        for (size_t i = begin; i < text.size(); i++) {
+            at = child_of(tokens_, at, uint8_t(text[i]));
+            if (at == nullptr) {
+                break;
+            }
+            longest = at->ids_begin < at->ids_end ? at : longest;
+        }
+        if (longest == nullptr) {
+            break;
+        }
+        ids.push_back(tokens_.ids()[longest->ids_begin]);
+        begin += longest->depth;
+    }
+    return ids;
+}
+
+std::optional<llama_token> matcher::only() {
+    const std::string text = forced(tokens_.depth());
+    const token_tree::node * at = nullptr;
+    std::optional<llama_token> id;
+    for (const char c : text) {
+        at = child_of(tokens_, at, uint8_t(c));
+        if (at == nullptr) {
+            return id;
+        }
+        if (at->ids_begin == at->ids_end) {
+            continue;
+        }
+        if (id || at->ids_end - at->ids_begin > 1) {
+            return std::nullopt;
+        }
+        id = tokens_.ids()[at->ids_begin];
+    }
+    // Where the text ends is a choice: a token that is longer may stand there.
+    const bool may_go_on = at != nullptr && at->next > uint32_t(at - tokens_.nodes().data()) + 1;
+    return may_go_on ? std::nullopt : id;
+}
+
+// ---- tokens within strings ------------------------------------------------------------------------------------------
+
+// False where something besides strings may go on.
+bool matcher::find_in_strings() {
+    if (current_ != DEAD) {
+        return false;
+    }
+    std::vector<llama_token> doubtful;
+    for (size_t i = 0; i < here_.n; i++) {
+        const reading & r = here_.readings[i];
+        if (!r.walk->is_in_string(r.at)) {
+            return false;
+        }
+        r.walk->forget(r.made);
+        std::vector<schema_walk::closing> closings;
+        for (size_t t = 0; t < r.at.threads.size(); t++) {
+            if (!r.walk->find_tokens(r.at, t, *string_masks_, inside_, doubtful, closings)) {
+                return false;
+            }
+        }
+        const schema_walk::mark made = r.walk->here();
+        for (schema_walk::closing & c : closings) {
+            if (!c.at.threads.empty()) {
+                find_behind_string({r.back, r.walk, std::move(c.at), made}, c.ahead);
+            }
+        }
+    }
+    std::sort(doubtful.begin(), doubtful.end());
+    doubtful.erase(std::unique(doubtful.begin(), doubtful.end()), doubtful.end());
+    for (const llama_token id : doubtful) {
+        spent_ = 0;
+        inside_[size_t(id) / 64] &= ~(uint64_t(1) << (id % 64));
+        if (allows(id)) {
+            set_inside(id);
+        }
+    }
+    return true;
+}
+
+// Those of the tokens `ahead` that go on behind their quote, where the schema then is.
+void matcher::find_behind_string(const reading & closed, const std::vector<uint64_t> & ahead) {
+    const string_tree & tree = string_masks_->tree();
+    std::vector<bool> tails(tree.tail_ids().size());
+    position & begin = path_[1];
+    if (begin.readings.empty()) {
+        begin.readings.emplace_back();
+    }
+    begin.n = 1;
+    begin.readings[0] = closed;
+    begin.state = closed.walk->may_end(closed.at) ? behind(closed.back) : state_id(DEAD);
+    for (size_t i = 0; i < tree.tail_nodes().size();) {
+        const string_tree::tail_node & n = tree.tail_nodes()[i];
+        spent_ = 0;
+        if (n.depth > 1 && !advance(path_[n.depth - 1], n.byte, path_[n.depth])) {
+            i = n.next;
+            continue;
+        }
+        if (n.tail >= 0) {
+            tails[size_t(n.tail)] = true;
+        }
+        i++;
+    }
+    const std::vector<uint64_t> bits = string_masks_->with_tails(tails);
+    for (size_t i = 0; i < bits.size(); i++) {
+        inside_[i] |= bits[i] & ahead[i];
+    }
+}
+
+void matcher::find_inside() {
+    const std::vector<token_tree::node> & nodes = tokens_.nodes();
     for (size_t i = 0; i < nodes.size();) {
         const token_tree::node & n = nodes[i];
         spent_ = 0;
@@ -389,7 +540,7 @@ void matcher::find_inside(const std::vector<token_tree::node> & nodes, const std
             continue;
         }
         for (uint32_t k = n.ids_begin; k < n.ids_end; k++) {
-            bits[size_t(ids[k]) / 64] |= uint64_t(1) << (ids[k] % 64);
+            set_inside(tokens_.ids()[k]);
         }
         i++;
     }

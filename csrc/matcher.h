@@ -14,6 +14,8 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <unordered_set>
@@ -35,6 +37,13 @@ class matcher {
     // Both move past what comes next; false (and no move) if the grammar does not allow it.
     bool accept(llama_token id);
     bool accept(std::string_view text);
+
+    // What must follow, byte by byte; as far as that is plain to see, and `longest` bytes at most.
+    std::string forced(size_t longest);
+    // That as tokens, the longest at each place: what a model is likely to choose.
+    std::vector<llama_token> forced_tokens(size_t most);
+    // The only token that is allowed, where that is plain to see.
+    std::optional<llama_token> only();
 
     size_t n_states() const { return states_.size(); }
 
@@ -130,7 +139,10 @@ class matcher {
     state_id behind(item schema);
     void settle();
     const std::vector<uint64_t> & allowed_inside();
-    void find_inside(const std::vector<token_tree::node> & nodes, const std::vector<llama_token> & ids, std::vector<uint64_t> & bits);
+    bool find_in_strings();
+    void find_behind_string(const reading & closed, const std::vector<uint64_t> & ahead);
+    void find_inside();
+    void set_inside(llama_token id) { inside_[size_t(id) / 64] |= uint64_t(1) << (id % 64); }
 
     // closing a set of items over calls and returns
     state_id close(const std::vector<item> & seeds);
@@ -154,6 +166,7 @@ class matcher {
     position here_; // with schemas: that in full
     std::vector<position> path_; // of the look-ahead
     std::vector<uint64_t> inside_; // the mask there
+    std::unique_ptr<string_masks> string_masks_; // with schemas
     std::unordered_map<uint64_t, state_id> behind_; // of an element and its node
     size_t spent_ = 0; // of this token's budget
 

@@ -16,10 +16,6 @@ static constexpr size_t TESTED[] = {128, 512};
 // So few tokens are sorted faster than the row is read again.
 static constexpr size_t MAX_FEW = 1024;
 
-// A draw that a grammar refuses is drawn again, which leaves the others' chances as they should be; after this many the
-// grammar allows too little for that.
-static constexpr int MAX_REDRAWS = 16;
-
 token_logprob read_logprob(const float * logits, int32_t n, llama_token id, int32_t n_top) {
     row r;
     r.read(logits, n);
@@ -234,6 +230,10 @@ static double mass_of(const std::vector<candidate> & sorted) {
 // ---- the choice -----------------------------------------------------------------------------------------------------
 
 std::optional<llama_token> sampler::sample(float * logits) {
+    if (const std::optional<llama_token> only = matcher_ ? matcher_->only() : std::nullopt) {
+        note(*only); // whatever the row says
+        return only;
+    }
     apply_bias(logits);
     apply_penalties(logits);
     put_off_the_end(logits);
@@ -242,6 +242,14 @@ std::optional<llama_token> sampler::sample(float * logits) {
         note(*id);
     }
     return id;
+}
+
+std::vector<llama_token> sampler::forced(size_t most) {
+    try {
+        return matcher_ ? matcher_->forced_tokens(most) : std::vector<llama_token>();
+    } catch (const error &) { // too costly to follow, as the next choice will say
+        return {};
+    }
 }
 
 bool sampler::force(llama_token id) {
@@ -394,13 +402,13 @@ std::optional<llama_token> sampler::choose_among_few(const float * logits) {
 std::optional<llama_token> sampler::choose_allowed(float * logits) {
     const bool is_cut = params_.top_k > 0 || params_.top_p < 1.0f || params_.min_p > 0;
     if (params_.temperature > 0 && !is_cut) {
-        for (int i = 0; i < MAX_REDRAWS && std::isfinite(row_.max()); i++) {
+        // One draw from all: it is as good as one from those that are allowed, if it is one of them. If not, to draw again costs
+        // more than to ask for these.
+        if (std::isfinite(row_.max())) {
             const llama_token id = draw_row();
             if (matcher_->allows(id)) {
                 return id;
             }
-            logits[id] = NEVER;
-            row_.read(logits, vocab_.size());
         }
     } else {
         for (const size_t n : TESTED) {

@@ -82,6 +82,9 @@ class sampler {
     // satisfies the grammar. Throws error("invalid_request") if the grammar is too costly to follow.
     std::optional<llama_token> sample(float * logits);
 
+    // What the grammar leaves no choice in, as tokens that the model is likely to choose for it.
+    std::vector<llama_token> forced(size_t most);
+
     // Takes note of `id` as if it had been chosen; false (and nothing is noted) if the grammar forbids it.
     bool force(llama_token id);
 

@@ -28,7 +28,7 @@ schema_walk::place schema_walk::begin() {
         p.threads.back().node = root_;
         return p;
     }
-    p.characters.in_string = true;
+    p.characters.in_string = p.characters.raw = true;
     for (const uint32_t id : schema_->values[root_].strings) {
         p.threads.emplace_back();
         p.threads.back().at = mode::string;
@@ -151,8 +151,7 @@ void schema_walk::put(thread t) {
 
 bool schema_walk::step(const place & from, uint8_t byte, place & to) {
     to.threads.clear();
-    to.characters = from.characters;
-    if (!read_character(from.characters, byte, to.characters)) {
+    if (!read_json(from.characters, byte, to.characters, read_)) {
         return false;
     }
     from_ = &from;
@@ -185,7 +184,7 @@ bool schema_walk::may_end(const place & at) const {
         if (t.at == mode::done || (t.at == mode::number && t.frame == 0 && schema_->numbers[t.node].may_end(t.digits, false))) {
             return true;
         }
-        if (schema_->raw && at.characters.at == lexer::part::none && t.count >= schema_->strings[t.node].least &&
+        if (schema_->raw && at.characters.at == json_lexer::part::none && t.count >= schema_->strings[t.node].least &&
             schema_->strings[t.node].words->accepts(int32_t(t.place))) {
             return true;
         }
@@ -193,197 +192,86 @@ bool schema_walk::may_end(const place & at) const {
     return false;
 }
 
-uint32_t schema_walk::n_open(const place & at) const {
-    if (at.threads.size() != 1 || at.threads[0].at != mode::string || at.characters.at != lexer::part::none || at.threads[0].unlike != 0) {
-        return 0;
+int schema_walk::only_byte(const place & at) const {
+    if (at.threads.empty() || at.characters.at != json_lexer::part::none) {
+        return -1;
     }
-    const thread & t = at.threads[0];
-    const schema::string_node & s = schema_->strings[t.node];
-    if (!s.words->is_open(int32_t(t.place))) {
-        return 0;
+    const int byte = only_byte(at.threads[0]);
+    const bool agreed = std::all_of(at.threads.begin() + 1, at.threads.end(), [&](const thread & t) { return only_byte(t) == byte; });
+    return agreed ? byte : -1;
+}
+
+// Of a character that has one spelling.
+static int spelled(uint32_t code_point) {
+    return code_point >= 0x20 && code_point < 0x7F && code_point != '"' && code_point != '\\' ? int(code_point) : -1;
+}
+
+int schema_walk::only_byte(const thread & t) const {
+    if (t.unlike != 0) {
+        return -1;
     }
-    return s.most == INFINITE ? INFINITE : s.most - t.count;
+    switch (t.at) {
+        case mode::colon: return ':';
+        case mode::word: return uint8_t(WORDS[t.node][t.place]);
+        case mode::string: {
+            const schema::string_node & s = schema_->strings[t.node];
+            const int32_t state = int32_t(t.place);
+            if (s.words->is_last(state) || t.count >= s.most) {
+                return '"';
+            }
+            const bool may_end = s.words->accepts(state) && t.count >= s.least;
+            return may_end ? -1 : spelled(s.words->only_next(state));
+        }
+        case mode::name: {
+            if (t.count != NEVER_MET || t.place == NEVER_MET) {
+                return -1;
+            }
+            const frame & f = frames_[t.frame];
+            const schema::object_node & o = schema_->objects[f.node];
+            const int32_t listed = o.names[t.place].property;
+            const bool may_end = listed >= 0 && may_follow(f, o, uint32_t(listed));
+            uint32_t only = automaton::NONE;
+            for (uint32_t child = o.names[t.place].child; child != 0; child = o.names[child].sibling) {
+                if (has_listed(f, o, child)) {
+                    if (may_end || only != automaton::NONE) {
+                        return -1;
+                    }
+                    only = o.names[child].code_point;
+                }
+            }
+            return may_end ? '"' : spelled(only);
+        }
+        default: return -1;
+    }
 }
 
 // ---- characters -------------------------------------------------------------------------------------------------------
-
-static int hex_digit(uint8_t c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-}
-
-// Sets event_, and character_ or what the partial one may become.
-bool schema_walk::read_character(const lexer & from, uint8_t byte, lexer & to) {
-    using part = lexer::part;
-    n_ranges_ = 0;
-    const auto may_become = [&](uint32_t first, uint32_t last) {
-        if (first <= last) {
-            ranges_[n_ranges_++] = {first, last};
-        }
-    };
-    const auto whole = [&](uint32_t c) {
-        to = {};
-        to.in_string = true;
-        character_ = c;
-        event_ = event::character;
-        return true;
-    };
-    if (!from.in_string) {
-        event_ = event::structure;
-        to.in_string = byte == '"';
-        return byte < 0x80;
-    }
-    event_ = event::partial;
-    switch (from.at) {
-        case part::none:
-            if (schema_->raw) {
-                if (byte < 0x80) {
-                    return byte != 0 && whole(byte);
-                }
-            } else if (byte == '"') {
-                to = {};
-                event_ = event::quote;
-                return true;
-            }
-            if (byte == '\\') {
-                to.at = part::escape;
-                may_become(0, 0x1F);
-                may_become('"', '"');
-                may_become('\\', '\\');
-                may_become(0x7F, LAST_CODE_POINT);
-                return true;
-            }
-            if (byte < 0x20) {
-                return false;
-            }
-            if (byte < 0x80) {
-                return whole(byte);
-            }
-            if (byte < 0xC2 || byte > 0xF4) {
-                return false;
-            }
-            to.at = part::utf8;
-            to.length = uint8_t(byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4);
-            to.n_left = uint8_t(to.length - 1);
-            to.value = byte & (0x7Fu >> to.length);
-            break;
-        case part::utf8:
-            if ((byte & 0xC0) != 0x80) {
-                return false;
-            }
-            to.value = from.value << 6 | (byte & 0x3F);
-            to.n_left--;
-            break;
-        case part::escape:
-            switch (byte) {
-                case '"': return whole('"');
-                case '\\': return whole('\\');
-                case 'b': return whole('\b');
-                case 'f': return whole('\f');
-                case 'n': return whole('\n');
-                case 'r': return whole('\r');
-                case 't': return whole('\t');
-                case 'u': break;
-                default: return false;
-            }
-            to.at = part::hex;
-            to.value = 0;
-            to.n_left = 4;
-            may_become(0, 0x1F);
-            may_become(0x7F, LAST_CODE_POINT);
-            return true;
-        case part::hex:
-        case part::pair_hex: {
-            const int digit = hex_digit(byte);
-            if (digit < 0) {
-                return false;
-            }
-            to.value = from.value << 4 | uint32_t(digit);
-            to.n_left--;
-            const uint32_t first = to.value << (4 * to.n_left);
-            const uint32_t last = first | ((1u << (4 * to.n_left)) - 1);
-            if (from.at == part::pair_hex) {
-                const uint32_t low = std::max(first, 0xDC00u);
-                const uint32_t high = std::min(last, 0xDFFFu);
-                if (low > high) {
-                    return false;
-                }
-                const uint32_t base = 0x10000 + ((from.high - 0xD800) << 10);
-                if (to.n_left == 0) {
-                    return whole(base + (to.value - 0xDC00));
-                }
-                may_become(base + low - 0xDC00, base + high - 0xDC00);
-                return true;
-            }
-            if (to.n_left == 0) {
-                const uint32_t c = to.value;
-                if (c >= 0xD800 && c < 0xDC00) {
-                    to.at = part::pair_escape;
-                    to.high = c;
-                    may_become(0x10000 + ((c - 0xD800) << 10), 0x10000 + ((c - 0xD800) << 10) + 0x3FF);
-                    return true;
-                }
-                return (c < 0x20 || c >= 0x7F) && !(c >= 0xDC00 && c < 0xE000) ? whole(c) : false;
-            }
-            may_become(first, std::min(last, 0x1Fu));
-            may_become(std::max(first, 0x7Fu), std::min(last, 0xD7FFu));
-            may_become(std::max(first, 0xE000u), last);
-            const uint32_t low = std::max(first, 0xD800u);
-            const uint32_t high = std::min(last, 0xDBFFu);
-            if (low <= high) {
-                may_become(0x10000 + ((low - 0xD800) << 10), 0x10000 + ((high - 0xD800) << 10) + 0x3FF);
-            }
-            return n_ranges_ > 0;
-        }
-        case part::pair_escape:
-        case part::pair_u:
-            if (byte != (from.at == part::pair_escape ? '\\' : 'u')) {
-                return false;
-            }
-            to.at = from.at == part::pair_escape ? part::pair_u : part::pair_hex;
-            to.value = 0;
-            to.n_left = 4;
-            may_become(0x10000 + ((from.high - 0xD800) << 10), 0x10000 + ((from.high - 0xD800) << 10) + 0x3FF);
-            return true;
-    }
-    // UTF-8
-    static const uint32_t LEAST[] = {0, 0, 0x80, 0x800, 0x10000};
-    if (to.n_left == 0) {
-        return to.value >= LEAST[to.length] && to.value <= LAST_CODE_POINT && !(to.value >= 0xD800 && to.value < 0xE000) ? whole(to.value) : false;
-    }
-    const uint32_t first = std::max(to.value << (6 * to.n_left), LEAST[to.length]);
-    const uint32_t last = std::min((to.value << (6 * to.n_left)) | ((1u << (6 * to.n_left)) - 1), LAST_CODE_POINT);
-    if (first > last || (first >= 0xD800 && last < 0xE000)) {
-        return false;
-    }
-    may_become(first, last);
-    return true;
-}
 
 // The text without white space and escapes: a quote or a backslash within a string gets a byte ahead that no text has.
 void schema_walk::note_text(const place & from, uint8_t byte) {
     word_begin_ = from.word_begin;
     n_text_ = from.n_text;
     word_.resize(from.n_word);
-    if (event_ == event::structure && byte == '"') {
+    if (read_.what == json_reading::event::structure && byte == '"') {
         word_begin_ = from.n_word;
-    } else if (event_ == event::character) {
-        append_utf8(word_, character_);
+    } else if (read_.what == json_reading::event::character) {
+        append_utf8(word_, read_.character);
     }
     n_word_ = uint32_t(word_.size());
     if (!schema_->has_unique) {
         return;
     }
     text_.resize(from.n_text);
-    switch (event_) {
-        case event::partial: break;
-        case event::quote: text_ += '"'; break;
-        case event::character:
-            if (character_ == '"' || character_ == '\\') {
+    switch (read_.what) {
+        case json_reading::event::partial: break;
+        case json_reading::event::quote: text_ += '"'; break;
+        case json_reading::event::character:
+            if (read_.character == '"' || read_.character == '\\') {
                 text_ += '\xFF';
             }
-            append_utf8(text_, character_);
+            append_utf8(text_, read_.character);
             break;
-        case event::structure:
+        case json_reading::event::structure:
             if (byte != ' ' && byte != '\n' && byte != '\t' && byte != '\r') {
                 text_ += char(byte);
             }
@@ -446,12 +334,12 @@ void schema_walk::step_string(const thread & t) {
     if (t.at == mode::name) {
         const frame & f = frames_[t.frame];
         const schema::object_node & o = schema_->objects[f.node];
-        if (event_ == event::quote) {
+        if (read_.what == json_reading::event::quote) {
             end_name(t);
             return;
         }
-        if (event_ == event::partial) {
-            if (is_name_possible(f, o, t, ranges_, n_ranges_)) {
+        if (read_.what == json_reading::event::partial) {
+            if (is_name_possible(f, o, t, read_.ranges, read_.n_ranges)) {
                 put(t);
             }
             return;
@@ -459,13 +347,13 @@ void schema_walk::step_string(const thread & t) {
         thread next = t;
         if (t.place != NEVER_MET) {
             uint32_t child = o.names[t.place].child;
-            while (child != 0 && o.names[child].code_point != character_) {
+            while (child != 0 && o.names[child].code_point != read_.character) {
                 child = o.names[child].sibling;
             }
             next.place = child == 0 ? NEVER_MET : child;
         }
         if (t.count != NEVER_MET) {
-            next.count = uint32_t(o.others->next(int32_t(t.count), character_));
+            next.count = uint32_t(o.others->next(int32_t(t.count), read_.character));
         }
         // The node in the tree is kept in any case: names that are listed are not for others to take.
         const bool listed = next.place != NEVER_MET && has_listed(f, o, next.place);
@@ -480,7 +368,7 @@ void schema_walk::step_string(const thread & t) {
     const schema::string_node & s = schema_->strings[t.node];
     const automaton & words = *s.words;
     const int32_t state = int32_t(t.place);
-    if (event_ == event::quote) {
+    if (read_.what == json_reading::event::quote) {
         if (words.accepts(state) && t.count >= s.least) {
             finish(t);
         }
@@ -491,9 +379,9 @@ void schema_walk::step_string(const thread & t) {
     }
     const uint32_t least = t.count + 1 >= s.least ? 0 : s.least - t.count - 1;
     const uint32_t most = s.most == INFINITE ? INFINITE : s.most - t.count - 1;
-    if (event_ == event::partial) {
-        for (size_t i = 0; i < n_ranges_; i++) {
-            if (words.is_open(state) || words.continues(state, ranges_[i].first, ranges_[i].last, least, most)) {
+    if (read_.what == json_reading::event::partial) {
+        for (size_t i = 0; i < read_.n_ranges; i++) {
+            if (words.is_open(state) || words.continues(state, read_.ranges[i].first, read_.ranges[i].last, least, most)) {
                 put(t);
                 return;
             }
@@ -503,7 +391,7 @@ void schema_walk::step_string(const thread & t) {
     thread next = t;
     next.count++;
     if (!words.is_open(state)) {
-        const int32_t to = words.next(state, character_);
+        const int32_t to = words.next(state, read_.character);
         if (to == automaton::DEAD || !words.fits(to, least, most)) {
             return;
         }
@@ -928,6 +816,7 @@ bool schema_walk::can_fill(const schema::array_node & a, uint32_t n, const uint3
         return true; // `most` ends where nothing can stand
     }
     uint32_t needs[MAX_CONTAINS];
+    uint32_t rooms[MAX_CONTAINS]; // for further ones that count
     uint64_t n_needed = 0;
     for (size_t k = 0; k < a.contains.size(); k++) {
         if (counts[k] > a.contains[k].most) {
@@ -935,6 +824,7 @@ bool schema_walk::can_fill(const schema::array_node & a, uint32_t n, const uint3
         }
         needs[k] = counts[k] < a.contains[k].least ? a.contains[k].least - counts[k] : 0;
         n_needed += needs[k];
+        rooms[k] = a.contains[k].most == INFINITE ? INFINITE : a.contains[k].most - counts[k];
     }
     const uint32_t last = uint32_t(a.places.size() - 1);
     const auto is_met = [&](const schema::item_choice & c, uint32_t at, uint32_t counted) {
@@ -950,14 +840,17 @@ bool schema_walk::can_fill(const schema::array_node & a, uint32_t n, const uint3
         }
         const auto & place = a.places[std::min(n, last)];
         int32_t taken = -2;
+        int32_t filler = -2;
         for (const schema::item_choice & c : place) {
             const bool needed = c.contains >= 0 && needs[c.contains] > 0;
             if (needed && is_met(c, n, a.contains[size_t(c.contains)].least - needs[c.contains])) {
                 taken = c.contains;
                 break;
             }
-            const bool filler = c.contains < 0 || a.contains[size_t(c.contains)].most == INFINITE;
-            if (filler && taken == -2 && is_met(c, n, n)) {
+            const bool fills = c.contains < 0 || rooms[c.contains] > 0;
+            const bool is_better = filler == -2 || (filler >= 0 && (c.contains < 0 || rooms[c.contains] > rooms[filler]));
+            if (fills && is_better && is_met(c, n, n)) {
+                filler = c.contains;
                 taken = -1;
             }
         }
@@ -973,14 +866,28 @@ bool schema_walk::can_fill(const schema::array_node & a, uint32_t n, const uint3
                     return false;
                 }
             }
-            const bool filler = std::any_of(place.begin(), place.end(), [&](const schema::item_choice & c) {
-                return (c.contains < 0 || a.contains[size_t(c.contains)].most == INFINITE) && is_met(c, n, n);
-            });
-            return n + n_needed <= a.most && (filler || n + n_needed >= a.least);
+            uint64_t room = 0;
+            bool seen[MAX_CONTAINS] = {};
+            for (const schema::item_choice & c : place) {
+                if (!is_met(c, n, n) || (c.contains >= 0 && seen[c.contains])) {
+                    continue;
+                }
+                if (c.contains < 0 || rooms[c.contains] == INFINITE) {
+                    room = a.least;
+                    break;
+                }
+                seen[c.contains] = true;
+                room += rooms[c.contains] - needs[c.contains];
+            }
+            return n + n_needed <= a.most && n + n_needed + room >= a.least;
         }
+        const int32_t counted = taken >= 0 ? taken : filler;
         if (taken >= 0) {
             needs[taken]--;
             n_needed--;
+        }
+        if (counted >= 0 && rooms[counted] != INFINITE) {
+            rooms[counted]--;
         }
     }
 }
@@ -1122,7 +1029,7 @@ bool schema_walk::is_repeated(uint32_t frame_id, uint32_t begin, uint32_t end) c
 }
 
 bool schema_walk::can_differ(const thread & t, const place & at) {
-    const lexer to = to_;
+    const json_lexer to = to_;
     const uint32_t n_text = n_text_;
     const uint32_t n_word = n_word_;
     const uint32_t word_begin = word_begin_;

@@ -4,8 +4,10 @@
 // Byte by byte, and cheap to copy: what a thread has behind it lies in frames that never change and are shared.
 #pragma once
 
+#include "json_lexer.h"
 #include "number_set.h"
 #include "schema.h"
+#include "string_masks.h"
 
 #include <cstdint>
 #include <string>
@@ -47,20 +49,9 @@ class schema_walk {
         }
     };
 
-    // What of a character has been written: the same for all threads.
-    struct lexer {
-        enum class part : uint8_t { none, utf8, escape, hex, pair_escape, pair_u, pair_hex };
-        bool in_string = false;
-        part at = part::none;
-        uint8_t n_left = 0;
-        uint8_t length = 0;
-        uint32_t value = 0;
-        uint32_t high = 0; // the first half of a surrogate pair
-    };
-
     struct place {
         std::vector<thread> threads;
-        lexer characters;
+        json_lexer characters; // the same for all threads
         uint32_t n_text = 0; // of the text that values are compared by
         uint32_t word_begin = 0; // of the string being read, among all that the text has so far
         uint32_t n_word = 0;
@@ -74,8 +65,20 @@ class schema_walk {
     // continued otherwise, as long as each step starts at a place that the last ones have led through.
     bool step(const place & from, uint8_t byte, place & to);
     bool may_end(const place & at) const;
-    // Within a string of which nothing is asked, but for its length: how many more code points it may have. 0: it is not that.
-    uint32_t n_open(const place & at) const;
+    // The one byte that goes on from there, where that is plain to see; -1 otherwise.
+    int only_byte(const place & at) const;
+
+    // Within strings, and between two characters: what may follow of a vocabulary is told by automata then.
+    bool is_in_string(const place & at) const;
+    // Where a thread is after the quote that ends its string; those of `ahead` go on from there that have a tail.
+    struct closing {
+        place at;
+        token_bits ahead;
+    };
+    // Of the thread with that index: sets the tokens that leave its string open in `bits`, and adds those that are to be tested one
+    // by one, whatever is set. False if it is to be walked byte by byte. At a place that was stepped to last.
+    bool find_tokens(const place & at, size_t thread, string_masks & masks, token_bits & bits, std::vector<llama_token> & doubtful,
+                     std::vector<closing> & closings);
 
     // For a place that no other one leads on from: forgets the strings ahead of it.
     void settle(place & at);
@@ -144,11 +147,16 @@ class schema_walk {
     bool is_name_possible(const frame & f, const schema::object_node & o, const thread & t, const code_range * ranges, size_t n_ranges) const;
     bool has_listed(const frame & f, const schema::object_node & o, uint32_t tree) const;
     bool has_other(const frame & f, const schema::object_node & o, uint32_t tree, int32_t state, std::string_view name) const;
-    bool read_character(const lexer & from, uint8_t byte, lexer & to);
     void note_text(const place & from, uint8_t byte);
     std::string_view word() const { return std::string_view(word_).substr(word_begin_); }
     uint32_t narrowed(uint32_t record, uint32_t n_before);
     bool is_repeated(uint32_t frame_id, uint32_t begin, uint32_t end) const;
+    int only_byte(const thread & t) const;
+    bool find_name_tokens(const place & at, const thread & t, string_masks & masks, token_bits & bits, std::vector<llama_token> & doubtful,
+                          std::vector<closing> & closings);
+    void find_listed(const thread & t, const string_tree & tree, token_bits & bits, std::vector<llama_token> & doubtful) const;
+    void find_alike(uint32_t record, const string_tree & tree, uint32_t n_text, std::vector<llama_token> & doubtful) const;
+    void close_string(const place & at, const thread & t, closing & to);
     bool can_differ(const thread & t, const place & at);
     bool search_difference(const thread & t, const place & at, size_t & budget);
 
@@ -166,14 +174,11 @@ class schema_walk {
     // the step under way
     std::vector<thread> * out_ = nullptr;
     const place * from_ = nullptr;
-    lexer to_;
+    json_lexer to_;
     uint32_t n_text_ = 0;
     uint32_t word_begin_ = 0;
     uint32_t n_word_ = 0;
-    uint32_t character_ = 0;        // that is whole now
-    enum class event : uint8_t { partial, character, quote, structure } event_ = event::structure;
-    code_range ranges_[4];          // that a partial one may become
-    size_t n_ranges_ = 0;
+    json_reading read_;
     bool searching_ = false;
 };
 

@@ -1,6 +1,7 @@
 #include "text.h"
 
 #include "error.h"
+#include "string_tree.h"
 
 #include <algorithm>
 #include <utility>
@@ -145,6 +146,13 @@ const token_tree & vocabulary::tree() const {
     return *tree_;
 }
 
+vocabulary::~vocabulary() = default;
+
+const string_tree & vocabulary::strings() const {
+    std::call_once(strings_once_, [this] { strings_ = std::make_unique<const string_tree>(*this); });
+    return *strings_;
+}
+
 // ---- the tree of tokens ---------------------------------------------------------------------------------------------
 
 token_tree::token_tree(const vocabulary & vocab) {
@@ -160,62 +168,30 @@ token_tree::token_tree(const vocabulary & vocab) {
         ends_.push_back(uint32_t(bytes_.size()));
     }
     std::sort(ids_.begin(), ids_.end(), [this](llama_token a, llama_token b) { return bytes(a) < bytes(b); });
-    grow(ids_, nodes_);
-    find_plain(vocab);
+    grow();
+    std::copy_if(ids_.begin(), ids_.end(), std::back_inserter(control_ids_), [&](llama_token id) { return vocab.piece(id).empty(); });
 }
 
-// `ids` ascend by their bytes.
-void token_tree::grow(const std::vector<llama_token> & ids, std::vector<node> & nodes) {
+void token_tree::grow() {
     std::vector<uint32_t> path; // the nodes that are not closed yet
     std::string_view before;
-    for (uint32_t i = 0; i < ids.size(); i++) {
-        const std::string_view now = bytes(ids[i]);
+    for (uint32_t i = 0; i < ids_.size(); i++) {
+        const std::string_view now = bytes(ids_[i]);
         const size_t shared = size_t(std::mismatch(now.begin(), now.end(), before.begin(), before.end()).first - now.begin());
         while (path.size() > shared) {
-            nodes[path.back()].next = uint32_t(nodes.size());
+            nodes_[path.back()].next = uint32_t(nodes_.size());
             path.pop_back();
         }
         while (path.size() < now.size()) {
-            path.push_back(uint32_t(nodes.size()));
-            nodes.push_back({0, i, i, uint16_t(path.size()), uint8_t(now[path.size() - 1])});
+            path.push_back(uint32_t(nodes_.size()));
+            nodes_.push_back({0, i, i, uint16_t(path.size()), uint8_t(now[path.size() - 1])});
         }
-        nodes[path.back()].ids_end = i + 1;
+        nodes_[path.back()].ids_end = i + 1;
         depth_ = std::max(depth_, now.size());
         before = now;
     }
     for (const uint32_t open : path) {
-        nodes[open].next = uint32_t(nodes.size());
-    }
-}
-
-void token_tree::find_plain(const vocabulary & vocab) {
-    plain_.resize((size_t(vocab.size()) + 63) / 64);
-    for (const llama_token id : ids_) {
-        const std::string_view text = bytes(id);
-        if (vocab.piece(id).empty()) {
-            control_ids_.push_back(id);
-            continue;
-        }
-        const auto is_odd = [](char c) { return uint8_t(c) < 0x20 || c == '"' || c == '\\'; };
-        if (std::any_of(text.begin(), text.end(), is_odd) || !is_utf8(text)) {
-            odd_ids_.push_back(id);
-            continue;
-        }
-        const auto begins = [](char c) { return (uint8_t(c) & 0xC0) != 0x80; };
-        plain_lengths_.push_back({uint32_t(std::count_if(text.begin(), text.end(), begins)), id});
-        plain_[size_t(id) / 64] |= uint64_t(1) << (id % 64);
-    }
-    std::sort(plain_lengths_.rbegin(), plain_lengths_.rend());
-    grow(odd_ids_, odd_nodes_);
-}
-
-void token_tree::set_plain(uint32_t longest, std::vector<uint64_t> & bits) const {
-    std::vector<uint64_t> some = plain_;
-    for (size_t i = 0; i < plain_lengths_.size() && plain_lengths_[i].first > longest; i++) {
-        some[size_t(plain_lengths_[i].second) / 64] &= ~(uint64_t(1) << (plain_lengths_[i].second % 64));
-    }
-    for (size_t i = 0; i < bits.size(); i++) {
-        bits[i] |= some[i];
+        nodes_[open].next = uint32_t(nodes_.size());
     }
 }
 

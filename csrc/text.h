@@ -13,6 +13,7 @@
 namespace lm {
 
 class vocabulary;
+class string_tree;
 
 // The bytes of every token as a prefix tree, in depth-first order. Control tokens spell their names, as grammars write them.
 class token_tree {
@@ -32,11 +33,6 @@ class token_tree {
     const std::vector<llama_token> & ends() const { return end_ids_; } // tokens that end a generation: not in the tree
     size_t depth() const { return depth_; }
 
-    // For texts in JSON. Plain tokens stand for nothing but characters of such a text: they are set in `bits`, up to a length in
-    // code points; the others, which quote, escape or are no whole characters, are a tree of their own.
-    void set_plain(uint32_t longest, std::vector<uint64_t> & bits) const;
-    const std::vector<node> & odd_nodes() const { return odd_nodes_; }
-    const std::vector<llama_token> & odd_ids() const { return odd_ids_; }
     // Those that are not shown.
     const std::vector<llama_token> & controls() const { return control_ids_; }
 
@@ -44,18 +40,13 @@ class token_tree {
     std::string_view bytes(llama_token id) const;
 
   private:
-    void grow(const std::vector<llama_token> & ids, std::vector<node> & nodes);
-    void find_plain(const vocabulary & vocab);
+    void grow();
 
     std::string bytes_; // all tokens', one after another
     std::vector<uint32_t> ends_;
     std::vector<llama_token> ids_;
     std::vector<llama_token> end_ids_;
     std::vector<node> nodes_;
-    std::vector<uint64_t> plain_;
-    std::vector<std::pair<uint32_t, llama_token>> plain_lengths_; // the longest first
-    std::vector<llama_token> odd_ids_;
-    std::vector<node> odd_nodes_;
     std::vector<llama_token> control_ids_;
     size_t depth_ = 0;
 };
@@ -64,6 +55,7 @@ class token_tree {
 class vocabulary {
   public:
     explicit vocabulary(const llama_vocab * vocab);
+    ~vocabulary();
 
     const llama_vocab * get() const { return vocab_; }
     int32_t size() const { return int32_t(ends_.size()); }
@@ -89,6 +81,8 @@ class vocabulary {
 
     // Built at the first call: only grammars need it.
     const token_tree & tree() const;
+    // Likewise: only schemas need it.
+    const string_tree & strings() const;
 
     // The texts of the control tokens, longest first: what a message must not be able to say.
     const std::vector<std::string> & control_texts() const { return control_texts_; }
@@ -104,6 +98,8 @@ class vocabulary {
     std::vector<std::string> control_texts_;
     mutable std::once_flag tree_once_;
     mutable std::unique_ptr<const token_tree> tree_;
+    mutable std::once_flag strings_once_;
+    mutable std::unique_ptr<const string_tree> strings_;
 };
 
 // Moves what is whole UTF-8 from `bytes` to `out`; a sequence that cannot become valid turns into U+FFFD, one that may

@@ -93,6 +93,8 @@ TEST(members_are_the_ones_that_may_be) {
           {R"({"n":1})", R"({"x":"y","nn":2})"}, {"{}", R"({"n":"1"})", R"({"x":1})", R"({"a":"","b":"","c":""})"});
     check(R"({"type":"object","propertyNames":{"enum":["a","b"]},"additionalProperties":{"type":"null"},"minProperties":2})",
           {R"({"b":null,"a":null})"}, {R"({"a":null})", R"({"a":null,"a":null})", R"({"a":null,"c":null})"});
+    check(R"({"type":"object","properties":{"ab":{"type":"array","minItems":1,"items":false}},"propertyNames":{"pattern":"^.{2}$"}})",
+          {R"({"ac":1})", "{}"}, {R"({"ab":1})", R"({"ab":[]})"});
     check(R"({"type":"object","dependentRequired":{"card":["address"]}})", {"{}", R"({"address":1})", R"({"address":1,"card":2})", R"({"card":2,"address":1})"},
           {R"({"card":1})"});
     check(R"({"properties":{"a":{}},"allOf":[{"properties":{"b":{}}}],"unevaluatedProperties":false})", {R"({"a":1,"b":2})", "{}", "3"}, {R"({"c":1})"});
@@ -104,12 +106,25 @@ TEST(items_are_counted_told_apart_and_looked_for) {
     check(R"({"type":"array","contains":{"type":"integer","minimum":5},"minContains":2,"maxContains":2,"maxItems":4})",
           {"[5,6]", "[1,\"a\",9,7]"}, {"[]", "[5]", "[5,6,7]", "[1,2,3,5]"});
     check(R"({"type":"array","prefixItems":[{"type":"string"},{"type":"integer"}],"items":false,"minItems":2.0})", {"[\"a\",1]"}, {"[\"a\"]", "[\"a\",1,2]", "[1,1]"});
+    check(R"({"type":"array","contains":true,"maxContains":2,"prefixItems":[true,true],"items":false,"minItems":2})", {"[8,\"x\"]"}, {"[8]", "[]"});
+    check(R"({"type":["array","boolean"],"contains":{"type":"integer"},"maxContains":0})", {"true"}, {"[]", "[1]", "[null]"});
     check(R"({"$schema":"http://json-schema.org/draft-07/schema#","items":[{"type":"null"}],"additionalItems":{"type":"boolean"}})", {"[null,true]", "[]"}, {"[true]", "[null,null]"});
+}
+
+TEST(nothing_begins_that_cannot_end) {
+    const auto refuses = [](const std::string & schema, const std::string & begun, const std::string & next) {
+        matcher m(leaf_grammar(made_up_vocab(700), read_schema(schema), "response_format"), made_up_vocab(700));
+        CHECK(begun.empty() || m.accept(begun));
+        return !m.accept(next);
+    };
+    CHECK(refuses(R"({"type":"object","properties":{"ab":{"type":"array","minItems":1,"items":false}},"propertyNames":{"pattern":"^.{2}$"}})", "{\"a", "b"));
+    CHECK(refuses(R"({"type":["array","boolean"],"contains":{"type":"integer"},"maxContains":0})", "", "["));
 }
 
 TEST(schemas_are_combined) {
     check(R"({"oneOf":[{"type":"integer"},{"type":"number","minimum":5}]})", {"1", "5.5"}, {"6", "4.5"});
     check(R"({"oneOf":[{"required":["a"]},{"required":["b"]}],"type":"object"})", {R"({"a":1})", R"({"b":1})"}, {R"({"a":1,"b":1})", "{}"});
+    check(R"({"type":"string","oneOf":[{"oneOf":[{"format":"date"},true]},true]})", {"\"2020-01-02\""}, {"\"0}-.\"", "\"\""});
     check(R"({"not":{"type":["string","object","array"]}})", {"1", "null"}, {"\"\"", "{}"});
     check(R"({"type":"string","not":{"enum":["a","b"]}})", {"\"c\"", "\"\"", "\"ab\""}, {"\"a\"", "\"b\""});
     check(R"({"type":"object","properties":{"kind":{"enum":["a","b"]}},"required":["kind"],"if":{"properties":{"kind":{"const":"a"}}},"then":{"required":["x"]},"else":{"required":["y"]}})",
@@ -147,6 +162,11 @@ static const char * const SCHEMAS[] = {
     R"({"type":"string","format":"date-time"})",
     R"({"type":"array","items":{"type":"string","maxLength":2,"pattern":"^[ab]*$"},"uniqueItems":true,"minItems":3,"maxItems":7})",
     R"({"$defs":{"t":{"type":"object","properties":{"l":{"anyOf":[{"type":"null"},{"$ref":"#/$defs/t"}]},"v":{"type":"integer","minimum":0,"maximum":9}},"required":["l","v"],"additionalProperties":false}},"$ref":"#/$defs/t"})",
+    R"({"type":"object","properties":{"ab":{"type":"string","pattern":"^[a-z' ]*$","minLength":2,"maxLength":9},"abc":true,"\u00e9t\u00e9":{"type":"null"}},"maxProperties":4})",
+    R"({"type":"object","properties":{"yes":{"const":1}},"patternProperties":{"^a":{"type":"string","maxLength":3},"b$":{"type":["string","null"]}},"additionalProperties":{"type":"string","pattern":"no|yes"}})",
+    R"({"anyOf":[{"type":"string","pattern":"^a+b?$"},{"type":"string","pattern":"^[a-z]{2,6}$","minLength":4},{"type":"array","items":{"type":"string","minLength":5,"pattern":"^(ab)*(cd)*$","maxLength":9}}]})",
+    R"({"type":"array","uniqueItems":true,"items":{"type":"object","additionalProperties":{"type":"string","maxLength":4},"minProperties":1},"minItems":3})",
+    R"({"type":"array","items":{"type":["string","boolean"],"maxLength":70},"minItems":1,"maxItems":4})",
 };
 
 static void check_masks_of(const grammar_ptr & g, const vocabulary & vocab, uint32_t seed, int n_steps) {
@@ -188,6 +208,33 @@ TEST(a_mask_says_of_each_token_whether_a_schema_allows_it) {
         }
         check_masks(bundled_vocab(), schema, 9, 20);
     }
+}
+
+TEST(what_must_follow_is_known_as_far_as_there_is_no_choice) {
+    const vocabulary & vocab = made_up_vocab(700);
+    const grammar_ptr g = leaf_grammar(vocab, read_schema(
+        R"({"type":"object","properties":{"abc":{"enum":["no","yes\"x"]},"abd":{"const":true}},"required":["abc","abd"],"additionalProperties":false})"), "response_format");
+    matcher m(g, vocab);
+    CHECK(m.forced(64).empty());
+    CHECK(m.accept("{\""));
+    CHECK(m.forced(64) == "abc\":" && m.forced(2) == "ab");
+    std::string spelled;
+    for (const llama_token id : m.forced_tokens(8)) {
+        spelled += vocab.tree().bytes(id);
+    }
+    CHECK(spelled == "abc\":" && m.forced_tokens(8).size() == 2 && m.forced_tokens(1).size() == 1);
+    CHECK(!m.only()); // a byte of it would do, too
+    CHECK(m.accept("abc"));
+    CHECK(!m.only());
+    CHECK(m.accept("\""));
+    CHECK(m.forced(64) == ":" && m.only() && vocab.tree().bytes(*m.only()) == ":");
+    CHECK(m.accept(": \"y"));
+    CHECK(m.forced(64) == "es"); // what follows has an escape
+    CHECK(m.accept("es\\\""));
+    CHECK(m.forced(64) == "x\"");
+    CHECK(m.accept("x\", \"abd\": t"));
+    CHECK(m.forced(64) == "rue");
+    CHECK(m.accept("rue") && m.forced(64).empty() && m.accept("}") && m.forced(64).empty() && m.allows(2));
 }
 
 TEST(a_schema_is_an_element_of_a_grammar) {
