@@ -16,8 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CONTESTS = (
-    "throughput", "decode", "overhead", "prefix", "system_prompt", "comeback", "long_prompt", "cancel", "sampling",
-    "embeddings", "speculative", "health", "threads",
+    "throughput", "decode", "overhead", "prefix", "system_prompt", "comeback", "long_prompt", "image_gap", "cancel",
+    "sampling", "embeddings", "speculative", "health", "threads",
 )  # fmt: skip
 HEAD = "| claim | lmlite | llama-server | ratio | wanted | kept |\n|---|---|---|---|---|---|"
 

@@ -166,16 +166,10 @@ tower::bitmap_ptr tower::read(const media_file_ptr & file, bool with_pixels) con
     return bitmap_ptr(mtmd_bitmap_init(picture->width, picture->height, picture->rgb.data()));
 }
 
-// The pixels, once: what was tried out is likely to be encoded soon.
+// The pixels, which are there already if few wait for their turn.
 std::shared_ptr<const pixels> tower::decode(const media_file_ptr & file) const {
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        const auto found = std::find_if(decoded_.begin(), decoded_.end(), [&](const auto & d) { return d.first == file; });
-        if (found != decoded_.end()) {
-            const std::shared_ptr<const pixels> picture = found->second;
-            decoded_.erase(found);
-            return picture;
-        }
+    if (std::shared_ptr<const pixels> waiting = std::move(file->decoded)) {
+        return waiting;
     }
     return std::make_shared<const pixels>(decode_picture(file->bytes()));
 }
@@ -184,14 +178,16 @@ void tower::try_out(const media_file_ptr & file) const {
     if (file->kind == media_kind::sound) {
         return; // decoded already, to know its length
     }
-    const auto picture = std::make_shared<const pixels>(decode_picture(file->bytes()));
-    std::lock_guard<std::mutex> lock(mutex_);
-    decoded_.emplace_front(file, picture);
-    size_t bytes = 0;
-    for (auto it = decoded_.begin(); it != decoded_.end();) {
-        bytes += it->second->rgb.size();
-        it = bytes > DECODED_BYTES ? decoded_.erase(it) : std::next(it);
+    auto picture = std::make_unique<const pixels>(decode_picture(file->bytes()));
+    const size_t size = picture->rgb.size();
+    if (*decoded_bytes_ + size > DECODED_BYTES) {
+        return;
     }
+    *decoded_bytes_ += size;
+    file->decoded.reset(picture.release(), [size, total = decoded_bytes_](const pixels * p) {
+        delete p;
+        *total -= size;
+    });
 }
 
 media_prompt tower::tokenize(const std::vector<prompt_fragment> & fragments, const media_files & files) const {
@@ -330,7 +326,7 @@ media_rows tower::encode(const media_part & part, const pause_fn & pause) {
     ended_ = false;
     const int32_t failed = mtmd_encode_chunk(ctx_.get(), chunk);
     pause_ = nullptr;
-    if (part.index + 1 == n_parts(chunks_.get())) { // its pixels are of no more use
+    if (ended_ || part.index + 1 == n_parts(chunks_.get())) { // its pixels are of no more use
         read_ = nullptr;
         chunks_.reset();
     }

@@ -49,6 +49,7 @@ struct media_file {
     media_kind kind;
     counted_bytes data;
     std::string digest; // of its bytes
+    mutable std::shared_ptr<const pixels> decoded = nullptr; // by whoever tried it out, for who encodes it
 
     const std::string & bytes() const { return data.bytes(); }
 };
@@ -129,7 +130,7 @@ class tower {
     // projector takes, error("model_type") for what this one does not. Thread safe.
     media_prompt tokenize(const std::vector<prompt_fragment> & fragments, const media_files & files) const;
 
-    // Decodes a file ahead of its encoding. Throws invalid_request for a broken one. Thread safe.
+    // Decodes a file ahead of its encoding, before anybody else has it. Throws invalid_request for a broken one.
     void try_out(const media_file_ptr & file) const;
 
     // The rows of a part, of which its file is decoded; null where `pause` ended it. Throws invalid_request for a broken file,
@@ -175,8 +176,7 @@ class tower {
     size_t row_size_;
     std::unique_ptr<mtmd_context, deleter> ctx_;
     mutable rows_cache rows_;
-    mutable std::mutex mutex_;
-    mutable std::list<std::pair<media_file_ptr, std::shared_ptr<const pixels>>> decoded_; // the last first
+    std::shared_ptr<std::atomic<size_t>> decoded_bytes_ = std::make_shared<std::atomic<size_t>>(0); // that wait
 };
 
 std::string digest_of(const std::string & bytes);
