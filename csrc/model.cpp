@@ -3,6 +3,7 @@
 #include "attention.h"
 
 #include "error.h"
+#include "kernels.h"
 #include "model_file.h"
 #include "payload.h"
 #include "tower_trial.h"
@@ -140,6 +141,7 @@ const char * build_info() {
                                         .add("version", llama_version())
                                         .add("backend", backend_name())
                                         .add("runtime", runtime_name())
+                                        .add("kernels", kernels())
                                         .text();
     return info.c_str();
 }

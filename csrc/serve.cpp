@@ -9,6 +9,7 @@
 #include "error.h"
 #include "estimate.h"
 #include "infill.h"
+#include "kernels.h"
 #include "lmlite.h"
 #include "model.h"
 #include "payload.h"
@@ -19,6 +20,7 @@
 #include "wire.h"
 
 #include <condition_variable>
+#include <cstdio>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -824,6 +826,10 @@ extern "C" const char * lm_build_info(void) {
 
 extern "C" int32_t lm_engine_serve(int32_t fd) {
     const lm::descriptor own(fd);
+    if (const char * missing = lm::missing_instructions()) {
+        fprintf(stderr, "lmlite: this CPU lacks %s\n", missing);
+        return LM_ERR_RESOURCES;
+    }
     try {
         return lm::server(fd).serve();
     } catch (...) {

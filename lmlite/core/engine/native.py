@@ -49,7 +49,8 @@ def abi_version() -> int:
 
 
 def build_info() -> dict[str, Any]:
-    """`{"llama_cpp": commit, "version": llama.cpp's version, "backend": "cpu", "runtime": "llama.cpp-linux-x86_64-cpu"}`."""
+    """`{"llama_cpp": commit, "version": llama.cpp's version, "backend": "cpu", "runtime": "llama.cpp-linux-x86_64-cpu",
+    "kernels": "native"}`; of a portable build `kernels` is the set of instructions that it computes with here: "haswell"."""
     library = _open()
     text: bytes = library.ffi.string(library.functions.lm_build_info())
     info: dict[str, Any] = json.loads(text)
