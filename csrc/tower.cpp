@@ -225,6 +225,10 @@ media_prompt tower::tokenize(const std::vector<prompt_fragment> & fragments, con
         if (!is_shown(chunk)) {
             size_t n_tokens = 0;
             const llama_token * tokens = mtmd_input_chunk_get_tokens_text(chunk, &n_tokens);
+            if (std::any_of(tokens, tokens + n_tokens, is_media)) { // which would be cells that nobody can compute
+                throw media_error(first, "the projector is made for another text model: what it writes around tiles is not in "
+                                         "this one's vocabulary");
+            }
             prompt.tokens.insert(prompt.tokens.end(), tokens, tokens + n_tokens);
             continue;
         }

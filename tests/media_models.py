@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmlite.package import bundled_model
-from tests.random_models import with_floats
+from tests.random_models import copied, with_floats, with_tensors
 
 WIDTH = 64  # of the towers that see
 N_EMBD = 128  # of the text models, the bundled one and the random one
@@ -143,6 +143,20 @@ def write_gemma3(path: Path) -> Path:
     return t.write(path)
 
 
+def write_idefics3(path: Path) -> Path:
+    """In tiles: a small picture of the whole, then its parts, each of 16 tokens with text around it."""
+    t = Tower("idefics3", "vision")
+    t.matrix("v.patch_embd.weight", WIDTH, 3, 8, 8)
+    t.vector("v.patch_embd.bias", WIDTH)
+    t.vector("v.position_embd.weight", 64, WIDTH, spread=0.5)
+    t.blocks("v", WIDTH, 2)
+    t.norm("v.post_ln", WIDTH)
+    t.matrix("mm.model.fc.weight", N_EMBD, 4 * WIDTH, scale=STRENGTH)
+    t.describe(WIDTH, 4, 2, image_size=64, patch_size=8, preproc_image_size=128, **{"projector.scale_factor": 2})
+    t.flags = ["clip.use_gelu"]
+    return t.write(path)
+
+
 def write_qwen2vl(path: Path) -> Path:
     """Of any size, for a text model whose positions are rows and columns: see `write_qwen2vl_text`."""
     t = Tower("qwen2vl_merger", "vision")
@@ -233,6 +247,19 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "ultravox": write_ultravox,
 }
 """By family: of one size and in order, of any size, all see all, rows and columns, sound."""
+
+
+AROUND_TILES = ("\n\n", "<fake_token_around_image>", "<global-img>")
+"""What `write_idefics3`'s tower wants to find in a vocabulary."""
+
+
+def write_tiles_text(path: Path) -> Path:
+    """A copy of the bundled model whose last tokens are those around tiles."""
+    reader, writer = copied(bundled_model(), path, "tokenizer.ggml.tokens")
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    tokens[-len(AROUND_TILES) :] = AROUND_TILES
+    writer.add_token_list(tokens)
+    return with_tensors(reader, writer, path)
 
 
 def text_model_of(family: str, folder: Path) -> Path:

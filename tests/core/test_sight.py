@@ -19,9 +19,20 @@ from lmlite.errors import ContextOverflow, InvalidRequest, LmError, MediaRefused
 from lmlite.events import Event, Finished, TextDelta
 from lmlite.messages import MediaPart, Message, TextPart, ToolCallPart, ToolResultPart, text_message
 from lmlite.request import Chat, Draft, Generate, Grammar, Sampling, Text
-from tests.media_models import WRITERS, slope, stripes, text_model_of, tone, write_gemma3, write_mlp, write_pixtral
+from tests.media_models import (
+    WRITERS,
+    slope,
+    stripes,
+    text_model_of,
+    tone,
+    write_gemma3,
+    write_idefics3,
+    write_mlp,
+    write_pixtral,
+    write_tiles_text,
+)
 from tests.memory_models import FIRST_BYTE, MEMORIES, Memory, write_model
-from tests.random_models import Llama, RandomLora
+from tests.random_models import Llama, RandomLora, with_floats
 
 GREEDY = Sampling(temperature=0)
 NEAR_TIE = 0.1  # nats: batches of another shape add up in another order; another picture moves them by more
@@ -417,3 +428,31 @@ def test_a_tool_may_give_a_picture(tmp_path: Path) -> None:
             assert (await engine.stats()).media_encoded == n
 
     with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
+
+
+# ---- tiles -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_in_tiles_is_encoded_tile_by_tile_and_known_as_a_whole(tmp_path: Path) -> None:
+    model = with_floats(write_tiles_text(tmp_path / "text.gguf"), tmp_path / "floats.gguf")
+
+    async def test(engine: Engine) -> None:
+        chat = asking("Look: ", MediaPart("image", stripes()), QUESTION)
+        _, counted = await engine.count(chat)
+        alone, end = await first_choices(engine, chat, scope="a")
+        assert end.stats.prompt_tokens == counted and (await engine.stats()).media_encoded == 5  # of all, and four quarters
+        other, _ = await first_choices(engine, asking("Look: ", MediaPart("image", slope()), QUESTION), scope="a")
+        known, again = await first_choices(engine, chat, scope="a")
+        afresh, _ = await first_choices(engine, chat, scope="b")
+        assert apart(alone, other) > NEAR_TIE > max(apart(alone, known), apart(alone, afresh))
+        assert again.stats.cached_tokens > 80 and (await engine.stats()).media_encoded == 10
+
+    with_tower(write_idefics3(tmp_path / "idefics3.gguf"), test, model)
+
+
+def test_a_tower_that_writes_tokens_which_the_vocabulary_lacks_is_another_models(tmp_path: Path) -> None:
+    async def test(engine: Engine) -> None:
+        raise AssertionError("it was loaded")
+
+    with pytest.raises(LmError, match="made for another text model"):
+        with_tower(write_idefics3(tmp_path / "idefics3.gguf"), test)
