@@ -106,7 +106,10 @@ def test_what_is_no_elf_object_is_refused(tmp_path: Path) -> None:
 def kernels(environ: Mapping[str, str]) -> str:
     code = "from lmlite.core.engine import native; print(native.build_info()['kernels'])"
     outer = {**os.environ, "PYTHONPATH": str(INSTALLED), **environ}
-    return subprocess.run([sys.executable, "-c", code], env=outer, capture_output=True, text=True, check=True).stdout.strip()
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, cwd=INSTALLED, env=outer, capture_output=True, text=True)  # not the sources' library
+    assert told.returncode == 0, told.stderr
+    return told.stdout.strip()
 
 
 def test_the_build_says_what_it_computes_with_and_can_be_told_less(tmp_path: Path) -> None:
