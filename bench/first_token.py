@@ -101,7 +101,7 @@ async def measure(server: client.Running) -> contest.Figures:
 
 class ClockEngine(FakeEngine):
     def _generate(self, request_id: int, command: dict[str, Any]) -> Iterator[bytes]:
-        yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": 1, "total": 1})
+        yield frame(Kind.PROMPT_PROGRESS, request_id, {"done": 1, "total": 1, "cached": 0, "ms": 1.0})
         time.sleep(PROMPT_S)
         yield pack(Kind.TEXT, request_id, b"<%.6f>" % time.perf_counter())
         yield frame(Kind.FINISHED, request_id, finished())

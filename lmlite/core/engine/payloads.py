@@ -291,7 +291,10 @@ def size_of(prompt: Prompt) -> int:
             return 6 * len(ids)
         case Infill(prefix, suffix, _, files):
             return len(prefix) + len(suffix) + sum(len(text) for _, text in files or ())
-    return sum(64 + sum(map(part_size, message.parts)) for message in prompt.messages)
+    parts = [part for message in prompt.messages for part in message.parts]
+    others = [part for part in parts if type(part) is not TextPart]
+    texts = sum([len(part.text) for part in parts if type(part) is TextPart])
+    return 64 * len(prompt.messages) + texts + sum(map(part_size, others))
 
 
 def part_size(part: Part) -> int:
