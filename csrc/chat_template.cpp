@@ -1106,19 +1106,28 @@ chat_turn chat_template::prepare(const chat_prompt & chat, const grammar_spec * 
     }
     // What a tool's schema says is never why a conversation is not answered.
     known_tools & known = read_once(inputs);
+    static constexpr std::pair<schema_detail, schema_detail> TRIED[] = {{schema_detail::nodes, schema_detail::nodes},
+                                                                        {schema_detail::members, schema_detail::nodes},
+                                                                        {schema_detail::members, schema_detail::members},
+                                                                        {schema_detail::none, schema_detail::none}};
     std::optional<known_tools> before;
     std::optional<invalid_request> first;
-    for (const schema_detail detail : {schema_detail::nodes, schema_detail::members, schema_detail::none}) {
-        if (detail < known.detail) {
+    for (const auto & [shown, detail] : TRIED) {
+        if (shown < known.shown || detail < known.detail) {
             continue;
         }
-        if (detail > known.detail) {
+        if (shown > known.shown || detail > known.detail) {
             before = before ? before : known;
+            if (detail > known.detail) {
+                known.schemas = read_tools(inputs.tools, detail);
+            }
+            known.shown = shown;
             known.detail = detail;
-            known.schemas = read_tools(inputs.tools, detail);
         }
         try {
-            chat_turn turn = answer_turn(inputs, &known, last, chat.media, limit);
+            common_chat_templates_inputs told = inputs;
+            told.tools = simplify_tools(inputs.tools, shown);
+            chat_turn turn = answer_turn(told, &known, last, chat.media, limit);
             if (!std::exchange(known.told, true)) {
                 turn.loosened = known.schemas.loosened;
                 for (const std::string & name : turn.format->loosened) {
@@ -1145,7 +1154,7 @@ chat_template::known_tools & chat_template::read_once(const common_chat_template
     if (found != tools_.end()) {
         tools_.splice(tools_.begin(), tools_, found);
     } else {
-        tools_.push_front({std::move(key), schema_detail::nodes, read_tools(inputs.tools, schema_detail::nodes)});
+        tools_.push_front({std::move(key), schema_detail::nodes, schema_detail::nodes, read_tools(inputs.tools, schema_detail::nodes)});
         if (tools_.size() > KNOWN_TOOLS) {
             tools_.pop_back();
         }

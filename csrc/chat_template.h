@@ -70,9 +70,10 @@ class chat_template {
         std::shared_ptr<const answer_format> format;
     };
 
-    // What is known of tools, and how much of their schemas a grammar could be made of.
+    // What is known of tools, and how much of their schemas the template takes and a grammar could be made of.
     struct known_tools {
         std::string key;
+        schema_detail shown;
         schema_detail detail;
         tool_schemas schemas;
         bool told = false; // of those loosened

@@ -73,6 +73,14 @@ tool_schemas read_tools(const std::vector<common_chat_tool> & tools, schema_deta
     return all;
 }
 
+std::vector<common_chat_tool> simplify_tools(const std::vector<common_chat_tool> & tools, schema_detail detail) {
+    std::vector<common_chat_tool> simple = tools;
+    for (common_chat_tool & tool : simple) {
+        tool.parameters = detail == schema_detail::nodes ? tool.parameters : detail == schema_detail::members ? names_only(tool.parameters) : ANY_OBJECT;
+    }
+    return simple;
+}
+
 std::vector<common_chat_tool> outline_tools(const std::vector<common_chat_tool> & tools, const tool_schemas & schemas, call_notation notation) {
     std::vector<common_chat_tool> outlined;
     for (size_t i = 0; i < tools.size(); i++) {

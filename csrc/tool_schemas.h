@@ -26,6 +26,9 @@ struct tool_schemas {
 // Throws nothing for what the schemas say: what together would take too long to compile loses its detail, last tools first.
 tool_schemas read_tools(const std::vector<common_chat_tool> & tools, schema_detail detail);
 
+// The same tools with so much of their schemas.
+std::vector<common_chat_tool> simplify_tools(const std::vector<common_chat_tool> & tools, schema_detail detail);
+
 // The same tools as llama.cpp is told of them, where only the reading of calls comes of it.
 std::vector<common_chat_tool> outline_tools(const std::vector<common_chat_tool> & tools, const tool_schemas & schemas, call_notation notation);
 

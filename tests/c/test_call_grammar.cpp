@@ -193,3 +193,13 @@ TEST(white_space_stands_only_where_calls_are_read_with_it) {
         }
     }
 }
+
+// What the template cannot write of a schema is not written; the calls are held to it all the same.
+TEST(a_schema_that_a_template_refuses_is_told_in_names_and_held_to_whole) {
+    const std::string source = std::string("{%- for tool in tools or [] %}{%- for name, p in tool.function.parameters.properties | items %}"
+                                           "{%- if p.type is defined and p.type == 'array' %}{{- raise_exception('no lists') }}{%- endif %}{%- endfor %}{%- endfor %}") + templates::HERMES;
+    const chat_turn turn = turn_of(source, R"({"type":"object","properties":{"a":{"type":"array","items":{"enum":[1,2]}}},"required":["a"]})");
+    CHECK(turn.loosened.empty());
+    CHECK(may_write(turn, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1]}}\n</tool_call>"));
+    CHECK(!may_write(turn, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [3]}}\n</tool_call>"));
+}
