@@ -21,24 +21,30 @@ PIECE: Final = 3 << 15
 
 def without_media(given: Any, name: str, messages: Iterable[Message]) -> Any:
     """`given`, which is the field `name` of a request, with marks in the places of the media of the `messages` that were read
-    from it."""
-    root = {name: given}
+    from it. A request may have tens of thousands of them, all in one list."""
+    places: dict[Any, Any] = {}
     for part in media_of(messages):
         if part.where and not part.url:
-            root = _replaced(root, _steps(part.where), part)
-    return root[name]
+            *way, last = _steps(part.where)
+            inner = places
+            for step in way:
+                inner = inner.setdefault(step, {})
+            inner[last] = part
+    return _marked({name: given}, places)[name]
 
 
 def _steps(where: str) -> list[str | int]:
     return [int(index) if index else name for name, index in STEP.findall(where)]
 
 
-def _replaced(value: Any, steps: list[Any], part: MediaPart) -> Any:
-    if not steps:
+def _marked(value: Any, places: Any) -> Any:
+    """A copy of as much of `value` as the `places` in it change."""
+    if isinstance(places, MediaPart):
         text = str(value)
-        return f"lmlite-media:{part.digest};{text[: text.find(',') + 1] if text[:5].lower() == 'data:' else ''}"
+        return f"lmlite-media:{places.digest};{text[: text.find(',') + 1] if text[:5].lower() == 'data:' else ''}"
     copy: Any = dict(value) if isinstance(value, Mapping) else list(value)
-    copy[steps[0]] = _replaced(copy[steps[0]], steps[1:], part)
+    for step, inner in places.items():
+        copy[step] = _marked(copy[step], inner)
     return copy
 
 

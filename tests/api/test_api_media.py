@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -189,6 +190,21 @@ def test_the_items_that_are_kept_hold_digests_and_give_back_what_was_sent() -> N
     assert given[0]["content"][1] is part, "what the request has is as it was"
     told = with_media([json.loads(item) for item in kept], read)
     assert told[0]["content"] == given[0]["content"] and told[1]["output"] == given[1]["output"]
+
+
+def test_a_list_of_many_pictures_is_copied_once() -> None:
+    copies = []
+
+    class Content(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            copies.append(len(self))
+            return super().__iter__()
+
+    content = [{"type": "input_image", "image_url": URL} for _ in range(20)]
+    read = responses_items.parse_input([user(*content)], [])
+    kept = without_media([{**user(), "content": Content(content)}], "input", read)
+    assert len(copies) == 1
+    assert all(part["image_url"].startswith("lmlite-media:") for part in kept[0]["content"])
 
 
 def test_text_that_looks_like_a_digest_stays_text() -> None:
