@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from .messages import Sense
 from .settings import ModelSettings
 
 ModelType = Literal["llm", "vlm", "embedding"]
@@ -58,6 +59,11 @@ class ModelCard:
         return self.type == "vlm"
 
     @property
+    def senses(self) -> frozenset[Sense]:
+        """What it has if it is loaded with its projector."""
+        return senses_of(self.sees, self.hears)
+
+    @property
     def path(self) -> str:
         """`publisher/repo/file.gguf`, by which a request can name it; the whole path of what lies elsewhere."""
         path = self.paths[0]
@@ -98,6 +104,15 @@ class Instance:
     audio: bool = False  # it takes sound
     warnings: tuple[str, ...] = ()  # what is wrong with its chat template; that it has none
     remaining_ttl_s: float | None = None  # of a model loaded by a request, when it was asked; None: it stays
+
+    @property
+    def senses(self) -> frozenset[Sense]:
+        return senses_of(self.vision, self.audio)
+
+
+def senses_of(sees: bool, hears: bool) -> frozenset[Sense]:
+    told: tuple[tuple[Sense, bool], ...] = (("vision", sees), ("audio", hears))
+    return frozenset(sense for sense, has in told if has)
 
 
 @dataclass(slots=True, frozen=True)

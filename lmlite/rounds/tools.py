@@ -15,7 +15,6 @@ from typing import Any, Final, Protocol, TypeVar
 
 from ..api.read.media import decode
 from ..api.transcript import Piece, Transcript, result_message
-from ..card import Instance
 from ..errors import InvalidRequest, ToolServerFailed
 from ..events import (
     CallResumed,
@@ -284,7 +283,7 @@ class Loop:
         await self._play(replace(self._turn, runs=(work,)), hear)
         self._n_calls += sum(piece.kind == "tool_call" for piece in heard.pieces)
         if heard.leased is not None:
-            self._senses = senses_of(heard.leased.instance)
+            self._senses = heard.leased.instance.senses
         return heard
 
     def _go_on(self, heard: Transcript, calls: Sequence[Piece], results: Sequence[ToolResult | ToolRefused]) -> None:
@@ -448,11 +447,6 @@ def read_arguments(asked: Asked) -> tuple[Mapping[str, Any], str]:
 
 def spell_blocks(blocks: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(list(blocks), ensure_ascii=False, separators=(",", ":"))
-
-
-def senses_of(instance: Instance) -> frozenset[Sense]:
-    told: tuple[tuple[Sense, bool], ...] = (("vision", instance.vision), ("audio", instance.audio))
-    return frozenset(sense for sense, has in told if has)
 
 
 def media_of(given: Given, senses: frozenset[Sense]) -> tuple[MediaPart, ...]:

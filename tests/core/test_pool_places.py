@@ -19,8 +19,9 @@ from lmlite.core.engine.client import Engine
 from lmlite.core.engine.frames import Kind
 from lmlite.core.engine.payloads import LoadSettings, LoadSpec
 from lmlite.core.loading.crashes import MAX_CRASHES
+from lmlite.messages import Sense
 from lmlite.request import Generate, Text
-from lmlite.settings import ModelSettings
+from lmlite.settings import UNSAID, ModelSettings
 from tests.core.test_pool import Shelf, Stage, answer_load, card, failure, load_and_crash, play, until
 from tests.fakes import FakeEngine, Peer, finished, frame
 
@@ -677,8 +678,12 @@ def test_a_projector_that_comes_is_loaded_for_the_first_that_needs_it(tmp_path: 
     async def scene(stage: Stage) -> None:
         nonlocal has_come
         assert not (await stage.ask("a")).instance.vision
+        vision: frozenset[Sense] = frozenset(["vision"])
+        with pytest.raises(errors.SenseMissing):
+            await stage.pool.expect("a", "chat", UNSAID, vision)
         has_come = True
-        seeing = await stage.ask("a", senses=frozenset(["vision"]))
+        await stage.pool.expect("a", "chat", UNSAID, vision)
+        seeing = await stage.ask("a", senses=vision)
         assert seeing.loaded_now and seeing.instance.vision
         assert not (await stage.ask("a")).loaded_now
 

@@ -169,12 +169,9 @@ class Pool:
         for a draft model that does not fit the model. Who uses the engine hears `ModelFileChanged` if its files are written to
         meanwhile.
         """
-        meant = await self._meant(name)
+        meant = await self._meant(name, needs, senses)
         draft_card = None if draft is None else drafter((await self.resolve(draft, "draft_model")).card)
         card, slots = await self._choose(meant, needs, senses)
-        if not senses <= senses_of(card):
-            await self._look()  # what it sees with may have come since
-            card, slots = await self._choose(meant, needs, senses)
         slots = self._sensing(card, slots, asked, senses)
         if effort is not None and (card.reasoning is None or effort not in card.reasoning.options):
             raise EffortRefused(card.id, effort, card.reasoning.options if card.reasoning else ())
@@ -190,7 +187,7 @@ class Pool:
                 if not serves(slot.card, needs):  # its file is another one since it was chosen
                     raise WrongModelType(slot.card.id, _ABILITY[needs])
             assert slot.engine is not None and slot.instance is not None
-            for sense in sorted(senses - senses_of(slot.instance)):
+            for sense in sorted(senses - slot.instance.senses):
                 raise self._missing(slot.card, sense)
             if draft_card is not None:
                 await self._attach(slot, slot.engine, draft_card)
@@ -203,15 +200,16 @@ class Pool:
     async def expect(self, name: str | None, needs: Needs, asked: ModelSettings, senses: frozenset[Sense] = NONE) -> None:
         """Raises what a lease of these would raise whatever a load says: `ModelNotFound`, `WrongModelType`, `SenseMissing`,
         `ShuttingDown`."""
-        card, slots = self._present(await self._meant(name), needs, senses)
-        slots = self._sensing(card, slots, asked, senses)
+        card, slots = self._present(await self._meant(name, needs, senses), needs, senses)
+        self._sensing(card, slots, asked, senses)
 
-    async def _meant(self, name: str | None) -> Meant | None:
-        if name is not None:
-            return await self.resolve(name)
-        if not self.instances() or await self._catalog.settings_changed():
+    async def _meant(self, name: str | None, needs: Needs, senses: frozenset[Sense]) -> Meant | None:
+        meant = None if name is None else await self.resolve(name)
+        if meant is None and (not self.instances() or await self._catalog.settings_changed()):
             await self._look()
-        return None
+        if senses and not senses <= self._present(meant, needs, senses)[0].senses:
+            await self._look()  # what it sees with may have come since
+        return meant
 
     async def resolve(self, name: str, param: str = "model") -> Meant:
         """What the field `param` of a request means. The disk is looked at again for a model that is unknown, or that may
@@ -276,10 +274,10 @@ class Pool:
         needs = "text" if needs == "any" else needs
         active = {slot.card.id: slot.card for slot in self._slots.values() if serves(slot.card, needs)}
         if len(active) > 1:
-            active = {id: card for id, card in active.items() if senses <= senses_of(card)}
+            active = {id: card for id, card in active.items() if senses <= card.senses}
         card = next(iter(active.values())) if len(active) == 1 else self._catalog.default() if self._jit else None
-        if senses and self._jit and (card is None or not senses <= senses_of(card)):
-            able = [other for other in self._catalog.cards() if senses <= senses_of(other) and other.problem is None]
+        if senses and self._jit and (card is None or not senses <= card.senses):
+            able = [other for other in self._catalog.cards() if senses <= other.senses and other.problem is None]
             card = able[0] if len(able) == 1 else card
         if card is None:
             known = tuple(known.id for known in self._catalog.cards()) if self._jit else tuple(self._slots)
@@ -291,7 +289,7 @@ class Pool:
     ) -> list[Slot]:
         """Those of `slots` that have the senses; as far as that is known before a load."""
         for sense in sorted(senses):
-            if sense not in senses_of(card):
+            if sense not in card.senses:
                 raise self._missing(card, sense)
             there = [slot for slot in slots if slot.settings.projector]
             if not (there if slots else self._settled(card, asked, jit=True)[0].projector):
@@ -301,10 +299,10 @@ class Pool:
 
     def _missing(self, card: ModelCard, sense: Sense) -> SenseMissing:
         """Loaded ones that could do it are named first."""
-        if sense in senses_of(card):
+        if sense in card.senses:
             return SenseMissing(card.id, sense, left_out=True)
         loaded = [slot.card for slot in self._slots.values() if slot.loaded]
-        able = [other.id for other in (*loaded, *self._catalog.cards()) if sense in senses_of(other) and not other.problem]
+        able = [other.id for other in (*loaded, *self._catalog.cards()) if sense in other.senses and not other.problem]
         return SenseMissing(card.id, sense, tuple(id for id in dict.fromkeys(able) if id != card.id))
 
     def _instances_of(self, card: ModelCard) -> list[Slot]:
@@ -837,13 +835,6 @@ def draft_spec(card: ModelCard, target: LoadSettings) -> LoadSpec:
             target, kv_cells=0, n_experts=0, k_cache_type=own.k_cache_type, v_cache_type=own.v_cache_type, loras=()
         ),
     )
-
-
-def senses_of(of: ModelCard | Instance) -> frozenset[Sense]:
-    """What a model could have, or an instance has."""
-    sees, hears = (of.vision, of.audio) if isinstance(of, Instance) else (of.sees, of.hears)
-    told: tuple[tuple[Sense, bool], ...] = (("vision", sees), ("audio", hears))
-    return frozenset(sense for sense, has in told if has)
 
 
 def is_embedding(card: ModelCard) -> bool:
