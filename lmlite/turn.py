@@ -68,12 +68,13 @@ def name_results(messages: Sequence[Message]) -> list[Message]:
 @dataclass(slots=True, frozen=True)
 class Leave:
     """What somebody decided about the call `id` that waits for it at the end of the conversation. `label` is its server's,
-    where that was said."""
+    where that was said; `param` is where the request decides it."""
 
     id: str
     given: bool
     reason: str = ""
     label: str = ""
+    param: str | None = None
 
 
 @dataclass(slots=True, frozen=True)

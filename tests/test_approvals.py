@@ -103,6 +103,14 @@ def test_one_that_is_approved_is_made_and_the_model_goes_on(asking: Callable[...
     assert ask.prompts[2][:3] == ask.prompts[1] and ask.heard == 1
 
 
+def test_a_model_that_sees_is_shown_what_an_approved_call_gave(asking: Callable[..., Asking], seeing: Path) -> None:
+    ask = asking(("look", ('{"text":"Here:"}',)), tools="look", models_dir=[seeing])
+    first = ask(model="seer").json
+    ask(model="seer", previous_response_id=first["id"], input=[decision(first["output"][1], True)])
+    result = ask.prompts[1][-1]
+    assert result["content"] == [{"type": "text", "text": "Here:"}, {"type": "media", "kind": "image", "index": 0}]
+
+
 def test_one_that_is_denied_is_told_to_the_model_with_the_reason(asking: Callable[..., Asking]) -> None:
     ask = asking()
     first = ask().json
@@ -219,7 +227,8 @@ def test_a_decision_about_nothing_is_refused(asking: Callable[..., Asking], know
     ask = asking()
     id = ask(tools=[]).json["id"] if known else None
     answer = ask(previous_response_id=id, input=[decision({"id": "mcpr_0"}, True), {"role": "user", "content": "?"}])
-    assert (answer.status, answer.json["error"]["param"]) == (400, "input") and "mcpr_0" in answer.json["error"]["message"]
+    assert (answer.status, answer.json["error"]["param"]) == (400, "input[0].approval_request_id")
+    assert "mcpr_0" in answer.json["error"]["message"]
 
 
 def test_a_call_is_approved_where_its_server_is_there(asking: Callable[..., Asking]) -> None:

@@ -127,10 +127,10 @@ class Models:
         async with pool.lease(name, needs, asked, heard, draft=draft, effort=effort, senses=senses) as lease:
             yield lease
 
-    async def expect(self, turn: Turn) -> None:
+    async def expect(self, turn: Turn) -> frozenset[Sense]:
         """See `Pool.expect`."""
         _, pool = await self._current()
-        await pool.expect(turn.model, turn.needs, turn.load, turn.senses)
+        return await pool.expect(turn.model, turn.needs, turn.load, turn.senses)
 
     async def load(
         self,

@@ -49,6 +49,10 @@ class Models(Protocol):
         senses: frozenset[Sense] = ...,
     ) -> AbstractAsyncContextManager[Lease]: ...
 
+    async def expect(self, turn: Turn) -> frozenset[Sense]:
+        """The senses of the model that the turn will get, before it is loaded. Raises `LmError`."""
+        ...
+
     def settings_of(self, instance: Instance) -> ModelSettings: ...
 
 
@@ -112,7 +116,7 @@ class Rounds:
         assert self.servers is not None
         servers, limits = self.servers(turn.servers)
         async with servers.open(turn.servers) as toolbox:
-            await run_rounds(turn, toolbox, limits, play, take, drained)
+            await run_rounds(turn, toolbox, limits, play, take, drained, self.models.expect)
 
 
 async def run_round(

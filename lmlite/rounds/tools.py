@@ -188,15 +188,31 @@ def offer(opened: Opened, server: ToolServer, tools: Sequence[Tool]) -> None:
 
 
 async def run_rounds(
-    turn: Turn, box: Toolbox, limits: Limits, play: Play, take: Take, drained: Callable[[], Awaitable[None]]
+    turn: Turn,
+    box: Toolbox,
+    limits: Limits,
+    play: Play,
+    take: Take,
+    drained: Callable[[], Awaitable[None]],
+    expect: Callable[[Turn], Awaitable[frozenset[Sense]]],
 ) -> None:
     """Until the model calls no tool of a server, or one that the client has to run; see `run.Rounds.run`."""
-    await Loop(turn, box, limits, play, take, drained).run()
+    senses = await expect(turn) if turn.leaves else frozenset[Sense]()  # calls are made before the model is at hand
+    await Loop(turn, box, limits, play, take, drained, senses).run()
 
 
 class Loop:
+    """`senses` are those of the model that will answer; each round tells them anew."""
+
     def __init__(
-        self, turn: Turn, box: Toolbox, limits: Limits, play: Play, take: Take, drained: Callable[[], Awaitable[None]]
+        self,
+        turn: Turn,
+        box: Toolbox,
+        limits: Limits,
+        play: Play,
+        take: Take,
+        drained: Callable[[], Awaitable[None]],
+        senses: frozenset[Sense],
     ):
         (self._work,) = turn.runs
         prompt = self._work.prompt
@@ -213,7 +229,7 @@ class Loop:
         self._n_calls = 0  # that the model has made
         self._n_made = 0  # of them, those that a server was given
         self._n_refused = 0  # in a row
-        self._senses: frozenset[Sense] = frozenset()  # of the model that answers
+        self._senses = senses
         self._first_id = random.randrange(IDS)
         self._began = asyncio.get_running_loop().time()
 
@@ -404,17 +420,15 @@ def waiting(messages: Sequence[Message], leaves: Sequence[Leave]) -> list[tuple[
     pending: list[tuple[ToolCallPart, Leave]] = []
     for place in speakers:
         for part in messages[place].parts:
-            if not isinstance(part, ToolCallPart):
-                continue
-            if part.id not in decided:
+            if not isinstance(part, ToolCallPart) or part.id not in decided:
                 continue
             leave = decided.pop(part.id)
             if part.id in answered:
                 continue
             if place == speakers[-1] or not leave.given:
                 pending.append((part, leave))
-    if decided:
-        raise InvalidRequest(f"no call waits for the approval request '{next(iter(decided))[:80]}'", "input")
+    for leave in decided.values():
+        raise InvalidRequest(f"no call waits for a decision about '{leave.id[:80]}'", leave.param)
     return pending
 
 

@@ -274,10 +274,11 @@ def _read_leave_asked(conversation: _Conversation, item: Fields) -> None:
 
 
 def _read_leave(conversation: _Conversation, item: Fields) -> None:
-    id = as_name(item.require("approval_request_id"), item.where("approval_request_id"))
+    where = item.where("approval_request_id")
+    id = as_name(item.require("approval_request_id"), where)
     if item.optional_boolean("approve") is None:
         raise MissingField(item.where("approve"))
-    conversation.leaves.append(Leave(id, item.boolean("approve"), (item.string("reason") or "")[:REASON_MAX]))
+    conversation.leaves.append(Leave(id, item.boolean("approve"), (item.string("reason") or "")[:REASON_MAX], param=where))
 
 
 def _content(output: Any, where: str) -> tuple[Content, ...]:

@@ -1,7 +1,7 @@
 """Tools of the type `mcp` in a Responses request: servers whose tools are called here, not by the client.
 
-One without a URL is of this server's own list, as LM Studio has it: its tools are called without more ado unless the request
-says otherwise. For servers that a request brings along OpenAI's rule holds: calls wait for leave unless it says otherwise.
+One without a URL is of this server's own list, as LM Studio has it. Calls wait for leave where the request says so, in
+OpenAI's words, and are made at once where it does not, as LM Studio does.
 """
 
 from __future__ import annotations

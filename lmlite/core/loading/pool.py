@@ -197,11 +197,14 @@ class Pool:
         finally:
             self._end(slot)
 
-    async def expect(self, name: str | None, needs: Needs, asked: ModelSettings, senses: frozenset[Sense] = NONE) -> None:
-        """Raises what a lease of these would raise whatever a load says: `ModelNotFound`, `WrongModelType`, `SenseMissing`,
-        `ShuttingDown`."""
+    async def expect(
+        self, name: str | None, needs: Needs, asked: ModelSettings, senses: frozenset[Sense] = NONE
+    ) -> frozenset[Sense]:
+        """All senses that a lease of these could ask for. Raises what the lease would raise whatever a load says:
+        `ModelNotFound`, `WrongModelType`, `SenseMissing`, `ShuttingDown`."""
         card, slots = self._present(await self._meant(name, needs, senses), needs, senses)
         self._sensing(card, slots, asked, senses)
+        return card.senses if self._with_projector(card, slots, asked) else NONE
 
     async def _meant(self, name: str | None, needs: Needs, senses: frozenset[Sense]) -> Meant | None:
         meant = None if name is None else await self.resolve(name)
@@ -291,11 +294,15 @@ class Pool:
         for sense in sorted(senses):
             if sense not in card.senses:
                 raise self._missing(card, sense)
-            there = [slot for slot in slots if slot.settings.projector]
-            if not (there if slots else self._settled(card, asked, jit=True)[0].projector):
+            if not self._with_projector(card, slots, asked):
                 raise SenseMissing(card.id, sense, left_out=True)
-            slots = there
-        return slots
+        return [slot for slot in slots if slot.settings.projector] if senses else slots
+
+    def _with_projector(self, card: ModelCard, slots: list[Slot], asked: ModelSettings) -> bool:
+        """Whether one of the instances has it, or the one that would be loaded."""
+        if slots:
+            return any(slot.settings.projector for slot in slots)
+        return self._settled(card, asked, jit=True)[0].projector
 
     def _missing(self, card: ModelCard, sense: Sense) -> SenseMissing:
         """Loaded ones that could do it are named first."""
