@@ -64,6 +64,12 @@ def test_one_file_serves_without_any_other_package(archive: Path, tmp_path: Path
     assert process.returncode == 0
 
 
+def test_its_version_is_told_and_what_the_engine_in_a_thread_would_need(archive: Path, tmp_path: Path) -> None:
+    done = run(archive, tmp_path / "cache", "version")
+    assert done.returncode == 0 and done.stdout.startswith("lmlite ")
+    assert "pip install cffi" in done.stdout and "einstall" not in done.stdout.replace("pip install cffi", "")
+
+
 def test_those_that_start_at_once_for_the_first_time_all_run(archive: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     with ThreadPoolExecutor(6) as pool:

@@ -25,6 +25,10 @@ FIX: Final = (
     "Reinstall lmlite with `pip install --force-reinstall lmlite`, or in a source tree run "
     "`pip install -e .` (or `python setup.py build_native --inplace`)."
 )
+NO_CFFI: Final = (
+    "cffi is not installed, with which this process would load it (`pip install cffi`); engines in processes of their own "
+    "need none"
+)
 
 
 class Library(NamedTuple):
@@ -87,6 +91,8 @@ def _open() -> Library:
         functions = ffi.dlopen(str(path))
         found = int(functions.lm_abi_version())
     except (ImportError, OSError, AttributeError) as error:
+        if isinstance(error, ImportError) and error.name == "_cffi_backend":
+            raise BuildError(f"{path} cannot be used: {NO_CFFI}.") from error
         raise BuildError(f"{path} cannot be used: {error}. {FIX}") from error
     if found != ABI_VERSION:
         raise BuildError(f"{path} speaks version {found} of the engine's protocol, this package {ABI_VERSION}. {FIX}")
