@@ -14,8 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-PIXELS_MAX: Final = 1 << 26
-"""Of an array or a PIL image: larger ones are refused by the engine anyway, and would be written here for nothing."""
+PIXELS_MAX: Final = 1 << 25
+"""Of an array or a PIL image: the engine takes no larger ones, and they would be written here for nothing."""
 CHANNELS: Final[Mapping[int, int]] = {1: 0, 2: 4, 3: 2, 4: 6}
 """PNG's color types: gray, gray with alpha, RGB, RGB with alpha."""
 

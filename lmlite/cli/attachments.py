@@ -14,7 +14,7 @@ from ..errors import LmError
 from .terminal import escaped
 
 BYTES_MAX: Final = 20 << 20
-"""Of all files of one question: a server takes requests of 32 MiB, and Base64 makes a third more of them."""
+"""Of one file: a server takes requests of 32 MiB, and Base64 makes a third more of it."""
 PICTURES: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".bmp": "image/bmp",
                    ".webp": "image/webp"}  # fmt: skip
 SOUNDS: Final = {".wav": "wav", ".mp3": "mp3", ".flac": "flac"}
