@@ -452,7 +452,7 @@ bool engine::find_rows() {
                 continue;
             }
             media_part & part = s->parts[i];
-            if (!part.rows && (part.rows = model_.sight()->rows().get(part.key))) {
+            if (!part.rows && (part.rows = model_.sight()->known_rows(part.key))) {
                 pulse_.media_reused++;
             }
             some = some || (part.rows && s->is_looking() && s->spans[i].begin <= s->n_cached);
@@ -518,7 +518,7 @@ void engine::take_encoded() {
     }
     if (came->rows) {
         pulse_.media_encoded++;
-        model_.sight()->rows().put(came->key, came->rows);
+        model_.sight()->keep_rows(came->key, came->rows);
     }
     size_t n_given = 0;
     for (sequence * s : running()) {

@@ -417,7 +417,7 @@ void server::check_media(const media_files & files) const {
 void server::try_media(const media_files & files, const std::vector<media_part> & parts) const {
     for (size_t i = 0; i < files.size(); i++) {
         const auto first = std::find_if(parts.begin(), parts.end(), [&](const media_part & part) { return part.file == files[i]; });
-        if (first == parts.end() || loaded().sight()->rows().get(first->key)) {
+        if (first == parts.end() || loaded().sight()->known_rows(first->key)) {
             continue; // not shown, or looked at before
         }
         try {

@@ -8,45 +8,21 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 namespace lm {
 
 // Rows of about a hundred large pictures, or of thousands of small ones.
 static constexpr size_t CACHED_ROWS_BYTES = 256u << 20;
 
+// Windows of sounds and the texts around them, of some hundred bytes each: about two days of sound.
+static constexpr size_t KNOWN_SOUND_PIECES = 1u << 14;
+
 // Pixels of pictures that wait for their turn; the others are decoded once more when it comes.
 static constexpr size_t DECODED_BYTES = 64u << 20;
 
 // Shape of the picture that shows at load how many cells the smallest one takes.
 static constexpr uint32_t SMALL_SIDE = 32;
-
-// ---- rows that are kept -------------------------------------------------------------------------------------------------
-
-media_rows rows_cache::get(const std::string & key) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = by_key_.find(key);
-    if (found == by_key_.end()) {
-        return nullptr;
-    }
-    entries_.splice(entries_.begin(), entries_, found->second);
-    return found->second->rows;
-}
-
-void rows_cache::put(const std::string & key, media_rows rows) {
-    const size_t size = rows->size() * sizeof(float);
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (size > most_bytes_ || by_key_.count(key) > 0) {
-        return;
-    }
-    while (bytes_ + size > most_bytes_) {
-        bytes_ -= entries_.back().rows->size() * sizeof(float);
-        by_key_.erase(entries_.back().key);
-        entries_.pop_back();
-    }
-    entries_.push_front({key, std::move(rows)});
-    by_key_[key] = entries_.begin();
-    bytes_ += size;
-}
 
 // ---- loading ------------------------------------------------------------------------------------------------------------
 
@@ -75,7 +51,8 @@ static std::string refusal(const std::string & logged) {
 }
 
 tower::tower(const settings & wanted, const llama_model * text, const progress_fn & progress)
-    : text_(text), n_batch_(wanted.n_batch), row_size_(size_t(llama_model_n_embd_inp(text))), rows_(CACHED_ROWS_BYTES) {
+    : text_(text), n_batch_(wanted.n_batch), row_size_(size_t(llama_model_n_embd_inp(text))), rows_(CACHED_ROWS_BYTES),
+      sounds_(KNOWN_SOUND_PIECES) {
     static std::once_flag once;
     std::call_once(once, [] { mtmd_log_set(log_to_stderr, nullptr); });
     mtmd_context_params params = mtmd_context_params_default();
@@ -148,11 +125,7 @@ tower::bitmap_ptr tower::read(const media_file_ptr & file, bool with_pixels) con
         if (!hears()) {
             throw error("model_type", "this model does not hear", R"({"needs":"audio"})");
         }
-        look_at_sound(file->bytes());
         const std::vector<float> samples = decode_sound(file->bytes(), uint32_t(mtmd_get_audio_sample_rate(ctx_.get())));
-        if (samples.size() < 2) { // llama.cpp aborts
-            throw invalid_request("media", "the sound is empty");
-        }
         return bitmap_ptr(mtmd_bitmap_init_from_audio(samples.size(), samples.data()));
     }
     if (!sees()) {
@@ -190,63 +163,129 @@ void tower::try_out(const media_file_ptr & file) const {
     });
 }
 
-media_prompt tower::tokenize(const std::vector<prompt_fragment> & fragments, const media_files & files) const {
-    std::vector<bitmap_ptr> bitmaps;
-    std::vector<mtmd_input_text> texts(fragments.size());
-    std::vector<mtmd_input_part> parts(fragments.size());
-    std::vector<const mtmd_input_part *> pointers;
-    size_t first = files.size();
-    for (size_t i = 0; i < fragments.size(); i++) {
-        const prompt_fragment & fragment = fragments[i];
-        if (fragment.file) {
-            first = std::min(first, *fragment.file);
-            try {
-                bitmaps.push_back(read(files[*fragment.file], false));
-            } catch (const invalid_request & e) {
-                throw media_error(*fragment.file, e.what());
-            }
-            mtmd_bitmap_set_id(bitmaps.back().get(), std::to_string(*fragment.file).c_str());
-            parts[i] = {nullptr, bitmaps.back().get()};
-        } else {
-            texts[i] = {fragment.text.data(), fragment.text.size(), false, fragment.parse_special};
-            parts[i] = {&texts[i], nullptr};
+// Of a prompt with at least one.
+static size_t first_file(const std::vector<prompt_fragment> & fragments) {
+    size_t first = SIZE_MAX;
+    for (const prompt_fragment & fragment : fragments) {
+        first = std::min(first, fragment.file.value_or(first));
+    }
+    return first;
+}
+
+tower::bitmap_ptr tower::read_for(size_t index, const media_files & files) const {
+    try {
+        return read(files[index], false);
+    } catch (const invalid_request & e) {
+        throw media_error(index, e.what());
+    }
+}
+
+[[noreturn]] static void refuse_shape(size_t index) {
+    throw media_error(index, "the model's projector cannot take a picture or a sound of this shape");
+}
+
+tower::pieces tower::pieces_of(const mtmd_input_chunks * chunks) {
+    pieces all;
+    for (size_t i = 0; i < mtmd_input_chunks_size(chunks); i++) {
+        const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks, i);
+        if (!is_shown(chunk)) {
+            size_t n = 0;
+            const llama_token * tokens = mtmd_input_chunk_get_tokens_text(chunk, &n);
+            all.push_back({{tokens, tokens + n}});
+            continue;
         }
-        pointers.push_back(&parts[i]);
+        all.push_back({{}, media_chunk(mtmd_input_chunk_get_placeholder(chunk), [](const mtmd_input_chunk * c) {
+                           mtmd_input_chunk_free(const_cast<mtmd_input_chunk *>(c));
+                       })});
+    }
+    return all;
+}
+
+// Texts and pictures, which tell their sizes before they are decoded.
+tower::pieces tower::cut_run(const std::vector<prompt_fragment> & fragments, size_t begin, size_t end, const media_files & files) const {
+    std::vector<bitmap_ptr> bitmaps;
+    std::vector<mtmd_input_text> texts(end - begin);
+    std::vector<mtmd_input_part> parts(end - begin);
+    std::vector<const mtmd_input_part *> pointers;
+    for (size_t i = begin; i < end; i++) {
+        const prompt_fragment & fragment = fragments[i];
+        mtmd_input_part & part = parts[i - begin];
+        if (fragment.file) {
+            bitmaps.push_back(read_for(*fragment.file, files));
+            mtmd_bitmap_set_id(bitmaps.back().get(), std::to_string(*fragment.file).c_str());
+            part = {nullptr, bitmaps.back().get()};
+        } else {
+            texts[i - begin] = {fragment.text.data(), fragment.text.size(), false, fragment.parse_special};
+            part = {&texts[i - begin], nullptr};
+        }
+        pointers.push_back(&part);
     }
     const chunks_ptr chunks = cut(pointers.data(), pointers.size());
     if (!chunks) {
-        throw media_error(first, "the model's projector cannot take a picture or a sound of this shape");
+        refuse_shape(first_file(fragments));
+    }
+    pieces all = pieces_of(chunks.get());
+    for (piece & p : all) {
+        p.file = p.shape ? size_t(std::stoul(mtmd_input_chunk_get_id(p.shape.get()))) : 0;
+    }
+    return all;
+}
+
+tower::pieces tower::cut_sound(size_t index, const media_files & files) const {
+    std::shared_ptr<const pieces> known = sounds_.get(files[index]->digest);
+    if (!known) {
+        const bitmap_ptr bitmap = read_for(index, files);
+        const mtmd_input_part part = {nullptr, bitmap.get()};
+        const mtmd_input_part * parts[] = {&part};
+        const chunks_ptr chunks = cut(parts, 1);
+        if (!chunks) {
+            refuse_shape(index);
+        }
+        known = std::make_shared<const pieces>(pieces_of(chunks.get()));
+        sounds_.put(files[index]->digest, known, known->size());
+    }
+    pieces all = *known;
+    for (piece & p : all) {
+        p.file = index;
+    }
+    return all;
+}
+
+media_prompt tower::tokenize(const std::vector<prompt_fragment> & fragments, const media_files & files) const {
+    const auto is_sound = [&](const prompt_fragment & f) { return f.file && files[*f.file]->kind == media_kind::sound; };
+    pieces all;
+    for (size_t begin = 0; begin < fragments.size();) {
+        const size_t end = size_t(std::find_if(fragments.begin() + long(begin), fragments.end(), is_sound) - fragments.begin());
+        pieces more = end > begin ? cut_run(fragments, begin, end, files) : cut_sound(*fragments[begin].file, files);
+        std::move(more.begin(), more.end(), std::back_inserter(all));
+        begin = std::max(end, begin + 1);
     }
     media_prompt prompt;
     size_t last = files.size(); // the file of the part before
-    for (size_t i = 0; i < mtmd_input_chunks_size(chunks.get()); i++) {
-        const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks.get(), i);
-        const size_t n_cells = mtmd_input_chunk_get_n_tokens(chunk);
-        if (!is_shown(chunk)) {
-            size_t n_tokens = 0;
-            const llama_token * tokens = mtmd_input_chunk_get_tokens_text(chunk, &n_tokens);
-            if (std::any_of(tokens, tokens + n_tokens, is_media)) { // which would be cells that nobody can compute
-                throw media_error(first, "the projector is made for another text model: what it writes around tiles is not in "
-                                         "this one's vocabulary");
+    for (const piece & p : all) {
+        if (!p.shape) {
+            if (std::any_of(p.tokens.begin(), p.tokens.end(), is_media)) { // which would be cells that nobody can compute
+                throw media_error(first_file(fragments), "the projector is made for another text model: what it writes around tiles "
+                                                         "is not in this one's vocabulary");
             }
-            prompt.tokens.insert(prompt.tokens.end(), tokens, tokens + n_tokens);
+            prompt.tokens.insert(prompt.tokens.end(), p.tokens.begin(), p.tokens.end());
             continue;
         }
-        const size_t file = size_t(std::stoul(mtmd_input_chunk_get_id(chunk)));
-        const size_t index = file == last ? prompt.parts.back().index + 1 : 0;
-        last = file;
-        const bool whole = mtmd_decode_use_non_causal(ctx_.get(), chunk);
+        const mtmd_input_chunk * shape = p.shape.get();
+        const size_t n_cells = mtmd_input_chunk_get_n_tokens(shape);
+        const size_t index = p.file == last ? prompt.parts.back().index + 1 : 0;
+        last = p.file;
+        const bool whole = mtmd_decode_use_non_causal(ctx_.get(), shape);
         if (whole && n_cells > size_t(n_batch_)) {
-            throw media_error(file, too_small_a_batch(n_cells, n_batch_));
+            throw media_error(p.file, too_small_a_batch(n_cells, n_batch_));
         }
-        const std::string key = digest_of(files[file]->digest + ' ' + std::to_string(index) + ' ' + std::to_string(n_cells));
-        const media_chunk shape(mtmd_input_chunk_get_placeholder(chunk),
-                                [](const mtmd_input_chunk * c) { mtmd_input_chunk_free(const_cast<mtmd_input_chunk *>(c)); });
+        const media_file_ptr & file = files[p.file];
+        const std::string key = digest_of(file->digest + ' ' + std::to_string(index) + ' ' + std::to_string(n_cells));
         const std::vector<llama_token> cells = media_cells(key, n_cells);
-        const bool by_row = mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_IMAGE && mtmd_decode_use_mrope(ctx_.get());
-        prompt.spans.push_back({prompt.tokens.size(), n_cells, mtmd_input_chunk_get_n_pos(chunk), by_row});
+        const bool by_row = mtmd_input_chunk_get_type(shape) == MTMD_INPUT_CHUNK_TYPE_IMAGE && mtmd_decode_use_mrope(ctx_.get());
+        prompt.spans.push_back({prompt.tokens.size(), n_cells, mtmd_input_chunk_get_n_pos(shape), by_row});
         prompt.tokens.insert(prompt.tokens.end(), cells.begin(), cells.end());
-        prompt.parts.push_back({key, files[file], index, whole, shape});
+        prompt.parts.push_back({key, file, index, whole, p.shape});
     }
     return prompt;
 }

@@ -85,24 +85,47 @@ struct media_prompt {
     std::vector<media_part> parts;
 };
 
-// Rows that may be asked for again, the last used first. Thread safe.
-class rows_cache {
+// What may be asked for again, the last used first, as long as the sizes that it was put in with allow it. Thread safe.
+template <typename Value> class recent {
   public:
-    explicit rows_cache(size_t most_bytes) : most_bytes_(most_bytes) {}
+    explicit recent(size_t most) : most_(most) {}
 
-    media_rows get(const std::string & key);
-    void put(const std::string & key, media_rows rows);
+    // Null: it is not there.
+    std::shared_ptr<const Value> get(const std::string & key) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = by_key_.find(key);
+        if (found == by_key_.end()) {
+            return nullptr;
+        }
+        entries_.splice(entries_.begin(), entries_, found->second);
+        return found->second->value;
+    }
+    void put(const std::string & key, std::shared_ptr<const Value> value, size_t size) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (size > most_ || by_key_.count(key) > 0) {
+            return;
+        }
+        while (size_ + size > most_) {
+            size_ -= entries_.back().size;
+            by_key_.erase(entries_.back().key);
+            entries_.pop_back();
+        }
+        entries_.push_front({key, std::move(value), size});
+        by_key_[key] = entries_.begin();
+        size_ += size;
+    }
 
   private:
     struct entry {
         std::string key;
-        media_rows rows;
+        std::shared_ptr<const Value> value;
+        size_t size;
     };
-    const size_t most_bytes_;
+    const size_t most_;
     std::mutex mutex_;
-    size_t bytes_ = 0;
+    size_t size_ = 0; // of all
     std::list<entry> entries_;
-    std::unordered_map<std::string, std::list<entry>::iterator> by_key_;
+    std::unordered_map<std::string, typename std::list<entry>::iterator> by_key_;
 };
 
 class tower {
@@ -142,7 +165,8 @@ class tower {
     // Floats of a row.
     size_t row_size() const { return row_size_; }
 
-    rows_cache & rows() const { return rows_; }
+    media_rows known_rows(const std::string & key) const { return rows_.get(key); }
+    void keep_rows(const std::string & key, const media_rows & rows) const { rows_.put(key, rows, rows->size() * sizeof(float)); }
 
   private:
     struct deleter {
@@ -158,6 +182,18 @@ class tower {
     };
     using chunks_ptr = std::unique_ptr<mtmd_input_chunks, chunks_deleter>;
 
+    // Of a prompt: text, or what is encoded at a time.
+    struct piece {
+        std::vector<llama_token> tokens;
+        media_chunk shape = nullptr; // without its data; null: text
+        size_t file = 0;             // that `shape` is of
+    };
+    using pieces = std::vector<piece>;
+
+    static pieces pieces_of(const mtmd_input_chunks * chunks);
+    pieces cut_run(const std::vector<prompt_fragment> & fragments, size_t begin, size_t end, const media_files & files) const;
+    pieces cut_sound(size_t index, const media_files & files) const;
+    bitmap_ptr read_for(size_t index, const media_files & files) const;
     std::shared_ptr<const pixels> decode(const media_file_ptr & file) const;
     bitmap_ptr read(const media_file_ptr & file, bool with_pixels) const;
     chunks_ptr cut(const mtmd_input_part * const * parts, size_t n_parts) const;
@@ -175,7 +211,8 @@ class tower {
     int32_t n_batch_;
     size_t row_size_;
     std::unique_ptr<mtmd_context, deleter> ctx_;
-    mutable rows_cache rows_;
+    mutable recent<std::vector<float>> rows_;  // by the key of their part
+    mutable recent<std::vector<piece>> sounds_; // by the digest of their file: to know how many cells one takes is to analyse it
     std::shared_ptr<std::atomic<size_t>> decoded_bytes_ = std::make_shared<std::atomic<size_t>>(0); // that wait
 };
 

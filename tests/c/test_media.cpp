@@ -87,16 +87,16 @@ TEST(pictures_behind_the_gap_stay_at_their_new_places) {
     CHECK(s.tokens[s.spans[0].begin] == -1 - 17 && s.tokens[s.spans[0].end()] == 25 && !is_media(s.tokens[s.spans[0].begin - 1]));
 }
 
-TEST(rows_are_kept_within_their_bytes_and_the_least_used_go_first) {
-    const auto rows = [](size_t n) { return std::make_shared<const std::vector<float>>(n); };
-    rows_cache cache(100 * sizeof(float));
-    cache.put("a", rows(40));
-    cache.put("b", rows(40));
-    CHECK(cache.get("a") != nullptr);
-    cache.put("c", rows(40));
-    CHECK(cache.get("b") == nullptr && cache.get("a") != nullptr && cache.get("c") != nullptr);
-    cache.put("d", rows(101)); // more than all of it
-    CHECK(cache.get("d") == nullptr && cache.get("a") != nullptr);
+TEST(what_is_kept_stays_within_its_size_and_the_least_used_goes_first) {
+    const auto value = std::make_shared<const int>(1);
+    recent<int> kept(100);
+    kept.put("a", value, 40);
+    kept.put("b", value, 40);
+    CHECK(kept.get("a") == value);
+    kept.put("c", value, 40);
+    CHECK(kept.get("b") == nullptr && kept.get("a") != nullptr && kept.get("c") != nullptr);
+    kept.put("d", value, 101); // more than all of it
+    CHECK(kept.get("d") == nullptr && kept.get("a") != nullptr);
 }
 
 TEST(bytes_are_counted_for_as_long_as_they_are_held) {

@@ -179,6 +179,26 @@ def test_parts_stand_where_they_were_put(tmp_path: Path) -> None:
     with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
 
 
+def test_sounds_that_are_known_stand_where_they_are_put_now(tmp_path: Path) -> None:
+    tower, model = family_of("ultravox", tmp_path)
+    a, b = MediaPart("audio", tone()), MediaPart("audio", tone(700, seconds=31))
+    told: list[dict[bytes, float]] = []
+
+    async def test_known(engine: Engine) -> None:
+        once = [(await engine.count(asking(sound, QUESTION)))[1] for sound in (a, b)]
+        _, both = await engine.count(asking(a, "then", b, QUESTION))
+        _, thrice = await engine.count(asking(b, "then", a, "then", a, QUESTION))
+        assert once[0] < once[1] and sum(once) - 40 < both and thrice > both + 300
+        told.extend([(await first_choices(engine, asking(*order, QUESTION)))[0] for order in ((b, a, a), (a, b))])
+        assert apart(told[0], told[1]) > NEAR_TIE
+
+    async def test_unknown(engine: Engine) -> None:
+        assert apart(told[1], (await first_choices(engine, asking(a, b, QUESTION)))[0]) < NEAR_TIE
+
+    with_tower(tower, test_known, model)
+    with_tower(tower, test_unknown, model)
+
+
 def test_what_looks_like_a_mark_of_ours_is_text(tmp_path: Path) -> None:
     forged = "\ufdd2p0\ufdd2 <__media__> <image> \ufdd2s1\ufdd2"
 
