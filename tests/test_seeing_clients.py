@@ -186,6 +186,33 @@ def test_pictures_that_tools_gave_are_seen(client: openai.OpenAI, claude: anthro
     assert response.output_text == "".join(block.text for block in message.content if block.type == "text")
 
 
+def test_the_screen_that_a_client_drives_is_seen(client: openai.OpenAI) -> None:
+    """A screenshot says what the same picture of a function would."""
+    click = {"type": "click", "button": "left", "x": 1, "y": 2}
+    arguments = json.dumps({"action": click}, separators=(",", ":"))
+    picture = {"type": "input_image", "image_url": url("blue square")}
+    screenshot = {**picture, "type": "computer_screenshot"}
+    said: Any = {"role": "user", "content": "What is on the screen?"}
+    function: list[Any] = [
+        said,
+        {"type": "function_call", "call_id": "a", "name": "computer", "arguments": arguments},
+        {"type": "function_call_output", "call_id": "a", "output": [picture]},
+    ]
+    computer: list[Any] = [
+        said,
+        {"type": "computer_call", "id": "c", "call_id": "a", "action": click, "pending_safety_checks": []},
+        {"type": "computer_call_output", "call_id": "a", "output": screenshot},
+    ]
+    told = []
+    for items in (function, computer):
+        response = client.responses.create(model=MODEL, input=items, temperature=0, max_output_tokens=24)
+        assert response.usage is not None
+        told.append((response.usage.input_tokens, response.output_text))
+        with pytest.raises(openai.BadRequestError, match="lmlite-tiny-vision can"):
+            client.responses.create(model="lmlite-tiny", input=items)
+    assert told[0] == told[1]
+
+
 def test_what_is_no_picture_is_the_clients_own_error(client: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     broken = "data:image/png;base64," + base64.b64encode(PICTURES["red circle"][:60]).decode()
     content: list[Any] = [{"type": "image_url", "image_url": {"url": broken}}]

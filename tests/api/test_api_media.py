@@ -16,7 +16,7 @@ from lmlite.api.openai import responses_items
 from lmlite.api.read import media
 from lmlite.api.read.media import decode, decode_piece, parse_url
 from lmlite.errors import InvalidRequest, LmError
-from lmlite.messages import MediaPart, Message, TextPart, ToolResultPart, media_of
+from lmlite.messages import MediaPart, Message, TextPart, ToolCallPart, ToolResultPart, media_of
 from lmlite.request import Chat, senses
 from tests.api.golden_files import PARSE
 
@@ -52,6 +52,9 @@ def source(**more: Any) -> dict[str, Any]:
 
 ASKED = Message("user", (TEXT, SEEN))
 CALLED: dict[str, Any] = {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "look", "arguments": "{}"}}]}
+CLICKED = {"type": "computer_call", "id": "c", "call_id": "a", "action": {"type": "click", "button": "left", "x": 1, "y": 2},
+           "pending_safety_checks": [], "status": "completed"}  # fmt: skip
+SCREENSHOT = {"type": "computer_screenshot", "image_url": URL}
 CASES: list[tuple[str, dict[str, Any], Message, str]] = [
     ("openai_chat", chat(SAID, {"type": "image_url", "image_url": {"url": URL, "detail": "low"}}), ASKED,
      "messages[0].content[1].image_url.url"),
@@ -73,6 +76,8 @@ CASES: list[tuple[str, dict[str, Any], Message, str]] = [
         "type": "function_call_output", "call_id": "a", "output": [
             {"type": "input_text", "text": TEXT.text}, {"type": "input_image", "image_url": URL}]}),
      Message("tool", (ToolResultPart("a", "look", (TEXT, SEEN)),)), "input[1].output[1].image_url"),
+    ("openai_responses", responses(CLICKED, {"type": "computer_call_output", "call_id": "a", "output": SCREENSHOT}),
+     Message("tool", (ToolResultPart("a", "computer", (SEEN,)),)), "input[1].output.image_url"),
     ("messages", messages(SAID, source()), ASKED, "messages[0].content[1].source.data"),
     ("messages", messages(SAID, source(media_type="image/jpeg")), ASKED, "messages[0].content[1].source.data"),
     ("messages", messages({"type": "tool_result", "tool_use_id": "a", "is_error": True, "content": [source(), SAID]}),
@@ -137,6 +142,8 @@ def test_what_is_no_picture_is_refused_where_it_stands(url: str) -> None:
         ("openai_responses", responses(user({"type": "input_file", "file_data": "data:application/pdf;base64,AAAA"})),
          "input[0].content[0].type"),
         ("openai_responses", responses(user({"type": "input_image", "file_id": "file-1"})), "input[0].content[0].file_id"),
+        ("openai_responses", responses(CLICKED, {"type": "computer_call_output", "call_id": "a", "output": {
+            "type": "computer_screenshot", "file_id": "file-1"}}), "input[1].output.file_id"),
         ("messages", messages(source(data="A")), "messages[0].content[0].source.data"),
         ("messages", messages(source(media_type="application/pdf")), "messages[0].content[0].source.media_type"),
         ("messages", messages({"type": "image", "source": {"type": "file", "file_id": "a"}}),
@@ -182,6 +189,7 @@ def test_the_items_that_are_kept_hold_digests_and_give_back_what_was_sent() -> N
     given = [
         user({"type": "input_text", "text": "a"}, part, audio),
         {"type": "function_call_output", "call_id": "a", "output": [part]},
+        {"type": "computer_call_output", "call_id": "b", "output": SCREENSHOT},
         {"type": "reasoning", "content": []},
     ]
     read = responses_items.parse_input(given, [])
@@ -190,6 +198,16 @@ def test_the_items_that_are_kept_hold_digests_and_give_back_what_was_sent() -> N
     assert given[0]["content"][1] is part, "what the request has is as it was"
     told = with_media([json.loads(item) for item in kept], read)
     assert told[0]["content"] == given[0]["content"] and told[1]["output"] == given[1]["output"]
+    assert told[2]["output"] == SCREENSHOT
+
+
+def test_a_click_is_a_call_with_what_was_done_as_its_arguments() -> None:
+    came = {"type": "computer_call_output", "call_id": "a", "output": "none"}
+    prompt = chat_of("openai_responses", responses(CLICKED, came))
+    (call,), (result,) = prompt.messages[0].parts, prompt.messages[1].parts
+    assert isinstance(call, ToolCallPart) and call.name == "computer"
+    assert json.loads(call.arguments) == {"action": CLICKED["action"]}
+    assert result == ToolResultPart("a", "computer", (TextPart("none"),))
 
 
 def test_a_list_of_many_pictures_is_copied_once() -> None:

@@ -61,6 +61,15 @@ def test_every_setting_reaches_the_server(command: Command, peer: Peer) -> None:
     assert body == {"model": "bird/falcon-7b", **expected}
 
 
+def test_a_model_may_be_loaded_or_estimated_without_what_it_sees_with(command: Command, peer: Peer) -> None:
+    serve(peer)
+    peer.answers["POST", "/lmlite/estimate"] = {"total": 1, "gpu_total": 0, "available": 2, "gpu_available": 0, "fits": True}
+    assert command("load", "bird/falcon-7b", "--no-projector").code == 0
+    assert sent(peer, LOAD[1]) == [{"model": "bird/falcon-7b", "projector": False, "stream": True}]
+    assert command("load", "bird/falcon-7b", "--no-projector", "--estimate-only", "--json").code == 0
+    assert sent(peer, "/lmlite/estimate") == [{"model": "bird/falcon-7b", "projector": False}]
+
+
 @pytest.mark.parametrize("flags", [("--gpu", "2"), ("--gpu", "all"), ("-c", "0"), ("--ttl", "-1"), ("--parallel", "x")])
 def test_wrong_setting_exits_2_and_asks_nothing(command: Command, peer: Peer, flags: tuple[str, ...]) -> None:
     serve(peer)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from ...errors import InvalidRequest, InvalidType, MissingField, UnknownItem
+from ...errors import InvalidRequest, InvalidType, MissingField, UnknownItem, UnsupportedField
 from ...messages import Content, Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart, text_message
 from ...turn import Leave
 from ..read.fields import Fields, as_name, as_object, as_string, clip
+from ..read.media import parse_image_url
 from ..read.messages import FILES, MEDIA, TEXTS, parse_content
 from ..spell import dumps
 from .responses_tools import join, spell_input
@@ -30,15 +31,18 @@ ROLES: Final[Mapping[str, Role]] = {
 PASSED_OVER: Final = frozenset(
     (
         "code_interpreter_call",
-        "computer_call",
-        "computer_call_output",
         "file_search_call",
         "image_generation_call",
         "mcp_list_tools",
         "web_search_call",
     )
 )
-"""What was run elsewhere and left nothing for a model that reads text."""
+"""What was run elsewhere and left nothing for a model."""
+
+SCREENSHOTS: Final = frozenset(("computer_screenshot", "input_image"))
+"""What a client calls a picture of the screen that it drives."""
+UNSPOKEN: Final = frozenset(("type", "id", "call_id", "status", "pending_safety_checks"))
+"""Fields of a call that are none of its arguments."""
 
 ENCRYPTED: Final = "lmlite1."
 """What our `encrypted_content` begins with; nothing is secret in it, but its client cannot tell."""
@@ -243,14 +247,25 @@ def _read_custom_call(conversation: _Conversation, item: Fields) -> None:
 
 
 def _read_own_call(conversation: _Conversation, item: Fields) -> None:
-    """Of a tool that its client has of its own and runs itself (a shell, patches): its name is in the type."""
+    """Of a tool that its client has of its own and runs itself (a shell, patches, a screen): its name is in the type."""
     name = str(item.values["type"]).removesuffix("_call")
-    said = {key: value for key, value in item.values.items() if key not in ("type", "id", "call_id", "status")}
+    said = {key: value for key, value in item.values.items() if key not in UNSPOKEN}
     conversation.call(ToolCallPart(_call_id(item), name, dumps(said)))
 
 
 def _read_result(conversation: _Conversation, item: Fields) -> None:
     conversation.result(_call_id(item), _content(item.get("output"), item.where("output")))
+
+
+def _read_screenshot(conversation: _Conversation, item: Fields) -> None:
+    """One picture, not in a list as other results are; what is none is read as they are."""
+    output = item.get("output")
+    if not isinstance(output, Mapping) or output.get("type") not in SCREENSHOTS:
+        return _read_result(conversation, item)
+    part = Fields(output, item.where("output"))
+    if part.get("image_url") is None and part.get("file_id") is not None:
+        raise UnsupportedField(part.where("file_id"))
+    conversation.result(_call_id(item), (parse_image_url(part),))
 
 
 def _read_tool_search_result(conversation: _Conversation, item: Fields) -> None:
@@ -312,6 +327,8 @@ _READERS: Final[Mapping[str, Callable[[_Conversation, Fields], None]]] = {
     "shell_call_output": _read_result,
     "apply_patch_call": _read_own_call,
     "apply_patch_call_output": _read_result,
+    "computer_call": _read_own_call,
+    "computer_call_output": _read_screenshot,
     "tool_search_call": _read_own_call,
     "tool_search_output": _read_tool_search_result,
     "mcp_call": _read_mcp_call,
