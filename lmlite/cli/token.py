@@ -1,9 +1,12 @@
-"""`lmlite token`: API tokens of the server of this home, made, listed and revoked whether it runs or not."""
+"""`lmlite token`: API tokens of the server of this home, made, listed and revoked whether it runs or not, and taken to others:
+as digests, so that who reads them on the way cannot use them."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -14,17 +17,19 @@ from ..errors import ConfigError
 from ..principal import RIGHTS, Principal
 from ..store.database import Database
 from ..store.home import Home
-from ..store.tokens import Token, TokenTable
+from ..store.tokens import DIGEST_BYTES, SECRET_LENGTH, SHAPE, Token, TokenTable
 from .terminal import escaped, put, put_json, say
 
 UNITS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SPAN: Final = re.compile(r"([0-9]{1,6})([mhdw])")
 NAME_MAX: Final = 80
 COUNT_MAX: Final = 10**9
+FILE_MAX: Final = 16 << 20
+"""Of exported tokens: some fifty thousand."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    help = "make, list or revoke API tokens"
+    help = "make, list, revoke or copy API tokens"
     parser = commands.add_parser("token", help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     create = actions.add_parser("create", help="make one; it is shown this once", allow_abbrev=False)
@@ -44,7 +49,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     listing = actions.add_parser("list", help="list them", allow_abbrev=False)
     revoke = actions.add_parser("revoke", help="end one, for the server that runs too", allow_abbrev=False)
     revoke.add_argument("name", metavar="NAME", help="its name, or the first part of it (sk-lm-XXXXXXXX)")
-    for action, run in ((create, make), (listing, show), (revoke, end)):
+    export = actions.add_parser("export", help="print all for other servers, without what proves them", allow_abbrev=False)
+    replace = actions.add_parser("import", help="have those that were exported, and no others", allow_abbrev=False)
+    replace.add_argument("file", metavar="FILE", help="what `lmlite token export` printed; - is what comes in")
+    for action, run in ((create, make), (listing, show), (revoke, end), (export, write), (replace, take)):
         action.add_argument("--home", metavar="DIR", help="the home folder of the server")
         action.add_argument("--json", action="store_true", help="as JSON")
         action.add_argument("--quiet", action="store_true", help="no messages but errors")
@@ -92,6 +100,60 @@ def end(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise ConfigError(f"there is no token {arguments.name!r}")
     say(arguments, f"Token {escaped(arguments.name)} is revoked.")
     return 0
+
+
+def write(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    put_json([exported(token) for token in table(arguments, environ).all()])
+    return 0
+
+
+def take(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    try:
+        if arguments.file == "-":
+            text = sys.stdin.buffer.read(FILE_MAX + 1)
+        else:
+            with open(arguments.file, "rb") as file:
+                text = file.read(FILE_MAX + 1)
+        if len(text) > FILE_MAX:
+            raise ValueError("it is too large")
+        given = json.loads(text)
+        if not isinstance(given, list):
+            raise ValueError("it is no list")
+        tokens = [imported(item) for item in given]
+        table(arguments, environ).replace(tokens)
+    except OSError as error:
+        raise ConfigError(f"{arguments.file}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ConfigError(f"{arguments.file}: this is not what `lmlite token export` prints: {error}") from None
+    say(arguments, f"{len(tokens)} tokens are known, and no others.")
+    return 0
+
+
+def exported(token: Token) -> dict[str, Any]:
+    principal = token.principal
+    return {
+        "id": token.id,
+        "sha256": token.digest.hex(),
+        "name": principal.name,
+        "rights": sorted(principal.rights),
+        "scope": principal.scope,
+        "created": token.created,
+        "expires": token.expires,
+        "max_requests": principal.requests_max,
+        "tokens_per_minute": principal.tokens_per_minute,
+    }
+
+
+def imported(item: Mapping[str, Any]) -> Token:
+    digest, expires = bytes.fromhex(item["sha256"]), item["expires"]
+    if not SHAPE.fullmatch(f"sk-lm-{item['id']}:{'a' * SECRET_LENGTH}") or len(digest) != DIGEST_BYTES:
+        raise ValueError("an id or a digest has another form")
+    try:
+        name, rights = _name(item["name"]), _rights(",".join(item["rights"]))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
+    principal = Principal(name, str(item["scope"]), rights, int(item["max_requests"]), int(item["tokens_per_minute"]))
+    return Token(item["id"], digest, float(item["created"]), None if expires is None else float(expires), principal)
 
 
 def table(arguments: argparse.Namespace, environ: Mapping[str, str]) -> TokenTable:

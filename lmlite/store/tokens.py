@@ -11,7 +11,7 @@ import hmac
 import re
 import secrets
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     import sqlite3
 
 LETTERS: Final = string.ascii_letters + string.digits
-ID_LENGTH, SECRET_LENGTH = 8, 20
+ID_LENGTH, SECRET_LENGTH, DIGEST_BYTES = 8, 20, 32
 SHAPE: Final = re.compile(rf"sk-lm-([A-Za-z0-9]{{{ID_LENGTH}}}):([A-Za-z0-9]{{{SECRET_LENGTH}}})")
-COLUMNS: Final = "id, digest, name, rights, scope, created, expires, requests_max, tokens_per_minute"
+COLUMNS: Final = "id, digest, name, rights, scope, requests_max, tokens_per_minute, created, expires"
+INSERT: Final = f"INSERT INTO tokens ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 BUSY_S: Final = 0.05
 """For another process that brings the database in order at this moment: a loop waits for it."""
 
@@ -62,22 +63,21 @@ class TokenTable:
     def create(self, principal: Principal, created: float, expires: float | None) -> str:
         """The token itself, which nobody can tell again. Raises `ValueError` if another one has the name."""
         id, secret = ("".join(secrets.choice(LETTERS) for _ in range(n)) for n in (ID_LENGTH, SECRET_LENGTH))
-        row = (
-            id,
-            digest_of(secret),
-            principal.name,
-            " ".join(sorted(principal.rights)),
-            principal.scope,
-            created,
-            expires,
-            principal.requests_max,
-            principal.tokens_per_minute,
-        )
+        row = (*row_of(id, digest_of(secret), principal), created, expires)
         with self._database.writing() as connection:
             if connection.execute("SELECT 1 FROM tokens WHERE name = ?", (principal.name,)).fetchone():
                 raise ValueError(f"there is a token called {principal.name!r} already")
-            connection.execute(f"INSERT INTO tokens ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            connection.execute(INSERT, row)
         return f"sk-lm-{id}:{secret}"
+
+    def replace(self, tokens: Iterable[Token]) -> None:
+        """These are all that there are from now on. Raises `ValueError` where two of them have one name, or one id."""
+        rows = [(*row_of(token.id, token.digest, token.principal), token.created, token.expires) for token in tokens]
+        if len({row[0] for row in rows}) < len(rows) or len({row[2] for row in rows}) < len(rows):
+            raise ValueError("two of them have the same name or id")
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM tokens")
+            connection.executemany(INSERT, rows)
 
     def all(self) -> list[Token]:
         """In the order in which they were made."""
@@ -156,6 +156,12 @@ class TokenReader:
             raise StateError(f"{self._path.name}: {error}") from None
 
 
+def row_of(id: str, digest: bytes, principal: Principal) -> tuple[str | bytes | int, ...]:
+    """The first columns of one."""
+    rights = " ".join(sorted(principal.rights))
+    return id, digest, principal.name, rights, principal.scope, principal.requests_max, principal.tokens_per_minute
+
+
 def read_all(connection: sqlite3.Connection) -> list[Token]:
     """A database that was never written to by a version that knows tokens has none."""
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'tokens'").fetchone():
@@ -165,7 +171,7 @@ def read_all(connection: sqlite3.Connection) -> list[Token]:
 
 
 def read(row: Sequence[Any]) -> Token:
-    id, digest, name, rights, scope, created, expires, requests_max, tokens_per_minute = row
+    id, digest, name, rights, scope, requests_max, tokens_per_minute, created, expires = row
     known = frozenset(str(rights).split()) & frozenset(RIGHTS)
     principal = Principal(str(name), str(scope), known, int(requests_max), int(tokens_per_minute))
     return Token(str(id), bytes(digest), float(created), None if expires is None else float(expires), principal)

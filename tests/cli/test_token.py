@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lmlite.store.tokens import SHAPE
+from lmlite.store.tokens import SHAPE, TokenReader
 from tests.cli.conftest import Command
 
 
@@ -49,3 +51,44 @@ def test_those_who_administer_are_named_as_such(command: Command, home: Path) ->
     command("token", "create", "boss", "--allow", "admin,chat", "--group", "home")
     plain, boss = command("token", "list", "--json").json
     assert "admin" not in plain["rights"] and boss["rights"] == ["admin", "chat"] and boss["group"] == "home"
+
+
+def test_tokens_are_taken_to_another_server_as_digests(command: Command, home: Path, tmp_path: Path) -> None:
+    """It lets them in then, and whoever is not among them no more."""
+    secret = command("token", "create", "kitchen", "--allow", "chat", "--expires", "30d", "--group", "home").out.strip()
+    command("token", "create", "study", "--max-requests", "3", "--tokens-per-minute", "500")
+    told = command("token", "export").out
+    assert secret.partition(":")[2] not in told
+    file, other = tmp_path / "tokens.json", tmp_path / "other"
+    file.write_text(told)
+    stranger = command("token", "create", "stranger", "--home", str(other)).out.strip()
+    assert command("token", "import", str(file), "--home", str(other)).code == 0
+    assert command("token", "list", "--json", "--home", str(other)).json == command("token", "list", "--json").json
+    reader = TokenReader(other / "state.sqlite3", lambda: 0.0)
+    found = reader.find(secret)
+    assert found is not None and (found.name, found.scope, found.rights) == ("kitchen", "group home", {"chat"})
+    assert reader.find(stranger) is None
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda told: told[: len(told) // 2],
+        lambda told: '{"tokens": []}',
+        lambda told: "[7]",
+        lambda told: told.replace('"sha256": "', '"sha256": "00'),
+        lambda told: told.replace('"chat"', '"everything"'),
+        lambda told: json.dumps(json.loads(told) * 2),
+        lambda told: told.replace("max_requests", "max_wishes"),
+    ],
+)
+def test_a_file_that_was_not_exported_changes_nothing(
+    command: Command, home: Path, tmp_path: Path, spoil: Callable[[str], str]
+) -> None:
+    command("token", "create", "kitchen")
+    file = tmp_path / "tokens.json"
+    file.write_text(spoil(command("token", "export").out))
+    refused = command("token", "import", str(file))
+    assert refused.code == 2 and refused.err.startswith(f"lmlite: {file}: ")
+    assert command("token", "list", "--json").json[0]["name"] == "kitchen"
