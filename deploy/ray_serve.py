@@ -10,6 +10,8 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
@@ -85,12 +87,15 @@ class Node:
         options = dict(options)
         self._folder = tempfile.TemporaryDirectory(prefix="lmlite-")
         socket = Path(self._folder.name) / "socket"
-        file = options.pop("file", None)
-        if file is not None:
+        if file := options.pop("file", None):
             options |= {"models": [file], "alias": {name: Path(file).stem}}
+        if tokens := options.pop("tokens", None):
+            home = ["--home", self._folder.name, "--quiet"]
+            subprocess.run([sys.executable, "-m", "lmlite", "token", "import", tokens, *home], check=True)
+            options["auth"] = True
         # The name of the node has its process's id, so that one knows which it was.
         node = f"{serve.get_replica_context().replica_id.unique_id}.{os.getpid()}"
-        self._server = lmlite.Server(**{"home": Path(self._folder.name), "node": node, **options, "unix_socket": socket})
+        self._server = lmlite.Server(home=Path(self._folder.name), node=node, unix_socket=socket, **options)
         self._server.start()
         self._session: aiohttp.ClientSession | None = None
         self._connector = lambda: aiohttp.UnixConnector(str(socket), limit=0)
@@ -215,8 +220,9 @@ def digest(value: object) -> str:
 
 
 def build(arguments: Mapping[str, Any]) -> serve.Application:
-    """The application: `models` has each model's name, its `file` and options of lmlite's (`parallel`, `kv_cells`, ...);
-    `replicas` its least and most, `streams` how many of them one replica should have, `cpus` and `gpus` what it takes."""
+    """The application. `models`: each one's name, its `file`, its `tokens` (a file of `lmlite token export`; without one none
+    is asked for) and options of lmlite's; `replicas`: the least and the most of each; `streams`: how many one of them should
+    have; `cpus` and `gpus`: what one takes."""
     autoscaling = {
         "min_replicas": arguments.get("replicas", [1, 4])[0],
         "max_replicas": arguments.get("replicas", [1, 4])[1],
