@@ -30,7 +30,11 @@ SHARED = 0.97
 
 @dataclass
 class Conversation:
-    messages: list[dict[str, str]]
+    """Every second one has a system prompt."""
+
+    name: str
+    model: str = "lmlite-tiny"
+    messages: list[dict[str, str]] = field(default_factory=list)
     told: int = 0
     """Tokens of the last prompt: what the next one surely shares with it."""
     node: str = ""
@@ -100,16 +104,22 @@ def until_ready(port: int, path: str = "/ready") -> None:
 # ---- conversations ---------------------------------------------------------------------------------------------------
 
 
-def begun(i: int, model: str = "lmlite-tiny") -> Conversation:
-    return Conversation([{"role": "system", "content": " ".join(random.Random(f"{i}{model}").choices(WORDS, k=40))}])
+def begun(i: int, model: str) -> Conversation:
+    conversation = Conversation(f"{i} {model}", model)
+    if i % 2:
+        conversation.messages.append({"role": "system", "content": words(conversation.name, 40)})
+    return conversation
 
 
-def ask(port: int, conversation: Conversation, turn: int, model: str = "lmlite-tiny") -> Seen:
+def words(seed: str, n: int) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=n))
+
+
+def ask(port: int, conversation: Conversation, turn: int) -> Seen:
     """One turn; again, where its stream was lost."""
-    drawn = random.Random(f"{conversation.messages[0]}{turn}")
-    conversation.messages.append({"role": "user", "content": " ".join(drawn.choices(WORDS, k=12))})
+    conversation.messages.append({"role": "user", "content": words(f"{conversation.name} {turn}", 12 if turn else 30)})
     body = {
-        "model": model,
+        "model": conversation.model,
         "messages": conversation.messages,
         "max_tokens": ANSWER_TOKENS,
         "ignore_eos": True,
@@ -174,21 +184,21 @@ class Course:
 def drive(port: int, n: int, events: Mapping[int, Callable[[list[Conversation]], None]], models: tuple[str, ...]) -> Course:
     """`n` conversations with each of `models`, all their first turns, then all their second, ...; in those turns that
     `events` has, that happens while a third of them are answered."""
-    conversations = [(begun(i, model), model) for i in range(n) for model in models]
+    conversations = [begun(i, model) for i in range(n) for model in models]
     seen: list[Seen] = []
     lock = threading.Lock()
 
     def one(place: int, turn: int) -> None:
         if place == len(conversations) // 3 and turn in events:
-            events[turn]([conversation for conversation, _ in conversations])
-        found = ask(port, conversations[place][0], turn, conversations[place][1])
+            events[turn](conversations)
+        found = ask(port, conversations[place], turn)
         with lock:
             seen.append(found)
 
     with ThreadPoolExecutor(AT_ONCE) as executor:
         for turn in range(TURNS):
             list(executor.map(lambda place, turn=turn: one(place, turn), range(len(conversations))))
-    return Course([conversation for conversation, _ in conversations], seen)
+    return Course(conversations, seen)
 
 
 def report(bench: str, figures: dict[str, object]) -> bool:

@@ -45,6 +45,8 @@ LISTED = frozenset({"/v1/models", "/api/v0/models", "/api/v1/models"})
 """Lists, to which each model's replicas add theirs."""
 OWN_HISTORY = ("/v1/responses", "/api/v1/chat")
 """Routes of callers that go on from what a node has kept."""
+SYSTEM = ("system", "developer")
+"""Roles of a message that many conversations begin with: the one behind it tells them apart."""
 HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "host", "content-length", "expect", "upgrade", "te"})
 
 Head = tuple[int, list[tuple[str, str]]]
@@ -201,8 +203,9 @@ def read(body: bytes | bytearray) -> Mapping[str, Any]:
 
 
 def conversation_of(request: Request, said: Mapping[str, Any]) -> str:
-    """What names the conversation: what the client says of it, or its first two messages, which a client that sends the whole
-    history repeats; for routes of callers that go on from what is kept, their token; otherwise the client's address."""
+    """What names the conversation: what the client says of it, or its first message (and the one behind a system prompt), which
+    a client that sends the whole history repeats; for routes of callers that go on from what is kept, their token; otherwise
+    the client's address."""
     named = request.headers.get("x-conversation-id")
     if named:
         return f"id {named}"
@@ -210,8 +213,10 @@ def conversation_of(request: Request, said: Mapping[str, Any]) -> str:
     if token and request.url.path.startswith(OWN_HISTORY):
         return digest(token)
     begins = said.get("messages") or said.get("prompt")
+    if isinstance(begins, list) and isinstance(begins[0], dict):
+        begins = begins[: 2 if begins[0].get("role") in SYSTEM else 1]
     if begins:
-        return digest([said.get("system"), begins[:2] if isinstance(begins, list) else begins])
+        return digest([said.get("system"), begins])
     return f"from {request.client.host if request.client else ''}"
 
 
