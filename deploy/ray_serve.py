@@ -203,9 +203,9 @@ def read(body: bytes | bytearray) -> Mapping[str, Any]:
 
 
 def conversation_of(request: Request, said: Mapping[str, Any]) -> str:
-    """What names the conversation: what the client says of it, or its first message (and the one behind a system prompt), which
-    a client that sends the whole history repeats; for routes of callers that go on from what is kept, their token; otherwise
-    the client's address."""
+    """What names the conversation: what the client says of it, or its first message (and the one behind a system prompt), as
+    a client that sends the whole history repeats them; for routes of callers that go on from what is kept, their token;
+    otherwise the client's address."""
     named = request.headers.get("x-conversation-id")
     if named:
         return f"id {named}"

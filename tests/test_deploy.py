@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from lmlite.app.routes import ROUTES
 from lmlite.app.scrape import gateway_families

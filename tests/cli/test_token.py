@@ -66,7 +66,7 @@ def test_tokens_are_taken_to_another_server_as_digests(command: Command, home: P
     assert command("token", "list", "--json", "--home", str(other)).json == command("token", "list", "--json").json
     reader = TokenReader(other / "state.sqlite3", lambda: 0.0)
     found = reader.find(secret)
-    assert found is not None and (found.name, found.scope, found.rights) == ("kitchen", "group home", {"chat"})
+    assert found is not None and (found.name, found.scope, found.rights) == ("kitchen", "group home", frozenset({"chat"}))
     assert reader.find(stranger) is None
     reader.close()
 
