@@ -14,7 +14,6 @@ from setuptools import build_meta
 from setuptools.build_meta import (  # the hooks that build nothing
     get_requires_for_build_editable,
     get_requires_for_build_sdist,
-    get_requires_for_build_wheel,
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
@@ -33,9 +32,12 @@ __all__ = [
 SWITCHES = ("cuda", "metal", "vulkan", "portable")
 VARIABLES = {
     **{name: f"LMLITE_{name.upper()}" for name in SWITCHES},
+    "target": "LMLITE_TARGET",
     "cmake-args": "CMAKE_ARGS",
     "llama-cpp": "LMLITE_LLAMA_CPP",
 }
+CROSS_COMPILER = "ziglang"
+"""Zig, which compiles C++ for other architectures and older C libraries, in a package of PyPI's."""
 SETUPTOOLS_OWN = ("--", "editable_mode", "editable-mode")
 """How settings begin that setuptools or the front end understands by itself."""
 
@@ -51,6 +53,12 @@ def apply_settings(settings: Settings, environ: MutableMapping[str, str]) -> Non
         if name not in VARIABLES:
             raise SystemExit(f"lmlite: there is no build setting '{key}'. Known: {', '.join(VARIABLES)}.")
         environ[VARIABLES[name]] = value if isinstance(value, str) else " ".join(value)
+
+
+def get_requires_for_build_wheel(settings: Settings = None) -> list[str]:
+    """What pyproject.toml names, and the cross compiler if one is asked for."""
+    apply_settings(settings, os.environ)
+    return build_meta.get_requires_for_build_wheel(settings) + [CROSS_COMPILER] * bool(os.environ.get(VARIABLES["target"]))
 
 
 def build_wheel(directory: str, settings: Settings = None, metadata_directory: str | None = None) -> str:

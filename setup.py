@@ -1,6 +1,7 @@
 """Builds the native part with CMake and puts it into the package; everything else is in pyproject.toml.
 
     pip install .                                 a wheel for every CPython 3 on this platform
+    pip wheel . -C target=aarch64-linux-gnu.2.28  one for another, or for older systems (with zig, which pip brings)
     python setup.py pyz [--with MODEL.gguf]...    dist/lmlite.pyz, which any CPython from 3.10 on runs as it is
     python setup.py build_native --inplace        (re)builds lmlite/lib in the source tree; --tests: the C++ tests too
 
@@ -11,7 +12,10 @@ Whatever is missing ends the build with one paragraph that says what, and how to
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -19,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -31,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "vendor"), str(ROOT / "tools" / "onefile")
 
 import fetch  # noqa: E402, I001 (vendor/fetch.py)
 import patch  # noqa: E402 (vendor/patch.py)
-from build_backend import SWITCHES, VARIABLES  # noqa: E402
+from build_backend import CROSS_COMPILER, SWITCHES, VARIABLES  # noqa: E402
 
 JOB_MEMORY = 1_500_000_000
 """Bytes that the largest of llama.cpp's translation units needs: more jobs than fit end in a killed compiler."""
@@ -71,6 +76,57 @@ def cmake_switches(environ: Environ) -> list[str]:
         raise SystemExit(f"lmlite: CMAKE_ARGS cannot be split into arguments: {error}.") from None
 
 
+class Target(NamedTuple):
+    """A Linux that is built for with zig: `x86_64-linux-gnu.2.28`, the number being the oldest glibc that will do."""
+
+    name: str
+    architecture: str
+
+    @property
+    def is_this_machine(self) -> bool:
+        return self.architecture == platform.machine()
+
+
+def target_of(environ: Environ) -> Target | None:
+    name = environ.get(VARIABLES["target"], "").strip()
+    if not name:
+        return None
+    parts = re.fullmatch(r"(x86_64|aarch64)-linux-gnu\.2\.\d+", name)
+    if parts is None:
+        raise SystemExit(
+            f"lmlite: {VARIABLES['target']}={name} is no target: x86_64-linux-gnu.2.28 or aarch64-linux-gnu.2.28, for "
+            "example, for a Linux with that glibc or a newer one."
+        )
+    for switch in SWITCHES:
+        if switch != "portable" and is_on(environ, switch):
+            raise SystemExit(f"lmlite: there is no `{switch}` in a build for a `target`, which is compiled for CPUs only.")
+    return Target(name, parts[1])
+
+
+def write_compilers(target: Target, folder: Path) -> list[str]:
+    """Programs that are zig's compiler for that target, and the CMake arguments by which they are used."""
+    found = importlib.util.find_spec(CROSS_COMPILER)
+    if found is None or found.origin is None:
+        raise SystemExit(
+            f"lmlite: a build for a `target` is compiled with zig. pip brings it unless build isolation is off; get it with "
+            f"`pip install {CROSS_COMPILER}`."
+        )
+    zig = Path(found.origin).parent / "zig"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("cc", "c++", "ar", "ranlib"):
+        program = folder / name
+        command = f"{shlex.quote(str(zig))} {name}" + f" -target {target.name}" * (name in ("cc", "c++"))
+        text = f'#!/bin/sh\nexec {command} "$@"\n'
+        if not program.is_file() or program.read_text(encoding="utf-8") != text:  # compiler caches go by its time
+            program.write_text(text, encoding="utf-8")
+            program.chmod(0o755)
+    tools = {"C_COMPILER": "cc", "CXX_COMPILER": "c++", "AR": "ar", "RANLIB": "ranlib"}
+    arguments = [f"-DCMAKE_{variable}={folder / name}" for variable, name in tools.items()]
+    arguments += ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={target.architecture}"]
+    arguments += [f"-DCMAKE_{kind}_LINKER_FLAGS=-s" for kind in ("SHARED", "EXE")]  # `strip` may not know the architecture
+    return [*arguments, "-DLMLITE_ZIG=ON", "-DLMLITE_PORTABLE=ON"]
+
+
 # ---- what a build needs ----------------------------------------------------------------------------------------------
 
 
@@ -81,7 +137,7 @@ def find_missing(environ: Environ) -> str | None:
         return "cmake is missing. pip brings it unless build isolation is off; get it with `pip install cmake ninja`."
     chosen_by_hand = re.search("CMAKE_CXX_COMPILER|TOOLCHAIN", environ.get("CMAKE_ARGS", ""))
     compilers = [shlex.split(environ["CXX"])[0]] if environ.get("CXX", "").strip() else ["c++", "g++", "clang++"]
-    if not chosen_by_hand and not any(shutil.which(name, path=path) for name in compilers):
+    if not chosen_by_hand and target_of(environ) is None and not any(shutil.which(name, path=path) for name in compilers):
         return (
             f"no C++ compiler was found (looked for {', '.join(compilers)}). Get one with `apt install g++` (Debian, "
             "Ubuntu), `dnf install gcc-c++` (Fedora), `apk add g++ linux-headers` (Alpine) or `xcode-select --install` "
@@ -97,6 +153,22 @@ def find_missing(environ: Environ) -> str | None:
     if is_on(environ, "vulkan") and shutil.which("glslc", path=path) is None:
         return "`vulkan` needs the shader compiler glslc, which is missing. Try `apt install glslc libvulkan-dev`."
     return None
+
+
+def with_own_programs(environ: Environ) -> dict[str, str]:
+    """The environment in which those of CMake and Ninja are found first that were installed for this Python. Then what pip
+    built in isolation and what is built from the virtual environment later is built by the same ones: another CMake would
+    compile all of it a second time."""
+    folders: list[str] = []
+    for name in ("cmake", "ninja"):
+        try:
+            files = importlib.metadata.files(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        programs = [Path(str(file.locate())) for file in files if file.stem == name and file.parent.name in ("bin", "Scripts")]
+        folders += [os.path.normpath(path.parent) for path in programs if path.is_file()][:1]
+    path = [*dict.fromkeys(folders), environ.get("PATH", os.defpath)]
+    return {**environ, "PATH": os.pathsep.join(path)}
 
 
 def cuda_roots(environ: Environ) -> list[str]:
@@ -150,6 +222,9 @@ def configure(environ: Environ) -> Path:
         raise SystemExit(f"lmlite: {missing}")
     tree = find_tree(environ)
     switches = cmake_switches(environ)
+    target = target_of(environ)
+    if target is not None:
+        switches = [*write_compilers(target, ROOT / "build" / target.name), *switches]
     identity = repr([str(tree), switches, environ.get("CC"), environ.get("CXX"), environ.get("CXXFLAGS")])
     folder = ROOT / "build" / f"native-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     try:
@@ -212,6 +287,15 @@ def write_bindings(target: Path) -> None:
     ffi.emit_python_code(str(target))
 
 
+def manylinux(platform: str, library: bytes) -> str:
+    """The tag of a wheel for every Linux whose glibc has what the library asks of it; `platform` for one that asks for none,
+    or for libraries that not every Linux has."""
+    asked = [int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)(?:\.\d+)?(?=\0)", library)]
+    if not platform.startswith("linux_") or not asked or b"\0libstdc++.so.6\0" in library:
+        return platform
+    return f"manylinux_2_{max(*asked, 5)}_{platform.removeprefix('linux_')}"  # no older one has a name
+
+
 # ---- setuptools ------------------------------------------------------------------------------------------------------
 
 
@@ -243,11 +327,12 @@ class BuildNative(Command):
         return ROOT / "lmlite" if self.in_place else Path(self.build_lib or "").resolve() / "lmlite"
 
     def run(self) -> None:
-        package, environ = self.package(), dict(os.environ)
+        package, environ = self.package(), with_own_programs(os.environ)
         folder = configure(environ)
         programs = ["lmlite-tests"] * self.tests + ["lmlite-raw-embed"] * self.bench
         compile_targets(folder, ["lmlite", "lmlite-engine", *programs], environ)
-        install(folder, package / "lib", strip=not self.in_place, environ=environ)
+        strip = not self.in_place and target_of(environ) is None
+        install(folder, package / "lib", strip=strip, environ=environ)
         copy_licences(find_tree(environ), package / "lib")
         write_bindings(package / "core" / "engine" / "_lib.py")
         for program in programs:
@@ -291,7 +376,13 @@ class Wheel(bdist_wheel):
         self.root_is_pure = False
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        platform, target = super().get_tag()[2], target_of(os.environ)
+        if target is not None:
+            platform = f"linux_{target.architecture}"
+        libraries = list((Path(self.bdist_dir or "") / "lmlite" / "lib").glob("liblmlite.so"))
+        if libraries and (target is not None or is_on(os.environ, "portable")):
+            platform = manylinux(platform, libraries[0].read_bytes())
+        return "py3", "none", platform
 
 
 class OneFile(Command):

@@ -224,6 +224,50 @@ def test_an_unknown_setting_ends_the_build(backend: Any) -> None:
         backend.apply_settings({"cdua": "1"}, {})
 
 
+@pytest.mark.parametrize(
+    "name", ["aarch64", "x86_64-linux-musl", "riscv64-linux-gnu.2.28", "x86_64-linux-gnu", "x86_64-linux-gnu.2.28 -O0"]
+)
+def test_a_target_that_nothing_is_built_for_ends_the_build(setup: Any, name: str) -> None:
+    with pytest.raises(SystemExit, match=r"is no target: x86_64-linux-gnu.2.28 or"):
+        setup.target_of({"LMLITE_TARGET": name})
+
+
+def test_a_target_is_compiled_for_cpus_only(setup: Any) -> None:
+    with pytest.raises(SystemExit, match="there is no `cuda` in a build for a `target`"):
+        setup.target_of({"LMLITE_TARGET": "x86_64-linux-gnu.2.28", "LMLITE_CUDA": "1"})
+
+
+def test_pip_is_asked_for_the_cross_compiler_where_there_is_a_target(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend.os, "environ", {})
+    assert "ziglang" not in backend.get_requires_for_build_wheel({"portable": "1"})
+    assert "ziglang" in backend.get_requires_for_build_wheel({"target": "aarch64-linux-gnu.2.28"})
+
+
+def test_a_target_has_a_compiler_of_its_own(setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site" / "ziglang"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "zig").write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    (package / "zig").chmod(0o755)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    target = setup.target_of({"LMLITE_TARGET": "aarch64-linux-gnu.2.28"})
+    arguments = dict(it.removeprefix("-D").split("=", 1) for it in setup.write_compilers(target, tmp_path / "zig"))
+    assert arguments["CMAKE_SYSTEM_PROCESSOR"] == "aarch64" and arguments["LMLITE_PORTABLE"] == "ON"
+    said = subprocess.run([arguments["CMAKE_CXX_COMPILER"], "-c", "a b"], capture_output=True, text=True).stdout
+    assert said == "c++|-target|aarch64-linux-gnu.2.28|-c|a b|"
+    written = Path(arguments["CMAKE_CXX_COMPILER"]).stat().st_mtime_ns
+    setup.write_compilers(target, tmp_path / "zig")
+    assert Path(arguments["CMAKE_CXX_COMPILER"]).stat().st_mtime_ns == written  # by which compiler caches go
+
+
+def test_a_target_without_zig_says_where_it_is_from(setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(SystemExit, match="`pip install ziglang`"):
+        setup.write_compilers(setup.target_of({"LMLITE_TARGET": "x86_64-linux-gnu.2.17"}), tmp_path)
+
+
 def test_portable_names_every_cpu_feature_of_llama_cpp() -> None:
     cmake = ROOT / "vendor" / "llama.cpp" / "ggml" / "CMakeLists.txt"
     if not cmake.exists():
@@ -270,6 +314,23 @@ def test_what_is_missing_is_named_with_its_cure(
 def test_nothing_is_missing_where_all_is_there(setup: Any, tmp_path: Path, environ: dict[str, str]) -> None:
     make_programs(tmp_path, ["cmake", "g++"])
     assert setup.find_missing({"PATH": str(tmp_path), **environ}) is None
+
+
+def test_the_cmake_that_comes_with_this_python_is_the_one_that_builds(
+    setup: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether pip builds in isolation or a virtual environment that nobody activated: another CMake compiles all anew."""
+    site, programs = tmp_path / "lib" / "site", tmp_path / "bin"
+    programs.mkdir()
+    make_programs(programs, ["cmake"])
+    information = site / "cmake-9.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: cmake\nVersion: 9\n")
+    (information / "RECORD").write_text("cmake/data/bin/cmake,,\n../../bin/cmake,,\n")
+    monkeypatch.setattr(sys, "path", [str(site)])
+    assert setup.with_own_programs({"PATH": "/system", "A": "b"}) == {"PATH": f"{programs}{os.pathsep}/system", "A": "b"}
+    (programs / "cmake").unlink()
+    assert setup.with_own_programs({"PATH": "/system"}) == {"PATH": "/system"}
 
 
 def make_programs(folder: Path, names: list[str]) -> None:
@@ -443,3 +504,24 @@ def test_the_bindings_hold_the_header(setup: Any, tmp_path: Path) -> None:
 def test_the_list_for_macos_is_the_header(setup: Any) -> None:
     listed = {line.removeprefix("_") for line in (ROOT / "csrc" / "exports.txt").read_text().split()}
     assert listed == exported()
+
+
+# ---- wheels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "tag"),
+    [
+        (["GLIBC_2.2.5", "GLIBC_2.34", "GLIBC_2.9"], "linux_x86_64", "manylinux_2_34_x86_64"),
+        (["GLIBC_2.17", "GLIBC_2.28"], "linux_aarch64", "manylinux_2_28_aarch64"),
+        (["GLIBC_2.2.5"], "linux_x86_64", "manylinux_2_5_x86_64"),
+        ([], "linux_x86_64", "linux_x86_64"),  # another C library
+        (["GLIBC_2.17", "libstdc++.so.6"], "linux_x86_64", "linux_x86_64"),
+        (["GLIBC_2.17"], "macosx_11_0_arm64", "macosx_11_0_arm64"),
+    ],
+)
+def test_a_portable_wheel_is_for_each_linux_that_has_what_its_library_asks_for(
+    setup: Any, asked: list[str], platform: str, tag: str
+) -> None:
+    library = b"\0".join([b"\x7fELF", *map(str.encode, asked), b"_ZGLIBC_2.99", b""])
+    assert setup.manylinux(platform, library) == tag
