@@ -32,18 +32,15 @@ class Follows:
 
 def behind_calls(messages: Sequence[Message]) -> list[Message]:
     """What a call gave stands behind it, before whatever was said while somebody thought about giving it leave."""
-    joined: list[Message] = []
-    made: dict[str, int] = {}  # calls, and where their message stands
+    groups: list[list[Message]] = [[]]  # each begins with what somebody said; results are behind it
+    made: dict[str, list[Message]] = {}  # calls, and where their results belong
     for message in messages:
-        at = len(joined)
         if message.role == "tool":
-            begin = made.get(call_of(message), at)
-            at = next((i for i in range(begin + 1, at) if joined[i].role != "tool"), at)
-        if at < len(joined):
-            made = {id: place + (place >= at) for id, place in made.items()}
-        joined.insert(at, message)
-        made.update((part.id, at) for part in message.parts if isinstance(part, ToolCallPart))
-    return joined
+            made.get(call_of(message), groups[-1]).append(message)
+            continue
+        groups.append([message])
+        made.update((part.id, groups[-1]) for part in message.parts if isinstance(part, ToolCallPart))
+    return [message for group in groups for message in group]
 
 
 def call_of(message: Message) -> str:
