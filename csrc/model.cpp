@@ -340,6 +340,17 @@ static std::vector<ggml_backend_dev_t> gpus() {
     return cards.empty() ? integrated : cards;
 }
 
+std::string told_without_gpu() {
+    for (size_t i = 0; gpus().empty() && i < ggml_backend_reg_count(); i++) {
+        ggml_backend_reg_t backend = ggml_backend_reg_get(i);
+        if (ggml_backend_reg_dev_count(backend) == 0) {
+            return std::string("this build computes with ") + ggml_backend_reg_name(backend) +
+                   ", which found no GPU (or no driver for it): the model is computed on the CPU";
+        }
+    }
+    return "";
+}
+
 static bool can_split_rows(ggml_backend_dev_t device) {
     return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_split_buffer_type") != nullptr;
 }
@@ -558,6 +569,7 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     const int32_t layers = llama_model_n_layer(model_.get()) + 1; // the output layer counts as one
     gpu_layers_ = !llama_supports_gpu_offload() ? 0 : spec.gpu_layers < 0 ? layers : std::min(spec.gpu_layers, layers);
     offload_kv_cache_ = spec.offload_kv_cache && gpu_layers_ > 0;
+    lacks_gpu_ = spec.gpu_layers != 0 ? told_without_gpu() : "";
     maps_file_ = map && (spec.mlock || devices_can_map(model_.get()));
     if (!spec.vocab_only && llama_model_n_expert(model_.get()) > 0) {
         n_experts_ = spec.n_experts > 0 ? spec.n_experts
@@ -816,8 +828,12 @@ void model::warm_up() {
 }
 
 std::string model::warnings() const {
+    std::vector<std::string> each = chat_ && !embedding_ ? chat_->warnings() : std::vector<std::string>();
+    if (!lacks_gpu_.empty()) {
+        each.push_back(lacks_gpu_);
+    }
     std::string all;
-    for (const std::string & warning : chat_ && !embedding_ ? chat_->warnings() : std::vector<std::string>()) {
+    for (const std::string & warning : each) {
         all += all.empty() ? "" : ",";
         append_json_string(all, warning);
     }

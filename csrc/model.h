@@ -163,6 +163,7 @@ class model {
     int32_t gpu_layers_ = 0;
     int32_t n_experts_ = 0; // per token; 0: the model has none
     bool offload_kv_cache_ = false;
+    std::string lacks_gpu_;
 };
 
 // Where a buffer of this type lies: null for the machine's own memory.
@@ -174,5 +175,8 @@ std::vector<std::string> files_of(const load_spec & spec);
 
 // {"llama_cpp", "version", "backend"} of this build.
 const char * build_info();
+
+// Where the build has a backend for GPUs that found none ("CUDA"): a sentence about it; else empty.
+std::string told_without_gpu();
 
 }  // namespace lm

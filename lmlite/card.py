@@ -102,7 +102,7 @@ class Instance:
     n_experts: int = 0  # per token; 0: the model has none
     vision: bool = False  # it takes pictures, as it is loaded
     audio: bool = False  # it takes sound
-    warnings: tuple[str, ...] = ()  # what is wrong with its chat template; that it has none
+    warnings: tuple[str, ...] = ()  # what is wrong with its chat template; that no GPU was found
     remaining_ttl_s: float | None = None  # of a model loaded by a request, when it was asked; None: it stays
 
     @property

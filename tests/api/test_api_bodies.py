@@ -25,6 +25,9 @@ REFUSED = {
     "trailing bytes": b"{} x",
     "second object": b"{}{}",
     "trailing comma": b'{"a":1,}',
+    "trailing comma and spaces": b'{"a": 1, \n }',
+    "trailing comma in an array": b'{"a": [1 ,\t]}',
+    "no item": b'{"a": [,]}',
     "single quotes": b"{'a':1}",
     "leading zero": b'{"a":01}',
     "raw control character": b'{"a":"\x01"}',
@@ -179,6 +182,19 @@ def test_body_is_refused_for_the_same_reason_in_steps(name: str) -> None:
     small, large = read_either_way(REFUSED[name])
     assert isinstance(small, str)
     assert small == large
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b'{"a": 1, \n }', "Illegal trailing comma before end of object at character 7"),
+        (b'{"a": [1 ,\t]}', "Illegal trailing comma before end of array at character 9"),
+        (b'{"a": [1, }', "Expecting value at character 10"),
+        (b'{"a": 1, ]', "Expecting property name enclosed in double quotes at character 9"),
+    ],
+)
+def test_a_comma_too_many_is_told_alike_on_all_pythons(raw: bytes, reason: str) -> None:
+    assert read_either_way(raw) == (f"the body is not valid JSON: {reason}",) * 2
 
 
 @given(st.dictionaries(keys, json_values, max_size=4), st.sampled_from([None, 1]))

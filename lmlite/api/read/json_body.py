@@ -55,10 +55,23 @@ def parse_body(raw: bytes | bytearray) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep() from None
     except JSONDecodeError as exc:
-        raise InvalidJson(f"the body is not valid JSON: {exc.msg} at character {exc.pos}") from None
+        reason, at = _reason(exc)
+        raise InvalidJson(f"the body is not valid JSON: {reason} at character {at}") from None
     if not isinstance(body, dict):
         raise InvalidJson("the body must be a JSON object")
     return body
+
+
+def _reason(error: JSONDecodeError) -> tuple[str, int]:
+    """In the words of Python 3.13, which name the comma before the end of an object or array; all readers say the same."""
+    end = {"Expecting property name enclosed in double quotes": "}", "Expecting value": "]"}.get(error.msg, "")
+    if end and error.doc.startswith(end, error.pos):
+        before = error.doc[max(0, error.pos - STEP) : error.pos]
+        kept = before.rstrip(" \n\t\r")
+        if kept.endswith(","):
+            name = "object" if end == "}" else "array"
+            return f"Illegal trailing comma before end of {name}", error.pos - (len(before) - len(kept)) - 1
+    return error.msg, error.pos
 
 
 def _too_deep() -> InvalidJson:
