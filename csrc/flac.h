@@ -9,7 +9,7 @@ namespace lm {
 
 struct flac_header {
     uint32_t rate, channels;
-    uint64_t frames; // a sample of each channel
+    uint64_t frames; // a sample of each channel; where the header does not say how many, the last coded frame does
     std::string_view stream_info;
     std::string_view data; // the coded frames
 };

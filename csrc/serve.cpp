@@ -59,6 +59,11 @@ class server {
         frame command;
         ticket_ptr request;
         media_frames media = {};
+
+        // of one that is prepared but for its pictures, which are tried out one at a time
+        std::unique_ptr<sequence> prepared = nullptr;
+        media_files files = {};
+        size_t n_tried = 0;
     };
     // What came ahead of a request.
     struct arriving {
@@ -91,7 +96,8 @@ class server {
     void answer_error(const ticket_ptr & request, const error & e);
     const model & loaded() const;
     void check_media(const media_files & files) const;
-    void try_media(const media_files & files, const std::vector<media_part> & parts) const;
+    bool is_known(const media_file_ptr & file, const std::vector<media_part> & parts) const;
+    void try_next(work & item);
     void check_tokens(const std::vector<llama_token> & tokens, const char * param) const;
     chat_turn whole_prompt(const generate_spec & spec) const;
     chat_turn fitting_prompt(const generate_spec & spec) const;
@@ -309,6 +315,9 @@ void server::prepare_all() {
 
 void server::prepare(work & item) {
     const std::string & payload = item.command.payload;
+    if (item.prepared) {
+        return try_next(item);
+    }
     if (item.request->cancelled && item.command.kind == frame_kind::GENERATE) {
         sequence never_started;
         never_started.request = item.request;
@@ -413,19 +422,33 @@ void server::check_media(const media_files & files) const {
     }
 }
 
-// What cannot be decoded is told before anybody waits for it.
-void server::try_media(const media_files & files, const std::vector<media_part> & parts) const {
-    for (size_t i = 0; i < files.size(); i++) {
-        const auto first = std::find_if(parts.begin(), parts.end(), [&](const media_part & part) { return part.file == files[i]; });
-        if (first == parts.end() || loaded().sight()->known_rows(first->key)) {
-            continue; // not shown, or looked at before
-        }
-        try {
-            loaded().sight()->try_out(files[i]);
-        } catch (const invalid_request & e) {
-            throw media_error(i, e.what());
-        }
+// Not shown, or looked at before.
+bool server::is_known(const media_file_ptr & file, const std::vector<media_part> & parts) const {
+    const auto first = std::find_if(parts.begin(), parts.end(), [&](const media_part & part) { return part.file == file; });
+    return first == parts.end() || loaded().sight()->known_rows(first->key);
+}
+
+// What cannot be decoded is told before anybody waits for it. After each picture it is the others' turn: a request may have
+// hundreds, each of which takes as long as a hundred texts.
+void server::try_next(work & item) {
+    const std::vector<media_part> & parts = item.prepared->parts;
+    const auto is_done = [&] { return item.n_tried == item.files.size() || item.request->cancelled; };
+    while (!is_done() && is_known(item.files[item.n_tried], parts)) {
+        item.n_tried++;
     }
+    if (!is_done()) {
+        try {
+            loaded().sight()->try_out(item.files[item.n_tried]);
+        } catch (const invalid_request & e) {
+            throw media_error(item.n_tried, e.what());
+        }
+        item.n_tried++;
+    }
+    if (is_done()) {
+        return engine_->submit(std::move(item.prepared));
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    unprepared_.push_back(std::move(item));
 }
 
 chat_turn server::whole_prompt(const generate_spec & spec) const {
@@ -564,7 +587,7 @@ void server::generate(work & item) {
         if (spec.echo) {
             throw invalid_request("echo", "a prompt with pictures or sounds cannot be echoed");
         }
-        try_media(chat->media, s->parts);
+        item.files = chat->media;
         spec.draft = {}; // guesses are made of text alone
     }
     for (const auto & [id, bias] : spec.sampling.logit_bias) {
@@ -636,7 +659,9 @@ void server::generate(work & item) {
             s->choose->observe(id);
         }
     }
-    engine_->submit(std::move(s));
+    item.command.payload = {};
+    item.prepared = std::move(s);
+    try_next(item);
 }
 
 void server::embed(const work & item) {

@@ -236,12 +236,13 @@ def flac_frame(number: int) -> bytes:
     coded = bytes([number]) if number < 128 else bytes([0xC0 | number >> 6, 0x80 | number & 63])
     head = b"\xff\xf8\xc5\x08" + coded  # 4096 samples, 16,000 a second, 16 bits
     head += bytes([crc(head, 8, 0x07)])
-    body = head + b"\x00" + struct.pack(">h", 100 * number)
+    body = head + b"\x00" + struct.pack(">h", 100 * number % 30_000)
     return body + struct.pack(">H", crc(body, 16, 0x8005))
 
 
-def flac(blocks: int) -> bytes:
-    return flac_head(4096 * blocks) + b"".join(flac_frame(i) for i in range(blocks))
+def flac(blocks: int, told: bool = True) -> bytes:
+    """`told` is its length: who writes to a pipe cannot."""
+    return flac_head(4096 * blocks if told else 0) + b"".join(flac_frame(i) for i in range(blocks))
 
 
 # ---- what must be refused --------------------------------------------------------------------------------------------
@@ -326,7 +327,12 @@ def huge() -> Iterator[MediaFile]:
     yield MediaFile("audio", "mp3 of an hour", SLOW_MP3_FRAME * (3600 * 8000 // 576))
     for frames in (2**36 - 1, 2**35, 10**9):
         yield MediaFile("audio", f"flac of {frames} samples", flac_head(frames) + flac_frame(0))
-    yield MediaFile("audio", "flac of no length", flac_head(0) + flac_frame(0))
+    yield MediaFile("audio", "flac of no length with a frame far on", flac_head(0) + flac_frame(0) + flac_frame(2000))
+    yield MediaFile("audio", "flac of no length without a frame", flac_head(0))
+    yield MediaFile("audio", "flac of no length, of heads", flac_head(0) + flac_frame(0)[:6] * 300_000)
+    piped = flac(5, told=False)
+    for n in range(1, len(flac_frame(4))):  # without all of it there would be nothing to notice
+        yield MediaFile("audio", f"flac of no length without its last {n} bytes", piped[:-n])
     yield MediaFile("audio", "flac of 8 channels for hours", flac_head(10**8, 48_000, 8) + flac_frame(0))
     for n in (0, 1, 2, 1599):
         yield MediaFile("audio", f"wav of {n} samples", wav(n))

@@ -358,3 +358,13 @@ def test_pictures_in_a_flac_do_not_matter(program: Path, tmp_path: Path) -> None
     plain = media.flac(5)
     data = plain[:4] + b"\0" + plain[5:42] + b"\6\0\1\0" + bytes(256) + b"\x81\0\0\x10" + bytes(16) + plain[42:]
     assert sound(program, tmp_path, data)[:2] == ["FLAC", "1.280"]
+
+
+@pytest.mark.parametrize("behind", [b"", b"TAG" + bytes(125)], ids=["", "tagged"])
+def test_the_last_frame_of_a_flac_tells_the_length_that_its_head_lacks(program: Path, tmp_path: Path, behind: bytes) -> None:
+    files = [
+        MediaFile("audio", "piped", media.flac(200, told=False) + behind),
+        MediaFile("audio", "written", media.flac(200)),
+    ]
+    piped, written = judge(program, tmp_path / "files", files).values()
+    assert written.text.startswith("sound FLAC 51.200 ") and piped.text == written.text

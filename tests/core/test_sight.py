@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import zlib
 from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
 from pathlib import Path
@@ -19,6 +20,7 @@ from lmlite.errors import ContextOverflow, InvalidRequest, LmError, MediaRefused
 from lmlite.events import Event, Finished, TextDelta
 from lmlite.messages import MediaPart, Message, TextPart, ToolCallPart, ToolResultPart, text_message
 from lmlite.request import Chat, Draft, Generate, Grammar, Sampling, Text
+from tests.media_files import chunk, png_head, png_of
 from tests.media_models import (
     WRITERS,
     slope,
@@ -290,6 +292,56 @@ def test_streams_go_on_while_a_picture_is_encoded(tmp_path: Path) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
     with_tower(tower, test)
+
+
+def test_one_picture_does_not_wait_for_the_twenty_of_somebody_else(tmp_path: Path) -> None:
+    tower = write_mlp(tmp_path / "long.gguf", n_blocks=24, width=256, side=9)
+    at_the_end: list[int] = []
+
+    async def test(engine: Engine) -> None:
+        many = asking(*(MediaPart("image", stripes(red=10 * i)) for i in range(20)), QUESTION)
+        twenty = asyncio.create_task(events_of(engine, many))
+        while not (await engine.stats()).media_encoded and not twenty.done():
+            await asyncio.sleep(0.01)
+
+        async def ask(n: int) -> None:
+            pictures = [MediaPart("image", slope(96, 64 + n + i)) for i in range(n)]
+            await events_of(engine, asking(*pictures, QUESTION), max_tokens=1)
+            at_the_end.append((await engine.stats()).media_encoded)
+
+        begun = (await engine.stats()).media_encoded
+        await asyncio.gather(ask(1), ask(3))
+        assert not twenty.done()
+        assert at_the_end[0] < begun + 8 and at_the_end[1] < begun + 14  # of 24: they take turns
+        assert isinstance((await twenty)[-1], Finished)
+
+    with_tower(tower, test, parallel=4)
+
+
+def test_others_are_prepared_between_the_pictures_of_a_request(tmp_path: Path) -> None:
+    side = 4000  # a tenth of a second each
+    rows = bytes((1 + side) * side)
+    large = [png_of(png_head(side, side, color=0), rows, chunk(b"tEXt", b"n\0%d" % i)) for i in range(9)]
+
+    async def test(engine: Engine) -> None:
+        damaged = png_head(side, side, color=0) + chunk(b"IDAT", zlib.compress(rows)[:-999]) + chunk(b"IEND")
+        shown = [MediaPart("image", data) for data in (*large, damaged)]
+        over: list[str] = []
+
+        async def ask(name: str, chat: Chat) -> None:
+            try:
+                await events_of(engine, chat, max_tokens=1)
+            finally:
+                over.append(name)
+
+        many = asyncio.create_task(ask("ten pictures", asking(*shown, QUESTION)))
+        await asyncio.sleep(0)
+        await asyncio.gather(ask("one picture", asking(MediaPart("image", slope()), QUESTION)), ask("a text", asking("Hello")))
+        with pytest.raises(MediaRefused) as refused:
+            await many
+        assert refused.value.index == 9 and over[-1] == "ten pictures"
+
+    with_tower(write_mlp(tmp_path / "mlp.gguf"), test)
 
 
 def test_the_same_picture_of_several_requests_is_encoded_once(tmp_path: Path) -> None:
