@@ -3,7 +3,7 @@
 In this order: `Started`, `LoadProgress` if it waits for a load, `Leased`, `Notice` if a schema rules the answer,
 `PromptProgress`, then the parts of the answer one after the other (reasoning, text, tool calls: each a start, deltas and an
 end), `Finished`. Where servers have the tools that are called, `ToolsListed` is the first of all, then what came of calls that
-were given leave, and between two rounds come `RoundOver` and the results; a call that waits for leave ends the turn. A whole
+were approved, and between two rounds come `RoundOver` and the results; a call that waits for approval ends the turn. A whole
 (non-stream) answer is a fold over the same events that a stream would have carried. Errors are not events: who runs a turn
 raises `errors.LmError`.
 """
@@ -189,8 +189,8 @@ class ToolRefused:
 
 
 @dataclass(slots=True, frozen=True)
-class LeaveAsked:
-    """The call `index` is not made before somebody has given leave: the turn ends with this round."""
+class ApprovalAsked:
+    """The call `index` is not made before somebody has approved it: the turn ends with this round."""
 
     index: int
     tool: ServerTool
@@ -198,8 +198,8 @@ class LeaveAsked:
 
 @dataclass(slots=True, frozen=True)
 class CallResumed:
-    """The call `id` of an earlier turn, which has been given leave, is made now, before the first round. Its `index` is
-    negative; a result of the same index follows, without this event where leave was denied."""
+    """The call `id` of an earlier turn, which has been approved, is made now, before the first round. Its `index` is
+    negative; a result of the same index follows, without this event where it was denied."""
 
     index: int
     id: str
@@ -271,7 +271,7 @@ Event = (
     | RoundOver
     | ToolResult
     | ToolRefused
-    | LeaveAsked
+    | ApprovalAsked
     | CallResumed
     | Finished
 )

@@ -23,8 +23,8 @@ def plugin_id(label: str) -> str:
 @dataclass(slots=True, frozen=True)
 class ToolServer:
     """A "plugin" is the server `label` of this server's own list; one that is "ephemeral" is the request's own, at `url`, and
-    is told `headers`. With `allowed` the model may call only these of its tools. Calls wait for leave if `asks` says so, and
-    those of `otherwise` if it does not. `param` is where the request names it."""
+    is told `headers`. With `allowed` the model may call only these of its tools. Calls wait for approval if `asks` says so,
+    and those of `otherwise` if it does not. `param` is where the request names it."""
 
     kind: Literal["plugin", "ephemeral"]
     label: str
@@ -47,7 +47,7 @@ class ServerTool:
     schema: Mapping[str, Any]
 
     @property
-    def needs_leave(self) -> bool:
+    def needs_approval(self) -> bool:
         return self.server.asks != (self.name in self.server.otherwise)
 
     def spell(self) -> Mapping[str, Any]:

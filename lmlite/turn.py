@@ -31,7 +31,7 @@ class Follows:
 
 
 def behind_calls(messages: Sequence[Message]) -> list[Message]:
-    """What a call gave stands behind it, before whatever was said while somebody thought about giving it leave."""
+    """What a call gave stands behind it, before whatever was said while somebody thought about approving it."""
     groups: list[list[Message]] = [[]]  # each begins with what somebody said; results are behind it
     made: dict[str, list[Message]] = {}  # calls, and where their results belong
     for message in messages:
@@ -63,7 +63,7 @@ def name_results(messages: Sequence[Message]) -> list[Message]:
 
 
 @dataclass(slots=True, frozen=True)
-class Leave:
+class Approval:
     """What somebody decided about the call `id` that waits for it at the end of the conversation. `label` is its server's,
     where that was said; `param` is where the request decides it."""
 
@@ -80,7 +80,7 @@ class Turn:
     numbered by their places here. Runs that are drafted by a model are so by `draft_model`. What `load` says counts only if
     this turn has the model loaded. `given` are the names that `request.with_defaults` wants. `effort` is a word of
     `card.Reasoning` that the model must know, None if it need not; what it says to a template the prompt has. Tools of
-    `servers` are called by this server, round after round, and before the first one what `leaves` say; such a turn has one
+    `servers` are called by this server, round after round, and before the first one what `approvals` say; such a turn has one
     run."""
 
     model: str | None
@@ -93,7 +93,7 @@ class Turn:
     effort: str | None = None
     servers: tuple[ToolServer, ...] = ()
     max_calls: int | None = None  # of servers' tools; None: no limit of its own
-    leaves: tuple[Leave, ...] = ()
+    approvals: tuple[Approval, ...] = ()
 
     @property
     def senses(self) -> frozenset[Sense]:

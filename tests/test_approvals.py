@@ -1,4 +1,4 @@
-"""Calls of servers' tools that wait for leave, in Responses requests on whole servers: given, denied, and gone on from."""
+"""Calls of servers' tools that wait for approval, in Responses requests on whole servers: given, denied, and gone on from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.fakes import Script
 from tests.mcp.web_server import WebServer
 from tests.test_native_chat import generations
 from tests.test_native_tools import ADD, TEXT, program, token, web_server  # noqa: F401 - fixtures
+from tests.test_responses_tools import added
 
 Serve = Callable[..., FakeServer]
 RESPONSES = "/v1/responses"
@@ -63,7 +64,7 @@ def decision(request: Any, approve: bool, **more: Any) -> dict[str, Any]:
     return {"type": "mcp_approval_response", "approval_request_id": request["id"], "approve": approve, **more}
 
 
-def test_a_call_that_needs_leave_ends_the_response_and_is_not_made(asking: Callable[..., Asking]) -> None:
+def test_a_call_that_needs_approval_ends_the_response_and_is_not_made(asking: Callable[..., Asking]) -> None:
     ask = asking()
     answer = ask()
     _, request = answer.json["output"]
@@ -85,17 +86,7 @@ def test_one_that_is_approved_is_made_and_the_model_goes_on(asking: Callable[...
     answer = ask(previous_response_id=first["id"], input=[decision(first["output"][1], True)], stream=stream)
     response = json.loads(answer.events[-1][1])["response"] if stream else answer.json
     _, called, message = response["output"]
-    assert called == {
-        "id": called["id"],
-        "type": "mcp_call",
-        "server_label": "calc",
-        "name": "add",
-        "arguments": '{"a":2,"b":3}',
-        "output": "5",
-        "error": None,
-        "approval_request_id": first["output"][1]["id"],
-        "status": "completed",
-    }
+    assert called == added(called["id"], first["output"][1]["id"])
     assert message["content"][0]["text"] == TEXT and ask.heard == 1
     user, assistant, tool = ask.prompts[1]
     assert assistant["tool_calls"][0]["id"] == tool["tool_call_id"] and tool["content"] == "5"
@@ -168,7 +159,7 @@ def test_tools_wait_as_the_request_says(asking: Callable[..., Asking], rule: Any
     assert ask.heard == len(called) and (output[-1]["type"] == "message") is (not waits)
 
 
-def test_calls_wait_for_no_leave_where_nothing_is_said_and_for_any_servers_where_it_is(
+def test_calls_wait_for_no_approval_where_nothing_is_said_and_for_any_servers_where_it_is(
     asking: Callable[..., Asking], web_server: WebServer  # noqa: F811
 ) -> None:
     ask = asking(mcp_ephemeral=True, mcp_private=True)
@@ -178,7 +169,7 @@ def test_calls_wait_for_no_leave_where_nothing_is_said_and_for_any_servers_where
     assert kinds(ask(tools=[tool])) == ["mcp_list_tools", "mcp_call", "message"]
 
 
-def test_what_needs_no_leave_is_done_meanwhile_and_each_result_finds_its_call(asking: Callable[..., Asking]) -> None:
+def test_what_needs_no_approval_is_done_meanwhile_and_each_result_finds_its_call(asking: Callable[..., Asking]) -> None:
     ask = asking(ECHO, ADD)
     first = ask(tools=[{**CAREFUL, "require_approval": {"always": {"tool_names": ["add"]}}}]).json
     assert [item["type"] for item in first["output"]] == ["mcp_list_tools", "mcp_call", "mcp_approval_request"]
@@ -235,7 +226,8 @@ def test_a_call_is_approved_where_its_server_is_there(asking: Callable[..., Aski
     ask = asking()
     first = ask().json
     answer = ask(previous_response_id=first["id"], input=[decision(first["output"][1], True)], tools=[])
-    assert (answer.status, answer.json["error"]["param"]) == (400, "tools") and ask.heard == 0
+    assert (answer.status, answer.json["error"]["param"]) == (400, "input[0].approval_request_id")
+    assert answer.json["error"]["message"] == "the server of the call of 'add' is not among the request's" and ask.heard == 0
 
 
 def test_a_tool_that_is_gone_meanwhile_is_told_to_the_model(asking: Callable[..., Asking], tmp_path: Path) -> None:
@@ -255,7 +247,7 @@ def test_a_round_after_one_that_was_approved_may_ask_again(asking: Callable[...,
     assert [item["type"] for item in third["output"]] == ["mcp_list_tools", "mcp_call", "message"] and ask.heard == 2
 
 
-def test_nobody_elses_request_for_leave_is_known(asking: Callable[..., Asking], tmp_path: Path) -> None:
+def test_nobody_elses_request_for_approval_is_known(asking: Callable[..., Asking], tmp_path: Path) -> None:
     from tests.test_auth import Keys, bearer
 
     ask = asking()

@@ -29,6 +29,21 @@ ASKED: dict[str, Any] = {"model": "talker", "input": "what is 2 + 3?"}
 PLUGIN = {"type": "mcp", "server_label": "calc"}
 
 
+def added(id: str, approval: str | None = None) -> dict[str, Any]:
+    """The item of a call of `add` that gave something."""
+    return {
+        "id": id,
+        "type": "mcp_call",
+        "server_label": "calc",
+        "name": "add",
+        "arguments": '{"a":2,"b":3}',
+        "output": "5",
+        "error": None,
+        "approval_request_id": approval,
+        "status": "completed",
+    }
+
+
 @pytest.fixture
 def ask(serve_fake: Serve, tmp_path: Path, token: dict[str, str]) -> Callable[..., Any]:  # noqa: F811
     """Asks a server whose model makes `calls` once."""
@@ -54,17 +69,7 @@ def test_a_call_of_a_servers_tool_is_an_item_with_what_it_gave(ask: Callable[...
     listed, called, message = response["output"]
     assert (listed["type"], listed["server_label"]) == ("mcp_list_tools", "calc")
     assert [tool["name"] for tool in listed["tools"]] == ["add", "fail"] and listed["tools"][0]["input_schema"]["type"]
-    assert called == {
-        "id": called["id"],
-        "type": "mcp_call",
-        "server_label": "calc",
-        "name": "add",
-        "arguments": '{"a":2,"b":3}',
-        "output": "5",
-        "error": None,
-        "approval_request_id": None,
-        "status": "completed",
-    }
+    assert called == added(called["id"])
     assert message["content"][0]["text"] == TEXT and response["status"] == "completed"
     send(previous_response_id=response["id"], tools=[], input="and now?")
     _, within, later = generations(send.server)

@@ -108,7 +108,7 @@ class Rounds:
         async def play(turn: Turn, take: Take) -> None:
             await run_round(turn, self.models, self.watching, take, drained, whole)
 
-        if not turn.servers and not turn.leaves:
+        if not turn.servers and not turn.approvals:
             await play(turn, take)
             return
         from .tools import run_rounds  # with all that the protocol takes

@@ -17,11 +17,11 @@ from ..api.read.media import decode
 from ..api.transcript import Piece, Transcript, result_message
 from ..errors import InvalidRequest, ToolServerFailed
 from ..events import (
+    ApprovalAsked,
     CallResumed,
     DraftCounts,
     Event,
     Finished,
-    LeaveAsked,
     RoundOver,
     Stats,
     ToolCallArguments,
@@ -39,7 +39,7 @@ from ..mcp.session import Given, Session, Tool
 from ..messages import MediaPart, Message, Sense, ToolCallPart
 from ..request import UNLIMITED, Chat
 from ..tool_servers import ServerTool, ToolServer
-from ..turn import Leave, Turn, behind_calls, call_of
+from ..turn import Approval, Turn, behind_calls, call_of
 
 TOOLS_MAX: Final = 512
 """Of all servers of a turn: as many as a request may bring along."""
@@ -51,7 +51,7 @@ REFUSED_MAX: Final = 3
 """Calls in a row that could not be made; a model that has got nowhere by then answers without."""
 IDS: Final = 10**9
 
-R = TypeVar("R", ToolResult | ToolRefused, ToolResult | ToolRefused | LeaveAsked)
+R = TypeVar("R", ToolResult | ToolRefused, ToolResult | ToolRefused | ApprovalAsked)
 Take = Callable[[int, list[Event]], bool]
 Play = Callable[[Turn, Take], Awaitable[None]]
 """Runs one round of a turn, to its `Finished`."""
@@ -180,7 +180,7 @@ def offer(opened: Opened, server: ToolServer, tools: Sequence[Tool]) -> None:
         opened.tools[called] = tool
         offered.append(ServerTool(called, tool.name, server, tool.description, tool.schema))
     if len(opened.tools) > TOOLS_MAX:
-        raise InvalidRequest(f"the servers have more than {TOOLS_MAX} tools; 'allowed_tools' chooses", server.param)
+        raise InvalidRequest(f"the servers have more than {TOOLS_MAX} tools; allow fewer of them", server.param)
     opened.listed.append(ToolsListed(server, tuple(offered)))
 
 
@@ -197,7 +197,7 @@ async def run_rounds(
     expect: Callable[[Turn], Awaitable[frozenset[Sense]]],
 ) -> None:
     """Until the model calls no tool of a server, or one that the client has to run; see `run.Rounds.run`."""
-    senses = await expect(turn) if turn.leaves else frozenset[Sense]()  # calls are made before the model is at hand
+    senses = await expect(turn) if turn.approvals else frozenset[Sense]()  # calls are made before the model is at hand
     await Loop(turn, box, limits, play, take, drained, senses).run()
 
 
@@ -221,9 +221,9 @@ class Loop:
         self._take, self._drained = take, drained
         self._servers = {tool.called: tool for listed in box.listed for tool in listed.tools}
         self._clients = {tool["function"]["name"] for tool in prompt.tools}
-        for name in self._servers:
+        for name, tool in self._servers.items():
             if name in self._clients:
-                raise InvalidRequest(f"a tool of the request and one of a server are both called '{name}'", "tools")
+                raise InvalidRequest(f"a tool of the request and one of a server are both called '{name}'", tool.server.param)
         self._prompt = replace(prompt, tools=(*prompt.tools, *(tool.spell() for tool in self._servers.values())))
         self._stats: Stats | None = None
         self._n_calls = 0  # that the model has made
@@ -234,9 +234,9 @@ class Loop:
         self._began = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
-        pending = waiting(self._prompt.messages, self._turn.leaves)
+        pending = waiting(self._prompt.messages, self._turn.approvals)
         await self._tell(list(self._box.listed))
-        if self._turn.leaves:
+        if self._turn.approvals:
             await self._resume(pending)
         n_rounds = 0
         while True:
@@ -252,7 +252,7 @@ class Loop:
                 break
             await self._tell([RoundOver()])
             results = await self._results(mine)
-            given = [result for result in results if not isinstance(result, LeaveAsked)]
+            given = [result for result in results if not isinstance(result, ApprovalAsked)]
             if len(given) < len(calls):  # the rest is the client's, to be run or to be let through
                 break
             self._go_on(heard, calls, given)
@@ -314,21 +314,22 @@ class Loop:
 
     # ---- calls
 
-    async def _resume(self, pending: Sequence[tuple[ToolCallPart, Leave]]) -> None:
+    async def _resume(self, pending: Sequence[tuple[ToolCallPart, Approval]]) -> None:
         """The calls of earlier turns that somebody has decided about: their results join the conversation."""
         gate = asyncio.Semaphore(self._limits.parallel)
         asked = [
-            Asked(-1 - place, call.id, call.name, call.arguments, self._find(call.name, leave.label))
-            for place, (call, leave) in enumerate(pending)
+            Asked(-1 - place, call.id, call.name, call.arguments, self._find(call.name, approval.label))
+            for place, (call, approval) in enumerate(pending)
         ]
-        given = [one for one, (_, leave) in zip(asked, pending, strict=True) if leave.given]
+        given = [(one, approval) for one, (_, approval) in zip(asked, pending, strict=True) if approval.given]
         if given and not self._servers:
-            raise InvalidRequest("'tools' must have the server of a call that is approved", "tools")
-        await self._tell([CallResumed(one.index, one.id, one.name, one.arguments, one.tool) for one in given])
+            one, approval = given[0]
+            raise InvalidRequest(f"the server of the call of '{one.name[:80]}' is not among the request's", approval.param)
+        await self._tell([CallResumed(one.index, one.id, one.name, one.arguments, one.tool) for one, _ in given])
         results = await self._in_order(
             [
-                self._result(one, gate) if leave.given else denied(one, leave.reason)
-                for one, (_, leave) in zip(asked, pending, strict=True)
+                self._result(one, gate) if approval.given else denied(one, approval.reason)
+                for one, (_, approval) in zip(asked, pending, strict=True)
             ]
         )
         answers = [result_message(call.name, result) for (call, _), result in zip(pending, results, strict=True)]
@@ -339,22 +340,22 @@ class Loop:
         alike = (tool for tool in self._servers.values() if tool.name == name and tool.server.label == label)
         return next(alike, None) or self._servers.get(name)
 
-    async def _results(self, calls: Sequence[Piece]) -> list[ToolResult | ToolRefused | LeaveAsked]:
+    async def _results(self, calls: Sequence[Piece]) -> list[ToolResult | ToolRefused | ApprovalAsked]:
         gate = asyncio.Semaphore(self._limits.parallel)
-        works: list[Awaitable[ToolResult | ToolRefused | LeaveAsked]] = []
+        works: list[Awaitable[ToolResult | ToolRefused | ApprovalAsked]] = []
         for piece in calls:
             id, tool = f"{(self._first_id + piece.number) % IDS:09d}", self._servers.get(piece.name)
             asked = Asked(piece.number, id, piece.name, piece.text, tool)
-            works.append(self._ask_leave(asked) if tool and tool.needs_leave else self._result(asked, gate))
+            works.append(self._ask_approval(asked) if tool and tool.needs_approval else self._result(asked, gate))
         return await self._in_order(works)
 
-    async def _ask_leave(self, asked: Asked) -> ToolRefused | LeaveAsked:
+    async def _ask_approval(self, asked: Asked) -> ToolRefused | ApprovalAsked:
         assert asked.tool is not None
         _, problem = read_arguments(asked)
         if problem:
             self._n_refused += 1
             return ToolRefused(asked.index, asked.id, problem, asked.tool)
-        return LeaveAsked(asked.index, asked.tool)
+        return ApprovalAsked(asked.index, asked.tool)
 
     async def _in_order(self, works: Sequence[Awaitable[R]]) -> list[R]:
         """What comes of the calls, each told as soon as those before it are."""
@@ -409,26 +410,26 @@ class Asked:
     tool: ServerTool | None
 
 
-def waiting(messages: Sequence[Message], leaves: Sequence[Leave]) -> list[tuple[ToolCallPart, Leave]]:
+def waiting(messages: Sequence[Message], approvals: Sequence[Approval]) -> list[tuple[ToolCallPart, Approval]]:
     """The calls that have no result and were decided about. One that the model has gone on from is not made any more, whoever
     says so again, but stays denied. Raises `InvalidRequest` for a decision about nothing."""
     answered = {call_of(message) for message in messages if message.role == "tool"}
-    decided: dict[str, Leave] = {}
-    for leave in leaves:
-        decided.setdefault(leave.id, leave)
+    decided: dict[str, Approval] = {}
+    for approval in approvals:
+        decided.setdefault(approval.id, approval)
     speakers = [place for place, message in enumerate(messages) if message.role == "assistant"]
-    pending: list[tuple[ToolCallPart, Leave]] = []
+    pending: list[tuple[ToolCallPart, Approval]] = []
     for place in speakers:
         for part in messages[place].parts:
             if not isinstance(part, ToolCallPart) or part.id not in decided:
                 continue
-            leave = decided.pop(part.id)
+            approval = decided.pop(part.id)
             if part.id in answered:
                 continue
-            if place == speakers[-1] or not leave.given:
-                pending.append((part, leave))
-    for leave in decided.values():
-        raise InvalidRequest(f"no call waits for a decision about '{leave.id[:80]}'", leave.param)
+            if place == speakers[-1] or not approval.given:
+                pending.append((part, approval))
+    for approval in decided.values():
+        raise InvalidRequest(f"no call waits for a decision about '{approval.id[:80]}'", approval.param)
     return pending
 
 

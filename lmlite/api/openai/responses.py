@@ -13,7 +13,7 @@ from typing import Any, Final
 from ...errors import InvalidRequest, MissingField
 from ...messages import Message, text_message
 from ...request import UNLIMITED, Chat, Generate
-from ...turn import Follows, Leave
+from ...turn import Approval, Follows
 from ..dialect import Call, Origin, Reply
 from ..kept_media import without_media
 from ..read import unserved
@@ -47,8 +47,8 @@ def parse_responses(body: dict[str, Any]) -> Call:
     instructions = fields.string("instructions")
     tools = parse_tool_set(fields)
     skipped: list[str] = []
-    leaves: list[Leave] = []
-    asked = _parse_input(fields, previous, skipped, leaves)
+    approvals: list[Approval] = []
+    asked = _parse_input(fields, previous, skipped, approvals)
     leading = (text_message("system", instructions),) if instructions else ()
     form = fields.object("text") or Fields({}, "text")
     prompt = Chat(
@@ -74,7 +74,7 @@ def parse_responses(body: dict[str, Any]) -> Call:
     follows = Follows(previous, n_leading=len(leading)) if previous else None
     turn = options.turn("chat", (run,), follows)
     max_calls = fields.integer("max_tool_calls", 0, MAX_TOOL_CALLS)
-    turn = replace(turn, servers=tools.servers, max_calls=max_calls, leaves=tuple(leaves))
+    turn = replace(turn, servers=tools.servers, max_calls=max_calls, approvals=tuple(approvals))
     summary = _parse_summary(fields)
     known = Asked(
         model=options.model or "",
@@ -99,13 +99,13 @@ def parse_responses(body: dict[str, Any]) -> Call:
 
 
 def _parse_input(
-    fields: Fields, previous: str | None, skipped: list[str], leaves: list[Leave]
+    fields: Fields, previous: str | None, skipped: list[str], approvals: list[Approval]
 ) -> tuple[Message, ...]:
     """Clients that want a model loaded send nothing to be answered: that is an empty message."""
     given = fields.get("input")
     if given is None and not previous:
         raise MissingField("input")
-    messages = () if given is None or (previous and given == "") else parse_input(given, skipped, leaves)
+    messages = () if given is None or (previous and given == "") else parse_input(given, skipped, approvals)
     return messages if messages or previous else (Message("user", ()),)
 
 

@@ -89,8 +89,8 @@ class Item:
     tools: Sequence[Any] = ()  # that a list has
     output: str | None = None  # of a server's tool
     error: str | None = None
-    approval: str | None = None  # the request for leave that was answered before
-    arguments: str = ""  # of a call that waits for leave, which is told in one piece
+    approval: str | None = None  # the request for approval that was answered before
+    arguments: str = ""  # of a call that waits for approval, which is told in one piece
     delta_kind: str = ""
     _delta_head: str = ""
     _delta_place: str = ""

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ...errors import InvalidRequest, InvalidType, MissingField, UnknownItem, UnsupportedField
 from ...messages import Content, Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart, text_message
-from ...turn import Leave
+from ...turn import Approval
 from ..read.fields import Fields, as_name, as_object, as_string, clip
 from ..read.media import parse_image_url
 from ..read.messages import FILES, MEDIA, TEXTS, parse_content
@@ -53,8 +53,8 @@ REASON_MAX: Final = 2000
 """Characters of why somebody decided so that the model is told."""
 
 
-def parse_input(given: object, skipped: list[str], leaves: list[Leave] | None = None) -> tuple[Message, ...]:
-    """A string or items. `skipped` gets the types of those that nobody knows, `leaves` what was decided about calls."""
+def parse_input(given: object, skipped: list[str], approvals: list[Approval] | None = None) -> tuple[Message, ...]:
+    """A string or items. `skipped` gets the types of those that nobody knows, `approvals` what was decided about calls."""
     if isinstance(given, str):
         return (text_message("user", given) if given else Message("user", ()),)
     if not isinstance(given, list):
@@ -68,8 +68,8 @@ def parse_input(given: object, skipped: list[str], leaves: list[Leave] | None = 
             read(conversation, item)
         elif kind not in PASSED_OVER:
             skipped.append(clip(kind))
-    if leaves is not None:
-        leaves += conversation.decided()
+    if approvals is not None:
+        approvals += conversation.decided()
     return conversation.close()
 
 
@@ -138,11 +138,11 @@ class _Conversation:
         self._parts: list[Part] = []
         self._step = 0  # how far the assistant's message has come
         self.called: dict[str, str] = {}
-        self.labels: dict[str, str] = {}  # of the servers of calls that wait for leave
-        self.leaves: list[Leave] = []
+        self.labels: dict[str, str] = {}  # of the servers of calls that wait for approval
+        self.approvals: list[Approval] = []
 
-    def decided(self) -> list[Leave]:
-        return [replace(leave, label=self.labels.get(leave.id, "")) for leave in self.leaves]
+    def decided(self) -> list[Approval]:
+        return [replace(approval, label=self.labels.get(approval.id, "")) for approval in self.approvals]
 
     def say(self, message: Message) -> None:
         self._flush()
@@ -275,25 +275,26 @@ def _read_tool_search_result(conversation: _Conversation, item: Fields) -> None:
 def _read_mcp_call(conversation: _Conversation, item: Fields) -> None:
     """A server ran it in the middle of its answer: both the call and what came of it."""
     id = item.name("approval_request_id") or ""
-    if id not in conversation.called:  # else the call stands there already, as it was when leave was asked for
+    if id not in conversation.called:  # else the call stands there already, as it was when approval was asked for
         id = _call_id(item)
         conversation.call(ToolCallPart(id, _name(item), _arguments(item)))
     outcome = item.get("output") if item.get("error") is None else item.get("error")
     conversation.result(id, _content(outcome, item.where("output")))
 
 
-def _read_leave_asked(conversation: _Conversation, item: Fields) -> None:
+def _read_approval_request(conversation: _Conversation, item: Fields) -> None:
     id = item.name("id") or ""
     conversation.call(ToolCallPart(id, _name(item), _arguments(item)))
     conversation.labels[id] = item.name("server_label") or ""
 
 
-def _read_leave(conversation: _Conversation, item: Fields) -> None:
+def _read_approval_response(conversation: _Conversation, item: Fields) -> None:
     where = item.where("approval_request_id")
     id = as_name(item.require("approval_request_id"), where)
     if item.optional_boolean("approve") is None:
         raise MissingField(item.where("approve"))
-    conversation.leaves.append(Leave(id, item.boolean("approve"), (item.string("reason") or "")[:REASON_MAX], param=where))
+    reason = (item.string("reason") or "")[:REASON_MAX]
+    conversation.approvals.append(Approval(id, item.boolean("approve"), reason, param=where))
 
 
 def _content(output: Any, where: str) -> tuple[Content, ...]:
@@ -332,7 +333,7 @@ _READERS: Final[Mapping[str, Callable[[_Conversation, Fields], None]]] = {
     "tool_search_call": _read_own_call,
     "tool_search_output": _read_tool_search_result,
     "mcp_call": _read_mcp_call,
-    "mcp_approval_request": _read_leave_asked,
-    "mcp_approval_response": _read_leave,
+    "mcp_approval_request": _read_approval_request,
+    "mcp_approval_response": _read_approval_response,
     REFERENCE: _refuse_reference,
 }

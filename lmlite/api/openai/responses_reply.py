@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from ...errors import ContextOverflow, ConversationTooLong, InternalError, LmError, QueueFull
 from ...events import (
+    ApprovalAsked,
     CallResumed,
     Event,
     Finished,
     Leased,
-    LeaveAsked,
     PromptProgress,
     ReasoningDelta,
     ReasoningStart,
@@ -100,8 +100,8 @@ class ResponseReply(Reply):
         self._listed: list[ToolsListed] = []  # still to be told
         self._server_tools: dict[str, ServerTool] = {}
         self._waiting: dict[int, tuple[Item, Piece]] = {}  # calls that servers have
-        self._held: dict[int, Piece] = {}  # calls of which it is not known yet whether they have to wait for leave
-        self._asked_leave: dict[int, str] = {}  # the ids under which others wait for it
+        self._held: dict[int, Piece] = {}  # calls of which it is not known yet whether they have to wait for approval
+        self._approval_ids: dict[int, str] = {}  # the ids under which others wait for it
 
     # ---- as a stream
 
@@ -140,8 +140,8 @@ class ResponseReply(Reply):
             return self._close("completed")
         elif isinstance(event, ToolResult | ToolRefused):
             return self._settle(event)
-        elif isinstance(event, LeaveAsked):
-            return self._ask_leave(event)
+        elif isinstance(event, ApprovalAsked):
+            return self._ask_approval(event)
         elif isinstance(event, CallResumed):
             return self._resume(event)
         elif isinstance(event, Finished):
@@ -198,7 +198,7 @@ class ResponseReply(Reply):
         if self._server_tools and event.name not in self._asked.told:
             kind = "mcp_call"
             tool = self._tool(event.name)
-            if tool.called == event.name and tool.needs_leave:
+            if tool.called == event.name and tool.needs_approval:
                 self._held[event.index] = self._transcript.pieces[-1]
                 self._hears = None
                 return frames
@@ -254,10 +254,10 @@ class ResponseReply(Reply):
         self._open = self._hears = None
         return [*frames, *item.closing(self._numbers, text, spelled, logprobs)]
 
-    def _ask_leave(self, event: LeaveAsked) -> list[Frame]:
+    def _ask_approval(self, event: ApprovalAsked) -> list[Frame]:
         """The call is all that there is of it."""
         piece, tool = self._held.pop(event.index), event.tool
-        id = self._asked_leave[event.index] = self._item_id("mcp_approval_request")
+        id = self._approval_ids[event.index] = self._item_id("mcp_approval_request")
         item = Item("mcp_approval_request", id, len(self._items), name=tool.name, label=tool.server.label)
         item.arguments = piece.text
         spelled = dumps(item.spell("", "completed"))
@@ -421,7 +421,7 @@ class ResponseReply(Reply):
         )
 
     def _call_id(self, number: int) -> str:
-        return self._asked_leave.get(number) or call_id(self._origin.suffix, 0, number)
+        return self._approval_ids.get(number) or call_id(self._origin.suffix, 0, number)
 
     def _spell_input(self) -> str:
         if not self._kept_input:

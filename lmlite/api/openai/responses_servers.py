@@ -1,6 +1,6 @@
 """Tools of the type `mcp` in a Responses request: servers whose tools are called here, not by the client.
 
-One without a URL is of this server's own list, as LM Studio has it. Calls wait for leave where the request says so, in
+One without a URL is of this server's own list, as LM Studio has it. Calls wait for approval where the request says so, in
 OpenAI's words, and are made at once where it does not, as LM Studio does.
 """
 
@@ -43,7 +43,7 @@ def distinct(servers: Sequence[ToolServer]) -> tuple[ToolServer, ...]:
 
 
 def _approval(fields: Fields) -> tuple[bool, frozenset[str]]:
-    """Whether calls wait for leave, and the tools for which it is the other way. Of tools that neither list has, those wait
+    """Whether calls wait for approval, and the tools for which it is the other way. Of tools that neither list has, those wait
     whose request says which do not. Where nothing is said none does, as in LM Studio: the operator lets servers be called."""
     given, where = fields.get("require_approval"), fields.where("require_approval")
     if given is None:
