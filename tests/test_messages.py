@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lmlite.app import generation
 from lmlite.core.engine.frames import Kind
 from lmlite.server import Server
+from lmlite.wire import sse
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.core.gguf_files import gguf, llama
 from tests.fakes import Gate, Script, error
@@ -63,7 +63,7 @@ def prompt_of(events: list[dict[str, Any]]) -> tuple[int, int]:
 
 
 def test_a_stream_that_waits_for_long_begins_and_pings(serve_fake: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "SILENCE_S", 0.05)
+    monkeypatch.setattr(sse, "SILENCE_S", 0.05)
     gate = Gate(Kind.LOAD)
     server = serve_fake(Script(hold=gate))
     with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as sock:

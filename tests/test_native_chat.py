@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from lmlite.app import generation
 from lmlite.core.engine.frames import Kind
 from lmlite.server import Server
 from lmlite.store.home import Home
+from lmlite.wire import sse
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.core.gguf_files import gguf, llama
 from tests.fakes import Gate, Script, error
@@ -243,7 +243,7 @@ def test_an_engine_that_dies_leaves_what_it_said_in_the_end_of_the_chat(serve_fa
 
 
 def test_a_stream_that_waits_for_long_has_its_start_once(serve_fake: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "SILENCE_S", 0.05)
+    monkeypatch.setattr(sse, "SILENCE_S", 0.05)
     gate = Gate(Kind.GENERATE)
     server = serve_fake(Script(hold=gate))
     assert server.client().post("/v1/tokenize", {"model": "talker", "content": "a"}).status == 200  # loads it

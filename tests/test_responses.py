@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from lmlite.app import generation
 from lmlite.app.background import BackgroundRun
 from lmlite.core.engine.frames import Kind
 from lmlite.exchange import Exchange
 from lmlite.rounds.history import History
+from lmlite.wire import sse
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.fakes import WORDS, Gate, Script, error
 
@@ -143,7 +143,7 @@ def test_what_a_cloud_would_run_is_ignored_and_named(client: Client, caplog: pyt
 def test_a_stream_that_is_silent_for_long_begins(
     serve_fake: Callable[..., FakeServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "SILENCE_S", 0.01)
+    monkeypatch.setattr(sse, "SILENCE_S", 0.01)
     gate = Gate(Kind.GENERATE)
     server = serve_fake(Script(hold=gate, die_after=0))
     stream = server.client().start("POST", PATH, {**TALK, "stream": True})
@@ -224,6 +224,13 @@ def test_a_deleted_response_is_unknown(client: Client) -> None:
     gone = client.ask("DELETE", path)
     assert gone.json == {"id": path.rpartition("/")[2], "object": "response.deleted", "deleted": True}
     assert client.get(path).status == client.ask("DELETE", path).status == 404
+
+
+def test_a_native_chat_is_no_response_that_could_be_deleted(client: Client) -> None:
+    chat = {"model": "talker", "input": "Hi"}
+    id = client.post("/api/v1/chat", chat).json["response_id"]
+    assert client.get(f"{PATH}/{id}").status == client.ask("DELETE", f"{PATH}/{id}").status == 404
+    assert client.post("/api/v1/chat", {**chat, "previous_response_id": id}).status == 200
 
 
 def test_what_was_asked_is_listed_in_pages(client: Client) -> None:

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from lmlite.app import generation
 from lmlite.app.routes import ROUTES
 from lmlite.core.engine.frames import Kind
 from lmlite.errors import ConfigError
 from lmlite.server import Server
+from lmlite.wire import sse
 from lmlite.wire.listening import ACCEPT_BURST
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.core.gguf_files import gguf, llama
@@ -550,7 +550,7 @@ def unaccepted(port: int) -> int | None:
 def test_a_stream_that_waits_for_long_begins_and_says_that_it_lives(
     serve_fake: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "SILENCE_S", 0.05)
+    monkeypatch.setattr(sse, "SILENCE_S", 0.05)
     gate = Gate(Kind.LOAD)
     server = serve_fake(Script(hold=gate))
     with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as sock:
@@ -572,7 +572,7 @@ def test_a_stream_that_waits_for_long_begins_and_says_that_it_lives(
 def test_a_load_that_fails_after_a_long_silence_is_the_last_event(
     serve_fake: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "SILENCE_S", 0.05)
+    monkeypatch.setattr(sse, "SILENCE_S", 0.05)
     gate = Gate(Kind.LOAD)
     server = serve_fake(Script(hold=gate, load_error=error("load_failed")))
     with socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT_S) as sock:

@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 RUNS_MAX: Final = 512
 """At once: as many as an engine lets wait."""
 
-SILENCE_S: Final = 10.0
-"""Whoever follows hears something at least so often."""
-
 
 class Background:
     """The turns that run, by the ids of their responses."""
@@ -137,7 +134,7 @@ class BackgroundRun:
 
     async def _hear(self, response: Response) -> None:
         try:
-            await asyncio.wait_for(self._news.wait(), SILENCE_S)
+            await asyncio.wait_for(self._news.wait(), sse.SILENCE_S)
         except asyncio.TimeoutError:
             response.write(sse.KEEP_ALIVE)
 

@@ -42,9 +42,6 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-SILENCE_S: Final = 10.0
-"""A stream that has nothing to say for so long says that: clients and proxies give up on those that do not."""
-
 IGNORED_HEADER: Final = "X-Lmlite-Ignored"
 UNENFORCED_HEADER: Final = "X-Lmlite-Unenforced"
 LISTING_MAX: Final = 1024
@@ -192,7 +189,7 @@ class Speaker:
         self._is_open = False  # the history has it as one that runs
         self._loop = asyncio.get_running_loop()
         self._spoke_at = self._loop.time()
-        self._timer = self._loop.call_later(SILENCE_S, self._tell_life)
+        self._timer = self._loop.call_later(sse.SILENCE_S, self._tell_life)
 
     def take(self, index: int, events: list[Event]) -> bool:
         reply, response = self._reply, self._response
@@ -251,7 +248,7 @@ class Speaker:
 
     def _tell_life(self) -> None:
         response, now = self._response, self._loop.time()
-        if (due := self._spoke_at + SILENCE_S) > now:
+        if (due := self._spoke_at + sse.SILENCE_S) > now:
             self._timer = self._loop.call_at(due, self._tell_life)
             return
         if not response.paused:
@@ -262,7 +259,7 @@ class Speaker:
                 self._waits, self._held = False, b""
             response.write(said or sse.KEEP_ALIVE)
         self._spoke_at = now
-        self._timer = self._loop.call_later(SILENCE_S, self._tell_life)
+        self._timer = self._loop.call_later(sse.SILENCE_S, self._tell_life)
 
 
 def frames(pairs: Iterable[Frame]) -> bytes:

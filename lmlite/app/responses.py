@@ -129,7 +129,7 @@ async def show(app: State, request: Request, response: Response, id: str) -> Non
 async def delete(app: State, request: Request, response: Response, id: str) -> None:
     if (run := app.background.find(id, request.caller.scope)) is not None:
         await run.stop()
-    await own(app, request).delete(id)
+    await own(app, request).delete(id, "response")
     response.whole(200, kept.spell_deleted(id).encode())
 
 

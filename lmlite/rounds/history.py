@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..errors import NotKept, StateError, let_go
-from ..exchange import Exchange
+from ..exchange import Exchange, ExchangeKind
 from ..messages import Message
 from ..store.database import Database
 from ..store.history import HistoryTable, Write
@@ -87,9 +87,9 @@ class History:
         messages: tuple[Message, ...] = await self._wait(lambda: self._table.conversation(id, scope))
         return messages
 
-    async def delete(self, id: str, scope: str) -> None:
+    async def delete(self, id: str, scope: str, kind: ExchangeKind) -> None:
         """Returns once it is unknown. Raises `UnknownExchange`, `StateError`."""
-        await self._wait(write=self._table.delete(id, scope))
+        await self._wait(write=self._table.delete(id, scope, kind))
 
     async def close(self) -> None:
         """What was to be kept is, if the disk takes it."""
@@ -209,8 +209,8 @@ class OwnHistory:
     async def conversation(self, id: str) -> tuple[Message, ...]:
         return await self.history.conversation(id, self.scope)
 
-    async def delete(self, id: str) -> None:
-        await self.history.delete(id, self.scope)
+    async def delete(self, id: str, kind: ExchangeKind) -> None:
+        await self.history.delete(id, self.scope, kind)
 
 
 Outcome = tuple["asyncio.Future[Any] | None", Any, "Exception | None"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConversationTooLong, NotKept, StateError, UnfinishedPrevious, UnknownExchange, UnknownPrevious
-from ..exchange import Exchange
+from ..exchange import Exchange, ExchangeKind
 from ..messages import Message, media_of
 from . import message_text
 from .database import Database
@@ -173,14 +173,17 @@ class HistoryTable:
 
         return work
 
-    def delete(self, id: str, scope: str) -> Write:
-        """Raises, when done, `UnknownExchange`."""
+    def delete(self, id: str, scope: str, kind: ExchangeKind) -> Write:
+        """Raises, when done, `UnknownExchange`: of one of another kind too, whose dialect has no such request."""
 
         def work(connection: sqlite3.Connection) -> None:
-            if not is_known(connection, id, scope):
+            query = (
+                f"SELECT children, status IN {OPEN} FROM exchanges WHERE id = ? AND scope = ? AND kind = ? AND NOT deleted"
+            )
+            row = connection.execute(query, (id, scope, kind)).fetchone()
+            if row is None:
                 raise UnknownExchange(id)
-            query = f"SELECT children, status IN {OPEN} FROM exchanges WHERE id = ?"
-            children, is_open = connection.execute(query, (id,)).fetchone()
+            children, is_open = row
             if not children and not is_open:
                 remove(connection, id)
                 return

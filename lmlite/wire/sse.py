@@ -12,7 +12,9 @@ HEADERS = (
 """Proxies must neither keep a stream back nor compress it."""
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
-"""A comment, which every client skips; keeps proxies from cutting a stream whose prompt takes long."""
+"""A comment, which every client skips."""
+SILENCE_S = 10.0
+"""A stream that has nothing to say for so long says that: clients and proxies give up on those that do not."""
 
 LINE_END = re.compile(r"\r\n|\r|\n")
 

@@ -63,7 +63,7 @@ def test_what_is_kept_is_there_after_a_restart_and_can_be_gone_on_from(path: Pat
         async with kept_in(path) as history:
             assert await history.find("b", "") == exchange("b", "a")
             assert [message.role for message in await history.conversation("b", "")] == ["user", "assistant"] * 2
-            await history.delete("b", "")
+            await history.delete("b", "", "response")
             with pytest.raises(UnknownExchange):
                 await history.find("b", "")
         async with kept_in(path) as history:
@@ -93,7 +93,7 @@ def test_what_a_turn_goes_on_from_stays_from_its_beginning_on(path: Path) -> Non
         async with kept_in(path) as history:
             await history.keep(exchange("a"))
             history.begin(exchange("b", "a", status="in_progress"))
-            await history.delete("a", "")
+            await history.delete("a", "", "response")
             await history.keep(exchange("b", "a"))
             assert len(await history.conversation("b", "")) == 4
             with pytest.raises(UnknownPrevious):
@@ -226,7 +226,7 @@ def test_what_waits_is_kept_before_the_end_and_nothing_after_it(path: Path) -> N
             await asyncio.sleep(0)
         await keeping
         history.begin(exchange("b"))
-        later: list[Awaitable[Any]] = [history.find("a", ""), history.delete("a", "")]
+        later: list[Awaitable[Any]] = [history.find("a", ""), history.delete("a", "", "response")]
         for one in later:
             with pytest.raises(StateError):
                 await one

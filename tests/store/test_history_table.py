@@ -118,11 +118,11 @@ def test_pictures_are_kept_once_until_the_last_turn_that_has_them_goes(table: Hi
             return {digest for (digest,) in connection.execute("SELECT digest FROM media")}
 
     assert files() == {PICTURE.digest, SOUND.digest} and is_sound(database)
-    do(table, table.delete("a", ""))  # others go on from it
-    do(table, table.delete("c", ""), table.delete("d", ""))
+    do(table, table.delete("a", "", "response"))  # others go on from it
+    do(table, table.delete("c", "", "response"), table.delete("d", "", "response"))
     assert files() == {PICTURE.digest, SOUND.digest} and is_sound(database)
     save(table, showing("b", PICTURE, previous="a"))  # once more, as when a turn ends that was begun
-    do(table, table.delete("b", ""))
+    do(table, table.delete("b", "", "response"))
     assert files() == set() and is_sound(database)
 
 
@@ -163,7 +163,14 @@ def test_a_conversation_of_another_scope_is_unknown_to_readers_and_continuations
     with pytest.raises(UnknownPrevious):
         save(table, exchange("b", "a", scope="you"))
     with pytest.raises(UnknownExchange):
-        do(table, table.delete("a", "you"))
+        do(table, table.delete("a", "you", "response"))
+
+
+def test_what_another_dialect_keeps_is_not_deleted(table: HistoryTable) -> None:
+    save(table, replace(exchange("a"), kind="chat"))
+    with pytest.raises(UnknownExchange):
+        do(table, table.delete("a", "", "response"))
+    assert table.conversation("a", "") == said("a")
 
 
 def test_nothing_is_made_by_looking(table: HistoryTable, database: Database) -> None:
@@ -186,7 +193,7 @@ def test_only_a_turn_that_has_ended_is_gone_on_from(table: HistoryTable) -> None
 def test_what_ran_when_its_server_died_reads_as_failed(table: HistoryTable, database: Database) -> None:
     save(table, exchange("a"), exchange("b", "a", status="in_progress"), exchange("c", status="queued"), exchange("d"))
     save(table, exchange("e", status="in_progress"))
-    do(table, table.delete("e", ""))
+    do(table, table.delete("e", "", "response"))
     table.recover()
     assert [table.find(id, "").status for id in "abcd"] == ["completed", "failed", "failed", "completed"]
     assert ids(database) == set("abcd")
@@ -195,7 +202,7 @@ def test_what_ran_when_its_server_died_reads_as_failed(table: HistoryTable, data
 
 def test_what_is_deleted_is_unknown_and_stays_for_those_that_go_on_from_it(table: HistoryTable, database: Database) -> None:
     save(table, exchange("a"), exchange("b", "a"), exchange("c", "b"), exchange("d", "b"))
-    do(table, table.delete("b", ""), table.delete("a", ""))
+    do(table, table.delete("b", "", "response"), table.delete("a", "", "response"))
     for id in "ab":
         with pytest.raises(UnknownExchange):
             table.find(id, "")
@@ -204,20 +211,20 @@ def test_what_is_deleted_is_unknown_and_stays_for_those_that_go_on_from_it(table
         with pytest.raises(UnknownPrevious):
             save(table, exchange("e", id))
         with pytest.raises(UnknownExchange):
-            do(table, table.delete(id, ""))
+            do(table, table.delete(id, "", "response"))
     assert table.conversation("c", "") == said("a", "b", "c")
-    do(table, table.delete("c", ""))
+    do(table, table.delete("c", "", "response"))
     assert table.conversation("d", "") == said("a", "b", "d")
     assert ids(database) == set("abd")
     assert is_sound(database)
-    do(table, table.delete("d", ""))
+    do(table, table.delete("d", "", "response"))
     assert ids(database) == set()
     assert is_sound(database)
 
 
 def test_what_was_deleted_cannot_be_read_in_the_file(table: HistoryTable, database: Database) -> None:
     save(table, exchange("a", words="marzipan" * 2000), exchange("b"))
-    do(table, table.delete("a", ""))
+    do(table, table.delete("a", "", "response"))
     with database.reading() as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert b"marzipan" not in database.path.read_bytes()
@@ -225,7 +232,7 @@ def test_what_was_deleted_cannot_be_read_in_the_file(table: HistoryTable, databa
 
 def test_a_turn_that_is_deleted_while_it_runs_is_not_kept(table: HistoryTable, database: Database) -> None:
     save(table, exchange("a", status="queued"))
-    do(table, table.delete("a", ""))
+    do(table, table.delete("a", "", "response"))
     save(table, exchange("a", status="in_progress"))
     with pytest.raises(UnknownExchange):
         table.find("a", "")
@@ -235,7 +242,7 @@ def test_a_turn_that_is_deleted_while_it_runs_is_not_kept(table: HistoryTable, d
 
 def test_what_a_running_turn_goes_on_from_can_be_deleted_meanwhile(table: HistoryTable) -> None:
     save(table, exchange("a"), exchange("b", "a", status="in_progress"))
-    do(table, table.delete("a", ""))
+    do(table, table.delete("a", "", "response"))
     save(table, exchange("b", "a"))
     assert table.conversation("b", "") == said("a", "b")
 
@@ -291,7 +298,7 @@ def test_what_is_about_to_be_gone_on_from_stays_meanwhile(database: Database) ->
         pass
     assert ids(database) == {"old", "large"}
     save(table, exchange("next", "old"))
-    do(table, table.delete("next", ""))
+    do(table, table.delete("next", "", "response"))
     assert table.conversation("old", "") == said("old")
     times[0] += module.FOLLOWED_S
     while table.sweep():
@@ -402,7 +409,7 @@ def test_random_trees_keep_their_conversations_through_deletions_and_bounds(data
         if known and draw.random() < 0.25:
             gone = draw.choice(sorted(known))
             known.remove(gone)
-            do(table, table.delete(gone, ""))
+            do(table, table.delete(gone, "", "response"))
         else:
             previous = draw.choice(sorted(known)) if known and draw.random() < 0.7 else None
             lines[str(i)] = (*lines.get(previous or "", ()), str(i))
@@ -426,6 +433,6 @@ def test_a_turn_is_found_by_how_its_id_begins(table: HistoryTable) -> None:
     assert found is not None and found.id == "resp_aab"
     assert table.find_beginning("resp_aa", "") is None  # both
     assert table.find_beginning("resp_b", "") is None
-    do(table, table.delete("resp_aac", ""))
+    do(table, table.delete("resp_aac", "", "response"))
     found = table.find_beginning("resp_aa", "")
     assert found is not None and found.id == "resp_aab"
