@@ -9,7 +9,6 @@ home of its own, and needs no other network. Prints one JSON object; exit code 1
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import shutil
@@ -130,23 +129,11 @@ class Errand(FakeEngine):
 
 
 def serve(folder: Path) -> None:
-    from lmlite.app import App
-    from lmlite.config import Config
-    from lmlite.core.engine.worker import Process
-    from lmlite.server import Service
-
     model = folder / "errand.gguf"
     model.write_bytes(gguf_files.gguf({**gguf_files.llama(), "llama.context_length": CONTEXT}))
-
-    async def serving() -> None:
-        aliases = tuple((name, "errand") for name in MODELS)
-        config = Config.of(models=[model], port=0, home=folder, alias=aliases, context_length=CONTEXT)
-        service = Service(config, App(config, lambda: Process((sys.executable, __file__, "--engine"))))
-        await service.open()
-        print(service.url, flush=True)
-        await asyncio.Event().wait()
-
-    asyncio.run(serving())
+    aliases = tuple((name, "errand") for name in MODELS)
+    command = (sys.executable, __file__, "--engine")
+    client.serve_fakes(command, models=[model], home=folder, alias=aliases, context_length=CONTEXT)
 
 
 @contextmanager

@@ -49,6 +49,23 @@ class Running:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
 
+def serve_fakes(command: Sequence[str], **options: Any) -> None:
+    """Says where a server listens whose engines are processes of `command`, and is one."""
+    from lmlite.app import App
+    from lmlite.config import Config
+    from lmlite.core.engine.worker import Process
+    from lmlite.server import Service
+
+    async def serve() -> None:
+        config = Config.of(port=0, **options)
+        service = Service(config, App(config, lambda: Process(tuple(command))))
+        await service.open()
+        print(service.url, flush=True)
+        await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
 @contextmanager
 def serving(command: Sequence[str | Path], tree: Path | None = None, stderr: IO[bytes] | None = None) -> Iterator[Running]:
     """Runs `command` until its first line of output with a port in it; that moment is `ready_s`. With `tree`, the lmlite of

@@ -109,19 +109,7 @@ class ClockEngine(FakeEngine):
 
 def serve(model: Path) -> None:
     """A server in front of fakes, on both of this machine's own addresses."""
-    from lmlite.app import App
-    from lmlite.config import Config
-    from lmlite.core.engine.worker import Process
-    from lmlite.server import Service
-
-    async def run() -> None:
-        config = Config.of(models=[model], host=HOSTS, port=0, home=model.parent)
-        service = Service(config, App(config, lambda: Process((sys.executable, __file__, "--engine"))))
-        await service.open()
-        print(service.url, flush=True)
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
+    client.serve_fakes((sys.executable, __file__, "--engine"), models=[model], host=HOSTS, home=model.parent)
 
 
 async def delays(port: int) -> dict[str, float]:

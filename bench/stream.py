@@ -54,20 +54,8 @@ def engine(pace_s: float, fd: int) -> None:
 
 def serve(model: Path, pace_s: float) -> None:
     """The server under measurement, in front of fakes."""
-    from lmlite.app import App
-    from lmlite.config import Config
-    from lmlite.core.engine.worker import Process
-    from lmlite.server import Service
-
-    async def run() -> None:
-        config = Config.of(models=[model], port=0, home=model.parent)
-        command = (sys.executable, __file__, "--pace", str(pace_s), "--engine")
-        service = Service(config, App(config, lambda: Process(command)))
-        await service.open()
-        print(service.url, flush=True)
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
+    command = (sys.executable, __file__, "--pace", str(pace_s), "--engine")
+    client.serve_fakes(command, models=[model], home=model.parent)
 
 
 async def tokens(server: client.Running, streams: int, n: int, dialect: str = "chat") -> float:

@@ -6,10 +6,14 @@ The real one is not optional: where the native library is missing, tests that as
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
+import re
+import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +95,22 @@ class Client:
         self.connection.close()
 
 
+def address(process: subprocess.Popen[str]) -> str:
+    """The URL that a server says when it is there."""
+    assert process.stdout is not None
+    url = re.search(r"http://\S+", process.stdout.readline())
+    assert url is not None
+    return url[0]
+
+
+def complete(url: str, model: str, n_tokens: int) -> None:
+    """A completion of so many tokens is what the server gives."""
+    body = json.dumps({"model": model, "prompt": "Hello", "max_tokens": n_tokens}).encode()
+    request = urllib.request.Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == n_tokens
+
+
 @dataclass
 class FakeServer:
     """A running server whose engines are fakes; `engines` are those it started, in order."""
@@ -132,6 +152,11 @@ class FakeServer:
                 await asyncio.sleep(0)
 
         self.thread.call(turns())
+
+    def expire(self) -> None:
+        """Who stops it waits for `drain_delay` no longer, nor will."""
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            self.thread.loop.call_soon_threadsafe(self.service.expire)
 
     def close(self) -> None:
         with self.closing:
@@ -194,6 +219,7 @@ def serve_fake(
     for server in servers:
         for client in server.clients:
             client.close()
+        server.expire()
         server.close()
 
 
@@ -202,14 +228,19 @@ def fake_server(serve_fake: Callable[..., FakeServer]) -> FakeServer:
     return serve_fake()
 
 
-@pytest.fixture(scope="session")
-def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The real engine in a child process, with the bundled model: as `lmlite serve` on a machine without models."""
-    home = tmp_path_factory.mktemp("home")
+@contextlib.contextmanager
+def bare_server(home: Path) -> Iterator[Server]:
+    """The real engine in a child process, with the bundled models: as `lmlite serve` on a machine without models."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         server = Server(port=0, home=home)
     with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with bare_server(tmp_path_factory.mktemp("home")) as server:
         yield server
 
 

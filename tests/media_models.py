@@ -128,32 +128,32 @@ def write_pixtral(path: Path) -> Path:
     return t.write(path)
 
 
-def write_gemma3(path: Path) -> Path:
-    """Of one size, 16 tokens that all see each other."""
-    t = Tower("gemma3", "vision")
+def siglip(kind: str) -> Tower:
+    """For pictures of 64 x 64 pixels, with what lies behind it still to come."""
+    t = Tower(kind, "vision")
     t.matrix("v.patch_embd.weight", WIDTH, 3, 8, 8)
     t.vector("v.patch_embd.bias", WIDTH)
     t.vector("v.position_embd.weight", 64, WIDTH, spread=0.5)
     t.blocks("v", WIDTH, 2)
     t.norm("v.post_ln", WIDTH)
+    t.flags = ["clip.use_gelu"]
+    return t
+
+
+def write_gemma3(path: Path) -> Path:
+    """Of one size, 16 tokens that all see each other."""
+    t = siglip("gemma3")
     t.vector("mm.soft_emb_norm.weight", WIDTH, mean=1.0)
     t.matrix("mm.input_projection.weight", WIDTH, N_EMBD, scale=STRENGTH * math.sqrt(N_EMBD / WIDTH))
     t.describe(WIDTH, 4, 2, image_size=64, patch_size=8, **{"projector.scale_factor": 2})
-    t.flags = ["clip.use_gelu"]
     return t.write(path)
 
 
 def write_idefics3(path: Path) -> Path:
     """In tiles: a small picture of the whole, then its parts, each of 16 tokens with text around it."""
-    t = Tower("idefics3", "vision")
-    t.matrix("v.patch_embd.weight", WIDTH, 3, 8, 8)
-    t.vector("v.patch_embd.bias", WIDTH)
-    t.vector("v.position_embd.weight", 64, WIDTH, spread=0.5)
-    t.blocks("v", WIDTH, 2)
-    t.norm("v.post_ln", WIDTH)
+    t = siglip("idefics3")
     t.matrix("mm.model.fc.weight", N_EMBD, 4 * WIDTH, scale=STRENGTH)
     t.describe(WIDTH, 4, 2, image_size=64, patch_size=8, preproc_image_size=128, **{"projector.scale_factor": 2})
-    t.flags = ["clip.use_gelu"]
     return t.write(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from lmlite.config import Config
 from lmlite.core.engine.frames import Kind
 from lmlite.errors import ConfigError
-from tests.conftest import FakeServer
+from tests.conftest import TIMEOUT_S, FakeServer
 from tests.fakes import Gate, Script
 
 CHAT = "/v1/chat/completions"
@@ -22,9 +23,15 @@ def leaving(server: FakeServer) -> threading.Thread:
     """The server, once it is asked to stop and says so."""
     closing = threading.Thread(target=server.close)
     closing.start()
-    while server.client().get("/ready").status == 200:
-        pass
+    within(lambda: server.client().get("/ready").status != 200)
     return closing
+
+
+def within(happens: Callable[[], bool]) -> None:
+    """Waits for what is seen from outside alone."""
+    end = time.monotonic() + TIMEOUT_S
+    while not happens():
+        assert time.monotonic() < end, "it never came"
 
 
 def test_a_server_that_stops_says_so_for_a_while_and_goes_on_meanwhile(serve_fake: Serve) -> None:
@@ -38,7 +45,7 @@ def test_a_server_that_stops_says_so_for_a_while_and_goes_on_meanwhile(serve_fak
         answer = client.post(CHAT, HELLO)
         assert (answer.status, answer.headers["Connection"]) == (200, "close"), "its client knows, and loses no request"
     assert server.client().get("/health").status == 200, "it lives"
-    server.thread.loop.call_soon_threadsafe(server.service.expire)
+    server.expire()
     closing.join()
     with pytest.raises(ConnectionRefusedError):
         server.client().get("/ready")
@@ -50,13 +57,12 @@ def test_an_answer_that_is_under_way_when_a_server_leaves_ends_well(serve_fake: 
     answers = []
     asking = threading.Thread(target=lambda: answers.append(server.client().post(CHAT, HELLO)))
     asking.start()
-    while not server.engines or Kind.GENERATE not in [kind for kind, _, _ in server.engine.commands]:
-        pass
+    within(lambda: bool(server.engines) and Kind.GENERATE in [kind for kind, _, _ in server.engine.commands])
     closing = leaving(server)
     gate.open()
     asking.join()
     assert (answers[0].status, answers[0].headers["Connection"]) == (200, "close")
-    server.thread.loop.call_soon_threadsafe(server.service.expire)
+    server.expire()
     closing.join()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import urllib.request
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lmlite.package import bundled_model
-from tests.conftest import INSTALLED, TIMEOUT_S
+from tests.conftest import INSTALLED, TIMEOUT_S, address, complete
 from tests.core.gguf_files import gguf, llama, projector
 
 TOOLS = Path(__file__).parent.parent / "tools" / "onefile"
@@ -52,11 +51,9 @@ def test_one_file_serves_without_any_other_package(archive: Path, tmp_path: Path
     command = [*BARE, str(archive), "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ(tmp_path / "c", tmp_path)) as process:
         try:
-            assert process.stdout is not None
-            url = re.search(r"http://\S+", process.stdout.readline())
-            assert url is not None
             body = json.dumps({"messages": [{"role": "user", "content": "What is 2 plus 2?"}]}).encode()
-            request = urllib.request.Request(f"{url[0]}/v1/chat/completions", body, {"Content-Type": "application/json"})
+            json_type = {"Content-Type": "application/json"}
+            request = urllib.request.Request(f"{address(process)}/v1/chat/completions", body, json_type)
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                 assert "4" in json.load(answer)["choices"][0]["message"]["content"]
         finally:
@@ -147,15 +144,10 @@ def test_a_model_goes_with_it_and_is_used_where_it_lies(tmp_path: Path) -> None:
     command = [*BARE, str(path), "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ(tmp_path / "c", tmp_path)) as process:
         try:
-            assert process.stdout is not None
-            url = re.search(r"http://\S+", process.stdout.readline())
-            assert url is not None
-            with urllib.request.urlopen(f"{url[0]}/v1/models", timeout=TIMEOUT_S) as answer:
+            url = address(process)
+            with urllib.request.urlopen(f"{url}/v1/models", timeout=TIMEOUT_S) as answer:
                 assert [each["id"] for each in json.load(answer)["data"]] == ["falcon"]
-            body = json.dumps({"model": "acme/falcon", "prompt": "Hello", "max_tokens": 3}).encode()
-            request = urllib.request.Request(f"{url[0]}/v1/completions", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-                assert json.load(answer)["usage"]["completion_tokens"] == 3
+            complete(url, "acme/falcon", 3)
         finally:
             process.terminate()
     assert process.returncode == 0

@@ -10,7 +10,7 @@ import pytest
 
 from lmlite import Server
 from lmlite.package import bundled_vision_model
-from tests.conftest import Client
+from tests.conftest import Client, bare_server
 from tests.drawings import COLOURS, SHAPES, drawing, named, part
 from tests.voices import BY_ID, CHAT, VOICES, WITH_HISTORY, Message, Said, Voice
 
@@ -25,11 +25,7 @@ PACKAGED_MAX = 2_000_000
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Of its own, so that loading this model unloads nobody else's."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(home))
-        server = Server(port=0, home=home)
-    with server:
+    with bare_server(tmp_path_factory.mktemp("home")) as server:
         yield server
 
 

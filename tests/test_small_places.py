@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import pytest
 
 from lmlite.config import SMALL, Config, gather, options
 from lmlite.errors import ConfigError
-from tests.conftest import INSTALLED, TIMEOUT_S
+from tests.conftest import INSTALLED, address, complete
 
 
 def test_small_is_what_is_said_of_nothing_else(tmp_path: Path) -> None:
@@ -92,13 +89,7 @@ def test_it_serves_as_nobody_in_little_memory_from_a_root_that_cannot_be_written
     limited = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(memory_group / "cgroup.procs")] if memory_group else []
     with subprocess.Popen([*limited, *inside, *serve], stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout is not None
-            url = re.search(r"http://\S+", process.stdout.readline())
-            assert url is not None
-            body = json.dumps({"model": "lmlite-tiny", "prompt": "Hello", "max_tokens": 5}).encode()
-            request = urllib.request.Request(f"{url[0]}/v1/completions", body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-                assert json.load(answer)["usage"]["completion_tokens"] == 5
+            complete(address(process), "lmlite-tiny", 5)
         finally:
             process.terminate()
     assert process.returncode == 0
