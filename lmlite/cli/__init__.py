@@ -27,7 +27,7 @@ GROUPS: Final = {
     "importing": {"import": "put a GGUF file into the models folder"},
     "chat": {"chat": "talk to a model"},
     "log": {"log": "watch what models and the server do"},
-    "token": {"token": "make, list or revoke API tokens"},
+    "token": {"token": "make, list, revoke or copy API tokens"},
     "mcp": {"mcp": "list, try, add or remove MCP servers, whose tools models can call"},
     "service": {"service": "print a unit for systemd or launchd"},
     "vendor": {"vendor": "copy this package into another program"},
