@@ -157,12 +157,14 @@ class HttpError(LmError):
 
 
 class UnexpectedEndpoint(LmError):
-    """Unknown path (404), or a known one with a method it does not have (405, `allow` lists those it has)."""
+    """Unknown path (404), or a known one with a method it does not have (405, `allow` lists those it has). `meant` is the
+    path that an unknown one is a part of, or has as its end: a base URL lacks its /v1, or has it twice."""
 
     code = "unexpected_endpoint"
 
-    def __init__(self, method: str, target: str, allow: tuple[str, ...] = ()):
-        super().__init__(f"Unexpected endpoint or method. ({method} {target})")
+    def __init__(self, method: str, target: str, allow: tuple[str, ...] = (), meant: str = ""):
+        hint = f" Did you mean {meant}?" if meant else ""
+        super().__init__(f"Unexpected endpoint or method. ({method} {target}){hint}")
         self.status = 405 if allow else 404
         self.allow = allow
 

@@ -73,6 +73,11 @@ class Service:
         for path in self.config.models:
             if not path.exists():
                 raise ConfigError(f"models: there is no file {str(path)!r}")
+            if path.is_dir():
+                raise ConfigError(f"models: {str(path)!r} is a folder; --models-dir serves what is in one")
+        for path in self.config.models_dir:
+            if not path.is_dir():
+                log.warning("models_dir: there is no folder %r", str(path))
         config = self.config
         self._secured = tls.context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
         if inherited:

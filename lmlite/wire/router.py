@@ -74,4 +74,7 @@ class Router(Generic[Endpoint]):
                 allow.extend(methods)
                 if end:
                     break  # what has an end of its own is nothing that the parameter could be
-        raise UnexpectedEndpoint(method, wanted, tuple(sorted(set(allow))))
+        raise UnexpectedEndpoint(method, wanted, tuple(sorted(set(allow))), "" if allow else self._meant(path))
+
+    def _meant(self, path: str) -> str:
+        return next((known for known in self._fixed if known != "/" and (known.endswith(path) or path.endswith(known))), "")

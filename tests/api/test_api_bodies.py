@@ -197,6 +197,11 @@ def test_a_comma_too_many_is_told_alike_on_all_pythons(raw: bytes, reason: str) 
     assert read_either_way(raw) == (f"the body is not valid JSON: {reason}",) * 2
 
 
+@pytest.mark.parametrize("raw", [b"", b" \r\n"])
+def test_no_body_is_told_as_that(raw: bytes) -> None:
+    assert read_either_way(raw) == ("the body is empty, and must be a JSON object",) * 2
+
+
 @given(st.dictionaries(keys, json_values, max_size=4), st.sampled_from([None, 1]))
 def test_large_bodies_are_read_as_they_were_written(body: dict[str, object], indent: int | None) -> None:
     for ascii in (True, False):

@@ -157,7 +157,8 @@ def test_simultaneous_starts_make_one_server(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--parallel", "0"], "from 1 to 64"), (["no-such.gguf"], "/no-such.gguf'")]
+    ("arguments", "said"),
+    [(["--parallel", "0"], "from 1 to 64"), (["no-such.gguf"], "/no-such.gguf'"), (["."], "--models-dir")],
 )
 def test_failure_is_told_as_in_the_foreground(start: Command, arguments: list[str], said: str) -> None:
     code, out, err = start(*arguments)
@@ -165,6 +166,11 @@ def test_failure_is_told_as_in_the_foreground(start: Command, arguments: list[st
     assert err.startswith("lmlite: ")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_folder_of_models_that_is_not_there_is_told(home: Home, start: Command) -> None:
+    assert start("-p", "0", "--models-dir", "nowhere")[0] == 0
+    assert f"there is no folder '{home.root / 'nowhere'}'" in home.log_file.read_text()
 
 
 def test_failure_does_not_bring_up_what_was_logged_before(home: Home, start: Command) -> None:

@@ -68,6 +68,12 @@ def test_unknown_path_is_404(path: str) -> None:
     assert (refused.value.status, refused.value.allow) == (404, ())
 
 
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions", "/chat/completions/"])
+def test_a_path_that_lacks_its_beginning_or_has_it_twice_is_told_the_whole(path: str) -> None:
+    with pytest.raises(UnexpectedEndpoint, match=rf"\(POST {path}\) Did you mean /v1/chat/completions\?"):
+        ROUTER.match("POST", path)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
@@ -85,7 +91,7 @@ def test_wrong_method_is_405_and_names_the_right_ones(method: str, path: str, al
 
 
 def test_error_names_the_target_as_sent() -> None:
-    with pytest.raises(UnexpectedEndpoint, match=r"\(GET /x\?y=1\)"):
+    with pytest.raises(UnexpectedEndpoint, match=r"\(GET /x\?y=1\)$"):
         ROUTER.match("GET", "/x", "/x?y=1")
 
 

@@ -55,6 +55,8 @@ def parse_body(raw: bytes | bytearray) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep() from None
     except JSONDecodeError as exc:
+        if not raw.strip():
+            raise InvalidJson("the body is empty, and must be a JSON object") from None
         reason, at = _reason(exc)
         raise InvalidJson(f"the body is not valid JSON: {reason} at character {at}") from None
     if not isinstance(body, dict):
