@@ -54,6 +54,7 @@ class Transcript:
     round: int = 0
     begun: int = 0  # the last round that the model was asked for
     load_s: float | None = None  # of all that this turn waited for
+    calls: dict[int, Piece] = field(default_factory=dict)  # by their numbers
 
     def hear(self, event: Event) -> None:
         kind = type(event)
@@ -68,7 +69,7 @@ class Transcript:
         elif kind is ReasoningStart:
             self.pieces.append(Piece("reasoning", round=self.round))
         elif isinstance(event, ToolCallStart):
-            self.pieces.append(Piece("tool_call", name=event.name, number=event.index, round=self.round))
+            self._call(Piece("tool_call", name=event.name, number=event.index, round=self.round))
         elif isinstance(event, Leased):
             self.leased = event
             self.begun = self.round
@@ -77,23 +78,17 @@ class Transcript:
         elif isinstance(event, RoundOver):
             self.round += 1
         elif isinstance(event, CallResumed):
-            piece = Piece("tool_call", [event.arguments], name=event.name, number=event.index, round=EARLIER)
-            self.pieces.append(piece)
+            self._call(Piece("tool_call", [event.arguments], name=event.name, number=event.index, round=EARLIER))
         elif isinstance(event, ToolResult | ToolRefused):
-            if event.index < 0 and self.find_call(event.index) is None:  # of one that was not let through
-                self.pieces.append(Piece("tool_call", number=event.index, round=EARLIER))
-            self.call(event.index).result = event
+            if event.index < 0 and event.index not in self.calls:  # of one that was not let through
+                self._call(Piece("tool_call", number=event.index, round=EARLIER))
+            self.calls[event.index].result = event
         elif isinstance(event, Finished):
             self.finished = event
 
-    def call(self, number: int) -> Piece:
-        found = self.find_call(number)
-        assert found is not None
-        return found
-
-    def find_call(self, number: int) -> Piece | None:
-        calls = (piece for piece in reversed(self.pieces) if piece.kind == "tool_call" and piece.number == number)
-        return next(calls, None)
+    def _call(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.calls[piece.number] = piece
 
     def messages(self, call_id: Callable[[int], str]) -> tuple[Message, ...]:
         """All that was said, round by round, with what tools gave between."""

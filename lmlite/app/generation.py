@@ -85,7 +85,7 @@ def tell_unenforced(events: Iterable[Event], response: Response) -> None:
 
 
 def add_listing(response: Response, header: str, words: Iterable[str]) -> str:
-    listing = NOT_PLAIN.sub("?", ", ".join(words))[:LISTING_MAX]
+    listing = NOT_PLAIN.sub("?", ", ".join(words)[:LISTING_MAX])
     response.extra_headers = (*response.extra_headers, (header, listing))
     return listing
 

@@ -220,6 +220,7 @@ class Loop:
         self._turn, self._box, self._limits, self._play = turn, box, limits, play
         self._take, self._drained = take, drained
         self._servers = {tool.called: tool for listed in box.listed for tool in listed.tools}
+        self._tools = {(tool.server.label, tool.name): tool for tool in reversed(self._servers.values())}
         self._clients = {tool["function"]["name"] for tool in prompt.tools}
         for name, tool in self._servers.items():
             if name in self._clients:
@@ -337,8 +338,7 @@ class Loop:
 
     def _find(self, name: str, label: str) -> ServerTool | None:
         """By the name that the model knows, or its server's own."""
-        alike = (tool for tool in self._servers.values() if tool.name == name and tool.server.label == label)
-        return next(alike, None) or self._servers.get(name)
+        return self._tools.get((label, name)) or self._servers.get(name)
 
     async def _results(self, calls: Sequence[Piece]) -> list[ToolResult | ToolRefused | ApprovalAsked]:
         gate = asyncio.Semaphore(self._limits.parallel)

@@ -233,21 +233,21 @@ class NativeChat(Reply):
                 if (tool := self._tools.get(name)) is not None:
                     yield spell("tool_call.start", **spell_tool(tool))
             case ToolCallEnd(index):
-                piece = self._heard.call(index)
+                piece = self._heard.calls[index]
                 tool, arguments = self._tools.get(piece.name), read_object(piece.text)
                 if tool is not None and arguments is not None:
                     yield spell("tool_call.arguments", **spell_tool(tool), arguments=arguments)
             case RoundOver():
                 self._reads = self._has_read = False
             case ToolResult(index, _, tool, output, _, _, error):
-                arguments = read_object(self._heard.call(index).text)
+                arguments = read_object(self._heard.calls[index].text)
                 if error:
                     metadata = {"type": "tool_error", "tool_name": tool.name, "arguments": arguments}
                     yield spell("tool_call.failure", reason=error, metadata={**metadata, **provider_of(tool)})
                 else:
                     yield spell("tool_call.success", **spell_tool(tool), arguments=arguments, output=output)
             case ToolRefused():
-                yield spell("tool_call.failure", **spell_refusal(self._heard.call(event.index), event))
+                yield spell("tool_call.failure", **spell_refusal(self._heard.calls[event.index], event))
             case TextEnd():
                 yield spell("message.end")
             case ReasoningEnd():
