@@ -35,9 +35,11 @@ from tests.fakes import FakeEngine, Script, fake_thread  # noqa: E402
 
 INSTALLED = Path(lmlite.__file__).parent.parent
 """Where the package lies that is tested, for the PYTHONPATH of child processes."""
-hypothesis.settings.register_profile("unhurried", suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("unhurried")
-# How fast examples are made says something of what else the machine does.
+# How fast examples are made, and tried, says something of what else the machine does.
 TIMEOUT_S = 30.0
 """Far above any answer of a fake engine: a test that waits this long has found a hang."""
 

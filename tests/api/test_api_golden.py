@@ -124,7 +124,7 @@ def called(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return calls
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.sampled_from(["openai_chat", "v0_chat"]), st.lists(runs_of_chat, min_size=1, max_size=3))
     | st.tuples(st.sampled_from(["openai_text", "v0_text"]), st.lists(runs_of_text, min_size=1, max_size=3))

@@ -215,7 +215,7 @@ bodies = shaped(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(bodies)
 def test_any_body_is_a_conversation_or_a_named_refusal(body: dict[str, Any]) -> None:
     for parse in (anthropic.parse_messages, anthropic.parse_count):
@@ -298,7 +298,7 @@ def accumulated(frames: Frames) -> dict[str, Any]:
     return {**message, **events[-2]["delta"], "usage": {**message["usage"], **events[-2]["usage"]}}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs())
 def test_a_stream_says_what_the_whole_answer_does(run: list[Event]) -> None:
     call = anthropic.parse_messages({"messages": HI, "stream": True})

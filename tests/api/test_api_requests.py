@@ -670,7 +670,7 @@ messages = shaped(
 choices = shaped(("type", "function"), type=st.just("function"), function=shaped(("name",), name=st.just("f")))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     shaped(
         ("messages", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort"),

@@ -269,7 +269,7 @@ def reply_of(body: dict[str, Any]) -> ResponseReply:
     return reply
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(answers(), settings_of)
 def test_stream_whole_and_replay_are_one_answer(events: list[Event], more: dict[str, Any]) -> None:
     body = {**HI, **TOOLS, **more}
@@ -312,7 +312,7 @@ def folded(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return items
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(answers(), settings_of)
 def test_what_was_answered_is_accepted_as_what_was_said(events: list[Event], more: dict[str, Any]) -> None:
     reply = reply_of({**HI, **TOOLS, **more})
@@ -431,7 +431,7 @@ def changed(body: Any, path: tuple[Any, ...], value: Any) -> Any:
     return body
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data())
 def test_any_body_is_a_turn_or_a_named_refusal(data: st.DataObject) -> None:
     body = data.draw(st.sampled_from(BODIES))

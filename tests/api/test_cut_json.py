@@ -19,7 +19,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(texts, values, max_size=3), st.booleans(), st.sampled_from([None, 1]))
 def test_every_beginning_of_an_object_comes_to_an_end(value: dict[str, Any], ascii: bool, indent: int | None) -> None:
     text = json.dumps(value, ensure_ascii=ascii, indent=indent)

@@ -748,7 +748,7 @@ JSON_VALUES = strategies.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(command=strategies.dictionaries(KEYS, JSON_VALUES, max_size=3))
 def test_a_command_written_in_steps_is_the_same_command(command: dict[str, Any]) -> None:
     assert encode(command, in_steps=True) == encode(command)

@@ -305,7 +305,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "model.gguf"
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), min_size=1, max_size=8),
     st.integers(0, len(SOUND)),
@@ -317,13 +317,13 @@ def test_mutated_and_cut_files_are_read_or_refused(scratch: Path, edits: list[tu
     try_to_read(bytes(content[: max(end, 24)]), scratch)
 
 
-@settings(max_examples=200, deadline=1000)
+@settings(max_examples=200)
 @given(st.integers(4, len(SOUND) - 8), st.sampled_from([*HUGE, 0, 1, 255, 2**32 - 1, 2**63 - 1]))
 def test_any_eight_bytes_can_be_any_number(scratch: Path, at: int, n: int) -> None:
     try_to_read(SOUND[:at] + struct.pack("<Q", n) + SOUND[at + 8 :], scratch)
 
 
-@settings(max_examples=200, deadline=1000)
+@settings(max_examples=200)
 @given(st.integers(0, 3), st.integers(0, 3), st.binary(max_size=400))
 def test_noise_behind_a_sound_beginning_is_read_or_refused(
     scratch: Path, n_tensors: int, n_keys: int, noise: bytes
@@ -331,7 +331,7 @@ def test_noise_behind_a_sound_beginning_is_read_or_refused(
     try_to_read(prologue(n_tensors, n_keys) + noise, scratch)
 
 
-@settings(max_examples=200, deadline=1000)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from(["{{", "}}", "{%", "%}", "{#", "#}", "tools", " ", "x", "'"]), max_size=200))
 def test_any_template_is_scanned(pieces: list[str]) -> None:
     assert reads_tools("".join(pieces)) in (True, False)

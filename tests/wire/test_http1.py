@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmlite.errors import HttpError
@@ -366,7 +366,6 @@ CORPUS = [
 ]
 
 
-@settings(deadline=None)
 @given(raw=st.sampled_from(CORPUS), cuts=st.lists(st.integers(0, 200), max_size=12))
 def test_events_do_not_depend_on_how_the_input_is_cut(raw: bytes, cuts: list[int]) -> None:
     edges = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
@@ -374,7 +373,6 @@ def test_events_do_not_depend_on_how_the_input_is_cut(raw: bytes, cuts: list[int
     assert parse(*pieces) == parse(raw)
 
 
-@settings(deadline=None)
 @given(
     raw=st.lists(
         st.sampled_from(
