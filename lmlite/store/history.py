@@ -36,11 +36,12 @@ AFTER_ALL: Final = "\U0010ffff"
 OPEN: Final = "('queued', 'in_progress')"
 """As `Exchange.is_open` has it."""
 COLUMNS: Final = "id, kind, scope, model, created, status, previous, asked, answer, body, items"
-SIZE: Final = f"{ROW_BYTES} + " + " + ".join(f"length(CAST(?{n} AS BLOB))" for n in (1, 3, 4, 8, 9, 10, 11))
-INSERT: Final = f"INSERT INTO exchanges ({COLUMNS}, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, {SIZE})"
+TEXTS: Final = ("id", "scope", "model", "asked", "answer", "body", "items")
+SIZE: Final = f"{ROW_BYTES} + " + " + ".join(f"length(CAST(:{name} AS BLOB))" for name in TEXTS)
+INSERT: Final = f"INSERT INTO exchanges ({COLUMNS}, bytes) VALUES (:{COLUMNS.replace(', ', ', :')}, {SIZE})"
 UPDATE: Final = f"""
-UPDATE exchanges SET model = ?4, status = ?6, asked = ?8, answer = ?9, body = ?10, items = ?11, bytes = {SIZE}
-WHERE id = ?1 AND scope = ?3
+UPDATE exchanges SET model = :model, status = :status, asked = :asked, answer = :answer, body = :body, items = :items,
+bytes = {SIZE} WHERE id = :id AND scope = :scope
 """
 CONVERSATION: Final = f"""
 WITH RECURSIVE line (turn, id, previous, deleted, is_open, bytes) AS (
@@ -155,17 +156,18 @@ class HistoryTable:
                 exchange.id, exchange.kind, exchange.scope, exchange.model, exchange.created, exchange.status,
                 exchange.previous, *texts,
             )  # fmt: skip
+            named = dict(zip(COLUMNS.split(", "), values))
             known = connection.execute("SELECT deleted FROM exchanges WHERE id = ?", (exchange.id,)).fetchone()
             if known is not None and known[0]:  # while it ran: nobody will ask for it
                 if not exchange.is_open:
                     remove(connection, exchange.id)
                 return
             if known is not None:
-                connection.execute(UPDATE, values)
+                connection.execute(UPDATE, named)
             else:
                 if exchange.previous is not None and not is_known(connection, exchange.previous, exchange.scope):
                     raise UnknownPrevious(exchange.previous)
-                connection.execute(INSERT, values)
+                connection.execute(INSERT, named)
             for part in media_of((*exchange.asked, *exchange.answer)):
                 connection.execute("INSERT OR IGNORE INTO media VALUES (?, ?)", (part.digest, part.data))
                 connection.execute("INSERT OR IGNORE INTO exchange_media VALUES (?, ?)", (exchange.id, part.digest))
