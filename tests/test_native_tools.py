@@ -299,6 +299,18 @@ def test_two_servers_with_a_tool_of_one_name_are_told_apart(serve_tools: Callabl
     assert [tool["function"]["name"] for tool in generations(ask.server)[0]["tools"]] == ["add", "other__add"]
 
 
+def test_a_tool_that_is_called_as_its_neighbours_would_be_is_told_apart_from_them(
+    serve_tools: Callable[..., Ask], tmp_path: Path
+) -> None:
+    ask = serve_tools(("b__add_2", ('{"a":1}',)))
+    program(tmp_path / "home", a={"tools": "add,b__add"}, b={"tools": "add"})
+    called, _ = ask(integrations=["mcp/a", "mcp/b"]).json["output"]
+    assert (called["tool"], called["output"]) == ("add", '[{"type":"text","text":"1"}]')
+    assert called["provider_info"]["plugin_id"] == "mcp/b"
+    offered = [tool["function"]["name"] for tool in generations(ask.server)[0]["tools"]]
+    assert offered == ["add", "b__add", "b__add_2"]
+
+
 # ---- who may ---------------------------------------------------------------------------------------------------------
 
 

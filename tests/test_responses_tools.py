@@ -123,6 +123,15 @@ def test_a_clients_own_tool_beside_a_servers_is_the_clients_to_run(ask: Callable
     assert len(generations(send.server)) == 1
 
 
+def test_a_clients_own_tool_keeps_its_name_beside_a_servers(ask: Callable[..., Any]) -> None:
+    own = {"type": "function", "name": "add", "parameters": {}}
+    send = ask(("calc__add", ('{"a":2,"b":3}',)), ("add", ("{}",)))
+    listed, called, mine = send(tools=[PLUGIN, own]).json["output"]
+    assert [tool["name"] for tool in listed["tools"]][:1] == ["add"]
+    assert (called["type"], called["name"], called["output"]) == ("mcp_call", "add", "5")
+    assert (mine["type"], mine["name"]) == ("function_call", "add")
+
+
 def test_what_is_secret_is_sent_to_the_server_and_told_to_nobody(
     ask: Callable[..., Any], web_server: WebServer  # noqa: F811
 ) -> None:

@@ -6,7 +6,7 @@ No lease outlives its round. Whoever is told may be slower than the engine: the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from ..card import Instance
 from ..errors import LmError
 from ..events import Event, Finished
 from ..messages import Message, Sense
-from ..request import Generate
+from ..request import Chat, Generate
 from ..settings import ModelSettings
 from ..tool_servers import ToolServer
 from ..turn import Turn
@@ -87,7 +87,7 @@ class Past(Protocol):
 class Servers(Protocol):
     """Opens the servers of tools that a turn wants: see `tools.ToolServers`."""
 
-    def open(self, servers: Sequence[ToolServer]) -> AbstractAsyncContextManager[Toolbox]: ...
+    def open(self, servers: Sequence[ToolServer], taken: Collection[str]) -> AbstractAsyncContextManager[Toolbox]: ...
 
 
 @dataclass(slots=True, frozen=True)
@@ -115,8 +115,14 @@ class Rounds:
 
         assert self.servers is not None
         servers, limits = self.servers(turn.servers)
-        async with servers.open(turn.servers) as toolbox:
+        async with servers.open(turn.servers, names_of_tools(turn)) as toolbox:
             await run_rounds(turn, toolbox, limits, play, take, drained, self.models.expect)
+
+
+def names_of_tools(turn: Turn) -> frozenset[str]:
+    """Those that the request brings along for its client to run."""
+    prompts = (work.prompt for work in turn.runs)
+    return frozenset(tool["function"]["name"] for prompt in prompts if isinstance(prompt, Chat) for tool in prompt.tools)
 
 
 async def run_round(

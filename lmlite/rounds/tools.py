@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
@@ -107,8 +108,8 @@ class ToolServers:
         self._file, self._connections = file, connections
 
     @contextlib.asynccontextmanager
-    async def open(self, servers: Sequence[ToolServer]) -> AsyncIterator[Opened]:
-        """Raises `ToolServerFailed` and `InvalidRequest`."""
+    async def open(self, servers: Sequence[ToolServer], taken: Collection[str] = ()) -> AsyncIterator[Opened]:
+        """`taken` are the names of the request's own tools. Raises `ToolServerFailed` and `InvalidRequest`."""
         opened = Opened()
         async with contextlib.AsyncExitStack() as stack:
             for server in servers:
@@ -118,7 +119,7 @@ class ToolServers:
                 except Fault as fault:
                     raise failure(server, fault) from None
                 opened.sessions[server] = opening
-                offer(opened, server, tools)
+                offer(opened, server, tools, taken)
             yield opened
 
     async def _opening(self, server: ToolServer, stack: contextlib.AsyncExitStack) -> Opening:
@@ -168,20 +169,24 @@ def failure(server: ToolServer, fault: Fault) -> ToolServerFailed:
     return ToolServerFailed(message, True, server.param)
 
 
-def offer(opened: Opened, server: ToolServer, tools: Sequence[Tool]) -> None:
-    """A name that another server's tool has already gets its own server's before it."""
+def offer(opened: Opened, server: ToolServer, tools: Sequence[Tool], taken: Collection[str] = ()) -> None:
+    """A name that another tool has already gets its server's before it, and where that is taken too, a number behind it."""
     offered = []
     for tool in tools:
         if server.allowed is not None and tool.name not in server.allowed:
             continue
-        called = tool.name if tool.name not in opened.tools else f"{server.label}__{tool.name}"
-        if called in opened.tools:
-            raise InvalidRequest(f"two servers are called '{server.label[:80]}'", server.param)
+        called = next(name for name in names_for(server, tool) if name not in opened.tools and name not in taken)
         opened.tools[called] = tool
         offered.append(ServerTool(called, tool.name, server, tool.description, tool.schema))
     if len(opened.tools) > TOOLS_MAX:
         raise InvalidRequest(f"the servers have more than {TOOLS_MAX} tools; allow fewer of them", server.param)
     opened.listed.append(ToolsListed(server, tuple(offered)))
+
+
+def names_for(server: ToolServer, tool: Tool) -> Iterator[str]:
+    yield tool.name
+    yield f"{server.label}__{tool.name}"
+    yield from (f"{server.label}__{tool.name}_{n}" for n in itertools.count(2))
 
 
 # ---- rounds ----------------------------------------------------------------------------------------------------------
@@ -222,9 +227,6 @@ class Loop:
         self._servers = {tool.called: tool for listed in box.listed for tool in listed.tools}
         self._tools = {(tool.server.label, tool.name): tool for tool in reversed(self._servers.values())}
         self._clients = {tool["function"]["name"] for tool in prompt.tools}
-        for name, tool in self._servers.items():
-            if name in self._clients:
-                raise InvalidRequest(f"a tool of the request and one of a server are both called '{name}'", tool.server.param)
         self._prompt = replace(prompt, tools=(*prompt.tools, *(tool.spell() for tool in self._servers.values())))
         self._stats: Stats | None = None
         self._n_calls = 0  # that the model has made
