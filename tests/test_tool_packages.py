@@ -58,37 +58,42 @@ def on_the_web(command: list[str], environment: Mapping[str, str]) -> Iterator[s
         process.wait()
 
 
-def check_dialects(tmp_path: Path, token: dict[str, str], servers: dict[str, Any], tool: str, result: str) -> None:
-    """Each of `servers` (entries of mcp.json) has a `tool` that adds."""
+def check_dialects(
+    tmp_path: Path, token: dict[str, str], servers: dict[str, Any], tool: str, result: str, asked: str = SUM
+) -> None:
+    """Each of `servers` (entries of mcp.json) has a `tool` that adds, or does what is `asked`."""
     home = tmp_path / "home"
     (home / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
     with Server(port=0, home=home, auth=True, mcp=True, mcp_ephemeral=True, mcp_private=True) as server:
         client = Client(server.port)
         client.connection.timeout = STARTS_S
         for label, entry in servers.items():
-            native(client, token, {"type": "plugin", "id": f"mcp/{label}", "allowed_tools": [tool]}, result)
+            native(client, token, {"type": "plugin", "id": f"mcp/{label}", "allowed_tools": [tool]}, result, asked)
             named = {"type": "mcp", "server_label": label, "allowed_tools": [tool]}
-            responses(client, token, named, result)
+            responses(client, token, named, result, asked)
             if "url" in entry:
-                responses(client, token, {**named, "server_url": entry["url"], "require_approval": "never"}, result)
-            asyncio.run(asyncio.wait_for(messages(client, token, entry, tool, result), STARTS_S))
+                responses(client, token, {**named, "server_url": entry["url"], "require_approval": "never"}, result, asked)
+            asyncio.run(asyncio.wait_for(messages(client, token, entry, tool, result, asked), STARTS_S))
         client.close()
 
 
-def native(client: Client, token: dict[str, str], integration: dict[str, Any], result: str) -> None:
-    asked = {"model": "lmlite-tiny", "temperature": 0, "input": SUM, "integrations": [integration]}
+def native(client: Client, token: dict[str, str], integration: dict[str, Any], result: str, question: str) -> None:
+    asked = {"model": "lmlite-tiny", "temperature": 0, "input": question, "integrations": [integration]}
     called, message = client.post("/api/v1/chat", asked, **token).json["output"]
-    assert called["arguments"] == {"a": 2, "b": 3} and json.loads(called["output"])[0]["text"] == result
+    assert question != SUM or called["arguments"] == {"a": 2, "b": 3}
+    assert json.loads(called["output"])[0]["text"] == result
     assert message["type"] == "message"
 
 
-def responses(client: Client, token: dict[str, str], tool: dict[str, Any], result: str) -> None:
-    asked = {"model": "lmlite-tiny", "temperature": 0, "input": SUM, "tools": [tool]}
+def responses(client: Client, token: dict[str, str], tool: dict[str, Any], result: str, question: str) -> None:
+    asked = {"model": "lmlite-tiny", "temperature": 0, "input": question, "tools": [tool]}
     _, called, message = client.post("/v1/responses", asked, **token).json["output"]
     assert (called["output"], called["error"], message["type"]) == (result, None, "message")
 
 
-async def messages(client: Client, token: dict[str, str], entry: dict[str, Any], name: str, result: str) -> None:
+async def messages(
+    client: Client, token: dict[str, str], entry: dict[str, Any], name: str, result: str, question: str
+) -> None:
     """Anthropic's clients have the servers themselves: this one knows them by lmlite's own client."""
     connections = Connections()
     command = (entry["command"], *entry["args"]) if "command" in entry else ()
@@ -97,7 +102,7 @@ async def messages(client: Client, token: dict[str, str], entry: dict[str, Any],
         session = await connections.session(kept)
         tool = next(tool for tool in await session.tools() if tool.name == name)
         offered = {"name": tool.name, "description": tool.description, "input_schema": tool.schema}
-        said: list[Any] = [{"role": "user", "content": SUM}]
+        said: list[Any] = [{"role": "user", "content": question}]
         asked = {"model": "lmlite-tiny", "temperature": 0, "max_tokens": 100, "tools": [offered]}
         answer = await asyncio.to_thread(client.post, "/v1/messages", {**asked, "messages": said}, **token)
         use = next(block for block in answer.json["content"] if block["type"] == "tool_use")
@@ -139,8 +144,11 @@ def test_npms_server_of_everything(
         check_dialects(tmp_path, token, servers, "get-sum", "The sum of 2 and 3 is 5.")
 
 
-def test_npms_server_of_files(serve_fake: Serve, tmp_path: Path, token: dict[str, str], node_folder: Path) -> None:
-    """What the model asks for is said here: the bundled one knows no paths."""
+def test_npms_server_of_files(
+    serve_fake: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: dict[str, str], node_folder: Path
+) -> None:
+    """The bundled model knows no paths: those that are asked for are said here."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     fetch(node_folder, "@modelcontextprotocol/server-filesystem")
     script = str(node_folder / "node_modules/@modelcontextprotocol/server-filesystem/dist/index.js")
     folder = tmp_path / "docs"
@@ -148,7 +156,8 @@ def test_npms_server_of_files(serve_fake: Serve, tmp_path: Path, token: dict[str
     (folder / "note.txt").write_text("the secret word is plover")
     (tmp_path / "other.txt").write_text("not yours")
     program = {"command": "node", "args": [script, str(folder)]}
-    (tmp_path / "home" / "mcp.json").write_text(json.dumps({"mcpServers": {"files": program}}))
+    shown = f"Allowed directories:\n{folder}"
+    check_dialects(tmp_path, token, {"files": program}, "list_allowed_directories", shown, "List the allowed directories.")
     calls = tuple(
         (name, (json.dumps({"path": str(path)}),))
         for name, path in (
