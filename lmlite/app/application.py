@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ..config import Config
@@ -121,14 +121,20 @@ class App(State):
         match = self._router.match(request.method, request.path, request.target)
         return self.door.admit(request.headers, match.route.right)
 
-    async def handle(self, request: Request, response: Response) -> None:
+    def handle(self, request: Request, response: Response) -> Awaitable[None] | None:
         if request.method == "OPTIONS" and (allowed := preflight(self._policy, request.method, request.headers)):
             response.whole(204, b"", allowed)
-            return
+            return None
         match = self._router.match(request.method, request.path, request.target)
         response.route = match.route.pattern
-        with self.door.working(request.caller) if match.route.right in WORK else contextlib.nullcontext():
-            await match.route.endpoint(self, request, response, "".join(match.parameters.values()))
+        answer = partial(match.route.endpoint, self, request, response, "".join(match.parameters.values()))
+        return self._charged(request, answer) if match.route.right in WORK else answer()
+
+    async def _charged(self, request: Request, answer: Callable[[], Awaitable[None] | None]) -> None:
+        with self.door.working(request.caller):
+            work = answer()
+            if work is not None:
+                await work
 
     def spell_error(self, request: Request | None, exc: Exception) -> tuple[int, Headers, bytes]:
         """The whole answer to a request that failed before an answer to it had begun."""

@@ -19,7 +19,7 @@ SPEAKERS: Final = (
 """Whose paths begin how: the first that fits."""
 
 
-async def show(app: State, request: Request, response: Response, _: str) -> None:
+def show(app: State, request: Request, response: Response, _: str) -> None:
     response.whole(200, app.page, content_type="text/plain; charset=utf-8")
 
 

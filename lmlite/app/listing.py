@@ -86,11 +86,11 @@ def instance_of(app: State, name: str, card: ModelCard) -> Instance | None:
     return loaded.get(name.lower()) or loaded.get(card.id)
 
 
-async def health(app: State, request: Request, response: Response, _: str) -> None:
+def health(app: State, request: Request, response: Response, _: str) -> None:
     response.whole(200, b'{"status":"ok"}')
 
 
-async def ready(app: State, request: Request, response: Response, _: str) -> None:
+def ready(app: State, request: Request, response: Response, _: str) -> None:
     """Whether a proxy should send requests here."""
     if app.leaving:
         response.whole(503, b'{"status":"stopping"}')
@@ -98,6 +98,6 @@ async def ready(app: State, request: Request, response: Response, _: str) -> Non
         response.whole(200, b'{"status":"ok"}')
 
 
-async def greet(app: State, request: Request, response: Response, _: str) -> None:
+def greet(app: State, request: Request, response: Response, _: str) -> None:
     """What LM Studio's own client looks for."""
     response.whole(200, b'{"lmstudio":true}')

@@ -72,5 +72,5 @@ class State:
         return Origin(suffix, drawn.hex(), int(time.time()), self.history.keeps)
 
 
-Endpoint = Callable[[State, Request, Response, str], Awaitable[None]]
+Endpoint = Callable[[State, Request, Response, str], "Awaitable[None] | None"]
 """Answers one request; the text is the parameter in its path, if the route has one."""

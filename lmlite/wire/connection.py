@@ -176,7 +176,8 @@ def ignore_write(data: bytes) -> None:
     pass
 
 
-Handler = Callable[[Request, Response], Awaitable[None]]
+Handler = Callable[[Request, Response], "Awaitable[None] | None"]
+"""None where the answer was given already: what has nothing to wait for costs no task, and no turn of the loop."""
 OnError = Callable[["Request | None", Exception], tuple[int, Headers, bytes]]
 
 
@@ -209,9 +210,17 @@ class Hooks:
     """Called once per request, when its answer has ended, was cut, or nobody is there to have it."""
 
 
-async def refuse_later(refusal: HttpError) -> None:
-    await asyncio.sleep(refusal.wait_s)
+ANSWERS_PER_TURN = 16
+"""That are given at once to requests which came together: a packet has room for thousands, and others want their turn, too."""
+
+
+async def refuse_later(refusal: Exception) -> None:
+    await asyncio.sleep(refusal.wait_s if isinstance(refusal, HttpError) else 0)
     raise refusal
+
+
+def is_compressed(request: Request) -> bool:
+    return request.headers.get("content-encoding", "identity").lower() != "identity"
 
 
 class Phase(Enum):
@@ -277,6 +286,7 @@ class Connection(asyncio.Protocol):
         self._response: Response | None = None
         self._refusal: Exception | None = None
         self._task: asyncio.Future[None] | None = None
+        self._n_this_turn = 0  # answers given within one turn of the loop
 
     # ---- for the server
 
@@ -326,6 +336,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._phase in NO_MORE_REQUESTS:
             return
+        self._n_this_turn = 0
         self._parser.feed(data)
         if self._phase is Phase.BUSY or self._phase is Phase.FLUSHING:
             if self._parser.buffered > self._limits.backlog:
@@ -374,6 +385,7 @@ class Connection(asyncio.Protocol):
             self._expect_within(inf)
         elif self._phase is Phase.FLUSHING:
             self._enter(Phase.IDLE)
+            self._n_this_turn = 0
             self._read()
 
     # ---- requests
@@ -430,24 +442,32 @@ class Connection(asyncio.Protocol):
         self._request = self._refusal = None
         if self._stopping:
             response.keep_alive = False
-        if refusal is not None and not (isinstance(refusal, HttpError) and refusal.wait_s):
-            self._spell_error(response, request, refusal)
-            let_go(refusal)
-            self._hooks.on_answer(request, response)
-            return self._after_answer(response)
+        self._n_this_turn += 1
+        if self._n_this_turn <= ANSWERS_PER_TURN and not (isinstance(refusal, HttpError) and refusal.wait_s):
+            if refusal is not None:
+                return self._settle(request, response, refusal)
+            if not is_compressed(request):
+                try:
+                    work = self._hooks.handler(request, response)
+                except Exception as error:  # noqa: BLE001 - as from a task
+                    return self._settle(request, response, error)
+                if work is None:
+                    return self._settle(request, response, None)
+                return self._begin(work, request, response)
+        return self._begin(refuse_later(refusal) if refusal else self._handle_later(request, response), request, response)
+
+    def _begin(self, work: Awaitable[None], request: Request, response: Response) -> bool:
         self._enter(Phase.BUSY)
-        if refusal is not None:
-            work: Awaitable[None] = refuse_later(refusal)
-        else:
-            plain = request.headers.get("content-encoding", "identity").lower() == "identity"
-            work = (self._hooks.handler if plain else self._handle_compressed)(request, response)
         self._task = asyncio.ensure_future(work, loop=self._loop)
         self._task.add_done_callback(lambda task: self._answered(task, request, response))
         return False
 
-    async def _handle_compressed(self, request: Request, response: Response) -> None:
-        body = await asyncio.to_thread(inflate, request.body, self._limits.max_body)
-        await self._hooks.handler(replace(request, body=body), response)
+    async def _handle_later(self, request: Request, response: Response) -> None:
+        if is_compressed(request):
+            request = replace(request, body=await asyncio.to_thread(inflate, request.body, self._limits.max_body))
+        work = self._hooks.handler(request, response)
+        if work is not None:
+            await work
 
     def _refuse(self, error: Exception) -> None:
         """Answers a request that cannot or need not be read to its end, as the last one of this connection."""
@@ -492,6 +512,12 @@ class Connection(asyncio.Protocol):
             if self._lost:
                 self._hooks.on_close(self)
             return
+        self._n_this_turn = 0
+        if self._settle(request, response, failure):
+            self._read()
+
+    def _settle(self, request: Request, response: Response, failure: BaseException | None) -> bool:
+        """The handler has ended, as `failure` says; True if the next request can be read."""
         if failure is None and not response.complete:
             failure = RuntimeError(f"the handler of {request.method} {request.path} left its answer unfinished")
         if failure is not None and not response.started:
@@ -501,10 +527,9 @@ class Connection(asyncio.Protocol):
         let_go(failure)
         self._hooks.on_answer(request, response)
         if response.complete:
-            if self._after_answer(response):
-                self._read()
-        else:
-            self._abort()
+            return self._after_answer(response)
+        self._abort()
+        return False
 
     def _after_answer(self, response: Response) -> bool:
         """Leaves the connection as the answer promised; True if the next request can be read."""

@@ -373,6 +373,48 @@ def test_error_answers_before_a_framing_error_are_delivered_first(connect: Conne
     assert [status for status, _, _ in answers(client.send(get("/a") + b"\x00\r\n"))] == [200, 400]
 
 
+def at_once(request: Request, response: Response) -> None:
+    if request.path == "/missing":
+        raise HttpError(404, "there is no such thing")
+    if request.path == "/cut":
+        response.start(200, ())
+        raise RuntimeError("in the middle of an answer")
+    response.whole(200, request.target.encode())
+
+
+def test_what_waits_for_nothing_is_answered_within_the_turn_that_read_it(connect: Connect) -> None:
+    client = connect(at_once)
+    answered = answers(client.send(get("/1") + get("/missing") + get("/2"), settle=False))
+    assert [(status, body) for status, _, body in answered] == [
+        (200, b"/1"),
+        (404, b'{"error": "HttpError", "path": "/missing"}'),
+        (200, b"/2"),
+    ]
+    assert [request.target for request in client.handled] == ["/1", "/missing", "/2"]
+
+
+def test_an_answer_that_breaks_off_within_that_turn_ends_the_connection(connect: Connect) -> None:
+    client = connect(at_once)
+    client.send(get("/cut") + get("/1"))
+    assert client.transport.aborted and [str(bug["exception"]) for bug in client.bugs] == ["in the middle of an answer"]
+    client.bugs.clear()
+
+
+@pytest.mark.parametrize("path, status", [("/", 200), ("/missing", 404), ("/refused", 403)])
+def test_thousands_that_come_together_leave_others_their_turn(connect: Connect, path: str, status: int) -> None:
+    def check(request: Request) -> None:
+        if request.path == "/refused":
+            raise HttpError(403, "not you")
+
+    client = connect(at_once, precheck=check)
+    first = answers(client.send(get(path) * 1000, settle=False))
+    assert 0 < len(first) <= 16
+    while len(said := answers(client.transport.taken)) < 1000:
+        client.loop.settle()
+        assert len(answers(client.transport.taken)) > len(said)
+    assert {found[0] for found in said} == {status}
+
+
 def test_handler_error_is_spelt_and_the_connection_goes_on(connect: Connect) -> None:
     async def handler(request: Request, response: Response) -> None:
         raise LmError("no")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from lmlite.errors import LmError
@@ -152,10 +152,14 @@ class Client:
         self.cancelled: list[str] = []
         self.opened = self.closed = 0
 
-        async def observed(request: Request, response: Response) -> None:
+        def observed(request: Request, response: Response) -> Awaitable[None] | None:
             self.handled.append(request)
+            work = handler(request, response)
+            return None if work is None else watched(work, request)
+
+        async def watched(work: Awaitable[None], request: Request) -> None:
             try:
-                await handler(request, response)
+                await work
             except asyncio.CancelledError:
                 self.cancelled.append(request.target)
                 raise
