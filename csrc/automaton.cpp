@@ -319,6 +319,19 @@ bool automaton::continues(int32_t state, uint32_t first, uint32_t last, uint32_t
     return false;
 }
 
+uint32_t automaton::last_alike(int32_t state, uint32_t code_point) const {
+    const int32_t * const row = &table_[size_t(state) * n_classes_];
+    size_t c = find_class(code_point) + 1;
+    while (c < n_classes_ && row[c] == row[c - 1]) {
+        c++;
+    }
+    return c < n_classes_ ? begins_[c] - 1 : LAST_CODE_POINT;
+}
+
+bool automaton::stays(int32_t state, code_range with) const {
+    return next(state, with.first) == state && last_alike(state, with.first) >= with.last;
+}
+
 uint32_t automaton::only_next(int32_t state) const {
     uint32_t only = NONE;
     for (size_t c = 0; c < n_classes_; c++) {

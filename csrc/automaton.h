@@ -67,6 +67,10 @@ class automaton {
         int32_t to;
     };
     std::vector<move> moves(int32_t state) const;
+    // Whether every code point of the range stays in the state.
+    bool stays(int32_t state, code_range with) const;
+    // The last code point from that one on with which the state leads to the same place.
+    uint32_t last_alike(int32_t state, uint32_t code_point) const;
     bool is_open(int32_t state) const { return open_[size_t(state)]; } // accepting, and every code point stays in the state
     uint32_t mark(int32_t state) const { return marks_[size_t(state)]; }
 
@@ -97,8 +101,8 @@ class automaton {
     static automaton_ptr both(const automaton & a, const automaton & b);
     static automaton_ptr either(const automaton & a, const automaton & b);
     automaton_ptr complement() const;
-    // The words that end in those states.
-    automaton_ptr ending_in(const std::vector<bool> & accepts) const { return std::make_shared<automaton>(begins_, table_, accepts); }
+    // The words that end in those states, with their marks.
+    automaton_ptr ending_in(const std::vector<bool> & accepts) const { return std::make_shared<automaton>(begins_, table_, accepts, marks_); }
 
     // All automata at once: a state's accepted ones as bits. For at most 32; throws automaton_error if there are too many states.
     struct joint {

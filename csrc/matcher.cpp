@@ -26,6 +26,12 @@ static bool is_surrogate(uint32_t code_point) {
     return code_point >= 0xD800 && code_point <= 0xDFFF;
 }
 
+template <typename T>
+static void sort_unique(std::vector<T> & values) {
+    std::sort(values.begin(), values.end());
+    values.erase(std::unique(values.begin(), values.end()), values.end());
+}
+
 static size_t mix(size_t hash, uint64_t value) {
     return (hash ^ value) * 0x9E3779B97F4A7C15ull + (hash >> 29);
 }
@@ -339,6 +345,13 @@ matcher::state_id matcher::behind(item schema) {
     return found->second;
 }
 
+bool matcher::is_within_schema() const {
+    const auto begin = items_.begin();
+    return has_schemas() && std::all_of(begin + states_[current_].items_begin, begin + states_[current_].items_end, [&](const item & i) {
+        return grammar_->elements[i.at].what == grammar::kind::schema;
+    });
+}
+
 void matcher::settle() {
     current_ = here_.state;
     here_.readings.resize(here_.n);
@@ -489,16 +502,31 @@ bool matcher::find_in_strings() {
             }
         }
     }
-    std::sort(doubtful.begin(), doubtful.end());
-    doubtful.erase(std::unique(doubtful.begin(), doubtful.end()), doubtful.end());
-    for (const llama_token id : doubtful) {
+    sort_unique(doubtful);
+    test_inside(doubtful);
+    return true;
+}
+
+// Sets or clears the bits of some tokens. What two of them begin with alike is walked once.
+void matcher::test_inside(std::vector<llama_token> & ids) {
+    std::sort(ids.begin(), ids.end(), [&](llama_token a, llama_token b) { return tokens_.bytes(a) < tokens_.bytes(b); });
+    std::string_view before;
+    size_t n = 0; // bytes that may follow, first of the token before, then of this one
+    for (const llama_token id : ids) {
         spent_ = 0;
+        const std::string_view bytes = tokens_.bytes(id);
+        const size_t n_shared = size_t(std::mismatch(bytes.begin(), bytes.end(), before.begin(), before.end()).first - bytes.begin());
+        const bool fails = n_shared > n; // where that one did
+        n = std::min(n, n_shared);
+        while (!fails && n < bytes.size() && advance(n == 0 ? here_ : path_[n + 1], uint8_t(bytes[n]), path_[n + 2])) {
+            n++;
+        }
         inside_[size_t(id) / 64] &= ~(uint64_t(1) << (id % 64));
-        if (allows(id)) {
+        if (n == bytes.size()) {
             set_inside(id);
         }
+        before = bytes;
     }
-    return true;
 }
 
 // Those of the tokens `ahead` that go on behind their quote, where the schema then is.
@@ -749,12 +777,6 @@ matcher::node_id matcher::closed(node_id n) {
 }
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
-
-template <typename T>
-static void sort_unique(std::vector<T> & values) {
-    std::sort(values.begin(), values.end());
-    values.erase(std::unique(values.begin(), values.end()), values.end());
-}
 
 matcher::state_id matcher::intern_state(std::vector<item> & items, partial bytes, bool may_end) {
     sort_unique(items);

@@ -45,6 +45,9 @@ class matcher {
     // The only token that is allowed, where that is plain to see.
     std::optional<llama_token> only();
 
+    // Whether schemas rule all that may come next: allowed() costs no more than some hundred tokens one by one then.
+    bool is_within_schema() const;
+
     size_t n_states() const { return states_.size(); }
 
   private:
@@ -141,6 +144,7 @@ class matcher {
     const std::vector<uint64_t> & allowed_inside();
     bool find_in_strings();
     void find_behind_string(const reading & closed, const std::vector<uint64_t> & ahead);
+    void test_inside(std::vector<llama_token> & ids);
     void find_inside();
     void set_inside(llama_token id) { inside_[size_t(id) / 64] |= uint64_t(1) << (id % 64); }
 

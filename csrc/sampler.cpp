@@ -10,8 +10,11 @@ namespace lm {
 static constexpr float NEVER = row::NEVER;
 
 // Under a grammar this many of the best tokens are tested one by one, then more; only where that does not settle the
-// choice is the whole vocabulary asked for. One test costs about 50 ns, all of them up to a millisecond or two.
+// choice is the whole vocabulary asked for. One test costs about 50 ns, all of them up to a millisecond or two. Within a schema
+// it is 300 ns and 50 µs: a model that knows JSON has what fits among its very best, with another one there is nothing to find.
 static constexpr size_t TESTED[] = {128, 512};
+static constexpr size_t TESTED_WITHIN_SCHEMA = 128;
+static constexpr size_t TESTED_WITHIN_SCHEMA_GREEDY = 16;
 
 // So few tokens are sorted faster than the row is read again.
 static constexpr size_t MAX_FEW = 1024;
@@ -409,6 +412,10 @@ std::optional<llama_token> sampler::choose_allowed(float * logits) {
             if (matcher_->allows(id)) {
                 return id;
             }
+        }
+    } else if (matcher_->is_within_schema()) {
+        if (const std::optional<llama_token> id = choose_among_best(logits, params_.temperature <= 0 ? TESTED_WITHIN_SCHEMA_GREEDY : TESTED_WITHIN_SCHEMA)) {
+            return id;
         }
     } else {
         for (const size_t n : TESTED) {

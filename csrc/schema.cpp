@@ -19,6 +19,7 @@ static constexpr size_t MAX_NAME_STATES = 4000;    // of the names of one object
 static constexpr size_t MAX_NAMES = 20000;         // of one object
 static constexpr size_t MAX_LISTED = 200000;       // names of all objects: each disjunct lists its own
 static constexpr size_t MAX_PLACES = 5000;         // items that have a schema of their own
+static constexpr int MAX_ROUNDS = 16;              // in which values turn out to be out of reach; two at most in schemas that people write
 static constexpr size_t MAX_COMBINED = 3000000;    // cells of all automata that are made from others
 
 size_t schema::n_bytes() const {
@@ -83,9 +84,15 @@ class compiler {
         }
         find_nesting();
         close_names();
-        count_values();
-        bound_arrays();
-        find_nesting(); // again: what is counted may be out of reach
+        int n_rounds = 0;
+        do {
+            if (n_rounds++ == MAX_ROUNDS) {
+                throw schema_error("what its uniqueItems leave depends on too much");
+            }
+            count_values();
+            bound_arrays();
+            find_nesting(); // again: what is counted may be out of reach
+        } while (forget_unmet_names());
         if (made_->values[0].nesting >= MAX_JSON_NESTING) {
             throw schema_error("no value satisfies the schema");
         }
@@ -592,38 +599,74 @@ class compiler {
     void close_names() {
         for (size_t id = 0; id < made_->objects.size(); id++) {
             schema::object_node & o = made_->objects[id];
-            open_names & names = open_[id];
-            close_names(o, names);
+            close_names(o, open_[id]);
             make_name_tree(o);
-            const size_t n = o.n_ordered;
-            for (size_t i = n; i < o.listed.size(); i++) {
-                o.required_later |= 1u << (i - n);
+            for (size_t i = o.n_ordered; i < o.listed.size(); i++) {
+                o.required_later |= 1u << (i - o.n_ordered);
             }
-            o.n_required.assign(n + 1, 0);
-            o.n_possible.assign(n + 1, 0);
-            for (size_t i = n; i-- > 0;) {
-                o.n_required[i] = o.n_required[i + 1] + o.listed[i].required;
-                o.n_possible[i] = o.n_possible[i + 1] + is_met(o.listed[i].value);
-            }
-            for (const uint32_t value : names.values) {
-                o.others_nesting = std::max(o.others_nesting, is_met(value) ? made_->values[value].nesting : 0);
-            }
-            if (o.others) {
-                const uint32_t count = o.others->count(o.others->start());
-                uint32_t n_taken = 0; // names that are listed are no others
-                for (size_t i = 0; !o.others->is_endless() && i < o.listed.size(); i++) {
-                    if (o.others->accepts(o.listed[i].name)) {
-                        n_taken++;
-                        note_other(o, o.listed[i].name);
-                    }
-                }
-                o.n_others = count == INFINITE ? INFINITE : count - n_taken;
-                if (o.n_others == 0) {
-                    o.others = nullptr;
-                }
-            }
+            count_names(o);
         }
         closed_ = true;
+    }
+
+    // Names for which it has turned out that nothing can stand. True if there were any.
+    bool forget_unmet_names() {
+        bool any = false;
+        for (schema::object_node & o : made_->objects) {
+            const uint32_t n_possible = o.n_possible[0];
+            bool fewer = false;
+            if (o.others) {
+                std::vector<bool> accepts(o.others->n_states());
+                for (size_t i = 0; i < accepts.size(); i++) {
+                    const bool is_name = o.others->accepts(int32_t(i));
+                    accepts[i] = is_name && is_met(o.others->mark(int32_t(i)));
+                    fewer = fewer || accepts[i] != is_name;
+                }
+                if (fewer) {
+                    o.others = o.others->ending_in(accepts);
+                    o.others = o.others->start() == automaton::DEAD ? nullptr : o.others;
+                }
+            }
+            count_names(o);
+            any = any || fewer || o.n_possible[0] != n_possible;
+        }
+        return any;
+    }
+
+    // How many may come, from each on.
+    void count_names(schema::object_node & o) {
+        const size_t n = o.n_ordered;
+        o.n_required.assign(n + 1, 0);
+        o.n_possible.assign(n + 1, 0);
+        for (size_t i = n; i-- > 0;) {
+            o.n_required[i] = o.n_required[i + 1] + o.listed[i].required;
+            o.n_possible[i] = o.n_possible[i + 1] + is_met(o.listed[i].value);
+        }
+        o.n_others = 0;
+        o.others_nesting = 0;
+        if (!o.others) {
+            return;
+        }
+        for (size_t i = 0; i < o.others->n_states(); i++) {
+            if (o.others->accepts(int32_t(i))) {
+                o.others_nesting = std::max(o.others_nesting, made_->values[o.others->mark(int32_t(i))].nesting);
+            }
+        }
+        for (schema::name_tree_node & at : o.names) {
+            at.n_also_others = 0;
+        }
+        const uint32_t count = o.others->count(o.others->start());
+        uint32_t n_taken = 0; // names that are listed are no others
+        for (size_t i = 0; !o.others->is_endless() && i < o.listed.size(); i++) {
+            if (o.others->accepts(o.listed[i].name)) {
+                n_taken++;
+                note_other(o, o.listed[i].name);
+            }
+        }
+        o.n_others = count == INFINITE ? INFINITE : count - n_taken;
+        if (o.n_others == 0) {
+            o.others = nullptr;
+        }
     }
 
     void close_names(schema::object_node & o, open_names & names) {

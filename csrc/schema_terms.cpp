@@ -749,6 +749,20 @@ const json_value * schema_algebra::as_schema(const json_value & value) {
     return &schema;
 }
 
+// Of what is no part of the schema that says it: nothing of that counts for unevaluatedProperties and unevaluatedItems.
+static void forget_evaluated(std::vector<schema_term> & terms) {
+    for (schema_term & t : terms) {
+        t.n_evaluated = 0;
+        for (auto & s : t.shapes) {
+            if (s->evaluates) {
+                auto other = std::make_shared<schema_term::shape>(*s);
+                other->evaluates = false;
+                s = std::move(other);
+            }
+        }
+    }
+}
+
 // One of the values.
 schema_algebra::terms_t schema_algebra::listed(const std::vector<const json_value *> & values) {
     schema_term plain;
@@ -780,6 +794,7 @@ schema_algebra::terms_t schema_algebra::listed(const std::vector<const json_valu
     if (plain.types != 0) {
         all.insert(all.begin(), std::move(plain));
     }
+    forget_evaluated(all);
     return all;
 }
 
@@ -1289,17 +1304,7 @@ schema_algebra::terms_t schema_algebra::negative(const json_value & schema) {
             append(out, product(form(*condition, true), form(*otherwise, true)));
         }
     }
-    // What is found inside a `not` is not evaluated.
-    for (schema_term & t : out) {
-        t.n_evaluated = 0;
-        for (auto & s : t.shapes) {
-            if (s->evaluates) {
-                auto other = std::make_shared<schema_term::shape>(*s);
-                other->evaluates = false;
-                s = std::move(other);
-            }
-        }
-    }
+    forget_evaluated(out);
     return out;
 }
 

@@ -135,18 +135,11 @@ uint32_t schema_walk::add_frame(const frame & f) {
     return uint32_t(frames_.size() - 1);
 }
 
-void schema_walk::put(thread t) {
-    if (out_->size() >= MAX_THREADS) {
-        return;
+void schema_walk::put(const thread & t) {
+    const auto is_there = [&](const thread & other) { return other.reads_like(t) && same_frames(other.frame, t.frame); };
+    if (out_->size() < MAX_THREADS && std::none_of(out_->begin(), out_->end(), is_there)) {
+        out_->push_back(t);
     }
-    for (const thread & other : *out_) {
-        thread same = other;
-        same.frame = t.frame;
-        if (same == t && same_frames(other.frame, t.frame)) {
-            return;
-        }
-    }
-    out_->push_back(t);
 }
 
 bool schema_walk::step(const place & from, uint8_t byte, place & to) {
@@ -632,10 +625,24 @@ bool schema_walk::may_close(const frame & f) const {
     return f.n >= o.least && n_needed(f, o) == 0;
 }
 
+// Of the members that come in any order, those that are still to come.
+uint32_t schema_walk::n_later(const frame & f, const schema::object_node & o) const {
+    uint32_t n = 0;
+    for (uint32_t left = o.required_later & ~f.later; left != 0; left &= left - 1) {
+        n++;
+    }
+    return n;
+}
+
 // Members that must still come.
 uint32_t schema_walk::n_needed(const frame & f, const schema::object_node & o) const {
-    uint32_t n = o.n_required[f.next];
-    for (uint32_t left = o.required_later & ~f.later; left != 0; left &= left - 1) {
+    return o.n_required[f.next] + n_later(f, o);
+}
+
+// Names so far that are not listed.
+uint32_t schema_walk::n_used(const frame & f) const {
+    uint32_t n = 0;
+    for (uint32_t w = f.list; w != 0; w = words_[w].before) {
         n++;
     }
     return n;
@@ -657,8 +664,8 @@ bool schema_walk::may_follow(const frame & f, const schema::object_node & o, uin
     if (o.n_others == INFINITE || f.n >= o.least) {
         return true;
     }
-    const uint32_t n_later = uint32_t(o.listed.size()) - o.n_ordered;
-    return uint64_t(f.n) + 1 + (in_order ? o.n_possible[i + 1] + n_later : 0) + o.n_others >= o.least;
+    const uint32_t n_others = in_order ? o.n_others : o.n_others - n_used(f); // which come behind those in order
+    return uint64_t(f.n) + (in_order ? 1 + o.n_possible[i + 1] : 0) + n_later(f, o) + n_others >= o.least;
 }
 
 bool schema_walk::others_may_follow(const frame & f, const schema::object_node & o) const {
@@ -666,12 +673,9 @@ bool schema_walk::others_may_follow(const frame & f, const schema::object_node &
         return false;
     }
     if (o.n_others != INFINITE) {
-        uint32_t n_used = 0;
-        for (uint32_t w = f.list; w != 0; w = words_[w].before) {
-            n_used++;
-        }
-        // Past those in order there must be enough of these.
-        if (n_used >= o.n_others || uint64_t(f.n) + (o.n_others - n_used) < o.least) {
+        // Past those in order there must be enough of the rest.
+        const uint32_t n_left = o.n_others - n_used(f);
+        if (n_left == 0 || uint64_t(f.n) + n_later(f, o) + n_left < o.least) {
             return false;
         }
     }

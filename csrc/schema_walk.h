@@ -43,9 +43,10 @@ class schema_walk {
         uint32_t unlike = 0;    // the record of what the value must not become, 0: none
         number_text digits;
 
-        bool operator==(const thread & o) const {
-            return at == o.at && blanks == o.blanks && frame == o.frame && node == o.node && place == o.place && count == o.count &&
-                   unlike == o.unlike && (at != mode::number || digits == o.digits);
+        // But for the frame, which may be another one of the same content.
+        bool reads_like(const thread & o) const {
+            return at == o.at && blanks == o.blanks && node == o.node && place == o.place && count == o.count && unlike == o.unlike &&
+                   (at != mode::number || digits == o.digits);
         }
     };
 
@@ -128,7 +129,7 @@ class schema_walk {
 
     uint32_t add_frame(const frame & f);
     bool same_frames(uint32_t a, uint32_t b) const;
-    void put(thread t);
+    void put(const thread & t);
     void step_thread(const thread & t, uint8_t byte);
     void step_string(const thread & t);
     void step_structure(thread t, uint8_t byte);
@@ -140,6 +141,8 @@ class schema_walk {
     void close(thread t, uint8_t byte, char sign);
     void begin_items(const thread & t, uint32_t frame_id);
     bool may_follow(const frame & f, const schema::object_node & o, uint32_t property) const;
+    uint32_t n_later(const frame & f, const schema::object_node & o) const;
+    uint32_t n_used(const frame & f) const;
     uint32_t n_needed(const frame & f, const schema::object_node & o) const;
     bool others_may_follow(const frame & f, const schema::object_node & o) const;
     bool may_close(const frame & f) const;

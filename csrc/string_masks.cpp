@@ -7,6 +7,7 @@ namespace lm {
 
 static constexpr uint32_t INFINITE = automaton::INFINITE;
 static constexpr size_t MAX_ENTRIES = 24; // of some 40 kB at 152 k tokens
+static constexpr uint32_t MIN_SUBTREE = 16; // nodes below one that are worth a look at whether they are all alike
 
 static void set(token_bits & bits, llama_token id) {
     bits[size_t(id) / 64] |= uint64_t(1) << (id % 64);
@@ -16,20 +17,7 @@ static void clear(token_bits & bits, llama_token id) {
     bits[size_t(id) / 64] &= ~(uint64_t(1) << (id % 64));
 }
 
-string_masks::string_masks(const string_tree & tree, size_t n_vocab) : tree_(tree), n_words_((n_vocab + 63) / 64), open_(n_words_) {
-    for (size_t i = 0; i + 1 < tree.nodes().size(); i++) {
-        const string_tree::node & n = tree.nodes()[i];
-        for (uint32_t k = n.whole; k < n.tails; k++) {
-            set(open_, tree.ids()[k]);
-        }
-        for (uint32_t k = n.parts; k < n.tails; k++) {
-            cut_.emplace_back(n.depth, tree.ids()[k]);
-        }
-        for (uint32_t k = n.tails; k < tree.nodes()[i + 1].whole; k++) {
-            closing_.emplace_back(n.depth, tree.ids()[k]);
-        }
-    }
-}
+string_masks::string_masks(const string_tree & tree, size_t n_vocab) : tree_(tree), n_words_((n_vocab + 63) / 64) {}
 
 token_bits string_masks::with_tails(const std::vector<bool> & tails) const {
     token_bits bits(n_words_);
@@ -64,14 +52,14 @@ const string_masks::mask & string_masks::get(const automaton & words, int32_t st
         clear(bounded_.body, id);
     }
     if (most <= tree_.depth()) {
-        for (const auto & [length, id] : cut_) {
+        for (const auto & [length, id] : tree_.cut()) {
             if (length >= most) { // no room for what is begun
                 clear(bounded_.body, id);
             }
         }
     }
     for (auto & [mark, bits] : bounded_.tails) {
-        for (const auto & [length, id] : closing_) {
+        for (const auto & [length, id] : tree_.closing()) {
             if (length < least || length > most) {
                 clear(bits, id);
             }
@@ -92,9 +80,9 @@ const string_masks::mask & string_masks::unbounded(const automaton & words, int3
     entries_.push_front({&words, state, {}});
     mask & out = entries_.front().known;
     if (words.is_open(state)) {
-        out.body = open_;
+        out.body = tree_.open();
         out.tails.emplace_back(words.mark(state), token_bits(n_words_));
-        for (const auto & [length, id] : closing_) {
+        for (const auto & [length, id] : tree_.closing()) {
             set(out.tails[0].second, id);
         }
     } else {
@@ -136,6 +124,25 @@ void string_masks::find(const automaton & words, int32_t state, uint32_t least, 
         }
         return found->second;
     };
+    std::unordered_map<int32_t, uint32_t> known_loops;
+    const auto loops = [&](int32_t here) { // groups of characters with all of which the state stays as it is
+        const auto [found, is_new] = known_loops.try_emplace(here, 0);
+        if (is_new) {
+            uint32_t left = 0;
+            for (const string_tree::group & g : string_tree::groups()) {
+                left |= words.stays(here, g.range) ? 0 : 1u << g.index;
+            }
+            found->second = ~left;
+        }
+        return found->second;
+    };
+    const auto tails_of = [&](int32_t here) -> token_bits & {
+        auto group = std::find_if(out.tails.begin(), out.tails.end(), [&](const auto & g) { return g.first == words.mark(here); });
+        if (group == out.tails.end()) {
+            group = out.tails.insert(group, {words.mark(here), token_bits(n_words_)});
+        }
+        return group->second;
+    };
     for (uint32_t i = 0; i + 1 < nodes.size();) {
         const string_tree::node & n = nodes[i];
         const uint32_t needed = least > n.depth ? least - n.depth : 0;
@@ -143,12 +150,23 @@ void string_masks::find(const automaton & words, int32_t state, uint32_t least, 
         if (n.depth > 0) {
             const int32_t to = n.depth > most ? automaton::DEAD : words.next(path[n.depth - 1], n.code_point);
             if (to == automaton::DEAD || !fits(to, n.depth, needed, room)) {
-                i = n.next;
+                i = n.depth == 1 ? tree_.first_after(words.last_alike(state, n.code_point)) : n.next;
                 continue;
             }
             path[n.depth] = to;
         }
         const int32_t here = path[n.depth];
+        if (!bounded && n.next - i >= MIN_SUBTREE && (n.groups & ~loops(here)) == 0) { // so it is with all below
+            token_bits * const tails = words.accepts(here) ? &tails_of(here) : nullptr;
+            for (uint32_t k = n.whole; k < nodes[n.next].whole; k++) {
+                const string_tree::ending how = tree_.endings()[k];
+                if (how == string_tree::ending::tail ? tails != nullptr : how == string_tree::ending::whole || may_go_on(here, tree_.ends()[k], 0, 0, INFINITE)) {
+                    set(how == string_tree::ending::tail ? *tails : out.body, ids[k]);
+                }
+            }
+            i = n.next;
+            continue;
+        }
         for (uint32_t k = n.whole; k < n.parts; k++) {
             set(out.body, ids[k]);
         }
@@ -159,12 +177,9 @@ void string_masks::find(const automaton & words, int32_t state, uint32_t least, 
             }
         }
         if (n.tails < nodes[i + 1].whole && words.accepts(here) && needed == 0) {
-            auto group = std::find_if(out.tails.begin(), out.tails.end(), [&](const auto & g) { return g.first == words.mark(here); });
-            if (group == out.tails.end()) {
-                group = out.tails.insert(group, {words.mark(here), token_bits(n_words_)});
-            }
+            token_bits & tails = tails_of(here);
             for (uint32_t k = n.tails; k < nodes[i + 1].whole; k++) {
-                set(group->second, ids[k]);
+                set(tails, ids[k]);
             }
         }
         i++;

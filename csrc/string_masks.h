@@ -41,9 +41,6 @@ class string_masks {
 
     const string_tree & tree_;
     const size_t n_words_;
-    token_bits open_;  // of a string of which nothing is asked
-    std::vector<std::pair<uint32_t, llama_token>> closing_; // tokens that end a string, and the characters ahead of the quote
-    std::vector<std::pair<uint32_t, llama_token>> cut_;     // likewise those that end within a character
     std::list<entry> entries_; // the most recently used first
     mask bounded_;
 };

@@ -9,18 +9,42 @@ namespace lm {
 
 namespace {
 
-enum class ending : uint8_t { whole, part, tail };
-
 struct reading_of_token {
     std::u32string characters;
-    ending how;
+    string_tree::ending how;
     uint32_t what; // of the partials, or of the tails
     llama_token id;
 };
 
 }  // namespace
 
-string_tree::string_tree(const vocabulary & vocab) {
+const std::vector<string_tree::group> & string_tree::groups() {
+    static const std::vector<group> ALL = [] {
+        std::vector<group> all = {{0, {'a', 'z'}}, {1, {'A', 'Z'}}, {2, {'0', '9'}}, {3, {0x7F, 0x24F}}, {4, {0x250, 0x1FFF}}, {5, {0x2000, 0x2FFF}},
+                                  {6, {0x3000, 0xFFFF}}, {7, {0x10000, LAST_CODE_POINT}}, {8, {0, 0x1F}}};
+        static const char * const SIGNS[] = {" ", "-", "_", ".", "/", ":", ",", "@", "\"", "\\", "'", "*", "$", "#", "%", "+", "=", "&|~^", "()[]{}<>", "?!;`"};
+        uint32_t index = 9;
+        for (const char * signs : SIGNS) {
+            for (; *signs != '\0'; signs++) {
+                all.push_back({index, {uint32_t(*signs), uint32_t(*signs)}});
+            }
+            index++;
+        }
+        return all;
+    }();
+    return ALL;
+}
+
+static uint32_t group_bit(uint32_t code_point) {
+    for (const string_tree::group & g : string_tree::groups()) {
+        if (g.range.first <= code_point && code_point <= g.range.last) {
+            return 1u << g.index;
+        }
+    }
+    return 0;
+}
+
+string_tree::string_tree(const vocabulary & vocab) : open_((size_t(vocab.size()) + 63) / 64) {
     std::vector<reading_of_token> all;
     std::map<std::vector<std::pair<uint32_t, uint32_t>>, uint32_t> known_partials;
     std::map<std::string, uint32_t> known_tails;
@@ -78,13 +102,13 @@ string_tree::string_tree(const vocabulary & vocab) {
         return order != 0 ? order < 0 : a.how < b.how;
     });
 
-    nodes_.push_back({0, 0, 0, 0, 0, 0});
+    nodes_.push_back({0, 0, 0, 0, 0, 0, 0});
     std::vector<uint32_t> path = {0}; // the nodes that are not closed yet
     const std::u32string * before = nullptr;
     const auto open = [&](uint32_t code_point) {
         const uint32_t n = uint32_t(ids_.size());
         path.push_back(uint32_t(nodes_.size()));
-        nodes_.push_back({0, code_point, n, n, n, uint16_t(path.size() - 1)});
+        nodes_.push_back({0, code_point, n, n, n, 0, uint16_t(path.size() - 1)});
     };
     for (const reading_of_token & token : all) {
         const std::u32string & now = token.characters;
@@ -102,6 +126,13 @@ string_tree::string_tree(const vocabulary & vocab) {
         node & end = nodes_[path.back()];
         ids_.push_back(token.id);
         ends_.push_back(token.what);
+        endings_.push_back(token.how);
+        if (token.how != ending::tail) {
+            open_[size_t(token.id) / 64] |= uint64_t(1) << (token.id % 64);
+        }
+        if (token.how != ending::whole) {
+            (token.how == ending::tail ? closing_ : cut_).emplace_back(uint32_t(now.size()), token.id);
+        }
         end.parts += token.how < ending::part ? 1 : 0;
         end.tails += token.how < ending::tail ? 1 : 0;
         before = &now;
@@ -110,7 +141,28 @@ string_tree::string_tree(const vocabulary & vocab) {
         nodes_[i].next = uint32_t(nodes_.size());
     }
     const uint32_t n = uint32_t(ids_.size());
-    nodes_.push_back({uint32_t(nodes_.size()) + 1, 0, n, n, n, 0});
+    nodes_.push_back({uint32_t(nodes_.size()) + 1, 0, n, n, n, 0, 0});
+    note_groups();
+}
+
+uint32_t string_tree::first_after(uint32_t code_point) const {
+    const auto found = std::upper_bound(firsts_.begin(), firsts_.end(), code_point, [](uint32_t c, const first & f) { return c < f.code_point; });
+    return found == firsts_.end() ? uint32_t(nodes_.size()) - 1 : found->node;
+}
+
+void string_tree::note_groups() {
+    const uint32_t end = uint32_t(nodes_.size()) - 1;
+    for (uint32_t i = 1; i < end; i = nodes_[i].next) {
+        firsts_.push_back({nodes_[i].code_point, i});
+    }
+    std::vector<uint32_t> path(depth() + 1);
+    for (uint32_t i = 1; i < end; i++) {
+        const uint32_t bit = group_bit(nodes_[i].code_point);
+        for (uint32_t above = nodes_[i].depth; above-- > 0;) {
+            nodes_[path[above]].groups |= bit;
+        }
+        path[nodes_[i].depth] = i;
+    }
 }
 
 void string_tree::grow_tails(const std::map<std::string, uint32_t> & tails) {

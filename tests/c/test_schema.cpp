@@ -98,11 +98,17 @@ TEST(members_are_the_ones_that_may_be) {
     check(R"({"type":"object","dependentRequired":{"card":["address"]}})", {"{}", R"({"address":1})", R"({"address":1,"card":2})", R"({"card":2,"address":1})"},
           {R"({"card":1})"});
     check(R"({"properties":{"a":{}},"allOf":[{"properties":{"b":{}}}],"unevaluatedProperties":false})", {R"({"a":1,"b":2})", "{}", "3"}, {R"({"c":1})"});
+    // A constant says what is there, and evaluates none of it.
+    check(R"({"anyOf":[{"const":{"b":1}},{"const":[2]},{"type":"null"}],"unevaluatedProperties":false,"unevaluatedItems":false})", {"null"}, {R"({"b":1})", "[2]"});
 }
 
 TEST(items_are_counted_told_apart_and_looked_for) {
     check(R"({"type":"array","items":{"enum":[1,2,3]},"uniqueItems":true,"minItems":2})", {"[1,2]", "[3, 1, 2]"}, {"[1]", "[1,1]", "[1,2,3,1]"});
     check(R"({"type":"array","items":{"type":"object"},"uniqueItems":true})", {R"([{"a":1},{"a":2}])"}, {R"([{"a":1,"b":2},{"b":2,"a":1}])", R"([{},{ }])"});
+    check(R"({"type":"array","items":{"type":"object","patternProperties":{"^[ab]$":{"type":"array","items":{}}}},"uniqueItems":true})",
+          {R"([{"a":[1],"b":[]},{"b":[1],"a":[]}])"}, {R"([{"a":[1],"b":[]},{"b":[],"a":[1]}])", R"([{"a":[{"x":1,"y":"\""}]},{"a":[{"y":"\u0022","x":1}]}])"});
+    check(R"({"type":"array","items":{"type":"object","properties":{"p":{}},"required":["b","a"],"additionalProperties":{"type":["integer","object"]}},"uniqueItems":true})",
+          {R"([{"p":1,"a":1,"b":2},{"p":1,"b":1,"a":2}])"}, {R"([{"p":1,"a":1,"b":2},{"p":1,"b":2,"a":1}])", R"([{"a":{"x":1,"y":2},"b":3},{"b":3,"a":{"y":2,"x":1}}])"});
     check(R"({"type":"array","contains":{"type":"integer","minimum":5},"minContains":2,"maxContains":2,"maxItems":4})",
           {"[5,6]", "[1,\"a\",9,7]"}, {"[]", "[5]", "[5,6,7]", "[1,2,3,5]"});
     check(R"({"type":"array","prefixItems":[{"type":"string"},{"type":"integer"}],"items":false,"minItems":2.0})", {"[\"a\",1]"}, {"[\"a\"]", "[\"a\",1,2]", "[1,1]"});
@@ -119,6 +125,17 @@ TEST(nothing_begins_that_cannot_end) {
     };
     CHECK(refuses(R"({"type":"object","properties":{"ab":{"type":"array","minItems":1,"items":false}},"propertyNames":{"pattern":"^.{2}$"}})", "{\"a", "b"));
     CHECK(refuses(R"({"type":["array","boolean"],"contains":{"type":"integer"},"maxContains":0})", "", "["));
+    // Three booleans that differ are not to be had, nor is a name for them.
+    const std::string three = R"({"type":"array","items":{"type":"boolean"},"minItems":3,"uniqueItems":true})";
+    CHECK(refuses(R"({"type":"object","properties":{"a":{}},"propertyNames":{"enum":["a","d"]},"additionalProperties":)" + three + "}", "{", "\"d"));
+    CHECK(refuses(R"({"type":"object","properties":{"a":)" + three + R"(,"b":{"type":"null"},"c":{"type":"null"}},"minProperties":2,"additionalProperties":false})", "{", "\"c"));
+}
+
+TEST(there_are_as_many_members_as_must_be_whichever_come_first) {
+    const std::string any_order = R"({"type":"object","required":["a","ab"],"propertyNames":{"enum":["a","c","ab"]},"minProperties":3})";
+    check(any_order, {R"({"a":1,"ab":2,"c":3})", R"({"c":3,"ab":2,"a":1})", R"({"ab":1,"c":2,"a":3})"}, {R"({"a":1,"ab":2})", R"({"a":1,"c":2})"});
+    check(R"({"type":"object","properties":{"b":{}},"required":["a"],"propertyNames":{"enum":["a","b","c"]},"minProperties":2})",
+          {R"({"a":1,"c":2})", R"({"c":1,"a":2})", R"({"b":1,"a":2})", R"({"b":1,"a":2,"c":3})"}, {R"({"a":1})", R"({"b":1,"c":2})"});
 }
 
 TEST(schemas_are_combined) {
