@@ -303,7 +303,7 @@ void chat_template::try_out() {
     }
     const std::string text = "Text of <any> [kind] {at} all.\n";
     parsed_answer parsed;
-    plain_ = end_mark_.empty() && !params.supports_thinking && parse_answer(*make_format({params}, inputs, nullptr), text, true, parsed) &&
+    plain_ = end_mark_.empty() && !params.supports_thinking && parse_answer(*make_format({params}, inputs, nullptr, nullptr), text, true, parsed) &&
              parsed.content == text;
     native_tools_ = !built_in_ && lists_tools() && calls_have_grammar();
     if (native_tools_ && !shows_calls(1, "")) {
@@ -809,13 +809,14 @@ static std::optional<common_chat_msg> take_last(const chat_prompt & chat, common
 chat_template::asked chat_template::read(const chat_prompt & chat, const grammar_spec * grammar) const {
     asked ask{read(chat)};
     ask.last = take_last(chat, ask.inputs, grammar != nullptr);
-    const bool rules_all = grammar != nullptr && !grammar->is_schema();
-    const bool begins_in_a_schema = grammar != nullptr && ask.last; // which has to be told what there is
-    ask.is_text = rules_all || (plain_ && ask.inputs.tools.empty() && !begins_in_a_schema);
-    if (grammar != nullptr && !ask.is_text) {
+    const bool is_schema = grammar != nullptr && grammar->is_schema();
+    const bool begins_in_a_grammar = grammar != nullptr && ask.last; // which has to be told what there is
+    ask.is_text = plain_ && ask.inputs.tools.empty() && !begins_in_a_grammar;
+    if (is_schema && !ask.is_text) {
         read_schema(grammar->text); // for its guards
         ask.inputs.json_schema = grammar->text;
     }
+    ask.rule = is_schema || ask.is_text ? nullptr : grammar;
     return ask;
 }
 
@@ -976,16 +977,29 @@ common_chat_params chat_template::describe_calls(common_chat_templates_inputs in
     }
 }
 
+// A schema of which llama.cpp makes the mark of a leaf.
+static std::string leaf_schema() {
+    return common_json::object({{"const", leaf_mark(0)}}).dump();
+}
+
 // With tools and a schema there are two ways to answer: a call, or content that obeys the schema. llama.cpp's readers know
 // one of them at a time.
-std::vector<common_chat_params> chat_template::describe(const common_chat_templates_inputs & inputs) const {
+std::vector<common_chat_params> chat_template::describe(const common_chat_templates_inputs & inputs, const grammar_spec * rule) const {
+    if (rule != nullptr) { // it stands where JSON of a schema would, and is read as any text
+        common_chat_templates_inputs read = inputs;
+        common_chat_params params = apply(read, false);
+        read.json_schema = leaf_schema();
+        const common_chat_params ruled = apply(read, false);
+        params.grammar = ruled.grammar.empty() ? json_format(ruled, read.json_schema).grammar : ruled.grammar;
+        return {params};
+    }
     const bool required = inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED;
     if (!inputs.tools.empty() && (inputs.json_schema.empty() || required)) {
         return {describe_calls(inputs)};
     }
     common_chat_templates_inputs answer = without_tools(inputs);
     if (!inputs.json_schema.empty()) {
-        answer.json_schema = common_json::object({{"const", leaf_mark(0)}}).dump(); // the place of it in the grammar is all that is asked
+        answer.json_schema = leaf_schema(); // the place of it in the grammar is all that is asked
     }
     if (!native_tools_) {
         spell_tools(answer);
@@ -1003,7 +1017,8 @@ std::vector<common_chat_params> chat_template::describe(const common_chat_templa
 }
 
 std::shared_ptr<const answer_format> chat_template::make_format(const std::vector<common_chat_params> & variants,
-                                                           const common_chat_templates_inputs & inputs, const known_tools * known) const {
+                                                           const common_chat_templates_inputs & inputs, const known_tools * known,
+                                                           const grammar_spec * rule) const {
     auto format = std::make_shared<answer_format>();
     const common_chat_params & first = variants.front();
     format->syntax = first.format;
@@ -1036,6 +1051,9 @@ std::shared_ptr<const answer_format> chat_template::make_format(const std::vecto
         }
     } else if (!inputs.json_schema.empty() && !first.grammar.empty()) {
         format->compiled = compile_grammar(vocab_, first.grammar, "response_format", leaves);
+    } else if (rule != nullptr) {
+        const grammar_ptr around = compile_grammar(vocab_, first.grammar, "grammar", {read_schema("true")});
+        format->compiled = with_leaf(*around, *compile_grammar(vocab_, *rule));
     }
     format->thinking_start = first.thinking_start_tag;
     format->thinking_ends = first.thinking_end_tags;
@@ -1047,19 +1065,25 @@ std::shared_ptr<const answer_format> chat_template::make_format(const std::vecto
     return format;
 }
 
-static std::string key_of(const common_chat_templates_inputs & inputs, const std::string & opening, schema_detail detail) {
+static std::string spelled(const grammar_spec * rule) {
+    return rule == nullptr ? "" : std::to_string(int(rule->kind)) + rule->text;
+}
+
+static std::string key_of(const common_chat_templates_inputs & inputs, const std::string & opening, schema_detail detail, const grammar_spec * rule) {
     common_json options = common_json::array();
     for (const auto & [name, value] : inputs.chat_template_kwargs) {
         options.push_back(name);
         options.push_back(value);
     }
     return common_json::array({opening, common_chat_tools_to_json_oaicompat(inputs.tools), int(detail), int(inputs.tool_choice),
-                               inputs.parallel_tool_calls, inputs.json_schema, options})
+                               inputs.parallel_tool_calls, inputs.json_schema, options, spelled(rule)})
         .dump();
 }
 
-static std::string key_of(const std::vector<common_chat_params> & variants, const common_chat_templates_inputs & inputs, schema_detail detail) {
-    common_json texts = common_json::array({common_chat_tools_to_json_oaicompat(inputs.tools), int(detail), inputs.parallel_tool_calls, inputs.json_schema});
+static std::string key_of(const std::vector<common_chat_params> & variants, const common_chat_templates_inputs & inputs, schema_detail detail,
+                          const grammar_spec * rule) {
+    common_json texts =
+        common_json::array({common_chat_tools_to_json_oaicompat(inputs.tools), int(detail), inputs.parallel_tool_calls, inputs.json_schema, spelled(rule)});
     for (const common_chat_params & variant : variants) {
         for (const std::string & text : {variant.parser, variant.generation_prompt}) {
             texts.push_back(text);
@@ -1070,14 +1094,15 @@ static std::string key_of(const std::vector<common_chat_params> & variants, cons
 
 // The format of `key`; made of what `variants` says, if no request before had the same.
 std::shared_ptr<const answer_format> chat_template::recall_or_make(std::string key, const variants_fn & variants,
-                                                              const common_chat_templates_inputs & inputs, const known_tools * known) const {
+                                                              const common_chat_templates_inputs & inputs, const known_tools * known,
+                                                              const grammar_spec * rule) const {
     const auto found = std::find_if(formats_.begin(), formats_.end(), [&](const auto & f) { return f.key == key; });
     if (found != formats_.end()) {
         formats_.splice(formats_.begin(), formats_, found);
         return found->format;
     }
     const std::vector<common_chat_params> made = variants();
-    std::shared_ptr<const answer_format> format = make_format(made, inputs, known);
+    std::shared_ptr<const answer_format> format = make_format(made, inputs, known, rule);
     size_t bytes = key.size() + (format->compiled ? format->compiled->n_bytes() : 0);
     for (const common_chat_params & variant : made) {
         bytes += PARSER_SIZE * variant.parser.size();
@@ -1102,7 +1127,7 @@ chat_turn chat_template::prepare(const chat_prompt & chat, const grammar_spec * 
         return turn_of(write_prompt(std::move(inputs), true, last), chat.media, limit);
     }
     if (inputs.tools.empty()) {
-        return answer_turn(inputs, nullptr, last, chat.media, limit);
+        return answer_turn(inputs, nullptr, ask.rule, last, chat.media, limit);
     }
     // What a tool's schema says is never why a conversation is not answered.
     known_tools & known = read_once(inputs);
@@ -1127,7 +1152,7 @@ chat_turn chat_template::prepare(const chat_prompt & chat, const grammar_spec * 
         try {
             common_chat_templates_inputs told = inputs;
             told.tools = simplify_tools(inputs.tools, shown);
-            chat_turn turn = answer_turn(told, &known, last, chat.media, limit);
+            chat_turn turn = answer_turn(told, &known, nullptr, last, chat.media, limit);
             if (!std::exchange(known.told, true)) {
                 turn.loosened = known.schemas.loosened;
                 for (const std::string & name : turn.format->loosened) {
@@ -1175,24 +1200,28 @@ static std::shared_ptr<const answer_format> begun_format(const std::shared_ptr<c
 }
 
 // The prompt says what `inputs` do; who reads the answer is told of the tools (null: there are none) what it must know.
-chat_turn chat_template::answer_turn(const common_chat_templates_inputs & inputs, const known_tools * known, const common_chat_msg * last,
-                                     const media_files & files, size_t limit) const {
+chat_turn chat_template::answer_turn(const common_chat_templates_inputs & inputs, const known_tools * known, const grammar_spec * rule,
+                                     const common_chat_msg * last, const media_files & files, size_t limit) const {
     const bool pure = !special_case_;
     const written rendered = write_prompt(prompt_inputs(inputs, pure), pure, last);
     chat_turn turn = turn_of(rendered, files, limit); // first: it may be too long
     const schema_detail detail = known == nullptr ? schema_detail::none : known->detail;
     const auto described = [&] {
-        common_chat_templates_inputs outlined = inputs;
-        if (known != nullptr) {
-            outlined.tools = outline_tools(inputs.tools, known->schemas, native_tools_ ? notation_ : call_notation::json);
+        if (known == nullptr) {
+            return describe(inputs, rule);
         }
-        return describe(outlined);
+        common_chat_templates_inputs outlined = inputs;
+        const tool_outlines outlines = outline_tools(inputs.tools, known->schemas, native_tools_ ? notation_ : call_notation::json);
+        outlined.tools = outlines.tools;
+        std::vector<common_chat_params> variants = describe(outlined, nullptr);
+        outlines.restore_names(variants.front());
+        return variants;
     };
     if (special_case_) { // its prompt says how the answer begins
         const std::vector<common_chat_params> variants = described();
-        turn.format = recall_or_make(key_of(variants, inputs, detail), [&] { return variants; }, inputs, known);
+        turn.format = recall_or_make(key_of(variants, inputs, detail, rule), [&] { return variants; }, inputs, known, rule);
     } else {
-        turn.format = recall_or_make(key_of(inputs, rendered.params.generation_prompt, detail), described, inputs, known);
+        turn.format = recall_or_make(key_of(inputs, rendered.params.generation_prompt, detail, rule), described, inputs, known, rule);
     }
     if (last != nullptr) {
         turn.format = begun_format(turn.format, rendered.begun, *last);

@@ -95,6 +95,7 @@ class chat_template {
         common_chat_templates_inputs inputs;
         std::optional<common_chat_msg> last = std::nullopt; // an answer that is gone on with
         bool is_text = false; // the answer is read as it stands
+        const grammar_spec * rule = nullptr; // of the answer's content, borrowed; where that is a schema, it is in `inputs`
     };
     common_chat_templates_inputs read(const chat_prompt & chat) const;
     asked read(const chat_prompt & chat, const grammar_spec * grammar) const;
@@ -113,17 +114,19 @@ class chat_template {
     media_prompt tokenize(const std::string & prompt, const media_files & files, size_t limit) const;
     media_prompt tokenize_media(const std::string & prompt, const media_files & files, size_t limit) const;
     known_tools & read_once(const common_chat_templates_inputs & inputs) const;
-    chat_turn answer_turn(const common_chat_templates_inputs & inputs, const known_tools * known, const common_chat_msg * last,
-                          const media_files & files, size_t limit) const;
+    chat_turn answer_turn(const common_chat_templates_inputs & inputs, const known_tools * known, const grammar_spec * rule,
+                          const common_chat_msg * last, const media_files & files, size_t limit) const;
     chat_turn turn_of(const written & rendered, const media_files & files, size_t limit) const;
     size_t tokens_before(const std::vector<llama_token> & tokens, size_t n_bytes_behind) const;
 
-    std::vector<common_chat_params> describe(const common_chat_templates_inputs & inputs) const;
+    std::vector<common_chat_params> describe(const common_chat_templates_inputs & inputs, const grammar_spec * rule) const;
     common_chat_params describe_calls(common_chat_templates_inputs inputs) const;
     std::shared_ptr<const answer_format> make_format(const std::vector<common_chat_params> & variants,
-                                                     const common_chat_templates_inputs & inputs, const known_tools * known) const;
+                                                     const common_chat_templates_inputs & inputs, const known_tools * known,
+                                                     const grammar_spec * rule) const;
     std::shared_ptr<const answer_format> recall_or_make(std::string key, const variants_fn & variants,
-                                                        const common_chat_templates_inputs & inputs, const known_tools * known) const;
+                                                        const common_chat_templates_inputs & inputs, const known_tools * known,
+                                                     const grammar_spec * rule) const;
 
     std::string mark_controls(const std::string & text) const;
     void mark(std::string & text) const;

@@ -200,38 +200,56 @@ void grammar::shrink() {
     sets.shrink_to_fit();
 }
 
-grammar_ptr either(const grammar & a, const grammar & b) {
-    auto both = std::make_shared<grammar>(a);
-    const uint32_t n_elements = uint32_t(a.elements.size());
-    const uint32_t n_alternatives = uint32_t(a.alternatives.size());
-    const uint32_t n_rules = uint32_t(a.rules.size()) - 1;
-    const uint32_t n_sets = uint32_t(a.sets.size()) - 1;
-    for (grammar::element e : b.elements) {
+// Adds the elements and rules of another one behind those that are there; its root stays without a call.
+static void append(grammar & to, const grammar & more) {
+    const uint32_t n_elements = uint32_t(to.elements.size());
+    const uint32_t n_alternatives = uint32_t(to.alternatives.size());
+    const uint32_t n_rules = uint32_t(to.rules.size()) - 1;
+    const uint32_t n_sets = uint32_t(to.sets.size()) - 1;
+    const size_t n_ranges = to.ranges.size();
+    for (grammar::element e : more.elements) {
         e.value += e.what == grammar::kind::call         ? n_rules
                    : e.what == grammar::kind::characters ? n_sets
-                   : e.what == grammar::kind::schema     ? uint32_t(a.schemas.size())
+                   : e.what == grammar::kind::schema     ? uint32_t(to.schemas.size())
                                                          : 0;
-        both->elements.push_back(e);
+        to.elements.push_back(e);
     }
-    const auto append = [](std::vector<uint32_t> & to, const std::vector<uint32_t> & from, size_t offset) {
+    const auto add = [](std::vector<uint32_t> & all, const std::vector<uint32_t> & from, size_t offset) {
         for (const uint32_t index : from) {
-            to.push_back(uint32_t(index + offset));
+            all.push_back(uint32_t(index + offset));
         }
     };
-    both->rules.pop_back();
-    both->sets.pop_back();
-    append(both->alternatives, b.alternatives, n_elements);
-    append(both->rules, b.rules, n_alternatives);
-    append(both->sets, b.sets, a.ranges.size());
-    both->ranges.insert(both->ranges.end(), b.ranges.begin(), b.ranges.end());
-    both->schemas.insert(both->schemas.end(), b.schemas.begin(), b.schemas.end());
-    both->alternatives.insert(both->alternatives.end(), {a.start, n_elements + b.start}); // a rule of its own
+    to.rules.pop_back();
+    to.sets.pop_back();
+    add(to.alternatives, more.alternatives, n_elements);
+    add(to.rules, more.rules, n_alternatives);
+    add(to.sets, more.sets, n_ranges);
+    to.ranges.insert(to.ranges.end(), more.ranges.begin(), more.ranges.end());
+    to.schemas.insert(to.schemas.end(), more.schemas.begin(), more.schemas.end());
+}
+
+grammar_ptr either(const grammar & a, const grammar & b) {
+    auto both = std::make_shared<grammar>(a);
+    append(*both, b);
+    both->alternatives.insert(both->alternatives.end(), {a.start, uint32_t(a.elements.size()) + b.start}); // a rule of its own
     both->rules.push_back(uint32_t(both->alternatives.size()));
     both->start = uint32_t(both->elements.size());
     both->elements.push_back({grammar::kind::call, uint32_t(both->rules.size()) - 2});
     both->elements.push_back({grammar::kind::end, 0});
     both->shrink();
     return both;
+}
+
+grammar_ptr with_leaf(const grammar & around, const grammar & leaf) {
+    auto whole = std::make_shared<grammar>(around);
+    append(*whole, leaf);
+    const grammar::element root = whole->elements[around.elements.size() + leaf.start];
+    for (grammar::element & e : whole->elements) {
+        e = e.what == grammar::kind::schema ? root : e;
+    }
+    whole->schemas.clear();
+    whole->shrink();
+    return whole;
 }
 
 grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param,
@@ -300,7 +318,7 @@ automaton_ptr read_choice(const std::string & list) {
     }
 }
 
-static grammar_ptr compile(const vocabulary & vocab, const grammar_spec & spec) {
+grammar_ptr compile_grammar(const vocabulary & vocab, const grammar_spec & spec) {
     if (spec.text.size() > MAX_TEXT_BYTES) {
         throw invalid_request(spec.is_schema() ? "response_format" : "grammar", "the grammar is too large");
     }
@@ -318,7 +336,7 @@ grammar_ptr grammar_cache::get(const grammar_spec & spec) {
         entries_.splice(entries_.begin(), entries_, found->second);
         return entries_.front().compiled;
     }
-    grammar_ptr compiled = compile(vocab_, spec);
+    grammar_ptr compiled = compile_grammar(vocab_, spec);
     const size_t n_bytes = compiled->n_bytes() + key.size();
     entries_.push_front({std::move(key), compiled, n_bytes});
     by_key_.emplace(entries_.front().key, entries_.begin());

@@ -75,6 +75,9 @@ struct grammar_leaf {
 grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param = "grammar",
                             const std::vector<grammar_leaf> & leaves = {});
 
+// Likewise of what a client asks for.
+grammar_ptr compile_grammar(const vocabulary & vocab, const grammar_spec & spec);
+
 // What stands for a leaf in a GBNF that is made here, between quotation marks: a character that nobody means.
 std::string leaf_mark(size_t i);
 constexpr uint32_t FIRST_LEAF_MARK = 0x100000;
@@ -91,6 +94,8 @@ automaton_ptr read_choice(const std::string & list);
 
 // What the one or the other allows.
 grammar_ptr either(const grammar & a, const grammar & b);
+// `around` with `leaf`, which has no schema, in the place of its schema.
+grammar_ptr with_leaf(const grammar & around, const grammar & leaf);
 
 // Compiled grammars by their text, the least recently used forgotten first. For one thread.
 class grammar_cache {

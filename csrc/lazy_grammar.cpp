@@ -243,7 +243,7 @@ matcher_ptr eager_grammar(const answer_format & format, const vocabulary & vocab
                                !isspace(static_cast<unsigned char>(format.opening[0]));
         const bool fits = has_space ? piece.size() == 1 || grammar->accept(std::string_view(piece).substr(1)) : grammar->accept(tokens[i]);
         if (!fits) {
-            throw invalid_request(format.tools.empty() ? "response_format" : "tools",
+            throw invalid_request(!format.tools.empty() ? "tools" : format.content_is_json ? "response_format" : "grammar",
                                   "the chat template begins answers in a way that rules this out");
         }
     }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <set>
 
 namespace lm {
 
@@ -81,12 +82,75 @@ std::vector<common_chat_tool> simplify_tools(const std::vector<common_chat_tool>
     return simple;
 }
 
-std::vector<common_chat_tool> outline_tools(const std::vector<common_chat_tool> & tools, const tool_schemas & schemas, call_notation notation) {
-    std::vector<common_chat_tool> outlined;
+// What llama.cpp makes of a name in the name of a rule.
+static std::string rule_name(const std::string & name) {
+    std::string made;
+    for (const char c : name) {
+        const bool is_kept = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-';
+        if (is_kept || made.empty() || made.back() != '\xFF') {
+            made += is_kept ? c : '\xFF';
+        }
+    }
+    std::replace(made.begin(), made.end(), '\xFF', '-');
+    return made;
+}
+
+namespace {
+
+// Gives out other names where two would become one.
+class renamer {
+  public:
+    explicit renamer(tool_outlines & to) : to_(to) {}
+
+    // `taken`: the rules of all names so far that share its place.
+    std::string rename(const std::string & name, std::set<std::string> & taken) {
+        if (taken.insert(rule_name(name)).second) {
+            return name;
+        }
+        to_.aliases.emplace_back("lmlite_alias_" + std::to_string(to_.aliases.size()) + "_", name);
+        taken.insert(rule_name(to_.aliases.back().first));
+        return to_.aliases.back().first;
+    }
+
+  private:
+    tool_outlines & to_;
+};
+
+}  // namespace
+
+tool_outlines outline_tools(const std::vector<common_chat_tool> & tools, const tool_schemas & schemas, call_notation notation) {
+    tool_outlines outlined;
+    renamer names(outlined);
+    std::set<std::string> taken;
     for (size_t i = 0; i < tools.size(); i++) {
-        outlined.push_back({tools[i].name, "", outline_of(*schemas.rules[i].arguments, notation)});
+        common_json outline = common_json::parse(outline_of(*schemas.rules[i].arguments, notation));
+        if (outline.contains("properties")) {
+            std::set<std::string> taken_here;
+            common_json properties = common_json::object();
+            for (const auto & [name, child] : outline.at("properties").items()) {
+                properties[names.rename(name, taken_here)] = child;
+            }
+            outline["properties"] = properties;
+        }
+        outlined.tools.push_back({names.rename(tools[i].name, taken), "", outline.dump()});
     }
     return outlined;
+}
+
+static void replace_all(std::string & text, const std::string & what, const std::string & with) {
+    for (size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + with.size())) {
+        text.replace(at, what.size(), with);
+    }
+}
+
+void tool_outlines::restore_names(common_chat_params & made) const {
+    for (const auto & [alias, name] : aliases) {
+        const std::string quoted = common_json::make(name).dump();
+        replace_all(made.parser, alias, quoted.substr(1, quoted.size() - 2)); // which is JSON
+        for (common_grammar_trigger & trigger : made.grammar_triggers) {
+            replace_all(trigger.value, alias, name);
+        }
+    }
 }
 
 }  // namespace lm

@@ -7,6 +7,7 @@
 #include "chat.h"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace lm {
@@ -29,7 +30,15 @@ tool_schemas read_tools(const std::vector<common_chat_tool> & tools, schema_deta
 // The same tools with so much of their schemas.
 std::vector<common_chat_tool> simplify_tools(const std::vector<common_chat_tool> & tools, schema_detail detail);
 
-// The same tools as llama.cpp is told of them, where only the reading of calls comes of it.
-std::vector<common_chat_tool> outline_tools(const std::vector<common_chat_tool> & tools, const tool_schemas & schemas, call_notation notation);
+// The same tools as llama.cpp is told of them, where only the reading of calls comes of it. It names rules after tools and their
+// arguments, by letters, digits and dashes alone, and would know one of `a_b` and `a-b`: such names are others to it.
+struct tool_outlines {
+    std::vector<common_chat_tool> tools;
+    std::vector<std::pair<std::string, std::string>> aliases; // each with the name that it stands for
+
+    // In what llama.cpp has made of these.
+    void restore_names(common_chat_params & made) const;
+};
+tool_outlines outline_tools(const std::vector<common_chat_tool> & tools, const tool_schemas & schemas, call_notation notation);
 
 }  // namespace lm

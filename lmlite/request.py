@@ -156,7 +156,7 @@ def senses(prompt: Prompt) -> frozenset[Sense]:
 @dataclass(slots=True, frozen=True)
 class Grammar:
     """A constraint on the answer: GBNF text with root rule `root`, a JSON schema as JSON text, a regular expression that the
-    whole answer matches, or a JSON list of texts that it is one of."""
+    content matches, or a JSON list of texts that it is one of."""
 
     kind: Literal["gbnf", "json_schema", "regex", "choice"]
     text: str

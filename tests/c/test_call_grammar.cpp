@@ -203,3 +203,36 @@ TEST(a_schema_that_a_template_refuses_is_told_in_names_and_held_to_whole) {
     CHECK(may_write(turn, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1]}}\n</tool_call>"));
     CHECK(!may_write(turn, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [3]}}\n</tool_call>"));
 }
+
+TEST(names_that_differ_in_signs_alone_are_told_apart) {
+    chat_prompt chat;
+    chat.messages = common_json::parse(R"([{"role": "user", "content": "Hi"}])");
+    chat.template_kwargs = common_json::object();
+    chat.tools = common_json::parse(R"([{"type": "function", "function": {"name": "a_b", "parameters": {"type": "object", "properties": {"x": {"enum": ["1"]}}, "required": ["x"]}}},
+        {"type": "function", "function": {"name": "a-b", "parameters": {"type": "object", "properties": {"y_z": {"enum": ["2"]}, "y-z": {"enum": ["3"]}}, "required": ["y_z", "y-z"]}}},
+        {"type": "function", "function": {"name": "a.b", "parameters": {"type": "object", "properties": {}, "additionalProperties": false}}}])");
+    chat.choice = tool_choice::required;
+    const auto prepared = [&](const char * source) { return chat_template(source, *tokens().vocab).prepare(chat, nullptr, 1 << 20); };
+    const auto check = [](const chat_turn & turn, const std::string & text, const std::string & name, const std::string & arguments) {
+        CHECK(may_write(turn, text));
+        parsed_answer read;
+        CHECK(parse_answer(*turn.format, text, true, read) && read.calls.size() == 1 && read.calls[0].name == name);
+        CHECK(common_json::parse(read.calls[0].arguments) == common_json::parse(arguments));
+    };
+    const auto as_json = [](const std::string & name, const std::string & all) { return "<tool_call>\n{\"name\": \"" + name + "\", \"arguments\": " + all + "}\n</tool_call>"; };
+    const chat_turn json = prepared(templates::HERMES);
+    check(json, as_json("a_b", R"({"x": "1"})"), "a_b", R"({"x": "1"})");
+    check(json, as_json("a-b", R"({"y_z": "2", "y-z": "3"})"), "a-b", R"({"y_z": "2", "y-z": "3"})");
+    check(json, as_json("a.b", "{}"), "a.b", "{}");
+    CHECK(!may_write(json, as_json("a_b", R"({"y_z": "2", "y-z": "3"})")) && !may_write(json, as_json("a-b", R"({"x": "1"})")));
+    const auto as_tags = [](const std::string & name, const arguments & all) {
+        std::string text = tagged(all);
+        return text.replace(text.find("=f>"), 3, "=" + name + ">");
+    };
+    const chat_turn tags = prepared(templates::TAGGED);
+    check(tags, as_tags("a_b", {{"x", "1"}}), "a_b", R"({"x": "1"})");
+    check(tags, as_tags("a-b", {{"y-z", "3"}, {"y_z", "2"}}), "a-b", R"({"y-z": "3", "y_z": "2"})");
+    CHECK(!may_write(tags, as_tags("a-b", {{"y-z", "2"}, {"y_z", "2"}})) && !may_write(tags, as_tags("a_b", {{"y_z", "2"}, {"y-z", "3"}})));
+    check(prepared(templates::PYTHONIC), "<|tool_call_start|>[a_b(x=\"1\")]<|tool_call_end|>", "a_b", R"({"x": "1"})");
+    check(prepared(templates::PLAIN), R"([TOOL_REQUEST]{"name": "a_b", "arguments": {"x": "1"}}[END_TOOL_REQUEST])", "a_b", R"({"x": "1"})");
+}

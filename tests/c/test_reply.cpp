@@ -378,6 +378,40 @@ TEST(what_rules_an_answer_begins_it_anew_and_what_is_no_answer_is_not_gone_on_wi
     CHECK(raised_by(templates::HERMES, prompt) == "{\"param\":\"continue_final_message\"}");
 }
 
+TEST(a_model_that_thinks_may_do_so_first_whatever_rules_its_answer) {
+    const grammar_spec rules[] = {{grammar_kind::regex, "y[e]+s"},
+                                  {grammar_kind::choice, R"(["no", "yes"])"},
+                                  {grammar_kind::gbnf, "root ::= \"y\" e \"s\"\ne ::= \"e\" | \"e\" e"},
+                                  {grammar_kind::schema, R"({"enum": ["yes"]})"}};
+    const chat_template chat(templates::THINKING, *tokens().vocab);
+    for (const grammar_spec & rule : rules) {
+        const std::string yes = rule.is_schema() ? "\"yes\"" : "yes";
+        const auto format = chat.prepare(conversation(NO_TOOLS), &rule, 1 << 20).format;
+        CHECK(format && format == chat.prepare(conversation(NO_TOOLS), &rule, 1 << 20).format);
+        const auto fits = [&](const std::string & text) {
+            const matcher_ptr m = eager_grammar(*format, *tokens().vocab);
+            return std::all_of(text.begin(), text.end(), [&](char c) { return m->allows(tokens().byte(c)) && m->accept(tokens().byte(c)); }) &&
+                   m->allows(llama_vocab_eos(tokens().vocab->get()));
+        };
+        CHECK(fits("Hm, no.\n</think>\n\n" + yes) && fits("</think>" + yes));
+        CHECK(!fits("Hm.\n</think>\n\nperhaps") && !fits("Hm.\n</think>\n\n") && !fits("Hm.") && !fits("</think>" + yes + "."));
+        for (const bool whole : {false, true}) {
+            const heard got = listen(format, "Hm, no.\n</think>\n\n" + yes, milliseconds(30), true, whole);
+            CHECK(got.content == yes && got.reasoning == "Hm, no.\n");
+        }
+        // One who does not think is ruled without a format, unless the answer has begun.
+        const chat_template plain(templates::HERMES, *tokens().vocab);
+        CHECK(!plain.prepare(conversation(NO_TOOLS), &rule, 1 << 20).format || rule.is_schema());
+        chat_prompt prompt = begun(R"({"role": "assistant", "content": "ye"})", NO_TOOLS);
+        prompt.continues = true;
+        if (rule.kind == grammar_kind::regex) {
+            const matcher_ptr rest = eager_grammar(*plain.prepare(prompt, &rule, 1 << 20).format, *tokens().vocab);
+            CHECK(rest->accept("es") && !rest->accept("es"));
+        }
+    }
+    CHECK(chat.prepare(conversation(NO_TOOLS), &rules[0], 1 << 20).format != chat.prepare(conversation(NO_TOOLS), &rules[1], 1 << 20).format);
+}
+
 TEST(reasoning_tokens_are_those_between_the_tags) {
     const auto format = format_of(templates::THINKING, conversation(NO_TOOLS));
     reply r(format);
