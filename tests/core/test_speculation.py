@@ -17,7 +17,7 @@ from lmlite.core.engine.client import Engine
 from lmlite.errors import InvalidRequest, LoadFailed
 from lmlite.events import DraftCounts, Event, Finished, TextDelta, TokenLogprob
 from lmlite.package import bundled_model
-from lmlite.request import Draft, Generate, Grammar, Sampling, Text
+from lmlite.request import Draft, Generate, Grammar, Sampling, Text, Tokens
 from tests.conftest import Client
 from tests.core.test_memory_kinds import ROUNDING, difference, say, with_memory
 from tests.core.test_real_engine import (
@@ -131,6 +131,38 @@ def test_logprobs_are_those_of_the_model(model: Path, draft: Draft) -> None:
             for one, other in zip(tokens(drafted), tokens(plain), strict=True):
                 assert one.bytes == other.bytes
                 assert one.logprob == pytest.approx(other.logprob, abs=0.05)
+
+    asyncio.run(run())
+
+
+def test_logprobs_of_what_a_schema_leaves_no_choice_in_are_those_of_the_model(model: Path) -> None:
+    """As if it had been said freely: the same tokens as a prompt are scored alike."""
+    told = {"type": "object", "properties": {"colour_of_it": {"const": "green, as it was"}, "n": {"type": "integer"}}, "required": ["colour_of_it", "n"]}
+    schema = Grammar("json_schema", json.dumps(told | {"additionalProperties": False}))
+
+    def tokens(events: Sequence[Event]) -> list[TokenLogprob]:
+        return [token for event in events if isinstance(event, TextDelta) for token in event.logprobs]
+
+    async def run() -> None:
+        async with drafting(model, Draft("ngram", min=1)) as engine:
+            prompt, _ = await engine.tokenize("Say: ", add_special=True, parse_special=True)
+            answers = []
+            for more in ({}, {"whole": True}, {"draft": Draft("ngram", min=1)}):
+                events = await events_of(engine, Tokens(prompt), grammar=schema, max_tokens=60, top_logprobs=2, **more)
+                said = tokens(events)
+                assert b"".join(token.bytes for token in said).decode() == text_of(events)
+                answers.append([(token.bytes, token.logprob and round(token.logprob, 1)) for token in said])
+            assert answers[0] == answers[1] == answers[2]
+            pieces = [await engine.tokenize(token.token, add_special=False, parse_special=False) for token in said]
+            assert all(len(ids) == 1 for ids, _ in pieces)
+            scored = await events_of(
+                engine, Tokens((*prompt, *(ids[0] for ids, _ in pieces))), max_tokens=0, echo=True, top_logprobs=2
+            )
+            expected = tokens(scored)[len(prompt) :]
+            assert len(said) > 10 and any((token.logprob or 0) < -3 for token in said)
+            for one, other in zip(said, expected, strict=True):
+                assert one.logprob == pytest.approx(other.logprob, abs=0.05)
+                assert one.top[0].logprob == pytest.approx(other.top[0].logprob, abs=0.05)
 
     asyncio.run(run())
 
