@@ -1,5 +1,7 @@
 #include "call_grammar.h"
 
+#include "call_rules.h"
+#include "call_tree.h"
 #include "json_value.h"
 #include "regex.h"
 
@@ -16,133 +18,15 @@
 namespace lm {
 
 using builder = common_chat_peg_builder;
-using parser_id = common_peg_parser_id;
 
 static constexpr uint32_t INFINITE = automaton::INFINITE;
 static constexpr size_t MAX_PERMUTED = 6;    // arguments that may come in any order: each set of them is a rule
-static constexpr uint32_t MAX_COUNTED = 100; // items or members that are counted in rules
-static constexpr size_t MAX_RULES = 100000;
+static constexpr uint32_t MAX_COUNTED = 100; // items that are counted in rules
 static constexpr int MAX_DEPTH = 200;        // of the tree below an argument
-static constexpr size_t MAX_OUTLINE_DEPTH = 6; // of arguments within arguments; what is deeper is JSON
-static constexpr size_t MAX_OUTLINED = 4096;   // arguments of one tool, those within others too
 
 static constexpr char GEMMA_QUOTE[] = "<|\"|>";
 
 namespace {
-
-// What is not known how to spell: the tool is left as llama.cpp has it.
-struct unknown_notation {};
-
-// The values that may stand in one place.
-using values_t = std::set<uint32_t>;
-
-template <typename T>
-const T * as(const common_peg_parser_variant & parser) {
-    return std::get_if<T>(&parser);
-}
-
-std::vector<parser_id> children_of(const common_peg_parser_variant & parser) {
-    if (const auto * sequence = as<common_peg_sequence_parser>(parser)) {
-        return sequence->children;
-    }
-    if (const auto * choice = as<common_peg_choice_parser>(parser)) {
-        return choice->children;
-    }
-    const auto child = [&](const auto * p) { return p == nullptr ? std::vector<parser_id>() : std::vector<parser_id>{p->child}; };
-    for (const auto & one : {child(as<common_peg_repetition_parser>(parser)), child(as<common_peg_tag_parser>(parser)), child(as<common_peg_atomic_parser>(parser)),
-                             child(as<common_peg_rule_parser>(parser)), child(as<common_peg_gbnf_parser>(parser)), child(as<common_peg_ac_parser>(parser)),
-                             child(as<common_peg_schema_parser>(parser))}) {
-        if (!one.empty()) {
-            return one;
-        }
-    }
-    return {};
-}
-
-// The tree, and where in it what stands. Rules are gone into; they may hold themselves.
-class call_tree {
-  public:
-    explicit call_tree(const common_peg_arena & arena) : arena_(arena) {}
-
-    const common_peg_parser_variant & get(parser_id id) const { return arena_.get(follow(id)); }
-    parser_id follow(parser_id id) const {
-        const auto * ref = as<common_peg_ref_parser>(arena_.get(id));
-        return ref == nullptr ? id : arena_.get_rule(ref->name);
-    }
-    const std::string * tag(parser_id id) const {
-        const auto * tag = as<common_peg_tag_parser>(get(id));
-        return tag == nullptr ? nullptr : &tag->tag;
-    }
-    bool is_tag(parser_id id, const char * name) const {
-        const std::string * own = tag(id);
-        return own != nullptr && *own == name;
-    }
-
-    // Calls `visit` with each node below that one, itself included, until it says to go no deeper there.
-    template <typename F>
-    void walk(parser_id id, F visit) const {
-        std::set<parser_id> seen;
-        walk(id, visit, seen);
-    }
-    // Whether a tag stands there or below. What holds itself holds no tags.
-    bool holds(parser_id id, const char * name) const { return holds(follow(id), name, held_[name]); }
-    // The text of a literal below, which is all that a name is.
-    std::string text_in(parser_id id) const {
-        std::string text;
-        walk(id, [&](parser_id at) {
-            if (const auto * literal = as<common_peg_literal_parser>(get(at))) {
-                text += literal->literal;
-            }
-            return true;
-        });
-        return text;
-    }
-    // The arguments below, by name; not those within them.
-    std::map<std::string, parser_id> arguments_in(parser_id id) const {
-        std::map<std::string, parser_id> all;
-        walk(id, [&](parser_id at) {
-            if (!is_tag(at, builder::TOOL_ARG)) {
-                return true;
-            }
-            walk(std::get<common_peg_tag_parser>(get(at)).child, [&](parser_id below) {
-                if (is_tag(below, builder::TOOL_ARG_NAME)) {
-                    all.emplace(text_in(below), follow(at));
-                }
-                return !is_tag(below, builder::TOOL_ARG) && !is_tag(below, builder::TOOL_ARG_NAME);
-            });
-            return false;
-        });
-        return all;
-    }
-
-  private:
-    bool holds(parser_id id, const char * name, std::unordered_map<parser_id, bool> & known) const {
-        const auto [found, is_new] = known.try_emplace(id, false);
-        if (!is_new) {
-            return found->second;
-        }
-        bool held = is_tag(id, name);
-        for (const parser_id child : children_of(arena_.get(id))) {
-            held = held || holds(follow(child), name, known);
-        }
-        known[id] = held;
-        return held;
-    }
-
-    template <typename F>
-    void walk(parser_id id, F & visit, std::set<parser_id> & seen) const {
-        id = follow(id);
-        if (!seen.insert(id).second || !visit(id)) {
-            return;
-        }
-        for (const parser_id child : children_of(arena_.get(id))) {
-            walk(child, visit, seen);
-        }
-    }
-
-    const common_peg_arena & arena_; // borrowed
-    mutable std::map<std::string, std::unordered_map<parser_id, bool>> held_; // by the tag
-};
 
 std::string literal(const std::string & text) {
     return gbnf_format_literal(text);
@@ -206,19 +90,13 @@ class writer {
             }
         }
     }
-    std::string rules() const {
-        std::string text;
-        for (size_t i = 0; i < rules_.size(); i++) {
-            text += name_of(i) + " ::= " + rules_[i] + "\n";
-        }
-        return text;
-    }
-
+    call_rules rules;
     std::vector<grammar_leaf> leaves;
     std::vector<std::string> loosened;
 
   private:
-    using text_t = std::optional<std::string>; // nothing: there is nothing that could be written
+    using text_t = call_rules::text_t;
+    using way = call_rules::way;
 
     // What a node is spelled for.
     struct place {
@@ -306,7 +184,7 @@ class writer {
             for (std::vector<parser_id> below = children_of(arena_.get(end)); !below.empty(); below = children_of(arena_.get(end))) {
                 end = tree_.follow(below.front());
             }
-            arena_.get(id) = common_peg_gbnf_parser{end, add_rule(*text)};
+            arena_.get(id) = common_peg_gbnf_parser{end, rules.add(*text)};
         }
         placed_.insert(tool.name);
         if (!text || lost_) {
@@ -321,21 +199,6 @@ class writer {
     }
 
     // ---- rules and leaves
-
-    static std::string name_of(size_t rule) { return "lm-" + std::to_string(rule); }
-
-    size_t new_rule() {
-        if (rules_.size() >= MAX_RULES) {
-            throw unknown_notation();
-        }
-        rules_.emplace_back();
-        return rules_.size() - 1;
-    }
-    std::string add_rule(std::string text) {
-        const size_t rule = new_rule();
-        rules_[rule] = std::move(text);
-        return name_of(rule);
-    }
 
     std::string add_leaf(grammar_leaf leaf) {
         if (leaves.size() >= MAX_LEAVES) {
@@ -382,7 +245,7 @@ class writer {
         for (const uint32_t id : node(value).strings) {
             const schema::string_node & s = schema_->strings[id];
             const text_t one = add_text(s, *before, without);
-            text = !one ? text : !text ? one : add_rule(*text + " | " + *one);
+            text = !one ? text : !text ? one : rules.add(*text + " | " + *one);
         }
         return text;
     }
@@ -409,12 +272,10 @@ class writer {
         texts->values[0].strings.push_back(0);
         texts->values[0].nesting = 0;
         const std::string leaf = add_leaf(schema_ptr(texts));
-        return may_be_empty ? group(leaf + " | \"\"") : leaf;
+        return may_be_empty ? call_rules::group(leaf + " | \"\"") : leaf;
     }
 
     // ---- the tree of an argument
-
-    static std::string group(const std::string & text) { return "(" + text + ")"; }
 
     text_t spell(parser_id id, place at) {
         if (++at.depth > MAX_DEPTH) {
@@ -502,16 +363,7 @@ class writer {
                 ways.push_back(*text);
             }
         }
-        return any_of(ways);
-    }
-
-    // One of these, as what can stand in a sequence.
-    static text_t any_of(const std::vector<std::string> & ways) {
-        std::string any;
-        for (const std::string & way : ways) {
-            any += (any.empty() ? "" : " | ") + (way.empty() ? "\"\"" : way);
-        }
-        return ways.empty() ? std::nullopt : text_t(ways.size() == 1 ? ways[0] : group(any));
+        return call_rules::any_of(ways);
     }
 
     bool holds_nested(const std::vector<parser_id> & children) const {
@@ -529,7 +381,7 @@ class writer {
             return repetition.min_count == 0 || text ? text_t("") : std::nullopt;
         }
         const std::string most = repetition.max_count < 0 ? "" : std::to_string(repetition.max_count);
-        return group(*text) + "{" + std::to_string(repetition.min_count) + "," + most + "}";
+        return call_rules::group(*text) + "{" + std::to_string(repetition.min_count) + "," + most + "}";
     }
 
     text_t spell_tag(const common_peg_tag_parser & tag, place at) {
@@ -605,17 +457,6 @@ class writer {
 
     // ---- members
 
-    struct member {
-        std::string name;
-        uint32_t value;
-        bool required;
-    };
-    struct way {
-        text_t first; // ahead of all others
-        text_t next;  // behind another one
-        bool required;
-    };
-
     // `id` repeats arguments, or may hold one and repeat others behind it.
     text_t members(parser_id id, const place & at) {
         parser_id first = std::get<common_peg_repetition_parser>(tree_.get(id)).child;
@@ -649,7 +490,7 @@ class writer {
             there.value = value;
             there.only = name;
             const text_t text = spell(id, there);
-            const text_t rule = text ? text_t(add_rule(*text)) : std::nullopt;
+            const text_t rule = text ? text_t(rules.add(*text)) : std::nullopt;
             known_members_[{schema_.get(), id, name, value}] = rule;
             return rule;
         }
@@ -665,7 +506,7 @@ class writer {
                 ways.push_back(*one);
             }
         }
-        return any_of(ways);
+        return call_rules::any_of(ways);
     }
 
     // `others`: members that are not listed, if they can be written, to be repeated at the end.
@@ -687,111 +528,13 @@ class writer {
         const uint32_t most = std::min<uint32_t>(o.most, INFINITE);
         if (!others.empty()) {
             lost_ = lost_ || o.least > 0 || o.n_others != INFINITE || most != INFINITE; // as many as there may be
-            return in_order(ways, 0, INFINITE, others);
+            return rules.in_order(ways, 0, INFINITE, others, lost_);
         }
         if (o.least > ways.size()) {
             return std::nullopt;
         }
         const uint32_t upper = most < ways.size() ? most : INFINITE;
-        return ways.size() <= MAX_PERMUTED ? in_any_order(ways, o.least, upper) : in_order(ways, o.least, upper, {});
-    }
-
-    text_t in_any_order(const std::vector<way> & ways, uint32_t least, uint32_t most) {
-        uint32_t required = 0;
-        for (size_t i = 0; i < ways.size(); i++) {
-            required |= ways[i].required ? 1u << i : 0;
-        }
-        const uint32_t n_sets = 1u << ways.size();
-        const auto n_in = [](uint32_t set) {
-            uint32_t n = 0;
-            for (; set != 0; set &= set - 1) {
-                n++;
-            }
-            return n;
-        };
-        // From which sets, of those written, an end is in reach: what is missing still fits.
-        const auto is_good = [&](uint32_t set) { return n_in(set | required) <= most; };
-        if (!is_good(0)) {
-            return std::nullopt;
-        }
-        std::vector<size_t> rule_of(n_sets);
-        for (uint32_t set = 0; set < n_sets; set++) {
-            rule_of[set] = is_good(set) ? new_rule() : 0;
-        }
-        for (uint32_t set = 0; set < n_sets; set++) {
-            if (!is_good(set)) {
-                continue;
-            }
-            std::string any;
-            for (size_t i = 0; i < ways.size(); i++) {
-                const uint32_t with = set | 1u << i;
-                if (with != set && is_good(with)) {
-                    any += (any.empty() ? "" : " | ") + *(set == 0 ? ways[i].first : ways[i].next) + " " + name_of(rule_of[with]);
-                }
-            }
-            if ((set & required) == required && n_in(set) >= least) {
-                any += any.empty() ? "\"\"" : " | \"\"";
-            }
-            rules_[rule_of[set]] = any;
-        }
-        return name_of(rule_of[0]);
-    }
-
-    text_t in_order(const std::vector<way> & ways, uint32_t least, uint32_t most, const std::vector<way> & others) {
-        uint32_t n_required = 0;
-        std::vector<uint32_t> required_from(ways.size() + 1);
-        for (size_t i = ways.size(); i-- > 0;) {
-            required_from[i] = required_from[i + 1] + ways[i].required;
-        }
-        n_required = required_from[0];
-        if (n_required > most) {
-            return std::nullopt;
-        }
-        const bool counts = least > n_required || most != INFINITE;
-        if (counts && ways.size() > MAX_COUNTED) {
-            lost_ = true;
-        }
-        const bool counted = counts && ways.size() <= MAX_COUNTED;
-        // What may follow once those ahead of `at` are through and `n` members are written; without counting n is 0 or 1.
-        std::map<std::pair<size_t, uint32_t>, std::string> known;
-        const auto can_end = [&](size_t at, uint32_t n) {
-            return !counted || (n + required_from[at] <= most && n + (ways.size() - at) >= least);
-        };
-        for (size_t at = ways.size() + 1; at-- > 0;) {
-            for (uint32_t n = 0; n <= (counted ? uint32_t(at) : 1u); n++) {
-                if (!can_end(at, n)) {
-                    continue;
-                }
-                std::string any;
-                if (at == ways.size()) {
-                    any = tail(others, n > 0);
-                } else {
-                    const uint32_t with = counted ? n + 1 : 1;
-                    if (can_end(at + 1, with)) {
-                        any = *(n == 0 ? ways[at].first : ways[at].next) + " " + known.at({at + 1, with});
-                    }
-                    if (!ways[at].required && can_end(at + 1, n)) {
-                        any += (any.empty() ? "" : " | ") + known.at({at + 1, n});
-                    }
-                }
-                known[{at, n}] = add_rule(any.empty() ? "\"\"" : any);
-            }
-        }
-        const auto found = known.find({0, 0});
-        return found == known.end() ? std::nullopt : text_t(found->second);
-    }
-
-    std::string tail(const std::vector<way> & others, bool behind_some) {
-        if (others.empty()) {
-            return "";
-        }
-        std::string first;
-        std::string next;
-        for (const way & w : others) {
-            first += (first.empty() ? "" : " | ") + *w.first;
-            next += (next.empty() ? "" : " | ") + *w.next;
-        }
-        return behind_some ? group(next) + "*" : "(" + group(first) + " " + group(next) + "*)?";
+        return ways.size() <= MAX_PERMUTED ? rules.in_any_order(ways, o.least, upper) : rules.in_order(ways, o.least, upper, {}, lost_);
     }
 
     // ---- items
@@ -806,7 +549,7 @@ class writer {
                 ways.push_back(*one);
             }
         }
-        return any_of(ways);
+        return call_rules::any_of(ways);
     }
 
     template <typename F>
@@ -826,7 +569,7 @@ class writer {
                 const text_t one = node(choice.value).nesting == NEVER_MET ? std::nullopt : spell_item(choice.value);
                 any += !one ? "" : (any.empty() ? "" : " | ") + *one;
             }
-            ways.push_back(any.empty() ? std::nullopt : text_t(add_rule(any)));
+            ways.push_back(any.empty() ? std::nullopt : text_t(rules.add(any)));
         }
         // from the end: what follows when n items are written
         uint32_t n = most != INFINITE ? most : std::max(least, last);
@@ -835,9 +578,9 @@ class writer {
         const auto way_of = [&](uint32_t i) { return ways[std::min(i, last)]; };
         const auto with = [&](uint32_t i) { return (i > 0 && !separator.empty() ? separator + " " : "") + *way_of(i); };
         if (most == INFINITE && way_of(n)) { // all that follow are alike
-            const size_t more = new_rule();
-            rules_[more] = (separator.empty() ? "" : separator + " ") + *way_of(n) + " " + name_of(more) + " | \"\"";
-            rest = n == 0 ? add_rule(*way_of(0) + " " + name_of(more) + " | \"\"") : name_of(more);
+            const size_t more = rules.begin();
+            rules.set(more, (separator.empty() ? "" : separator + " ") + *way_of(n) + " " + call_rules::name_of(more) + " | \"\"");
+            rest = n == 0 ? rules.add(*way_of(0) + " " + call_rules::name_of(more) + " | \"\"") : call_rules::name_of(more);
         } else {
             rest = "\"\"";
         }
@@ -849,7 +592,7 @@ class writer {
                 rest = "\"\"";
                 continue;
             }
-            rest = add_rule(with(n) + " " + rest + (n >= least ? " | \"\"" : ""));
+            rest = rules.add(with(n) + " " + rest + (n >= least ? " | \"\"" : ""));
         }
         return possible ? text_t(rest) : std::nullopt;
     }
@@ -867,7 +610,7 @@ class writer {
                 there.value = value;
                 there.depth = at.depth;
                 const text_t text = spell(repetition->child, there);
-                const text_t rule = text ? text_t(add_rule(*text)) : std::nullopt;
+                const text_t rule = text ? text_t(rules.add(*text)) : std::nullopt;
                 known_items_[{schema_.get(), repetition->child, value}] = rule;
                 return rule;
             }
@@ -881,9 +624,9 @@ class writer {
         const bool only_objects = value == 0; // the arguments
         const auto [known, is_new] = known_gemma_.try_emplace({schema_.get(), value}, 0);
         if (!is_new) {
-            return name_of(known->second);
+            return call_rules::name_of(known->second);
         }
-        const size_t rule = known_gemma_[{schema_.get(), value}] = new_rule();
+        const size_t rule = known_gemma_[{schema_.get(), value}] = rules.begin();
         const schema::value_node & v = node(value);
         std::string any;
         const auto add = [&](const text_t & text) { any += !text ? "" : (any.empty() ? "" : " | ") + *text; };
@@ -901,8 +644,8 @@ class writer {
         if (any.empty()) {
             throw unknown_notation();
         }
-        rules_[rule] = any;
-        return name_of(rule);
+        rules.set(rule, any);
+        return call_rules::name_of(rule);
     }
 
     text_t gemma_object(const schema::object_node & o) {
@@ -964,7 +707,6 @@ class writer {
     schema_ptr schema_; // of the tool whose arguments are written
     std::set<std::string> placed_; // tools whose arguments have been
     bool lost_ = false; // something that it says is not held to
-    std::vector<std::string> rules_;
     std::map<std::tuple<const schema *, uint32_t, uint8_t>, text_t> known_json_;
     std::map<std::tuple<const schema *, uint32_t, std::string, const automaton *>, text_t> known_texts_;
     std::map<std::tuple<const schema *, parser_id, std::string, uint32_t>, text_t> known_members_;
@@ -1018,7 +760,7 @@ call_grammar make_call_grammar(common_peg_arena parser, bool lazy, const std::ve
     writer calls(parser, tools);
     calls.run();
     call_grammar made;
-    made.gbnf = build_grammar([&](const common_grammar_builder & to) { parser.build_grammar(to, lazy); }) + calls.rules();
+    made.gbnf = build_grammar([&](const common_grammar_builder & to) { parser.build_grammar(to, lazy); }) + calls.rules.text();
     made.leaves = std::move(calls.leaves);
     made.loosened = std::move(calls.loosened);
     return made;
@@ -1029,107 +771,6 @@ call_notation notation_of(const common_peg_arena & parser) {
     return tree.holds(parser.root(), common_chat_peg_minimax_m3_mapper::TOOL_ARG_OBJECT) ? call_notation::nested
            : tree.holds(parser.root(), builder::TOOL_ARG)                                ? call_notation::tagged
                                                                                           : call_notation::json;
-}
-
-// ---- what llama.cpp is told -----------------------------------------------------------------------------------------------
-
-namespace {
-
-class outliner {
-  public:
-    outliner(const schema & s, bool nested) : schema_(s), nested_(nested) {}
-
-    common_json object(const values_t & values, size_t depth) {
-        std::vector<std::string> names;
-        std::map<std::string, values_t> all;
-        for (const uint32_t value : values) {
-            for (const uint32_t id : schema_.values[value].objects) {
-                for (const schema::property & p : schema_.objects[id].listed) {
-                    if (schema_.values[p.value].nesting == NEVER_MET) {
-                        continue;
-                    }
-                    if (all.find(p.name) == all.end()) {
-                        names.push_back(p.name);
-                    }
-                    all[p.name].insert(p.value);
-                }
-            }
-        }
-        common_json properties = common_json::object();
-        for (const std::string & name : names) {
-            if (++n_ > MAX_OUTLINED) {
-                break;
-            }
-            properties[name] = this->value(all[name], depth + 1);
-        }
-        return common_json::object({{"type", "object"}, {"properties", properties}});
-    }
-
-  private:
-    common_json value(const values_t & values, size_t depth) {
-        static const common_json as_json = common_json::object({{"type", "object"}});
-        bool strings = false;
-        values_t objects;
-        values_t items;
-        std::vector<std::string> types;
-        const auto add = [&](bool there, const char * type) {
-            if (there && std::find(types.begin(), types.end(), type) == types.end()) {
-                types.push_back(type);
-            }
-        };
-        for (const uint32_t id : values) {
-            const schema::value_node & v = schema_.values[id];
-            strings = strings || !v.strings.empty();
-            add(!v.objects.empty(), "object");
-            add(!v.arrays.empty(), "array");
-            add(!v.numbers.empty(), "number");
-            add(v.truth || v.falsehood, "boolean");
-            add(v.null, "null");
-            objects.insert(id);
-            for (const uint32_t array : v.arrays) {
-                for (const auto & place : schema_.arrays[array].places) {
-                    for (const schema::item_choice & choice : place) {
-                        items.insert(choice.value);
-                    }
-                }
-            }
-        }
-        if (strings) {
-            types.push_back("string");
-            common_json list = common_json::array();
-            for (const std::string & type : types) {
-                list.push_back(type);
-            }
-            return nested_ || types.size() == 1 ? common_json::object({{"type", "string"}}) : common_json::object({{"type", list}});
-        }
-        if (!nested_ || depth > MAX_OUTLINE_DEPTH || types.empty()) {
-            return as_json;
-        }
-        common_json ways = common_json::array();
-        for (const std::string & type : types) {
-            if (type == "object") {
-                ways.push_back(object(objects, depth));
-            } else if (type == "array") {
-                ways.push_back(common_json::object({{"type", type}, {"items", value(items, depth + 1)}}));
-            } else {
-                ways.push_back(common_json::object({{"type", type}}));
-            }
-        }
-        return ways.size() == 1 ? ways.at(size_t(0)) : common_json::object({{"anyOf", ways}});
-    }
-
-    const schema & schema_;
-    bool nested_;
-    size_t n_ = 0;
-};
-
-}  // namespace
-
-std::string outline_of(const schema & arguments, call_notation notation) {
-    if (notation == call_notation::json) {
-        return R"({"type":"object"})";
-    }
-    return outliner(arguments, notation == call_notation::nested).object({0}, 0).dump();
 }
 
 }  // namespace lm

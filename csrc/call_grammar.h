@@ -38,8 +38,4 @@ enum class call_notation {
 };
 call_notation notation_of(const common_peg_arena & parser);
 
-// The least that llama.cpp must know of arguments to read them: their names and whether they are texts. It wants none of them, so
-// that they are read in any order.
-std::string outline_of(const schema & arguments, call_notation notation);
-
 }  // namespace lm

@@ -1,5 +1,7 @@
 #include "tool_schemas.h"
 
+#include "call_outline.h"
+
 #include "json.h"
 
 #include <algorithm>
