@@ -137,8 +137,13 @@ def test_logprobs_are_those_of_the_model(model: Path, draft: Draft) -> None:
 
 def test_logprobs_of_what_a_schema_leaves_no_choice_in_are_those_of_the_model(model: Path) -> None:
     """As if it had been said freely: the same tokens as a prompt are scored alike."""
-    told = {"type": "object", "properties": {"colour_of_it": {"const": "green, as it was"}, "n": {"type": "integer"}}, "required": ["colour_of_it", "n"]}
-    schema = Grammar("json_schema", json.dumps(told | {"additionalProperties": False}))
+    told = {
+        "type": "object",
+        "properties": {"colour_of_it": {"const": "green, as it was"}, "n": {"type": "integer"}},
+        "required": ["colour_of_it", "n"],
+        "additionalProperties": False,
+    }
+    schema = Grammar("json_schema", json.dumps(told))
 
     def tokens(events: Sequence[Event]) -> list[TokenLogprob]:
         return [token for event in events if isinstance(event, TextDelta) for token in event.logprobs]
