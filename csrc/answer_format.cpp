@@ -105,6 +105,26 @@ void set_calls(common_chat_params & params, const common_peg_arena & parser, boo
     }
 }
 
+std::optional<std::string> grammar_around_content(common_peg_arena parser) {
+    std::vector<common_peg_parser_id> places;
+    for (common_peg_parser_id id = 0; id < parser.size(); id++) {
+        const auto * tag = std::get_if<common_peg_tag_parser>(&parser.get(id));
+        if (tag != nullptr && tag->tag == common_chat_peg_builder::CONTENT) {
+            places.push_back(id);
+        }
+    }
+    if (places.size() != 1) {
+        return std::nullopt;
+    }
+    const common_peg_parser_id child = std::get<common_peg_tag_parser>(parser.get(places[0])).child;
+    const auto * text = std::get_if<common_peg_until_parser>(&parser.get(child));
+    if (text == nullptr || !text->delimiters.empty()) { // all the rest is content: nothing can be added to it
+        return std::nullopt;
+    }
+    parser.get(places[0]) = common_peg_gbnf_parser{child, "\"\\\"" + leaf_mark(0) + "\\\"\""};
+    return build_grammar([&](const common_grammar_builder & builder) { parser.build_grammar(builder); });
+}
+
 common_chat_params json_format(const common_chat_params & plain, const std::string & schema) {
     common_chat_params params = plain;
     const common_peg_arena parser = build_chat_peg_parser([&](common_chat_peg_builder & p) {

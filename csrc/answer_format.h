@@ -8,6 +8,7 @@
 #include "chat.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -72,6 +73,9 @@ common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat
 // Answers are read by `parser` from here on, and its grammar rules them: from the beginning where a call is `required`, else
 // from `begin` on.
 void set_calls(common_chat_params & params, const common_peg_arena & parser, bool required, const std::string & begin);
+
+// The grammar of the answers that `parser` reads, with the mark of a leaf for their content; nothing where that has no one place.
+std::optional<std::string> grammar_around_content(common_peg_arena parser);
 
 // Takes the free text ahead of a call out of a parser: llama.cpp lets a model that must call a tool write on for ever before
 // it does.

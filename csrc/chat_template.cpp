@@ -294,6 +294,12 @@ static common_chat_templates_inputs greeting() {
     return inputs;
 }
 
+static std::optional<std::string> grammar_of(const common_chat_params & params) {
+    common_peg_arena parser;
+    parser.load(params.parser);
+    return grammar_around_content(std::move(parser));
+}
+
 void chat_template::try_out() {
     common_chat_templates_inputs inputs = greeting();
     const common_chat_params params = run(inputs);
@@ -301,6 +307,7 @@ void chat_template::try_out() {
         thinking_start_ = params.thinking_start_tag;
         thinking_end_ = params.thinking_end_tags.front();
     }
+    has_one_content_ = grammar_of(params).has_value();
     const std::string text = "Text of <any> [kind] {at} all.\n";
     parsed_answer parsed;
     plain_ = end_mark_.empty() && !params.supports_thinking && parse_answer(*make_format({params}, inputs, nullptr, nullptr), text, true, parsed) &&
@@ -810,13 +817,15 @@ chat_template::asked chat_template::read(const chat_prompt & chat, const grammar
     asked ask{read(chat)};
     ask.last = take_last(chat, ask.inputs, grammar != nullptr);
     const bool is_schema = grammar != nullptr && grammar->is_schema();
-    const bool begins_in_a_grammar = grammar != nullptr && ask.last; // which has to be told what there is
-    ask.is_text = plain_ && ask.inputs.tools.empty() && !begins_in_a_grammar;
+    const bool begins_in_a_schema = is_schema && ask.last; // which has to be told what there is
+    ask.is_text = plain_ && ask.inputs.tools.empty() && !begins_in_a_schema;
     if (is_schema && !ask.is_text) {
         read_schema(grammar->text); // for its guards
         ask.inputs.json_schema = grammar->text;
+    } else if (grammar != nullptr && !is_schema) {
+        ask.is_text = thinking_end_.empty() || !has_one_content_; // then it rules all that is said
+        ask.rule = ask.is_text ? nullptr : grammar;
     }
-    ask.rule = is_schema || ask.is_text ? nullptr : grammar;
     return ask;
 }
 
@@ -977,20 +986,17 @@ common_chat_params chat_template::describe_calls(common_chat_templates_inputs in
     }
 }
 
-// A schema of which llama.cpp makes the mark of a leaf.
-static std::string leaf_schema() {
-    return common_json::object({{"const", leaf_mark(0)}}).dump();
-}
-
 // With tools and a schema there are two ways to answer: a call, or content that obeys the schema. llama.cpp's readers know
 // one of them at a time.
 std::vector<common_chat_params> chat_template::describe(const common_chat_templates_inputs & inputs, const grammar_spec * rule) const {
-    if (rule != nullptr) { // it stands where JSON of a schema would, and is read as any text
-        common_chat_templates_inputs read = inputs;
-        common_chat_params params = apply(read, false);
-        read.json_schema = leaf_schema();
-        const common_chat_params ruled = apply(read, false);
-        params.grammar = ruled.grammar.empty() ? json_format(ruled, read.json_schema).grammar : ruled.grammar;
+    if (rule != nullptr) {
+        common_chat_templates_inputs plain = inputs;
+        common_chat_params params = apply(plain, false);
+        const std::optional<std::string> around = grammar_of(params);
+        if (!around) {
+            throw invalid_request("grammar", "the chat template has answers of this conversation begin in a way that leaves no place for it");
+        }
+        params.grammar = *around;
         return {params};
     }
     const bool required = inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED;
@@ -999,7 +1005,7 @@ std::vector<common_chat_params> chat_template::describe(const common_chat_templa
     }
     common_chat_templates_inputs answer = without_tools(inputs);
     if (!inputs.json_schema.empty()) {
-        answer.json_schema = leaf_schema(); // the place of it in the grammar is all that is asked
+        answer.json_schema = common_json::object({{"const", leaf_mark(0)}}).dump(); // the place of it in the grammar is all that is asked
     }
     if (!native_tools_) {
         spell_tools(answer);
