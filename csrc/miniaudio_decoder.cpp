@@ -27,16 +27,16 @@ static constexpr ma_uint64 FRAMES_AT_ONCE = 16384;
 
 namespace {
 
-struct decoder {
+struct owned_decoder {
     ma_decoder decoder;
     bool made = false;
-    ~decoder() { made ? void(ma_decoder_uninit(&decoder)) : void(); }
+    ~owned_decoder() { made ? void(ma_decoder_uninit(&decoder)) : void(); }
 };
 
-struct resampler {
+struct owned_resampler {
     ma_resampler resampler;
     bool made = false;
-    ~resampler() { made ? ma_resampler_uninit(&resampler, nullptr) : void(); }
+    ~owned_resampler() { made ? ma_resampler_uninit(&resampler, nullptr) : void(); }
 };
 
 }  // namespace
@@ -53,14 +53,14 @@ decoded_sound miniaudio_decode(sound_coding coding, std::string file, uint64_t m
     decoded_sound sound;
     ma_decoder_config config = ma_decoder_config_init(ma_format_f32, 1, 0); // mono, at the file's own rate
     config.encodingFormat = format_of(coding);
-    decoder in;
+    owned_decoder in;
     in.made = ma_decoder_init_memory(file.data(), size, &config, &in.decoder) == MA_SUCCESS;
     if (!in.made) {
         return sound;
     }
     const ma_uint32 own_rate = in.decoder.outputSampleRate;
     const ma_resampler_config turning = ma_resampler_config_init(ma_format_f32, 1, own_rate, rate, ma_resample_algorithm_linear);
-    resampler to_rate;
+    owned_resampler to_rate;
     to_rate.made = ma_resampler_init(&turning, nullptr, &to_rate.resampler) == MA_SUCCESS;
     if (!to_rate.made) {
         throw std::bad_alloc();

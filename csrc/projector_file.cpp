@@ -29,7 +29,7 @@ static constexpr uint32_t SOUND_POSITIONS = 1500; // of Whisper's encoder: 30 s,
     throw error("load_failed", "the projector " + why);
 }
 
-static std::string quoted(const std::string & name) {
+static std::string in_quotes(const std::string & name) {
     return "'" + name + "'";
 }
 
@@ -146,7 +146,7 @@ static uint32_t need_number(const header & file, const std::string & key, uint32
 
 static void need_tensor(const header & file, const std::string & name) {
     if (!file.has(name)) {
-        refuse("lacks the tensor " + quoted(name));
+        refuse("lacks the tensor " + in_quotes(name));
     }
 }
 
@@ -170,7 +170,7 @@ static sense read_sense(const header & file, const char * keys, const char * let
         refuse("does not say of what kind it is (clip.projector_type)");
     }
     if (clip_projector_type_from_string(s.kind) == PROJECTOR_TYPE_UNKNOWN) {
-        refuse("is of the kind " + quoted(s.kind) + ", which this build of llama.cpp does not know");
+        refuse("is of the kind " + in_quotes(s.kind) + ", which this build of llama.cpp does not know");
     }
     s.width = need_number(file, s.keys + std::string("embedding_length"), 1, 1 << 20);
     const uint32_t heads = need_number(file, s.keys + std::string("attention.head_count"), 1, s.width);
@@ -188,7 +188,7 @@ static sense read_sense(const header & file, const char * keys, const char * let
 static void need_numbers(const header & file, const std::string & name, int64_t n) {
     const std::optional<shape> found = file.tensor(name);
     if (found && (found->sides.size() != 1 || found->sides[0] != n)) {
-        refuse("is broken: " + quoted(name) + " has " + std::to_string(found->sides[0]) + " numbers, and there have to be " +
+        refuse("is broken: " + in_quotes(name) + " has " + std::to_string(found->sides[0]) + " numbers, and there have to be " +
                std::to_string(n));
     }
 }
@@ -200,7 +200,7 @@ static void check_matrix(const header & file, const std::string & name, size_t s
         return;
     }
     if (matrix->sides.size() != 2 || matrix->sides[side] != width) {
-        refuse("is broken: " + quoted(name + ".weight") + " does not fit its width of " + std::to_string(width));
+        refuse("is broken: " + in_quotes(name + ".weight") + " does not fit its width of " + std::to_string(width));
     }
     need_numbers(file, name + ".bias", matrix->sides[1]);
 }
@@ -249,7 +249,7 @@ static void check_precision(const header & file) {
         const bool is_norm = name.find(".ln") != std::string_view::npos || name.find("norm") != std::string_view::npos ||
                              name.find("_ln") != std::string_view::npos;
         if (ggml_n_dims(tensor) == 1 && (is_bias || is_norm) && tensor->type != GGML_TYPE_F32) {
-            refuse("cannot be computed: " + quoted(std::string(name)) + " is of type " + ggml_type_name(tensor->type) + ", and has to be f32");
+            refuse("cannot be computed: " + in_quotes(std::string(name)) + " is of type " + ggml_type_name(tensor->type) + ", and has to be f32");
         }
     }
 }
@@ -316,7 +316,7 @@ static void check_positions(const sense & s, const llama_model * text) {
     const bool by_row = is_one_of(s.kind, {"qwen2vl_merger", "qwen2.5vl_merger", "qwen2.5o", "qwen3vl_merger"});
     const enum llama_rope_type rope = llama_model_rope_type(text);
     if (by_row && rope != LLAMA_ROPE_TYPE_MROPE && rope != LLAMA_ROPE_TYPE_IMROPE) {
-        refuse("is made for another model: a tower of kind " + quoted(s.kind) + " needs one whose positions are rows and columns (M-RoPE)");
+        refuse("is made for another model: a tower of kind " + in_quotes(s.kind) + " needs one whose positions are rows and columns (M-RoPE)");
     }
 }
 
@@ -328,7 +328,7 @@ void check_projector_file(const std::string & path, const llama_model * text) {
     const header file(path);
     const std::string arch = file.text("general.architecture");
     if (arch != "clip") {
-        refuse("is none: the file's architecture is " + quoted(arch));
+        refuse("is none: the file's architecture is " + in_quotes(arch));
     }
     check_size(file, path);
     const bool sees = file.flag("clip.has_vision_encoder");
