@@ -480,11 +480,15 @@ static std::vector<media_kind> read_media_kinds(const common_json & messages, si
     return kinds;
 }
 
-static media_files read_media(const common_json & messages, media_frames && frames) {
+static std::string read_scope(const common_json & object) {
+    return has(object, "scope") ? read_string(object, "scope") : "";
+}
+
+static media_files read_media(const common_json & messages, media_frames && frames, const std::string & scope) {
     const std::vector<media_kind> kinds = read_media_kinds(messages, frames.size());
     media_files files;
     for (size_t i = 0; i < frames.size(); i++) {
-        std::string digest = digest_of(frames[i].bytes());
+        std::string digest = digest_of(scope + '\n' + digest_of(frames[i].bytes())); // who is in another scope must not notice it
         files.push_back(std::make_shared<const media_file>(media_file{kinds[i], std::move(frames[i]), std::move(digest)}));
     }
     return files;
@@ -500,7 +504,7 @@ static chat_prompt parse_chat(const common_json & object, media_frames && frames
     if (!prompt.template_kwargs.is_object()) {
         throw invalid_request("template_kwargs", "template_kwargs must be an object");
     }
-    prompt.media = read_media(prompt.messages, std::move(frames));
+    prompt.media = read_media(prompt.messages, std::move(frames), read_scope(object));
     prompt.tools = read_tools(object);
     prompt.choice = read_tool_choice(object);
     if (has(object, "parallel_tool_calls")) {
@@ -621,9 +625,7 @@ generate_spec parse_generate(const std::string & payload, media_frames && frames
     if (has(object, "overflow")) {
         spec.overflow = parse_overflow(read_string(object, "overflow"));
     }
-    if (has(object, "scope")) {
-        spec.scope = read_string(object, "scope");
-    }
+    spec.scope = read_scope(object);
     return spec;
 }
 

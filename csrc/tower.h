@@ -48,7 +48,7 @@ using media_frames = std::vector<counted_bytes>;
 struct media_file {
     media_kind kind;
     counted_bytes data;
-    std::string digest; // of its bytes
+    std::string digest; // of its bytes and the scope of who shows it
     mutable std::shared_ptr<const pixels> decoded = nullptr; // by whoever tried it out, for who encodes it
 
     const std::string & bytes() const { return data.bytes(); }

@@ -111,12 +111,12 @@ class Rounds:
         if not turn.servers and not turn.approvals:
             await play(turn, take)
             return
-        from .tools import run_rounds  # with all that the protocol takes
+        from .tools import Loop  # with all that the protocol takes
 
         assert self.servers is not None
         servers, limits = self.servers(turn.servers)
         async with servers.open(turn.servers, names_of_tools(turn)) as toolbox:
-            await run_rounds(turn, toolbox, limits, play, take, drained, self.models.expect)
+            await Loop(turn, toolbox, limits, play, take, drained, self.models.expect).run()
 
 
 def names_of_tools(turn: Turn) -> frozenset[str]:

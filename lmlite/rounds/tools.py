@@ -192,22 +192,9 @@ def names_for(server: ToolServer, tool: Tool) -> Iterator[str]:
 # ---- rounds ----------------------------------------------------------------------------------------------------------
 
 
-async def run_rounds(
-    turn: Turn,
-    box: Toolbox,
-    limits: Limits,
-    play: Play,
-    take: Take,
-    drained: Callable[[], Awaitable[None]],
-    expect: Callable[[Turn], Awaitable[frozenset[Sense]]],
-) -> None:
-    """Until the model calls no tool of a server, or one that the client has to run; see `run.Rounds.run`."""
-    senses = await expect(turn) if turn.approvals else frozenset[Sense]()  # calls are made before the model is at hand
-    await Loop(turn, box, limits, play, take, drained, senses).run()
-
-
 class Loop:
-    """`senses` are those of the model that will answer; each round tells them anew."""
+    """Rounds until the model calls no tool of a server, or one that the client has to run; see `run.Rounds.run`. `expect`
+    tells the senses of the model that will answer: calls that were approved are made before it is at hand."""
 
     def __init__(
         self,
@@ -217,13 +204,13 @@ class Loop:
         play: Play,
         take: Take,
         drained: Callable[[], Awaitable[None]],
-        senses: frozenset[Sense],
+        expect: Callable[[Turn], Awaitable[frozenset[Sense]]],
     ):
         (self._work,) = turn.runs
         prompt = self._work.prompt
         assert isinstance(prompt, Chat)
         self._turn, self._box, self._limits, self._play = turn, box, limits, play
-        self._take, self._drained = take, drained
+        self._take, self._drained, self._expect = take, drained, expect
         self._servers = {tool.called: tool for listed in box.listed for tool in listed.tools}
         self._tools = {(tool.server.label, tool.name): tool for tool in reversed(self._servers.values())}
         self._clients = {tool["function"]["name"] for tool in prompt.tools}
@@ -232,11 +219,13 @@ class Loop:
         self._n_calls = 0  # that the model has made
         self._n_made = 0  # of them, those that a server was given
         self._n_refused = 0  # in a row
-        self._senses = senses
+        self._senses = frozenset[Sense]()  # each round tells them anew
         self._first_id = random.randrange(IDS)
         self._began = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
+        if self._turn.approvals:
+            self._senses = await self._expect(self._turn)
         pending = waiting(self._prompt.messages, self._turn.approvals)
         await self._tell(list(self._box.listed))
         if self._turn.approvals:
