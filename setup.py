@@ -26,7 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setuptools import Command, setup
-from setuptools.command.bdist_wheel import bdist_wheel
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    raise SystemExit("lmlite: setuptools is older than 77. Get a newer one with `pip install -U setuptools`.") from None
 from setuptools.command.build import build
 from setuptools.command.install import install as setuptools_install
 from setuptools.command.sdist import sdist

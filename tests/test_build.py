@@ -189,6 +189,12 @@ def test_switches_become_cmake_arguments(setup: Any, environ: dict[str, str], ar
     assert setup.cmake_switches(environ) == arguments
 
 
+def test_a_setuptools_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "setuptools.command.bdist_wheel", None)  # as if it were not there
+    with pytest.raises(SystemExit, match="`pip install -U setuptools`"):
+        load_module(ROOT / "setup.py")
+
+
 @pytest.mark.parametrize("environ", [{"LMLITE_CUDA": "maybe"}, {"CMAKE_ARGS": "'unclosed"}])
 def test_a_switch_that_means_nothing_ends_the_build(setup: Any, environ: dict[str, str]) -> None:
     with pytest.raises(SystemExit, match=next(iter(environ))):
