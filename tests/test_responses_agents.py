@@ -71,7 +71,7 @@ def test_requests_of_real_size_are_answered_and_only_what_is_new_is_computed(
 def test_a_small_agent_reads_a_file(small_agent: Client) -> None:
     client = small_agent
     items = [codex.message("user", "Read the file a.txt")]
-    asked = codex.body(items, small=True, max_output_tokens=60, tool_choice="required")
+    asked = codex.body(items, small=True, max_output_tokens=60, temperature=0, tool_choice="required")
     response = last(client.ask("POST", codex.PATH, asked, codex.HEADERS))
     assert response["output"][-1]["type"] in ("function_call", "custom_tool_call")
     items += [*codex.sent_back(response["output"]), *codex.results(response["output"], "It says hello.")]
