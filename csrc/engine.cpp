@@ -50,8 +50,13 @@ engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
         embedder_ = std::make_unique<embedder>(m, out, p, max_queue);
         return;
     }
+    const bool keeps_prompts = !m.prompts().folder.empty();
     cache_ = std::make_unique<prefix_cache>(m.context(), m.memory_sharing(), m.window(), m.n_sequences(),
-                                            cache_limits{size_t(m.kv_cells()), size_t(m.idle_cells()), size_t(m.spill_bytes())});
+                                            cache_limits{size_t(m.kv_cells()), size_t(m.idle_cells()), size_t(m.spill_bytes())},
+                                            keeps_prompts);
+    if (keeps_prompts) {
+        disk_ = std::make_unique<disk_tier>(m, *cache_, p, [this] { wake(); });
+    }
     if (m.sight() != nullptr) {
         encoder_ = std::make_unique<encoder>(*m.sight());
     }
@@ -116,6 +121,9 @@ void engine::run() {
             send();
         }
     }
+    if (disk_) {
+        disk_->finish(running());
+    }
 }
 
 void engine::send() {
@@ -124,8 +132,10 @@ void engine::send() {
 }
 
 bool engine::wait_for_work() {
+    const bool only_waits = running_.empty() && (waiting_.empty() || (disk_ && disk_->awaits()));
+    const bool can_work = disk_ && disk_->has_work();
     std::unique_lock<std::mutex> lock(mutex_);
-    if (waiting_.empty() && running_.empty()) {
+    if (only_waits && !can_work) {
         arrived_.wait(lock, [&] { return woken_ || !arrivals_.empty(); });
     }
     woken_ = false;
@@ -159,6 +169,9 @@ void engine::step() {
 
 void engine::generate_step() {
     end_cancelled();
+    if (disk_) {
+        disk_->work(running());
+    }
     admit();
     const bool decoded = decode();
     if (decoded) {
@@ -237,8 +250,18 @@ void engine::admit() {
             continue;
         }
         sequence & s = **it;
-        if (!cache_->has_room(s, running()) || !cache_->assign(s, running())) {
+        if (!cache_->has_room(s, running())) {
             return;
+        }
+        if (disk_ && disk_->brings(s, running())) {
+            ++it;
+            continue;
+        }
+        if (!cache_->assign(s, running())) {
+            return;
+        }
+        if (disk_) {
+            disk_->welcome(s);
         }
         if (!s.admitted) {
             s.admitted = true;
@@ -381,6 +404,9 @@ bool engine::decode() {
             step_ms_ = ms_between(began, now_);
             if (n_prefilled_ > 0) {
                 pace_->learn(n_prefilled_, step_ms_);
+                if (disk_) {
+                    disk_->learn(n_prefilled_, step_ms_);
+                }
             }
             if (drafter_) {
                 drafter_->learn(n_batched_, step_ms_, n_prefilled_ > 0);
@@ -687,6 +713,9 @@ void engine::advance(sequence & s) {
     }
     s.n_cached += s.n_step;
     cache_->reached(s, step_ms_);
+    if (disk_ && was_prompt) {
+        disk_->reached(s, running_.size() > 1);
+    }
     if (was_prompt) {
         pulse_.prompt_tokens += s.n_step;
         const bool ends = s.output >= 0;

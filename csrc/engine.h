@@ -1,6 +1,7 @@
 // The decode thread of one engine: admit, plan a batch, decode it, sample, emit. Nothing else touches the context.
 #pragma once
 
+#include "disk_tier.h"
 #include "drafter.h"
 #include "embed.h"
 #include "encoder.h"
@@ -87,6 +88,7 @@ class engine {
     const uint64_t max_queue_;
     std::unique_ptr<embedder> embedder_; // does all the work of an embedding model; else null
     std::unique_ptr<prefix_cache> cache_;
+    std::unique_ptr<disk_tier> disk_; // null: prompts do not outlive the engine
     std::unique_ptr<drafter> drafter_; // null where guesses could not be taken back
     std::unique_ptr<llama_batch_ext, void (*)(llama_batch_ext *)> batch_;
 

@@ -40,6 +40,12 @@ struct pulse {
     std::atomic<uint64_t> cached_tokens{0};
     std::atomic<uint64_t> media_encoded{0};
     std::atomic<uint64_t> media_reused{0};
+    std::atomic<uint64_t> disk_hits{0};          // prompts that found something on the disk, ...
+    std::atomic<uint64_t> disk_tokens{0};        // how much of them, ...
+    std::atomic<uint64_t> disk_read_bytes{0};    // and what was read for that
+    std::atomic<uint64_t> disk_written_bytes{0};
+    std::atomic<uint64_t> disk_bytes{0};         // in the whole folder, when it was last looked at
+    std::atomic<uint64_t> disk_damaged{0};       // files
     std::atomic<uint64_t> running{0};
     std::atomic<uint64_t> queued{0};
     std::atomic<uint64_t> cells_used{0};

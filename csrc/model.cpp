@@ -16,6 +16,8 @@
 
 #include "../src/llama-ext.h" // the memory that a context takes, by device
 
+#include "hash/hash.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -33,6 +35,12 @@ namespace lm {
 static constexpr int32_t CACHED_SEQUENCES = 28;
 static constexpr int32_t CACHED_STATES = 2;
 static constexpr int32_t EMBEDDING_SEQUENCES = 64;
+
+// Prompts that outlive the engine are kept in pieces of so many tokens. One is 16 MB for a model of 8 billion weights, which are
+// copied in some milliseconds; up to so many tokens at the end of a prompt are computed again. A window may allow no more than
+// fewer, but files for a handful are not worth their names.
+static constexpr size_t MOST_PIECE_TOKENS = 128;
+static constexpr size_t LEAST_PIECE_TOKENS = 16;
 
 // Lanes beyond the first, each for its share of the threads. llama.cpp keeps a row of outputs, logits included, for each token
 // of a computation: a vocabulary of 30,000 allows the most tokens, one of 250,000 the fewest.
@@ -632,6 +640,49 @@ bool model::has_states() const {
     return llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
 }
 
+static bool keeps_prompts(const load_spec & spec) {
+    return spec.prompt_cache_bytes > 0 && !spec.prompt_cache.empty() && !spec.drafts;
+}
+
+size_t model::piece_tokens() const {
+    if (sharing_ != sharing::any_prefix) {
+        return 0;
+    }
+    const size_t window = size_t(std::max(llama_model_n_swa(model_.get()), 0));
+    size_t n = MOST_PIECE_TOKENS;
+    while (window > 0 && n > window / 2) { // llama.cpp copies no more than a window of what is behind the end of a piece
+        n /= 2;
+    }
+    return n;
+}
+
+void model::choose_prompt_place(const load_spec & spec) {
+    const bool can = !embedding_ && !only_measured_ && sharing_ != sharing::whole_only &&
+                     (sharing_ == sharing::at_marks || piece_tokens() >= LEAST_PIECE_TOKENS);
+    if (!can || !keeps_prompts(spec)) {
+        return;
+    }
+    std::string identity = std::string(build_info()) + '\n';
+    std::vector<std::string> files = files_of(spec);
+    for (const lora_file & lora : spec.loras) {
+        files.push_back(lora.path);
+    }
+    for (const std::string & path : files) {
+        const std::string file = fingerprint(path);
+        if (file.empty()) {
+            return;
+        }
+        identity += file + '\n';
+    }
+    // some models turn positions otherwise where the context is longer than what they were first trained for
+    const int64_t original = metadata_number(model_.get(), arch_ + ".rope.scaling.original_context_length", 0);
+    const bool is_long = original > 0 && kv_cells_ > original;
+    identity += std::string(ggml_type_name(spec.k_cache_type)) + ' ' + ggml_type_name(spec.v_cache_type) + ' ' +
+                (flash_attention_ ? "flash " : "") + (is_long ? "long " : "") + std::to_string(n_experts_) + ' ' +
+                std::to_string(int(sharing_)) + ' ' + std::to_string(piece_tokens());
+    prompts_ = {spec.prompt_cache, hash_sha256_hex(identity.data(), identity.size()).substr(0, 32), uint64_t(spec.prompt_cache_bytes)};
+}
+
 void model::choose_sharing(const load_spec & spec) {
     sharing_ = arch_ == COMPRESSED_ARCH           ? sharing::whole_only
                : has_states() || keeps_windows_only() ? sharing::at_marks
@@ -640,6 +691,8 @@ void model::choose_sharing(const load_spec & spec) {
                               : parallel_ + (spec.drafts                        ? 0
                                            : sharing_ == sharing::any_prefix ? CACHED_SEQUENCES
                                                                              : CACHED_STATES);
+    const bool has_pieces = sharing_ == sharing::any_prefix && keeps_prompts(spec);
+    n_sequences_ += has_pieces ? 1 : 0; // for one on its way to the disk, or from it
     idle_cells_ = spec.idle_cells >= 0 ? spec.idle_cells : std::max(context_length_, kv_cells_ / 4);
     spill_bytes_ = spec.spill_bytes >= 0 ? uint64_t(spec.spill_bytes) : uint64_t(double(own_memory(nullptr)) * SPILL_MEMORY_SHARE);
 }
@@ -706,6 +759,7 @@ void model::make_context(const load_spec & spec) {
     if (llama_get_memory(context_.get()) == nullptr) {
         kv_cells_ = 0;
     }
+    choose_prompt_place(spec);
     make_lanes(params);
     if (only_measured_) {
         note_states(per_cell);

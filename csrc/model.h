@@ -84,6 +84,15 @@ class model {
     void use(const lora_scales & scales) { loras_.apply(context_.get(), scales); }
     int32_t idle_cells() const { return idle_cells_; }    // of kv_cells, what finished requests may keep
     uint64_t spill_bytes() const { return spill_bytes_; } // host memory for what does not stay in the cells
+    // Where prompts outlive the engine.
+    struct prompt_place {
+        std::string folder; // empty: nowhere
+        std::string model;  // stands for all that their states depend on besides their tokens
+        uint64_t bytes = 0;
+    };
+    const prompt_place & prompts() const { return prompts_; }
+    // They are kept in pieces of so many tokens; 0: as a whole.
+    size_t piece_tokens() const;
     // Of the memory that the context keeps on the machine's own side, what does not grow with the cells: recurrent states.
     uint64_t host_state_bytes() const { return host_state_bytes_; }
     // What a full context writes to of the compute buffers on that side.
@@ -128,6 +137,7 @@ class model {
     bool has_states() const;
     int32_t choose_cells(const load_spec & spec, const device_bytes & bytes) const;
     void choose_sharing(const load_spec & spec);
+    void choose_prompt_place(const load_spec & spec);
     bool keeps_windows_only() const;
 
     // in order of construction: the context goes before the model, the threads after the context
@@ -160,6 +170,7 @@ class model {
     int32_t kv_cells_ = 0;
     int32_t idle_cells_ = 0;
     uint64_t spill_bytes_ = 0;
+    prompt_place prompts_;
     int32_t gpu_layers_ = 0;
     int32_t n_experts_ = 0; // per token; 0: the model has none
     bool offload_kv_cache_ = false;

@@ -2,12 +2,14 @@
 
 #include "error.h"
 
+#include "hash/hash.h"
 #include "llama.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <deque>
 #include <string_view>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <unordered_map>
 
@@ -110,6 +112,35 @@ std::string model_file::experts_key(int32_t n_experts) const {
         throw invalid_request("n_experts", "this model's layers differ in their number of experts, which cannot be changed");
     }
     return key;
+}
+
+// Of a gigabyte in a few milliseconds. A header with a large vocabulary is longer than an end, but the places between are of it
+// then, too.
+static constexpr uint64_t FINGERPRINT_END = 1 << 20;
+static constexpr uint64_t FINGERPRINT_SAMPLE = 1 << 12;
+static constexpr uint64_t FINGERPRINT_SAMPLES = 62;
+
+std::string fingerprint(const std::string & path) {
+    uint64_t begin = 0;
+    uint64_t size = 0;
+    const std::unique_ptr<FILE, int (*)(FILE *)> file(lm_open_part(path.c_str(), &begin, &size), fclose);
+    struct stat about;
+    if (file == nullptr || fstat(fileno(file.get()), &about) != 0) {
+        return {};
+    }
+    std::string seen = std::to_string(size) + ' ' + std::to_string(int64_t(about.st_mtime)) + '\n';
+    const auto see = [&](uint64_t at, uint64_t n) {
+        const size_t before = seen.size();
+        at = std::min(at, size);
+        seen.resize(before + std::min(n, size - at));
+        const ssize_t got = pread(fileno(file.get()), seen.data() + before, seen.size() - before, off_t(begin + at));
+        return got >= 0 && size_t(got) == seen.size() - before;
+    };
+    bool all = see(0, FINGERPRINT_END) && see(size - std::min(size, FINGERPRINT_END), FINGERPRINT_END);
+    for (uint64_t i = 1; all && i <= FINGERPRINT_SAMPLES; i++) {
+        all = see(size / (FINGERPRINT_SAMPLES + 1) * i, FINGERPRINT_SAMPLE);
+    }
+    return all ? hash_sha256_hex(seen.data(), seen.size()) : std::string();
 }
 
 }  // namespace lm

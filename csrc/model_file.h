@@ -43,4 +43,8 @@ class model_file {
     uint64_t bytes_ = 0;
 };
 
+// Tells the file from any other, and from what it was before it was written anew: its size, when it was written, and what stands
+// at its beginning (where a model's header is), at its end, and in some places between. Empty if it cannot be read.
+std::string fingerprint(const std::string & path);
+
 }  // namespace lm

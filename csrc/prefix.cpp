@@ -33,8 +33,12 @@ static size_t common_prefix(const std::vector<llama_token> & a, size_t n_a, cons
     return size_t(std::mismatch(a.begin(), a.begin() + long(n), b.begin()).first - a.begin());
 }
 
-prefix_cache::prefix_cache(llama_context * ctx, sharing kind, int32_t window, int32_t n_sequences, const cache_limits & limits)
+prefix_cache::prefix_cache(llama_context * ctx, sharing kind, int32_t window, int32_t n_sequences, const cache_limits & limits,
+                           bool moves)
     : ctx_(ctx), memory_(llama_get_memory(ctx)), kind_(kind), window_(size_t(window)), limits_(limits) {
+    if (moves && kind == sharing::any_prefix) {
+        moving_ = --n_sequences;
+    }
     for (llama_seq_id id = n_sequences - 1; id >= 0; id--) {
         free_.push_back(id);
     }
@@ -158,6 +162,7 @@ prefix_cache::source prefix_cache::longest_prefix(const sequence & s, const std:
 
 bool prefix_cache::assign(sequence & s, const std::vector<sequence *> & running) {
     const source from = longest_prefix(s, running);
+    s.n_common = from.whole ? 0 : from.common;
     s.marks.clear();
     s.cuts.clear();
     s.unmarked_ms = 0;
@@ -262,6 +267,104 @@ bool prefix_cache::holds(const sequence & s, size_t n) const {
     const llama_pos first = llama_memory_seq_pos_min(memory_, s.seq);
     const llama_pos last = last_position(s.spans, n);
     return llama_memory_seq_pos_max(memory_, s.seq) == last && (kind_ == sharing::any_prefix ? first == 0 : first >= 0 && first <= last);
+}
+
+// ---- from and to the disk -------------------------------------------------------------------------------------------------
+
+// A sequence whose first `n` tokens are these and lie in cells; -1: there is none.
+llama_seq_id prefix_cache::seq_with(const std::string & key, const std::vector<llama_token> & tokens, size_t n,
+                                    const std::vector<sequence *> & running) const {
+    for (const entry & e : idle_) {
+        if (e.seq >= 0 && e.key == key && common_prefix(tokens, n, e.tokens, e.tokens.size()) == n) {
+            return e.seq;
+        }
+    }
+    for (const sequence * s : running) {
+        if (s->seq >= 0 && s->cache_key == key && common_prefix(tokens, n, s->tokens, s->n_cached) == n) {
+            return s->seq;
+        }
+    }
+    return -1;
+}
+
+bool prefix_cache::copy_out(const std::string & key, const std::vector<llama_token> & tokens, size_t begin, size_t end,
+                            const std::vector<sequence *> & running, std::vector<uint8_t> & state) {
+    const llama_seq_id from = seq_with(key, tokens, end, running);
+    if (from < 0) {
+        return false;
+    }
+    llama_memory_seq_cp(memory_, from, moving_, llama_pos(begin), llama_pos(end));
+    const bool copied = copy_state(ctx_, moving_, state);
+    llama_memory_seq_rm(memory_, moving_, -1, -1);
+    return copied;
+}
+
+std::optional<size_t> prefix_cache::begin_arrival(const std::string & key, std::vector<llama_token> tokens, size_t size,
+                                                  const std::vector<sequence *> & running) {
+    size_t n = kind_ == sharing::any_prefix ? tokens.size() / size * size : 0;
+    llama_seq_id from = -1;
+    while (n > 0 && (from = seq_with(key, tokens, n, running)) < 0) {
+        n -= size;
+    }
+    const llama_seq_id id = take_free_id(); // which may take the one that was found
+    if (id < 0) {
+        return std::nullopt;
+    }
+    if (n > 0 && (from = seq_with(key, tokens, n, running)) >= 0) {
+        llama_memory_seq_cp(memory_, from, id, 0, llama_pos(n));
+    } else {
+        n = 0;
+    }
+    arriving_ = std::move(tokens);
+    arrival_ = entry{key, {arriving_.begin(), arriving_.begin() + long(n)}, {}, {}, id, nullptr};
+    return n;
+}
+
+bool prefix_cache::make_room_for(llama_seq_id seq, const std::vector<uint8_t> & state) {
+    while (!put_state(ctx_, seq, state)) {
+        if (!evict()) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool prefix_cache::add_to_arrival(size_t end, const std::vector<uint8_t> & state) {
+    const size_t begin = arrival_->tokens.size();
+    const bool in_pieces = kind_ == sharing::any_prefix;
+    const llama_seq_id into = in_pieces ? moving_ : arrival_->seq;
+    bool good = make_room_for(into, state) && llama_memory_seq_pos_max(memory_, into) == llama_pos(end) - 1 &&
+                (!in_pieces || llama_memory_seq_pos_min(memory_, into) == llama_pos(begin));
+    if (in_pieces) {
+        if (good) {
+            llama_memory_seq_cp(memory_, into, arrival_->seq, llama_pos(begin), llama_pos(end));
+        }
+        llama_memory_seq_rm(memory_, into, -1, -1);
+    }
+    if (good) {
+        arrival_->tokens.assign(arriving_.begin(), arriving_.begin() + long(end));
+    }
+    return good;
+}
+
+size_t prefix_cache::end_arrival() {
+    entry come = std::move(*arrival_);
+    arrival_.reset();
+    const size_t n = come.tokens.size();
+    const bool is_whole = n > 0 && llama_memory_seq_pos_max(memory_, come.seq) == llama_pos(n) - 1 &&
+                          (kind_ != sharing::any_prefix || llama_memory_seq_pos_min(memory_, come.seq) == 0);
+    if (!is_whole) {
+        free_id(come.seq);
+        return 0;
+    }
+    if (kind_ == sharing::at_marks) { // who goes on from here must not take it from others
+        if (saved_state_ptr state = save(come.seq, saved_state::part::uncut)) {
+            come.marks.push_back({n, std::move(state)});
+        }
+    }
+    idle_.push_front(std::move(come));
+    trim();
+    return n;
 }
 
 // ---- marks --------------------------------------------------------------------------------------------------------------

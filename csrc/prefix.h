@@ -13,6 +13,7 @@
 #include "state.h"
 
 #include <list>
+#include <optional>
 #include <vector>
 
 namespace lm {
@@ -25,8 +26,9 @@ struct cache_limits {
 
 class prefix_cache {
   public:
-    // `window`: what cannot be cut are layers that see so many of the last tokens; 0: there are states.
-    prefix_cache(llama_context * ctx, sharing kind, int32_t window, int32_t n_sequences, const cache_limits & limits);
+    // `window`: what cannot be cut are layers that see so many of the last tokens; 0: there are states. `moves`: pieces of
+    // sequences will be copied out and put back, for which the last of the ids is left free.
+    prefix_cache(llama_context * ctx, sharing kind, int32_t window, int32_t n_sequences, const cache_limits & limits, bool moves);
 
     // Whether the cells of `running` leave room for `s` to be computed.
     bool has_room(const sequence & s, const std::vector<sequence *> & running) const;
@@ -54,6 +56,24 @@ class prefix_cache {
     bool evict();
 
     size_t idle_tokens() const; // in cells, what sequences share counted once
+
+    // How many tokens `s` would have if it were assigned now.
+    size_t reusable(const sequence & s, const std::vector<sequence *> & running) { return longest_prefix(s, running).shared; }
+    // Where any prefix can be shared: copies what the tokens from `begin` to `end` of such a prompt have in the cells. False if
+    // they are not there, or no memory is.
+    bool copy_out(const std::string & key, const std::vector<llama_token> & tokens, size_t begin, size_t end,
+                  const std::vector<sequence *> & running, std::vector<uint8_t> & state);
+    // All of `s`, as it is now; where its memory cannot be cut.
+    bool copy_out(const sequence & s, std::vector<uint8_t> & state) const { return copy_state(ctx_, s.seq, state); }
+    size_t bytes_of(const sequence & s) const { return saved_state::size_of(ctx_, s.seq, saved_state::part::all); }
+    // A prompt comes from elsewhere, piece by piece, and is idle when the last has come. It begins with what of it lies in the
+    // cells, in pieces of `size` tokens; returns how much that is, or nothing where no id can be had.
+    std::optional<size_t> begin_arrival(const std::string & key, std::vector<llama_token> tokens, size_t size,
+                                        const std::vector<sequence *> & running);
+    // The next tokens of it up to `end`. False if there is no room, or the state is not theirs; then no more can be added.
+    bool add_to_arrival(size_t end, const std::vector<uint8_t> & state);
+    // Returns how many tokens have come together.
+    size_t end_arrival();
 
   private:
     struct entry {
@@ -92,6 +112,10 @@ class prefix_cache {
     bool holds(const sequence & s, size_t n) const;
     void forget_part(sequence & s);
 
+    llama_seq_id seq_with(const std::string & key, const std::vector<llama_token> & tokens, size_t n,
+                          const std::vector<sequence *> & running) const;
+    bool make_room_for(llama_seq_id seq, const std::vector<uint8_t> & state);
+
     llama_seq_id take_free_id();
     void free_id(llama_seq_id seq);
     void trim();
@@ -106,6 +130,9 @@ class prefix_cache {
     size_t window_;
     cache_limits limits_;
     double mark_ms_ = 0; // what the last mark took
+    llama_seq_id moving_ = -1; // for pieces; -1: there are none
+    std::optional<entry> arrival_; // its tokens are those that have come
+    std::vector<llama_token> arriving_; // and those that will
     std::vector<llama_seq_id> free_;
     entries idle_; // most recently used first
     const entry * spared_ = nullptr; // what is made room for: must not leave for it

@@ -305,6 +305,12 @@ load_spec parse_load(const std::string & payload) {
     if (has(object, "chat_template")) {
         spec.chat_template = read_string(object, "chat_template");
     }
+    if (has(object, "prompt_cache")) {
+        spec.prompt_cache = to_path(object.at("prompt_cache"), "prompt_cache");
+    }
+    if (has(object, "prompt_cache_bytes")) {
+        spec.prompt_cache_bytes = integer(object.at("prompt_cache_bytes"), "prompt_cache_bytes", 0, std::numeric_limits<int64_t>::max());
+    }
     return spec;
 }
 

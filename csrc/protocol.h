@@ -55,6 +55,8 @@ struct load_spec {
     std::vector<lora_file> loras;
     std::string projector; // by which it sees or hears; empty: it does not
     std::string chat_template; // a template or the name of one; empty: the file's own
+    std::string prompt_cache; // the folder for prompts that outlive the engine; empty: there is none
+    int64_t prompt_cache_bytes = 0; // that it may have; 0: nothing is kept there
     bool drafts = false; // for another model: no chat template is read, no prefixes are kept
     bool only_measured = false; // neither weights nor cache come to be: what they would take can be asked
 };

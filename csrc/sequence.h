@@ -4,6 +4,7 @@
 #include "draft.h"
 #include "lora.h"
 #include "media.h"
+#include "prompt_file.h"
 #include "reasoning.h"
 #include "reply.h"
 #include "sampler.h"
@@ -73,6 +74,11 @@ struct sequence {
     std::vector<mark> marks;  // where its memory can be taken over, if it cannot be everywhere
     std::vector<size_t> cuts; // where marks are wanted
     double unmarked_ms = 0;   // what it took to compute what lies behind the last mark
+    size_t n_common = 0;      // tokens that another prompt began with, too, before it went on otherwise
+    // of the disk: beginnings of the prompt and their digests, and those of them that are worth keeping there
+    std::vector<prompt_beginning> beginnings;
+    std::vector<size_t> worth_keeping;
+    int n_fetches = 0; // on behalf of it
 
     // the prompt, then every sampled token; the first `n_cached` have cells under `seq`
     std::vector<llama_token> tokens;

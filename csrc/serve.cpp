@@ -792,6 +792,12 @@ std::string server::report() const {
         .add("cached_tokens", pulse_.cached_tokens.load())
         .add("media_encoded", pulse_.media_encoded.load())
         .add("media_reused", pulse_.media_reused.load())
+        .add("disk_hits", pulse_.disk_hits.load())
+        .add("disk_tokens", pulse_.disk_tokens.load())
+        .add("disk_read_bytes", pulse_.disk_read_bytes.load())
+        .add("disk_written_bytes", pulse_.disk_written_bytes.load())
+        .add("disk_bytes", pulse_.disk_bytes.load())
+        .add("disk_damaged", pulse_.disk_damaged.load())
         .text();
 }
 

@@ -25,12 +25,31 @@ saved_state_ptr saved_state::of(llama_context * ctx, llama_seq_id seq, part what
     return size > 0 && written == size ? saved : nullptr;
 }
 
-bool saved_state::restore(llama_context * ctx, llama_seq_id seq) const {
-    if (llama_state_seq_set_data_ext(ctx, bytes_.data(), bytes_.size(), seq, flags_of(what_)) == bytes_.size()) {
+static bool put(llama_context * ctx, llama_seq_id seq, const std::vector<uint8_t> & bytes, llama_state_seq_flags flags) {
+    if (llama_state_seq_set_data_ext(ctx, bytes.data(), bytes.size(), seq, flags) == bytes.size()) {
         return true;
     }
     llama_memory_seq_rm(llama_get_memory(ctx), seq, -1, -1);
     return false;
+}
+
+bool saved_state::restore(llama_context * ctx, llama_seq_id seq) const {
+    return put(ctx, seq, bytes_, flags_of(what_));
+}
+
+bool copy_state(llama_context * ctx, llama_seq_id seq, std::vector<uint8_t> & bytes) {
+    constexpr llama_state_seq_flags all = LLAMA_STATE_SEQ_FLAGS_NONE;
+    const size_t size = llama_state_seq_get_size_ext(ctx, seq, all);
+    try {
+        bytes.resize(size);
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+    return size > 0 && llama_state_seq_get_data_ext(ctx, bytes.data(), size, seq, all) == size;
+}
+
+bool put_state(llama_context * ctx, llama_seq_id seq, const std::vector<uint8_t> & bytes) {
+    return put(ctx, seq, bytes, LLAMA_STATE_SEQ_FLAGS_NONE);
 }
 
 }  // namespace lm

@@ -36,6 +36,11 @@ class saved_state {
     std::vector<uint8_t> bytes_;
     std::shared_ptr<size_t> total_;
 };
+// What `seq` holds, as bytes that can leave this process. False if they cannot be had.
+bool copy_state(llama_context * ctx, llama_seq_id seq, std::vector<uint8_t> & bytes);
+// In place of what `seq` holds. False if there are too few free cells; `seq` is empty then.
+bool put_state(llama_context * ctx, llama_seq_id seq, const std::vector<uint8_t> & bytes);
+
 using saved_state_ptr = std::shared_ptr<const saved_state>;
 
 // A place at which a sequence can be taken over although its memory cannot be cut anywhere.

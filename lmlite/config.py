@@ -372,6 +372,10 @@ class Config:
     kv_cells: int = option(0, whole(0, CONTEXT_MAX), "cells of the KV cache that all sequences share; 0: chosen by memory")
     idle_cells: int = option(-1, whole(0, CONTEXT_MAX, auto=-1), "cells that prompts nobody is working on may keep")
     spill: int = option(-1, whole(0, 1 << 20, auto=-1), "MiB of host memory for prompts that had to leave their cells")
+    prompt_cache: int = option(
+        0, whole(0, 1 << 30), "MiB of the disk for beginnings of prompts, which are found again after a restart; 0: none"
+    )
+    prompt_cache_dir: Path | None = option(None, path(), "the folder for them; none: prompt-cache in the home")
     kv_type: str = option("f16", cache_types(), "type of the KV cache, or of K and of V")
     eval_batch_size: int = option(512, whole(1, BATCH_MAX), "prompt tokens per batch")
     threads: int = option(0, whole(0, 512), "CPU threads per model, at most one per usable core; 0: as many as are of use")

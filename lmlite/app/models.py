@@ -15,6 +15,7 @@ from ..events import Event
 from ..messages import Sense
 from ..metrics import Family
 from ..settings import UNSAID, ModelSettings
+from ..store.home import Home
 from ..turn import Turn
 from .disk import open_catalog
 from .looks import Looks
@@ -48,8 +49,18 @@ def open_pool(
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error, on_line=on_line)
     max_jit = config.max_loaded or (1 if config.auto_evict else None)
     guard = MemoryGuard(estimates, strict=config.memory_guard, tries=place is Thread)
-    ttl_s = config.ttl or None
-    return Pool(catalog, place, of_server(config), ttl_s, jit=config.jit, max_jit=max_jit, room=guard.room, look=look)
+    prompt_cache = config.prompt_cache_dir or Home(config.home).prompt_cache
+    return Pool(
+        catalog,
+        place,
+        of_server(config),
+        config.ttl or None,
+        jit=config.jit,
+        max_jit=max_jit,
+        room=guard.room,
+        look=look,
+        prompt_cache=prompt_cache.absolute(),
+    )
 
 
 class Models:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 async def show(app: State, request: Request, response: Response, _: str) -> None:
     reports = await app.reports.fresh(app.models.engines())
-    engines = (loading_family(app), *instance_families(reports), *gateway_families(app, reports))
+    kept = disk_families(reports) if app.config.prompt_cache else ()
+    engines = (loading_family(app), *instance_families(reports), *kept, *gateway_families(app, reports))
     counted = (*app.metrics.families(), *app.models.counted())
     text = expose((*counted, *engines, *app.downloads.families(), *server_families(app)))
     response.whole(200, text.encode(), content_type=CONTENT_TYPE)
@@ -58,6 +59,27 @@ def instance_families(reports: list[tuple[Instance, Report | None]]) -> Iterator
                 encoded.add(*values, n=report.media_encoded)
                 reused.add(*values, n=report.media_reused)
     yield from (loaded.set(len(reports)), running, waiting, parallel, cells, used, encoded, reused)
+
+
+def disk_families(reports: list[tuple[Instance, Report | None]]) -> Iterator[Family]:
+    """What the prompt cache on the disk was good for, since each model was loaded."""
+    names = ("model", "identifier")
+    hits = Counter("lmlite_prompt_cache_disk_hits_total", "Prompts of which something was found on the disk.", names)
+    tokens = Counter("lmlite_prompt_cache_disk_tokens_total", "Tokens of theirs that were found there.", names)
+    read = Counter("lmlite_prompt_cache_disk_read_bytes_total", "Bytes read for them.", names)
+    written = Counter("lmlite_prompt_cache_disk_written_bytes_total", "Bytes written for others to come.", names)
+    damaged = Counter("lmlite_prompt_cache_disk_damaged_total", "Files that were damaged, and are removed.", names)
+    held = Gauge("lmlite_prompt_cache_disk_bytes", "Bytes in the folder, which all models share.")
+    for instance, report in reports:
+        if report is not None:
+            values = (instance.card.id, instance.id)
+            hits.add(*values, n=report.disk_hits)
+            tokens.add(*values, n=report.disk_tokens)
+            read.add(*values, n=report.disk_read_bytes)
+            written.add(*values, n=report.disk_written_bytes)
+            damaged.add(*values, n=report.disk_damaged)
+    held.set(max((report.disk_bytes for _, report in reports if report is not None), default=0))
+    yield from (hits, tokens, read, written, damaged, held)
 
 
 def gateway_families(app: State, reports: list[tuple[Instance, Report | None]]) -> Iterator[Family]:

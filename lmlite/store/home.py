@@ -102,6 +102,11 @@ class Home:
         return self.root / "state.sqlite3"
 
     @property
+    def prompt_cache(self) -> Path:
+        """Beginnings of prompts, as models have computed them; unless the server is told another folder."""
+        return self.root / "prompt-cache"
+
+    @property
     def chat_history(self) -> Path:
         """What was typed into `lmlite chat`."""
         return self.root / "chat-history"

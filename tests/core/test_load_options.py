@@ -40,7 +40,7 @@ def written(spec: LoadSpec) -> set[str]:
     return set(load_object(spec))
 
 
-EVERY_KEY = written(LoadSpec((Path("a"), Path("b")), projector=Path("c")))
+EVERY_KEY = written(LoadSpec((Path("a"), Path("b")), projector=Path("c"), prompt_cache=Path("d")))
 
 
 def test_the_engine_reads_what_it_is_sent_and_nothing_else() -> None:

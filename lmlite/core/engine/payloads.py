@@ -90,6 +90,7 @@ class LoadSettings:
     tensor_split: tuple[float, ...] = ()
     idle_cells: int = -1
     spill_bytes: int = of_option("spill", -1)
+    prompt_cache_bytes: int = of_option("prompt_cache", 0)
     loras: tuple[Lora, ...] = of_option("lora", ())
     projector: bool = True  # if the model has one
     chat_template: str = ""  # a template, the name of one, or (before `effective.fitting`) the absolute path of one
@@ -107,6 +108,7 @@ class LoadSpec:
     settings: LoadSettings = LoadSettings()
     vocab_only: bool = False
     projector: Path | None = None  # of what sees or hears; loaded if the settings have it so
+    prompt_cache: Path | None = None  # the folder for prompts that outlive the engine, if the settings give it room
     host_memory: int = 0  # bytes that the machine, or the control group, has for it; 0: nobody has looked
     cores: int = 0  # threads that compute fastest; 0: nobody has looked
 
@@ -159,6 +161,12 @@ class Report:
     cached_tokens: int
     media_encoded: int
     media_reused: int  # pictures and sounds that were known, of the prompt or of their own
+    disk_hits: int  # prompts of which something was found on the disk
+    disk_tokens: int
+    disk_read_bytes: int
+    disk_written_bytes: int
+    disk_bytes: int  # in the prompt cache's folder, of all models; 0: nobody has looked yet
+    disk_damaged: int  # files that were removed for it
 
 
 @dataclass(slots=True, frozen=True)
@@ -315,7 +323,8 @@ def load_object(spec: LoadSpec) -> dict[str, Any]:
     machine = {"host_memory": spec.host_memory, "cores": spec.cores}
     said = {**paths_object(spec.paths), **settings, **machine, "loras": loras, "vocab_only": spec.vocab_only}
     del said["projector"]
-    return said if spec.loads is None else {**said, "projector": path_value(spec.loads)}
+    others = {"projector": spec.loads, "prompt_cache": spec.prompt_cache}
+    return {**said, **{name: path_value(path) for name, path in others.items() if path is not None}}
 
 
 def paths_object(paths: Sequence[Path]) -> dict[str, Any]:

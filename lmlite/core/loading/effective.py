@@ -38,7 +38,7 @@ def spelled(name: str, value: Any) -> Any:
             return value.rpartition(",")[2]
         case "flash_attention", _:
             return {"on": True, "off": False, "auto": None}.get(value, value)
-        case "spill_bytes", int():
+        case "spill_bytes" | "prompt_cache_bytes", int():
             return value if value < 0 else value << 20
         case "loras", _:
             return tuple(Lora(path, scale) for path, scale in value)

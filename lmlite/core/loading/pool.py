@@ -127,10 +127,12 @@ class Pool:
         cores: Callable[[], Cores] = cores,
         look: Callable[[], Awaitable[None]] | None = None,
         clock: Clock | None = None,
+        prompt_cache: Path | None = None,
     ):
         self._catalog, self._place, self._settings = catalog, place, settings
         self._ttl_s, self._jit, self._n_places = ttl_s, jit, math.inf if max_jit is None else max_jit
         self._room, self._look, self._cores, self._own_clock = room or unbounded, look or nothing, cores, clock
+        self._prompt_cache = prompt_cache
         self.counted = Loads()
         self._slots: dict[str, Slot] = {}  # by their ids
         self._outdated: set[Slot] = set()  # in use for the last time; nobody finds them any more
@@ -507,7 +509,9 @@ class Pool:
         if settings.threads > there.usable:
             log.warning("%r gets %d threads, not %d: so many cores are usable", card.id, there.usable, settings.threads)
             settings = replace(settings, threads=there.usable)
-        return LoadSpec(card.paths, await fitting(card, settings), projector=card.mmproj, cores=there.fast)
+        fits = await fitting(card, settings)
+        folder = self._prompt_cache if settings.prompt_cache_bytes > 0 else None
+        return LoadSpec(card.paths, fits, projector=card.mmproj, cores=there.fast, prompt_cache=folder)
 
     def _free_id(self, card: ModelCard) -> str:
         names = itertools.chain([card.id], (f"{card.id}:{n}" for n in itertools.count(2)))
