@@ -26,7 +26,8 @@ static constexpr size_t MOST_BYTES_BESIDE_STREAMS = 64u << 20;
 // An engine that ends goes on writing for so long: whoever unloads a model waits for it.
 static constexpr double LAST_MOMENT_MS = 300;
 
-// Prompts that are being written; the oldest is given up for another.
+// Prompts that are being written, and are held in their cells for it. Where there are so many, others are not kept: they are
+// when they come again.
 static constexpr size_t MOST_LEAVING = 16;
 // Fetches in a row that took longer than it would have taken to compute what they brought: the disk is not worth it.
 static constexpr int MOST_SLOW = 3;
@@ -101,7 +102,7 @@ std::vector<prompt_piece> disk_tier::wanted_by(const sequence & s, size_t from) 
 // ---- bringing -------------------------------------------------------------------------------------------------------------
 
 bool disk_tier::brings(sequence & s, const std::vector<sequence *> & running) {
-    if (is_slow_ || s.admitted || s.is_scoring() || s.n_fetches >= MOST_FETCHES || most_of(s) < WORTH_BRINGING) {
+    if (is_slow_ || (is_large_ && !running.empty()) || s.admitted || s.is_scoring() || s.n_fetches >= MOST_FETCHES || most_of(s) < WORTH_BRINGING) {
         return false;
     }
     find_beginnings(s);
@@ -123,19 +124,23 @@ bool disk_tier::brings(sequence & s, const std::vector<sequence *> & running) {
     s.n_fetches++;
     is_fetching_ = goes_on_ = true;
     known_ = *begin;
-    began_ = steady::now();
+    copy_ms_ = 0;
     store_.fetch(wanted_by(s, *begin));
     return true;
 }
 
 // One piece, or the end.
-void disk_tier::take() {
+void disk_tier::take(bool beside_streams) {
     prompt_piece piece;
     switch (store_.take(piece)) {
         case prompt_store::fetched::nothing: return;
-        case prompt_store::fetched::piece:
-            goes_on_ = goes_on_ && cache_.add_to_arrival(piece.end, piece.state);
+        case prompt_store::fetched::piece: {
+            const auto began = steady::now();
+            is_large_ = is_large_ || piece.state.size() > MOST_BYTES_BESIDE_STREAMS;
+            goes_on_ = goes_on_ && !(beside_streams && is_large_) && cache_.add_to_arrival(piece.end, piece.state);
+            copy_ms_ += ms_between(began, steady::now());
             return;
+        }
         case prompt_store::fetched::end: return end_fetch();
     }
 }
@@ -148,11 +153,13 @@ void disk_tier::end_fetch() {
     }
     pulse_.disk_hits++;
     pulse_.disk_tokens += n - known_;
-    const bool was_slow = token_ms_ > 0 && ms_between(began_, steady::now()) > token_ms_ * double(n - known_);
+    const bool was_slow = token_ms_ > 0 && store_.read_ms() + copy_ms_ > token_ms_ * double(n - known_);
     n_slow_ = was_slow ? n_slow_ + 1 : 0;
     if (n_slow_ >= MOST_SLOW) {
         is_slow_ = true;
-        leaving_.clear();
+        while (!leaving_.empty()) {
+            let_go();
+        }
         fprintf(stderr, "lmlite: the prompt cache on the disk is left alone: to read prompts takes longer than to compute them\n");
     }
 }
@@ -205,21 +212,31 @@ void disk_tier::reached(sequence & s, bool beside_streams) {
 
 void disk_tier::keep_prompt(const sequence & s) {
     const size_t end = *std::max_element(s.worth_keeping.begin(), s.worth_keeping.end()) / piece_tokens_ * piece_tokens_;
-    leaving prompt;
-    prompt.key = s.cache_key;
-    prompt.tokens.assign(s.tokens.begin(), s.tokens.begin() + long(end));
-    prompt.ends = digests(model_.prompts().model, s.cache_key, s.tokens, multiples(piece_tokens_, end));
-    prompt.used_ns = now_ns();
-    if (leaving_.size() == MOST_LEAVING) {
-        leaving_.pop_front();
+    if (end == 0 || leaving_.size() == MOST_LEAVING) {
+        return;
     }
-    leaving_.push_back(std::move(prompt));
+    std::vector<prompt_beginning> ends = digests(model_.prompts().model, s.cache_key, s.tokens, multiples(piece_tokens_, end));
+    const bool is_known = std::any_of(leaving_.begin(), leaving_.end(), [&](const leaving & other) {
+        return other.ends.size() >= ends.size() && other.ends[ends.size() - 1].digest == ends.back().digest;
+    });
+    const bool is_there = std::all_of(ends.begin(), ends.end(), [this](const prompt_beginning & b) { return store_.has(b.digest, b.end); });
+    if (is_known || is_there) {
+        return;
+    }
+    const std::vector<llama_token> tokens(s.tokens.begin(), s.tokens.begin() + long(end));
+    leaving_.push_back({std::make_shared<const text_prompt>(text_prompt{s.cache_key, tokens}), std::move(ends), 0, now_ns()});
+    cache_.hold(leaving_.back().text);
+}
+
+void disk_tier::let_go() {
+    const text_prompt_ptr text = leaving_.front().text;
+    leaving_.pop_front();
+    cache_.let_go(text);
 }
 
 void disk_tier::keep_whole(const sequence & s, size_t end, bool beside_streams) {
     const prompt_beginning to = digests(model_.prompts().model, s.cache_key, s.tokens, {uint32_t(end)}).front();
-    const bool is_large = beside_streams && cache_.bytes_of(s) > MOST_BYTES_BESIDE_STREAMS;
-    if (is_large || !store_.has_room() || store_.has(to.digest, to.end)) {
+    if (cache_.bytes_of(s) > (beside_streams ? MOST_BYTES_BESIDE_STREAMS : MOST_STATE_BYTES) || !store_.has_room() || store_.has(to.digest, to.end)) {
         return;
     }
     prompt_piece piece = piece_of(s.tokens, to, 0);
@@ -237,14 +254,14 @@ bool disk_tier::copy_next(const std::vector<sequence *> & running) {
         }
         if (prompt.next < prompt.ends.size()) {
             const prompt_beginning & to = prompt.ends[prompt.next++];
-            prompt_piece piece = piece_of(prompt.tokens, to, to.end - piece_tokens_);
-            if (cache_.copy_out(prompt.key, prompt.tokens, piece.begin, piece.end, running, piece.state)) {
+            prompt_piece piece = piece_of(prompt.text->tokens, to, to.end - piece_tokens_);
+            if (cache_.copy_out(*prompt.text, piece.begin, piece.end, running, piece.state)) {
                 store_.keep(std::move(piece), prompt.used_ns);
                 copied_ = steady::now();
                 return true;
             }
         }
-        leaving_.pop_front(); // it is there, or its cells were needed
+        let_go(); // it is there, or its cells were needed
     }
     return false;
 }
@@ -254,7 +271,7 @@ bool disk_tier::copy_next(const std::vector<sequence *> & running) {
 void disk_tier::work(const std::vector<sequence *> & running) {
     const auto began = steady::now();
     while (is_fetching_ && store_.has_news() && (running.empty() || ms_between(began, steady::now()) < COPY_MS_BESIDE_STREAMS)) {
-        take();
+        take(!running.empty());
     }
     const bool may_leave = running.empty() || ms_between(copied_, began) >= LEAVE_EVERY_MS;
     if (!is_fetching_ && may_leave && !leaving_.empty() && store_.has_room()) {

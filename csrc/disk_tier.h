@@ -39,8 +39,7 @@ class disk_tier {
   private:
     // A beginning of a prompt that is being written, piece by piece.
     struct leaving {
-        std::string key;
-        std::vector<llama_token> tokens;
+        text_prompt_ptr text;
         std::vector<prompt_beginning> ends;
         size_t next = 0; // of these
         int64_t used_ns;
@@ -49,10 +48,11 @@ class disk_tier {
     size_t most_of(const sequence & s) const;
     void find_beginnings(sequence & s) const;
     std::vector<prompt_piece> wanted_by(const sequence & s, size_t from) const;
-    void take();
+    void take(bool beside_streams);
     void end_fetch();
     bool copy_next(const std::vector<sequence *> & running);
     void keep_prompt(const sequence & s);
+    void let_go();
     void keep_whole(const sequence & s, size_t end, bool beside_streams);
     prompt_piece piece_of(const std::vector<llama_token> & tokens, const prompt_beginning & to, size_t begin) const;
 
@@ -65,7 +65,8 @@ class disk_tier {
     bool is_fetching_ = false;
     bool goes_on_ = false; // what comes can be used
     size_t known_ = 0;     // tokens that were in the cells before
-    steady::time_point began_;
+    bool is_large_ = false; // one took longer to be put there than streams may wait
+    double copy_ms_ = 0;   // that what has come took to be put there
     double token_ms_ = 0;  // that computing one of a prompt takes
     int n_slow_ = 0;       // fetches in a row that took longer than computing
     bool is_slow_ = false; // the disk

@@ -680,9 +680,10 @@ bool engine::decode_rows() {
     }
 }
 
-// No cells for the batch: idle sequences go first, then the youngest running one steps back into the queue.
+// No cells for the batch: idle sequences go first, then what comes from the disk, then the youngest running one steps back into
+// the queue.
 bool engine::make_room() {
-    if (cache_->evict()) {
+    if (cache_->evict() || cache_->abandon_arrival()) {
         return true;
     }
     const std::vector<sequence *> all = running();

@@ -4,6 +4,7 @@
 #include "model.h"
 #include "model_file.h"
 #include "payload.h"
+#include "prompt_store.h"
 #include "tower_trial.h"
 
 #include "../src/llama-context.h" // how large its graphs are
@@ -190,6 +191,21 @@ static void add_loras(memory_use & uses, const load_spec & spec, const model & m
     (m.gpu_layers() > 0 ? most->second : uses[nullptr]).weights += bytes;
 }
 
+// Of prompts that are on their way to the disk, or from it.
+static uint64_t moving_prompts_bytes(const model & m, const load_spec & spec, const memory_use & uses) {
+    if (!m.keeps_prompts(spec)) {
+        return 0;
+    }
+    uint64_t cache = 0;
+    for (const auto & [device, use] : uses) {
+        cache += use.cache;
+    }
+    if (m.piece_tokens() > 0) {
+        return cache / uint64_t(m.kv_cells()) * m.piece_tokens() * MOST_PIECES_MOVING;
+    }
+    return std::min(cache, MOST_STATE_BYTES) * MOST_PROMPTS_MOVING; // each is a whole prompt
+}
+
 static bool shares_host_memory(ggml_backend_dev_t device) {
 #if defined(__APPLE__)
     return true; // one memory for all
@@ -222,7 +238,7 @@ std::string estimate_payload(load_spec spec) {
     add_loras(uses, spec, m);
     device_use & host = uses[nullptr];
     host.compute = std::min(host.compute, m.host_compute_bytes()) + missing_output_bytes(m, m.n_batch()) +
-                   missing_graph_bytes(m, m.context()) + further_lanes_bytes(m);
+                   missing_graph_bytes(m, m.context()) + further_lanes_bytes(m) + moving_prompts_bytes(m, spec, uses);
 
     const file_facts facts = sum_of_facts(spec);
     const uint64_t left_in_file = std::min(facts.lazy_bytes, host.weights);

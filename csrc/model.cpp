@@ -640,8 +640,13 @@ bool model::has_states() const {
     return llama_model_is_recurrent(model_.get()) || llama_model_is_hybrid(model_.get());
 }
 
-static bool keeps_prompts(const load_spec & spec) {
+static bool wants_prompts(const load_spec & spec) {
     return spec.prompt_cache_bytes > 0 && !spec.prompt_cache.empty() && !spec.drafts;
+}
+
+bool model::keeps_prompts(const load_spec & spec) const {
+    const bool can = sharing_ == sharing::at_marks || (sharing_ == sharing::any_prefix && piece_tokens() >= LEAST_PIECE_TOKENS);
+    return can && !embedding_ && wants_prompts(spec);
 }
 
 size_t model::piece_tokens() const {
@@ -657,9 +662,7 @@ size_t model::piece_tokens() const {
 }
 
 void model::choose_prompt_place(const load_spec & spec) {
-    const bool can = !embedding_ && !only_measured_ && sharing_ != sharing::whole_only &&
-                     (sharing_ == sharing::at_marks || piece_tokens() >= LEAST_PIECE_TOKENS);
-    if (!can || !keeps_prompts(spec)) {
+    if (only_measured_ || !keeps_prompts(spec)) {
         return;
     }
     std::string identity = std::string(build_info()) + '\n';
@@ -678,7 +681,8 @@ void model::choose_prompt_place(const load_spec & spec) {
     const int64_t original = metadata_number(model_.get(), arch_ + ".rope.scaling.original_context_length", 0);
     const bool is_long = original > 0 && kv_cells_ > original;
     identity += std::string(ggml_type_name(spec.k_cache_type)) + ' ' + ggml_type_name(spec.v_cache_type) + ' ' +
-                (flash_attention_ ? "flash " : "") + (is_long ? "long " : "") + std::to_string(n_experts_) + ' ' +
+                (flash_attention_ ? "flash " : "") + (is_long ? "long " : "") + std::to_string(gpu_layers_) + ' ' +
+                (offload_kv_cache_ ? "there " : "") + std::to_string(n_experts_) + ' ' +
                 std::to_string(int(sharing_)) + ' ' + std::to_string(piece_tokens());
     prompts_ = {spec.prompt_cache, hash_sha256_hex(identity.data(), identity.size()).substr(0, 32), uint64_t(spec.prompt_cache_bytes)};
 }
@@ -691,7 +695,7 @@ void model::choose_sharing(const load_spec & spec) {
                               : parallel_ + (spec.drafts                        ? 0
                                            : sharing_ == sharing::any_prefix ? CACHED_SEQUENCES
                                                                              : CACHED_STATES);
-    const bool has_pieces = sharing_ == sharing::any_prefix && keeps_prompts(spec);
+    const bool has_pieces = sharing_ == sharing::any_prefix && wants_prompts(spec);
     n_sequences_ += has_pieces ? 1 : 0; // for one on its way to the disk, or from it
     idle_cells_ = spec.idle_cells >= 0 ? spec.idle_cells : std::max(context_length_, kv_cells_ / 4);
     spill_bytes_ = spec.spill_bytes >= 0 ? uint64_t(spec.spill_bytes) : uint64_t(double(own_memory(nullptr)) * SPILL_MEMORY_SHARE);

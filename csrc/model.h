@@ -91,6 +91,7 @@ class model {
         uint64_t bytes = 0;
     };
     const prompt_place & prompts() const { return prompts_; }
+    bool keeps_prompts(const load_spec & spec) const;
     // They are kept in pieces of so many tokens; 0: as a whole.
     size_t piece_tokens() const;
     // Of the memory that the context keeps on the machine's own side, what does not grow with the cells: recurrent states.

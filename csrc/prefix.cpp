@@ -287,9 +287,9 @@ llama_seq_id prefix_cache::seq_with(const std::string & key, const std::vector<l
     return -1;
 }
 
-bool prefix_cache::copy_out(const std::string & key, const std::vector<llama_token> & tokens, size_t begin, size_t end,
-                            const std::vector<sequence *> & running, std::vector<uint8_t> & state) {
-    const llama_seq_id from = seq_with(key, tokens, end, running);
+bool prefix_cache::copy_out(const text_prompt & prompt, size_t begin, size_t end, const std::vector<sequence *> & running,
+                            std::vector<uint8_t> & state) {
+    const llama_seq_id from = seq_with(prompt.key, prompt.tokens, end, running);
     if (from < 0) {
         return false;
     }
@@ -297,6 +297,17 @@ bool prefix_cache::copy_out(const std::string & key, const std::vector<llama_tok
     const bool copied = copy_state(ctx_, moving_, state);
     llama_memory_seq_rm(memory_, moving_, -1, -1);
     return copied;
+}
+
+void prefix_cache::let_go(const text_prompt_ptr & prompt) {
+    held_.erase(std::remove(held_.begin(), held_.end(), prompt), held_.end());
+    trim();
+}
+
+bool prefix_cache::is_held(const entry & e) const {
+    return std::any_of(held_.begin(), held_.end(), [&](const text_prompt_ptr & p) {
+        return p->key == e.key && common_prefix(p->tokens, p->tokens.size(), e.tokens, e.tokens.size()) == p->tokens.size();
+    });
 }
 
 std::optional<size_t> prefix_cache::begin_arrival(const std::string & key, std::vector<llama_token> tokens, size_t size,
@@ -330,6 +341,9 @@ bool prefix_cache::make_room_for(llama_seq_id seq, const std::vector<uint8_t> & 
 }
 
 bool prefix_cache::add_to_arrival(size_t end, const std::vector<uint8_t> & state) {
+    if (end > arriving_.size()) {
+        return false; // it was abandoned
+    }
     const size_t begin = arrival_->tokens.size();
     const bool in_pieces = kind_ == sharing::any_prefix;
     const llama_seq_id into = in_pieces ? moving_ : arrival_->seq;
@@ -345,6 +359,16 @@ bool prefix_cache::add_to_arrival(size_t end, const std::vector<uint8_t> & state
         arrival_->tokens.assign(arriving_.begin(), arriving_.begin() + long(end));
     }
     return good;
+}
+
+bool prefix_cache::abandon_arrival() {
+    if (!arrival_ || arrival_->tokens.empty()) {
+        return false;
+    }
+    llama_memory_seq_rm(memory_, arrival_->seq, -1, -1);
+    arrival_->tokens.clear();
+    arriving_.clear();
+    return true;
 }
 
 size_t prefix_cache::end_arrival() {
@@ -509,17 +533,18 @@ void prefix_cache::drop(sequence & s) {
 
 // The sequence that was kept last stays, whatever its size: its next turn may be on its way.
 void prefix_cache::trim() {
-    spared_ = &idle_.front();
-    while (idle_tokens() > limits_.idle_cells && evict()) {
+    spared_ = idle_.empty() ? nullptr : &idle_.front();
+    while (idle_tokens() > limits_.idle_cells && evict(false)) {
     }
     spared_ = nullptr;
 }
 
 // ---- eviction -----------------------------------------------------------------------------------------------------------
 
-bool prefix_cache::evict() {
+// Of those that are held, or of the others.
+bool prefix_cache::evict(bool held) {
     const auto oldest = std::find_if(idle_.rbegin(), idle_.rend(),
-                                     [&](const entry & e) { return e.seq >= 0 && &e != spared_; });
+                                     [&](const entry & e) { return e.seq >= 0 && &e != spared_ && is_held(e) == held; });
     if (oldest == idle_.rend()) {
         return false;
     }

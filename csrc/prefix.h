@@ -18,6 +18,13 @@
 
 namespace lm {
 
+// A beginning of a prompt that is text, and what else its cells depend on.
+struct text_prompt {
+    std::string key;
+    std::vector<llama_token> tokens;
+};
+using text_prompt_ptr = std::shared_ptr<const text_prompt>;
+
 struct cache_limits {
     size_t cells;      // that running sequences may take together
     size_t idle_cells; // beyond this, idle sequences leave for host memory
@@ -53,7 +60,7 @@ class prefix_cache {
     // Frees the cells of a sequence at once.
     void drop(sequence & s);
     // Moves the least recently used idle sequence out of the cells; false if there is none.
-    bool evict();
+    bool evict() { return evict(false) || evict(true); }
 
     size_t idle_tokens() const; // in cells, what sequences share counted once
 
@@ -61,8 +68,12 @@ class prefix_cache {
     size_t reusable(const sequence & s, const std::vector<sequence *> & running) { return longest_prefix(s, running).shared; }
     // Where any prefix can be shared: copies what the tokens from `begin` to `end` of such a prompt have in the cells. False if
     // they are not there, or no memory is.
-    bool copy_out(const std::string & key, const std::vector<llama_token> & tokens, size_t begin, size_t end,
-                  const std::vector<sequence *> & running, std::vector<uint8_t> & state);
+    bool copy_out(const text_prompt & prompt, size_t begin, size_t end, const std::vector<sequence *> & running,
+                  std::vector<uint8_t> & state);
+    // Idle sequences that begin so stay in the cells until it is let go, beyond the limit of what may be idle; they leave when
+    // others need the cells, after all that nothing holds.
+    void hold(text_prompt_ptr prompt) { held_.push_back(std::move(prompt)); }
+    void let_go(const text_prompt_ptr & prompt);
     // All of `s`, as it is now; where its memory cannot be cut.
     bool copy_out(const sequence & s, std::vector<uint8_t> & state) const { return copy_state(ctx_, s.seq, state); }
     size_t bytes_of(const sequence & s) const { return saved_state::size_of(ctx_, s.seq, saved_state::part::all); }
@@ -74,6 +85,8 @@ class prefix_cache {
     bool add_to_arrival(size_t end, const std::vector<uint8_t> & state);
     // Returns how many tokens have come together.
     size_t end_arrival();
+    // Cells are short: what has come is dropped, and no more can be added. False if that frees none.
+    bool abandon_arrival();
 
   private:
     struct entry {
@@ -116,6 +129,8 @@ class prefix_cache {
                           const std::vector<sequence *> & running) const;
     bool make_room_for(llama_seq_id seq, const std::vector<uint8_t> & state);
 
+    bool is_held(const entry & e) const;
+    bool evict(bool held);
     llama_seq_id take_free_id();
     void free_id(llama_seq_id seq);
     void trim();
@@ -133,6 +148,7 @@ class prefix_cache {
     llama_seq_id moving_ = -1; // for pieces; -1: there are none
     std::optional<entry> arrival_; // its tokens are those that have come
     std::vector<llama_token> arriving_; // and those that will
+    std::vector<text_prompt_ptr> held_; // being copied out
     std::vector<llama_seq_id> free_;
     entries idle_; // most recently used first
     const entry * spared_ = nullptr; // what is made room for: must not leave for it

@@ -18,9 +18,6 @@ static constexpr char MAGIC[16] = {'l', 'm', 'l', 'i', 't', 'e', ' ', 'p', 'r', 
 // One read or write takes so much at most, so that a disk that answers slowly is not asked for more than can be waited for.
 static constexpr size_t PORTION = 4u << 20;
 
-// More than the state of any piece has. A file may say to be as large as it likes and have nothing on the disk.
-static constexpr uint64_t MOST_STATE_BYTES = 4ull << 30;
-
 using checksum = std::array<uint8_t, 16>;
 
 // As it lies in the file: in the machine's own order of bytes, as the state itself does.

@@ -18,6 +18,9 @@ extern "C" {
 
 namespace lm {
 
+// A piece takes as much memory on its way. A file may say to be as large as it likes and have nothing on the disk.
+static constexpr uint64_t MOST_STATE_BYTES = 256u << 20;
+
 using prompt_digest = std::array<uint8_t, 32>;
 
 // Digests of longer and longer beginnings of one prompt.

@@ -14,10 +14,6 @@
 
 namespace lm {
 
-// Pieces that are read ahead of their use, and that wait to be written: each is some megabytes of memory.
-static constexpr size_t AHEAD = 2;
-static constexpr size_t MOST_UNWRITTEN = 2;
-
 // What others write is found after so long.
 static constexpr double LOOK_AGAIN_MS = 5000;
 // Another process may write, too: the folder is counted again after so long.
@@ -129,6 +125,7 @@ void prompt_store::fetch(std::vector<prompt_piece> wanted) {
     wanted_ = std::move(wanted);
     is_fetching_ = true;
     at_end_ = false;
+    read_ms_ = 0;
     asked_.notify_one();
 }
 
@@ -151,6 +148,11 @@ prompt_store::fetched prompt_store::take(prompt_piece & into) {
 bool prompt_store::has_news() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return !came_.empty() || at_end_;
+}
+
+double prompt_store::read_ms() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return read_ms_;
 }
 
 bool prompt_store::has_room() const {
@@ -202,7 +204,7 @@ void prompt_store::look() {
 void prompt_store::read_all() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
-        asked_.wait(lock, [this] { return closing_ || looks_ || (is_fetching_ && !wanted_.empty() && came_.size() < AHEAD); });
+        asked_.wait(lock, [this] { return closing_ || looks_ || (is_fetching_ && !wanted_.empty() && came_.size() < PIECES_AHEAD); });
         if (closing_) {
             return;
         }
@@ -216,13 +218,15 @@ void prompt_store::read_all() {
         wanted_.clear();
         const int64_t used_ns = now_ns();
         for (prompt_piece & piece : wanted) {
-            asked_.wait(lock, [this] { return closing_ || came_.size() < AHEAD; });
+            asked_.wait(lock, [this] { return closing_ || came_.size() < PIECES_AHEAD; });
             if (closing_) {
                 return;
             }
             lock.unlock();
+            const auto began = steady::now();
             const bool good = read(piece, used_ns) == prompt_read::good;
             lock.lock();
+            read_ms_ += ms_between(began, steady::now());
             if (!good) {
                 break;
             }

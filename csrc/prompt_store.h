@@ -19,6 +19,13 @@
 
 namespace lm {
 
+// Read ahead of their use, one being read and one in use; waiting to be written.
+constexpr size_t PIECES_AHEAD = 2;
+constexpr size_t MOST_UNWRITTEN = 2;
+constexpr size_t MOST_PIECES_MOVING = PIECES_AHEAD + 2 + MOST_UNWRITTEN;
+// Where a prompt is one piece, one fetch has no more of them.
+constexpr size_t MOST_PROMPTS_MOVING = 1 + MOST_UNWRITTEN;
+
 class prompt_store {
   public:
     // `model` is of the form of a digest, and names the folder within `folder` that is used. `p` is borrowed. `news` is called by
@@ -41,6 +48,7 @@ class prompt_store {
     // The next piece of the fetch, or its end, after which another can begin.
     fetched take(prompt_piece & into);
     bool has_news() const; // take() would give something
+    double read_ms() const; // what reading took for the fetch that ended last, or is under way
 
     // Whether what is kept now is written soon; if not it would be dropped.
     bool has_room() const;
@@ -83,6 +91,7 @@ class prompt_store {
     bool is_fetching_ = false;
     bool at_end_ = false; // nothing will be added to what came
     std::deque<prompt_piece> came_;
+    double read_ms_ = 0;
     std::deque<kept> unwritten_; // the first is being written
     bool writes_ = true;
 

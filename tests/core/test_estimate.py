@@ -70,6 +70,15 @@ def test_a_quantised_cache_takes_less(tmp_path: Path) -> None:
     assert half.kv_cache == told(path, kv_cells=CELLS).kv_cache * 34 // 64
 
 
+def test_prompts_on_their_way_to_a_disk_take_memory_too(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf", "window")  # whose prompts go as a whole
+    spec = LoadSpec((path,), LoadSettings(kv_cells=CELLS, prompt_cache_bytes=1 << 30))
+    without = asyncio.run(estimate(Process, spec))
+    with_it = asyncio.run(estimate(Process, replace(spec, prompt_cache=tmp_path / "cache")))
+    assert with_it.compute - without.compute == pytest.approx(3 * min(without.kv_cache, 256 * MIB), rel=0.05)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_cache_has_room_for_as_many_contexts_as_run_at_once(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.gguf", "full")
     assert told(path, context_length=512, parallel=3).kv_cells == 512 * 3

@@ -188,6 +188,40 @@ def test_what_two_prompts_share_is_kept_and_what_they_do_not_is_not(tmp_path: Pa
     run(test())
 
 
+def test_prompts_are_written_whole_though_others_follow_at_once(tmp_path: Path) -> None:
+    """Beside a stream, where they are copied slowly, and where hardly any cells are for what is idle."""
+    prompts = [Tokens(numbers(700, seed)) for seed in range(4)]
+    how: dict[str, Any] = {"context_length": 2048, "parallel": 8, "idle_cells": 0, "spill_bytes": 0}
+
+    async def test() -> None:
+        async with opened(bundled_model(), tmp_path / "cache", **how) as engine:
+            stream = asyncio.create_task(say(engine, Text("Once"), 2000, sampling=GREEDY, ignore_eos=True))
+            for prompt in prompts:
+                await say(engine, prompt, sampling=GREEDY)
+            await kept(engine, tmp_path / "cache", len(prompts) * (700 // PIECE))
+            await until(engine, lambda report: report.running == 1 or stream.done())
+            await stream
+            assert (await engine.stats()).cells_used < 2048 + 700  # what was written is held no more
+        async with opened(bundled_model(), tmp_path / "cache", **how) as engine:
+            for prompt in prompts:
+                assert await cached(engine, prompt) == 700 // PIECE * PIECE
+
+    run(test())
+
+
+def test_where_cells_are_short_prompts_that_are_being_written_give_way(tmp_path: Path) -> None:
+    prompts = [Tokens(numbers(900, seed)) for seed in range(6)]
+
+    async def test() -> None:
+        async with opened(bundled_model(), tmp_path / "cache", context_length=1024, kv_cells=1024, spill_bytes=0) as engine:
+            alone = [(await say(engine, prompt, 8, sampling=GREEDY, scope=next(scopes)))[0] for prompt in prompts]
+            together = await asyncio.gather(*(say(engine, prompt, 8, sampling=GREEDY) for prompt in prompts))
+            for (tokens, _), expected in zip(together, alone, strict=True):
+                assert [token.bytes for token in tokens] == [token.bytes for token in expected]
+
+    run(test())
+
+
 def damage(path: Path, rng: random.Random) -> None:
     raw = bytearray(path.read_bytes())
     at = rng.randrange(len(raw))
