@@ -85,9 +85,14 @@ class Message:
 
 def media_of(messages: Iterable[Message]) -> list[MediaPart]:
     """All pictures and sounds, in their order. Quick where there are none: a conversation may have ten thousand parts."""
-    parts = [part for message in messages for part in message.parts if type(part) in (MediaPart, ToolResultPart)]
-    contents = (part.content if isinstance(part, ToolResultPart) else (part,) for part in parts)
-    return [inner for content in contents for inner in content if isinstance(inner, MediaPart)]
+    media: list[MediaPart] = []
+    for message in messages:
+        for part in message.parts:
+            if type(part) is MediaPart:
+                media.append(part)
+            elif type(part) is ToolResultPart:
+                media += [inner for inner in part.content if isinstance(inner, MediaPart)]
+    return media
 
 
 def text_message(role: Role, text: str) -> Message:

@@ -19,5 +19,9 @@ class Principal:
     requests_max: int = 0  # at once
     tokens_per_minute: int = 0  # of prompts and answers together
 
+    @property
+    def limited(self) -> bool:
+        return self.requests_max > 0 or self.tokens_per_minute > 0
+
 
 ANYBODY: Final = Principal("", "", frozenset(RIGHTS))

@@ -149,8 +149,8 @@ Prompt = Chat | Text | Tokens | Infill
 
 def senses(prompt: Prompt) -> frozenset[Sense]:
     """What a model has to have for it."""
-    kinds = {part.kind for part in media_of(prompt.messages)} if isinstance(prompt, Chat) else ()
-    return frozenset[Sense]("vision" if kind == "image" else "audio" for kind in kinds)
+    media = media_of(prompt.messages) if isinstance(prompt, Chat) else ()
+    return frozenset(["vision" if part.kind == "image" else "audio" for part in media])
 
 
 @dataclass(slots=True, frozen=True)

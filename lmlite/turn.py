@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Literal
 
 from .messages import Message, Sense, ToolCallPart, ToolResultPart
@@ -98,8 +99,11 @@ class Turn:
     @property
     def senses(self) -> frozenset[Sense]:
         """What a model has to have for its prompts."""
-        prompts = {id(run.prompt): run.prompt for run in self.runs}
-        return frozenset[Sense]().union(*map(senses, prompts.values()))
+        return frozenset(sense for prompt in self.prompts() for sense in senses(prompt))
+
+    def prompts(self) -> list[Prompt]:
+        """Each once, however many choices of it there are."""
+        return list({id(run.prompt): run.prompt for run in self.runs}.values())
 
     def with_defaults(self, model: ModelSettings, effort_off: str | None = None) -> Turn:
         """For the model that turned out to answer: what the request leaves open is the model's to say. Choices of one
@@ -110,7 +114,7 @@ class Turn:
             run = with_defaults(work, self.given, model, effort_off)
             prompt = prompts.setdefault(id(work.prompt), run.prompt)
             runs.append(run if run.prompt is prompt else replace(run, prompt=prompt))
-        return replace(self, runs=tuple(runs))
+        return self if all(map(is_, runs, self.runs)) else replace(self, runs=tuple(runs))
 
     def after(self, earlier: Sequence[Message]) -> Turn:
         """With the conversation that it goes on from, which is the messages `earlier`."""

@@ -128,9 +128,9 @@ class App(State):
         match = self._router.match(request.method, request.path, request.target)
         response.route = match.route.pattern
         answer = partial(match.route.endpoint, self, request, response, "".join(match.parameters.values()))
-        return self._charged(request, answer) if match.route.right in WORK else answer()
+        return self._counted(request, answer) if match.route.right in WORK and request.caller.limited else answer()
 
-    async def _charged(self, request: Request, answer: Callable[[], Awaitable[None] | None]) -> None:
+    async def _counted(self, request: Request, answer: Callable[[], Awaitable[None] | None]) -> None:
         with self.door.working(request.caller):
             work = answer()
             if work is not None:

@@ -198,9 +198,10 @@ class Speaker:
             said = self._held_back(events, said)
         if said:
             self._spoke_at = self._loop.time()
-            if not response.started:
-                self._start()
-            response.write(said)
+            if response.started:
+                response.write(said)
+            else:
+                self._start(said)
         return not response.paused
 
     def _held_back(self, events: list[Event], said: bytes) -> bytes:
@@ -240,11 +241,11 @@ class Speaker:
         if self._is_open and (exchange := self._reply.exchange()) is not None:
             self._history.begin(replace(exchange, status="cancelled"))
 
-    def _start(self) -> None:
+    def _start(self, first: bytes = b"") -> None:
         if (exchange := self._reply.exchange()) is not None:
             self._is_open = True
             self._history.begin(exchange)
-        self._response.start(200, sse.HEADERS, sse.KEEP_ALIVE)
+        self._response.start(200, sse.HEADERS, sse.KEEP_ALIVE, first)
 
     def _tell_life(self) -> None:
         response, now = self._response, self._loop.time()
@@ -253,11 +254,11 @@ class Speaker:
             return
         if not response.paused:
             said = frames(self._reply.alive())
-            if not response.started:
-                self._start()
-                said = self._held + frames(self._reply.begin()) + said
+            if response.started:
+                response.write(said or sse.KEEP_ALIVE)
+            else:
+                self._start(self._held + frames(self._reply.begin()) + said or sse.KEEP_ALIVE)
                 self._waits, self._held = False, b""
-            response.write(said or sse.KEEP_ALIVE)
         self._spoke_at = now
         self._timer = self._loop.call_later(sse.SILENCE_S, self._tell_life)
 

@@ -28,8 +28,7 @@ ACCEPT: Final = "image/png, image/jpeg, image/gif, image/webp, image/bmp, audio/
 
 async def fetch(app: State, turn: Turn) -> None:
     """Fills the media of the turn that lie elsewhere. Raises `InvalidRequest` that names the place of one that cannot be."""
-    prompts = {id(run.prompt): run.prompt for run in turn.runs}
-    chats = [prompt for prompt in prompts.values() if isinstance(prompt, Chat)]
+    chats = [prompt for prompt in turn.prompts() if isinstance(prompt, Chat)]
     links = [part for chat in chats for part in media_of(chat.messages) if part.url and not part.data]
     if not links:
         return

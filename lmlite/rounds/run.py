@@ -129,23 +129,52 @@ async def run_round(
     turn: Turn, models: Models, watching: Watching, take: Take, drained: Drained, whole: bool
 ) -> None:
     """One round of the engine, on a lease of its own."""
+    told = Told(take)
+    leasing = models.lease(turn.model, turn.needs, turn.load, turn.draft_model, told.hear, turn.effort, turn.senses)
+    try:
+        async with leasing as lease:
+            engine, instance = lease.engine, lease.instance
+            runs = completed(turn, models, instance).runs
+            if whole:
+                runs = tuple(replace(work, whole=True) for work in runs)
+            watches = await watching(engine, instance, runs)
+            await together(
+                [
+                    feed(engine, work, watch, partial(told.take, index), drained)
+                    for index, (work, watch) in enumerate(zip(runs, watches, strict=True))
+                ]
+            )
+    finally:
+        told.forget()
 
-    def heard(event: Event) -> None:
-        take(0, [event])
 
-    leasing = models.lease(turn.model, turn.needs, turn.load, turn.draft_model, heard, turn.effort, turn.senses)
-    async with leasing as lease:
-        engine, instance = lease.engine, lease.instance
-        runs = completed(turn, models, instance).runs
-        if whole:
-            runs = tuple(replace(work, whole=True) for work in runs)
-        watches = await watching(engine, instance, runs)
-        await together(
-            [
-                feed(engine, work, watch, partial(take, index), drained)
-                for index, (work, watch) in enumerate(zip(runs, watches, strict=True))
-            ]
-        )
+class Told:
+    """Hands on what happens, in its order. What happens before the engine has the request is told in the next turn of the
+    loop: a request for a model that is at hand is with the engine by then, which does not wait for its words to be spelled."""
+
+    __slots__ = ("_take", "_waiting")
+
+    def __init__(self, take: Take):
+        self._take = take
+        self._waiting: list[Event] = []
+
+    def hear(self, event: Event) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.tell)
+        self._waiting.append(event)
+
+    def tell(self) -> None:
+        if self._waiting:
+            events, self._waiting = self._waiting, []
+            self._take(0, events)
+
+    def take(self, index: int, events: list[Event]) -> bool:
+        self.tell()
+        return self._take(index, events)
+
+    def forget(self) -> None:
+        """Nothing more is told: the round is over."""
+        self._waiting = []
 
 
 def completed(turn: Turn, models: Models, instance: Instance) -> Turn:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from math import inf
 from typing import Any, cast
@@ -53,9 +53,10 @@ class Limits:
     max_body: int = http1.MAX_BODY
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Request:
-    """Header names are in lower case; `path` is decoded, `target` as sent; `peer` is the socket's peer name."""
+    """Header names are in lower case; `path` is decoded, `target` as sent; `peer` is the socket's peer name. Its head comes
+    first; its caller and its body are filled in, and nothing else is ever changed."""
 
     method: str
     target: str
@@ -108,9 +109,9 @@ class Response:
         self.paused = False
         """The client is a write buffer behind: `await drain()` before producing more."""
 
-    def start(self, status: int, headers: Headers, blank: bytes = b"") -> None:
+    def start(self, status: int, headers: Headers, blank: bytes = b"", first: bytes = b"") -> None:
         """Begins an answer of unknown length: chunked, or for HTTP/1.0 ended by the connection's end. `blank` is what its
-        readers skip wherever it stands; it finds out whether they are there."""
+        readers skip wherever it stands; it finds out whether they are there. `first` leaves in the head's packet."""
         self._blank = blank
         self._expect_unstarted()
         self.status = status
@@ -119,7 +120,7 @@ class Response:
         head = http1.head(status, (*headers, *framing, *self._persistence(), *self.extra_headers))
         self.started = True
         send = self._connection.send
-        send(head)
+        send(head if self._silent else head + self._framed(first))
         self._send = ignore_write if self._silent else send
 
     def write(self, data: bytes) -> None:
@@ -133,8 +134,7 @@ class Response:
 
     def finish(self, last: bytes = b"") -> None:
         """Ends a started answer, after the bytes `last`, which leave in the same packet as the end."""
-        ending = http1.chunk(last) + LAST_CHUNK if self._chunked else last
-        self._send(ending)
+        self._send(self._framed(last) + LAST_CHUNK if self._chunked else last)
         self.complete = True
         self._send = refuse_write
 
@@ -154,6 +154,9 @@ class Response:
                 self._connection.send(CONTINUE)
         elif self._blank and not self.complete and not self.paused:
             self.write(self._blank)
+
+    def _framed(self, data: bytes) -> bytes:
+        return http1.chunk(data) if self._chunked else data
 
     def detach(self) -> None:
         """The client has left."""
@@ -419,7 +422,7 @@ class Connection(asyncio.Protocol):
         self._response = response = Response(self, head, self._loop.time())
         try:
             response.extra_headers = guard.check(self._policy, asking.headers, head.has_body, asking.secure)
-            self._request = self._bodyless(head, self._hooks.precheck(request))
+            request.caller = self._hooks.precheck(request)
         except Exception as error:
             if head.has_body:
                 raise
@@ -429,15 +432,15 @@ class Connection(asyncio.Protocol):
         if head.expect_continue and head.has_body and not self._parser.buffered:
             self.send(CONTINUE)
 
-    def _bodyless(self, head: http1.Head, caller: Any = None) -> Request:
-        return Request(head.method, head.target, head.path, head.query, head.headers, b"", self._peer, caller, self._client)
+    def _bodyless(self, head: http1.Head) -> Request:
+        return Request(head.method, head.target, head.path, head.query, head.headers, b"", self._peer, None, self._client)
 
     def _dispatch(self) -> bool:
         """Hands the complete request to the handler; True if it is answered already and the next one can be read."""
         request, response, refusal = self._request, self._response, self._refusal
         assert request is not None and response is not None
         if self._body:
-            request = replace(request, body=self._body)  # a copy of a large one would stop the loop for a while
+            request.body = self._body  # a copy of a large one would stop the loop for a while
             self._body = bytearray()
         self._request = self._refusal = None
         if self._stopping:
@@ -464,7 +467,7 @@ class Connection(asyncio.Protocol):
 
     async def _handle_later(self, request: Request, response: Response) -> None:
         if is_compressed(request):
-            request = replace(request, body=await asyncio.to_thread(inflate, request.body, self._limits.max_body))
+            request.body = await asyncio.to_thread(inflate, request.body, self._limits.max_body)
         work = self._hooks.handler(request, response)
         if work is not None:
             await work

@@ -9,15 +9,16 @@ ambiguous framing, bare CR or LF, folded headers, paths that mean something else
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
 
 from ..errors import HttpError
 
-Headers = Iterable[tuple[str, str]]
+Headers = tuple[tuple[str, str], ...]
 
 MAX_REQUEST_LINE = 8 << 10
 """Our longest real target is a model id of a few hundred bytes; 8 KiB is what other servers take."""
@@ -387,6 +388,7 @@ BODILESS = frozenset((204, 304))
 """Statuses that end with their head, whatever its headers say (RFC 9112, 6.3)."""
 
 
+@lru_cache(maxsize=128)  # those of streams are all alike
 def head(status: int, headers: Headers) -> bytes:
     """The status line and headers. ValueError for a name or value that would not stay on its line."""
     lines = [f"HTTP/1.1 {status} {REASON.get(status, 'Unknown')}"]

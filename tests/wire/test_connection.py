@@ -125,6 +125,19 @@ def test_stream_is_chunked_with_one_write_per_event(connect: Connect) -> None:
     assert len(answers(client.send(get("/")))) == 1
 
 
+@pytest.mark.parametrize("method, version, said", [("GET", "1.1", b"1\r\nx\r\n"), ("GET", "1.0", b"x"), ("HEAD", "1.1", b"")])
+def test_what_a_stream_begins_with_leaves_with_its_head(
+    connect: Connect, method: str, version: str, said: bytes
+) -> None:
+    async def handler(request: Request, response: Response) -> None:
+        response.start(200, (), first=b"x")
+        response.finish()
+
+    client = connect(handler)
+    client.send(f"{method} / HTTP/{version}\r\nHost: localhost\r\n\r\n".encode())
+    assert client.transport.writes[0].partition(b"\r\n\r\n")[2] == said
+
+
 def test_empty_write_does_not_end_a_stream(connect: Connect) -> None:
     async def handler(request: Request, response: Response) -> None:
         response.start(200, ())

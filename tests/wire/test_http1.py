@@ -444,9 +444,9 @@ def test_refusing_a_line_takes_linear_time(pattern: re.Pattern[bytes], build: Ca
 
 
 def test_head_of_an_answer() -> None:
-    raw = http1.head(404, [("Content-Length", "2"), ("X", "caf\xe9")])
+    raw = http1.head(404, (("Content-Length", "2"), ("X", "caf\xe9")))
     assert raw == b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nX: caf\xe9\r\n\r\n"
-    assert http1.head(299, []) == b"HTTP/1.1 299 Unknown\r\n\r\n"
+    assert http1.head(299, ()) == b"HTTP/1.1 299 Unknown\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -455,7 +455,7 @@ def test_head_of_an_answer() -> None:
 )
 def test_head_refuses_what_would_leave_its_line(name: str, value: str) -> None:
     with pytest.raises(ValueError, match="not a header"):
-        http1.head(200, [(name, value)])
+        http1.head(200, ((name, value),))
 
 
 def test_chunks_of_an_answer() -> None:

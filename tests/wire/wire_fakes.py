@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from lmlite.errors import LmError
 from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Request, Response
 from lmlite.wire.guard import Policy
+from lmlite.wire.http1 import Headers
 
 POLICY = Policy.of(["127.0.0.1"])
 DEFAULT = Limits()
@@ -123,7 +125,7 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
 
 
-def spell_error(request: Request | None, error: Exception) -> tuple[int, Iterable[tuple[str, str]], bytes]:
+def spell_error(request: Request | None, error: Exception) -> tuple[int, Headers, bytes]:
     status = error.status if isinstance(error, LmError) else 500
     path = None if request is None else request.path
     return status, (), json.dumps({"error": type(error).__name__, "path": path}).encode()
@@ -165,7 +167,7 @@ class Client:
                 raise
 
         def check(request: Request) -> None:
-            self.prechecked.append(request)
+            self.prechecked.append(replace(request))
             precheck(request)
 
         def count_open(connection: Connection) -> None:

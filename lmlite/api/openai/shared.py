@@ -61,6 +61,8 @@ class Shared:
         """`n` runs per prompt, prompt by prompt; a given seed counts up from choice to choice, so that they differ."""
         if len(prompts) * self.n > RUNS_MAX:
             raise InvalidRequest(f"prompts times 'n' must be at most {RUNS_MAX}", "n")
+        if self.n == 1 and prompts == (self.generate.prompt,) and top_logprobs is None and not echo:
+            return (self.generate,)
         samplings = tuple(_reseed(self.generate.sampling, k) for k in range(self.n))
         return tuple(
             replace(self.generate, prompt=prompt, sampling=sampling, top_logprobs=top_logprobs, echo=echo)
