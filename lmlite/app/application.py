@@ -139,7 +139,7 @@ class App(State):
     def spell_error(self, request: Request | None, exc: Exception) -> tuple[int, Headers, bytes]:
         """The whole answer to a request that failed before an answer to it had begun."""
         error = fact(exc)
-        status, body = spelling(request)(error, self.origin().suffix)
+        status, body = spelling(request)(error, lambda: self.origin().suffix)
         return status, headers_of(error), body.encode()
 
     def _answered(self, request: Request | None, response: Response) -> None:

@@ -21,8 +21,8 @@ from . import downloading, estimating, greeting, listing, loading, log_stream, q
 from .generation import generating
 from .state import Endpoint
 
-Spelling = Callable[[LmError, str], tuple[int, str]]
-"""Gets the error and random characters, should an error of its family have an id."""
+Spelling = Callable[[LmError, Callable[[], str]], tuple[int, str]]
+"""Gets the error and what draws random characters, should an error of its family have an id."""
 
 ROUTES: Final[tuple[Route[Endpoint], ...]] = (
     Route("GET", "/", greeting.show),
@@ -81,10 +81,15 @@ ROUTES: Final[tuple[Route[Endpoint], ...]] = (
 def nameless(error: Callable[[LmError], tuple[int, str]]) -> Spelling:
     """Of a family whose errors have no ids."""
 
-    def spell(exc: LmError, _: str) -> tuple[int, str]:
+    def spell(exc: LmError, _: Callable[[], str]) -> tuple[int, str]:
         return error(exc)
 
     return spell
+
+
+def named(exc: LmError, draw: Callable[[], str]) -> tuple[int, str]:
+    """Anthropic's errors tell the id of their request."""
+    return anthropic.error(exc, draw())
 
 
 FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (
@@ -92,12 +97,12 @@ FAMILIES: Final[tuple[tuple[str, Spelling], ...]] = (
     ("/api/v1/models", nameless(lmstudio_v1_load.error)),
     ("/api/v1", nameless(lmstudio_v1.error)),
     ("/lmlite", nameless(lmstudio_v1.error)),
-    ("/v1/messages", anthropic.error),
+    ("/v1/messages", named),
     ("/v1/responses", nameless(openai_error.response_error)),
 )
 """Whose words an error is told in, by the first beginning of the path that fits."""
 
-ANTHROPIC_FAMILIES: Final = (("/v1/models", anthropic.error), *FAMILIES)
+ANTHROPIC_FAMILIES: Final = (("/v1/models", named), *FAMILIES)
 """For clients of Anthropic's, who share a path with OpenAI's."""
 
 ELSEWHERE: Final = nameless(openai_error.error)

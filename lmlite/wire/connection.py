@@ -15,6 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from math import inf
 from typing import Any, cast
 
@@ -217,6 +218,11 @@ ANSWERS_PER_TURN = 16
 """That are given at once to requests which came together: a packet has room for thousands, and others want their turn, too."""
 
 
+def settle(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
 async def refuse_later(refusal: Exception) -> None:
     await asyncio.sleep(refusal.wait_s if isinstance(refusal, HttpError) else 0)
     raise refusal
@@ -238,6 +244,21 @@ class Phase(Enum):
 
 
 NO_MORE_REQUESTS = frozenset((Phase.LINGERING, Phase.CLOSING))
+
+
+@lru_cache(maxsize=8)  # a server's connections have the same
+def times(limits: Limits) -> Mapping[Phase, float]:
+    """How long each phase may last."""
+    return {
+        Phase.OPENING: limits.head_s,
+        Phase.HEAD: limits.head_s,
+        Phase.BODY: limits.body_s,
+        Phase.BUSY: inf,
+        Phase.FLUSHING: limits.stall_s,
+        Phase.IDLE: limits.idle_s + limits.grace_s,
+        Phase.LINGERING: limits.linger_s,
+        Phase.CLOSING: limits.stall_s,
+    }
 
 
 class Connection(asyncio.Protocol):
@@ -262,16 +283,7 @@ class Connection(asyncio.Protocol):
         self._secure = False  # it speaks TLS
         self.persistent = (("Connection", "keep-alive"), ("Keep-Alive", f"timeout={limits.idle_s:.0f}"), *headers)
         self.last = (("Connection", "close"), *headers)
-        self._times: Mapping[Phase, float] = {
-            Phase.OPENING: limits.head_s,
-            Phase.HEAD: limits.head_s,
-            Phase.BODY: limits.body_s,
-            Phase.BUSY: inf,
-            Phase.FLUSHING: limits.stall_s,
-            Phase.IDLE: limits.idle_s + limits.grace_s,
-            Phase.LINGERING: limits.linger_s,
-            Phase.CLOSING: limits.stall_s,
-        }
+        self._times = times(limits)
         self._phase = Phase.OPENING
         self._deadline = inf
         self._timer: asyncio.TimerHandle | None = None
@@ -476,8 +488,10 @@ class Connection(asyncio.Protocol):
         """Answers a request that cannot or need not be read to its end, as the last one of this connection."""
         if isinstance(error, HttpError) and error.wait_s:
             self._enter(Phase.BUSY)
-            self._task = asyncio.ensure_future(asyncio.sleep(error.wait_s), loop=self._loop)
-            self._task.add_done_callback(lambda task: self._refuse_after(task, error))
+            self._task = waiting = self._loop.create_future()
+            timer = self._loop.call_later(error.wait_s, settle, waiting)
+            waiting.add_done_callback(lambda _: timer.cancel())
+            waiting.add_done_callback(lambda _: self._refuse_after(waiting, error))
         else:
             self._refuse_now(error)
 
@@ -500,7 +514,7 @@ class Connection(asyncio.Protocol):
         self._spell_error(response, request, error)
         let_go(error)
         self._hooks.on_answer(request, response)
-        self._close(unread=True)
+        self._close(unread=not self._parser.has_all)
 
     # ---- answers
 

@@ -42,6 +42,11 @@ CHUNK_LINE_TOO_LONG = 400, f"a chunk's head is longer than {MAX_CHUNK_LINE} byte
 TRAILERS_TOO_LARGE = 431, f"the trailers are longer than {MAX_TRAILERS} bytes"
 
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+HEAD_AT_ONCE = re.compile(
+    rf"({TOKEN}) ([!-~]+) HTTP/(1\.[01])\r\n((?:{TOKEN}:[\t -~\x80-\xff]*\r\n)*)\r\n".encode("latin-1")
+)
+AT_ONCE_MAX = 4 << 10
+"""Bytes of a head that is read in one go, as most can be: so few that no limit of a line needs to be looked at."""
 REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-~]+) HTTP/([0-9]\.[0-9])".encode())
 HEADER = re.compile(rf"({TOKEN}):([\t -~\x80-\xff]*)".encode("latin-1"))
 LENGTH = re.compile(r"[0-9]{1,15}")
@@ -135,6 +140,11 @@ class Parser:
         """No byte of a request has come (the empty line that may stand before it is none)."""
         return self._state in (Parser._blank_line, Parser._first_line) and not self.buffered
 
+    @property
+    def has_all(self) -> bool:
+        """The body that is being read has come, and nothing behind it."""
+        return self._state is Parser._sized_body and self.buffered == self._due
+
     def feed(self, data: bytes) -> None:
         if self._state is Parser._deaf:
             return
@@ -193,6 +203,8 @@ class Parser:
         return Step.MOVED
 
     def _first_line(self) -> Event | Step:
+        if self._seen == self._at and self._read_at_once():
+            return self._end_of_head()
         line = self._line(MAX_REQUEST_LINE, LINE_TOO_LONG)
         if line is None:
             return Step.STARVED
@@ -210,6 +222,24 @@ class Parser:
         self._n_fields = 0
         self._state = Parser._header_line
         return Step.MOVED
+
+    def _read_at_once(self) -> bool:
+        """Takes a head that is there up to its end and of which nothing has to be said. All others are read by lines."""
+        found = HEAD_AT_ONCE.match(self._buffer, self._at, self._at + AT_ONCE_MAX)
+        if found is None:
+            return False
+        method, target, version, block = (str(part, "latin-1") for part in found.groups())
+        lines = block.split("\r\n")
+        fields = {}
+        for line in lines[:-1]:
+            name, _, value = line.partition(":")
+            fields[name.lower()] = value.strip(" \t")
+        if method == "CONNECT" or len(lines) - 1 > min(MAX_HEADERS, len(fields)):  # the latter: one is given twice
+            return False
+        self._request_line = (method, target, *split_target(target), version)
+        self._fields = fields
+        self._at = self._seen = found.end()
+        return True
 
     def _header_line(self) -> Event | Step:
         line = self._line(MAX_HEAD - self._head_bytes, HEAD_TOO_LARGE)
@@ -236,7 +266,8 @@ class Parser:
         length, chunked = framing(fields, version)
         if version == "1.1" and "host" not in fields:
             raise HttpError(400, "header host is missing")
-        connection = [option.strip() for option in fields.get("connection", "").lower().split(",")]
+        given = fields.get("connection")
+        connection = [option.strip() for option in given.lower().split(",")] if given else ()
         expect = fields.get("expect", "").lower()
         self.head = head = Head(
             method=method,

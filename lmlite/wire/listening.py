@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, PortInUse
 from ..forks import KEPT_FROM_CHILDREN
 from . import tls
+from .transport import SocketTransport
 
 if TYPE_CHECKING:
     import ssl
@@ -26,9 +27,9 @@ log = logging.getLogger(__name__)
 BACKLOG = 4096
 """Connections that the kernel holds while the loop is busy, as far as the system lets it: one more is not refused but has
 to ask again, after a second."""
-ACCEPT_BURST = 16
-"""Connections taken per turn of the loop, two milliseconds with all that follows, so that a flood of them does not stop the
-streams."""
+ACCEPT_BURST = 8
+"""Connections taken per turn of the loop, two milliseconds with what most of them ask for, so that a flood of them does not
+stop the streams."""
 ACCEPT_PAUSE_S = 0.2
 """After the process ran out of descriptors: long enough for some to be closed, short enough to go unnoticed."""
 EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -172,7 +173,8 @@ def inherited(environ: Mapping[str, str]) -> list[socket.socket]:
 class Acceptor:
     """Takes connections from one listening socket; pauses while the process has no descriptors left.
 
-    asyncio's own does not stop its burst at the first failure, and logs each of them with a traceback.
+    asyncio's own does not stop its burst at the first failure, and logs each of them with a traceback. Other loops than its
+    own may have better transports than ours.
     """
 
     def __init__(
@@ -180,6 +182,7 @@ class Acceptor:
     ):
         self._socket, self._connect, self._secured = listening, connect, secured
         self._loop = asyncio.get_running_loop()
+        self._plain = secured is None and isinstance(self._loop, asyncio.SelectorEventLoop)
         self._opening: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._resume()
@@ -191,7 +194,7 @@ class Acceptor:
     def _accept(self) -> None:
         for _ in range(ACCEPT_BURST):
             try:
-                accepted, _ = self._socket.accept()
+                accepted, peer = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -205,6 +208,9 @@ class Acceptor:
             if accepted.family != socket.AF_UNIX:  # asyncio sees to it only where a socket bears its protocol's number
                 with contextlib.suppress(OSError):  # some systems refuse it to one that was reset meanwhile
                     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._plain:
+                SocketTransport(self._loop, accepted, peer, self._connect).open()
+                continue
             task = self._loop.create_task(self._open(accepted))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)

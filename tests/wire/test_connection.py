@@ -274,6 +274,18 @@ def test_one_with_a_body_waits_as_long_and_is_the_last(connect: Connect) -> None
     assert len(client.prechecked) == 1 and client.handled == []
 
 
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_refusal_waits_for_the_rest_of_a_body_only_where_there_is_one(connect: Connect, cut: int) -> None:
+    def refuse(request: Request) -> None:
+        raise HttpError(401, "no")
+
+    client = connect(precheck=refuse)
+    body = post("/a", b"{}", JSON)
+    [(status, headers, _)] = answers(client.send(body[: len(body) - cut]))
+    assert (status, headers["connection"]) == (401, "close")
+    assert (client.transport.ended, client.transport.lost) == (cut > 0, cut == 0)
+
+
 @pytest.mark.parametrize("request_", [get("/a"), post("/a", b"{}", JSON)], ids=["without body", "with one"])
 @pytest.mark.parametrize("how", ["left", "lost", "cancelled"])
 def test_who_does_not_wait_for_a_refusal_leaves_nothing_behind(connect: Connect, request_: bytes, how: str) -> None:
@@ -300,7 +312,7 @@ def test_a_connection_that_was_refused_is_gone_without_the_collector(connect: Co
     client = connect(precheck=refuse)
     gc.disable()
     try:
-        assert [status for status, _, _ in answers(client.send(post("/a", b"{}", JSON)))] == [401]
+        assert [status for status, _, _ in answers(client.send(post("/a", b"{}", JSON)[:-1]))] == [401]
         client.lose()
         left = weakref.ref(client.connection)
         del client.connection, client.transport.protocol

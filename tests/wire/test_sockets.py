@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from lmlite.wire import sse
 from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Request, Response
 from lmlite.wire.guard import Policy
+from lmlite.wire.listening import Acceptor, bind_all
 from tests.wire.wire_fakes import DEFAULT, answers, echo, get, post, spell_error
 
 PATIENCE_S = 20.0
@@ -35,14 +36,13 @@ async def serving(handler: Handler, limits: Limits = DEFAULT) -> AsyncIterator[S
     site = Site()
     hooks = Hooks(handler, spell_error, on_open=site.connections.add, on_close=site.forget)
     policy = Policy.of(["127.0.0.1"])
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(hooks, policy, limits), "127.0.0.1", 0, backlog=512
-    )
-    site.port = server.sockets[0].getsockname()[1]
+    [listening] = bind_all(["127.0.0.1"], 0)
+    site.port = listening.getsockname()[1]
+    acceptor = Acceptor(listening, lambda: Connection(hooks, policy, limits))
     try:
         yield site
     finally:
-        server.close()
+        acceptor.close()
         for connection in list(site.connections):
             connection.shutdown()
             connection.cancel()
