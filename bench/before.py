@@ -2,7 +2,8 @@
 
 Both servers run and are measured in turns, in one run: in front of a fake engine CPU per token of chat completions, the time
 to the first token and CPU per whole answer; with the bundled model on one thread CPU per token of server and engine, and the
-first token on a connection that was used before. Figures are medians of the rounds, ratios those of the pairs.
+first token on a connection that was used before. Figures are medians of the rounds, ratios those of the pairs. Both servers
+are started several times: where the machine puts a process makes a tenth of its speed, for as long as that one lives.
 """
 
 from __future__ import annotations
@@ -70,37 +71,41 @@ def fake(tree: Path, model: Path) -> AbstractContextManager[client.Running]:
 
 def in_turns(
     trees: Mapping[str, Path],
+    starts: int,
     rounds: int,
     serve: Callable[[Path], AbstractContextManager[client.Running]],
     measure: Callable[[client.Running], Coroutine[Any, Any, contest.Figures]],
 ) -> dict[str, list[contest.Figures]]:
     """Of both, which wait for each other."""
     seen: dict[str, list[contest.Figures]] = {name: [] for name in trees}
-    with ExitStack() as stack:
-        servers = {name: stack.enter_context(serve(tree)) for name, tree in trees.items()}
-        for turn in range(rounds + 1):
-            for name in sorted(servers, reverse=turn % 2 == 1):  # who is first changes
-                found = asyncio.run(measure(servers[name]))
-                seen[name] += [found] if turn else []  # the first warms up
+    for start in range(starts):
+        with ExitStack() as stack:
+            servers = {name: stack.enter_context(serve(trees[name])) for name in sorted(trees, reverse=start % 2 == 1)}
+            for turn in range(rounds + 1):
+                for name in sorted(servers, reverse=turn % 2 == 1):  # who is first changes
+                    found = asyncio.run(measure(servers[name]))
+                    seen[name] += [found] if turn else []  # the first warms up
     return seen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tree", type=Path)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="per start")
     arguments = parser.parse_args()
     trees = {"before": arguments.tree.resolve(), "now": ROOT}
+    often = arguments.starts, arguments.rounds
     figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "fake.gguf"
         model.write_bytes(gguf_files.gguf(gguf_files.llama()))
-        tell(figures, in_turns(trees, arguments.rounds, lambda tree: fake(tree, model), in_front_of_a_fake))
+        tell(figures, in_turns(trees, *often, lambda tree: fake(tree, model), in_front_of_a_fake))
     threads = ("--threads", 1)
-    real = in_turns(
-        trees, arguments.rounds, lambda tree: client.lmlite_server(bundled_model(), *threads, tree=tree), of_the_model
+    tell(
+        figures,
+        in_turns(trees, *often, lambda tree: client.lmlite_server(bundled_model(), *threads, tree=tree), of_the_model),
     )
-    tell(figures, real)
     print(json.dumps({"bench": "before", "figures": figures}, indent=1, ensure_ascii=False))
 
 
