@@ -138,36 +138,6 @@ common_chat_params json_format(const common_chat_params & plain, const std::stri
     return params;
 }
 
-// Whether the node has no text in a grammar: a '?' behind it would mean what stands ahead of it there.
-static bool is_nothing(const common_peg_arena & parser, common_peg_parser_id id) {
-    const common_peg_parser_variant & node = parser.get(id);
-    if (const auto * tag = std::get_if<common_peg_tag_parser>(&node)) {
-        return is_nothing(parser, tag->child);
-    }
-    if (const auto * atomic = std::get_if<common_peg_atomic_parser>(&node)) {
-        return is_nothing(parser, atomic->child);
-    }
-    if (const auto * sequence = std::get_if<common_peg_sequence_parser>(&node)) {
-        return std::all_of(sequence->children.begin(), sequence->children.end(), [&](common_peg_parser_id child) { return is_nothing(parser, child); });
-    }
-    return std::holds_alternative<common_peg_epsilon_parser>(node);
-}
-
-void forbid_content(common_peg_arena & parser) {
-    for (common_peg_parser_id id = 0; id < parser.size(); id++) {
-        const auto * tag = std::get_if<common_peg_tag_parser>(&parser.get(id));
-        if (tag != nullptr && tag->tag == common_chat_peg_builder::CONTENT && std::holds_alternative<common_peg_until_parser>(parser.get(tag->child))) {
-            parser.get(tag->child) = common_peg_epsilon_parser();
-        }
-    }
-    for (common_peg_parser_id id = 0; id < parser.size(); id++) {
-        const auto * repetition = std::get_if<common_peg_repetition_parser>(&parser.get(id));
-        if (repetition != nullptr && is_nothing(parser, repetition->child)) {
-            parser.get(id) = common_peg_epsilon_parser();
-        }
-    }
-}
-
 void derive(answer_format & format, const vocabulary & vocab) {
     std::string mentioned; // every text that the parsers look for
     const auto mention = [&](const std::string & text) { (mentioned += text) += '\n'; };

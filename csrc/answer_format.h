@@ -26,6 +26,7 @@ struct answer_format {
     std::vector<std::string> tools;        // the names a call may have
     bool content_is_json = false;          // a schema rules the content
     bool one_call = false;                 // the answer is over with its first call
+    bool must_call = false;                // it has one
 
     grammar_ptr compiled;      // the grammar that it obeys; null: none
     std::vector<std::string> loosened; // tools of which that says less than their schemas, for the notation that calls have
@@ -76,10 +77,6 @@ void set_calls(common_chat_params & params, const common_peg_arena & parser, boo
 
 // The grammar of the answers that `parser` reads, with the mark of a leaf for their content; nothing where that has no one place.
 std::optional<std::string> grammar_around_content(common_peg_arena parser);
-
-// Takes the free text ahead of a call out of a parser: llama.cpp lets a model that must call a tool write on for ever before
-// it does.
-void forbid_content(common_peg_arena & parser);
 
 // Fills in `tags` and `visible`, which follow from the rest.
 void derive(answer_format & format, const vocabulary & vocab);

@@ -23,8 +23,12 @@ static constexpr uint32_t INFINITE = automaton::INFINITE;
 static constexpr size_t MAX_PERMUTED = 6;    // arguments that may come in any order: each set of them is a rule
 static constexpr uint32_t MAX_COUNTED = 100; // items that are counted in rules
 static constexpr int MAX_DEPTH = 200;        // of the tree below an argument
+static constexpr int MAX_WORD = 64;          // code points of what a notation leaves open around arguments: ids, kinds of content
 
 static constexpr char GEMMA_QUOTE[] = "<|\"|>";
+
+// Below these stands what is no word of a notation.
+static constexpr const char * NO_WORDS[] = {builder::REASONING, builder::CONTENT, builder::TOOL_ARGS, builder::TOOL_ARG};
 
 namespace {
 
@@ -79,6 +83,7 @@ class writer {
         std::vector<parser_id> path;
         std::set<parser_id> seen;
         find_places(arena_.root(), path, seen);
+        bound_words();
         for (const tool_rules & tool : tools_) { // one without a place is called without arguments
             const schema & s = *tool.arguments;
             const auto may_be_empty = [&](uint32_t id) {
@@ -198,6 +203,58 @@ class writer {
         }
     }
 
+    // Words of the notation's own end, whatever is drawn: what is no thought, content or argument and llama.cpp has go on.
+    void bound_words() {
+        std::vector<parser_id> words;
+        std::set<parser_id> others;
+        std::optional<parser_id> leaf; // something without children
+        tree_.walk(arena_.root(), [&](parser_id at) {
+            const common_peg_parser_variant & node = arena_.get(at);
+            if (std::any_of(std::begin(NO_WORDS), std::end(NO_WORDS), [&](const char * tag) { return tree_.is_tag(at, tag); })) {
+                tree_.walk(at, [&](parser_id below) { return others.insert(below).second; });
+                return false;
+            }
+            words.push_back(at);
+            leaf = as<common_peg_literal_parser>(node) != nullptr ? at : leaf;
+            return as<common_peg_ac_parser>(node) == nullptr && as<common_peg_gbnf_parser>(node) == nullptr && as<common_peg_schema_parser>(node) == nullptr;
+        });
+        for (const parser_id at : words) {
+            if (leaf && others.count(at) == 0) {
+                bound(at, *leaf);
+            }
+        }
+    }
+
+    void bound(parser_id id, parser_id leaf) {
+        common_peg_parser_variant & node = arena_.get(id);
+        if (auto * characters = std::get_if<common_peg_chars_parser>(&node)) {
+            characters->max_count = characters->max_count < 0 ? std::max(characters->min_count, MAX_WORD) : characters->max_count;
+            return;
+        }
+        const auto * until = as<common_peg_until_parser>(node);
+        const auto * string = as<common_peg_string_parser>(node);
+        const text_t text = until != nullptr && !until->delimiters.empty() ? word_before(until->delimiters)
+                            : string != nullptr                            ? quoted_word(string->delimiter)
+                                                                           : std::nullopt;
+        if (text) {
+            node = common_peg_gbnf_parser{leaf, rules.add(*text)};
+        }
+    }
+
+    // Without escapes, of which llama.cpp's grammars allow one that nobody reads.
+    text_t quoted_word(char quote) {
+        const automaton_ptr plain = compile_regex(quote == '\'' ? "^[^'\\\\\\x00-\\x1F]*$" : "^[^\"\\\\\\x00-\\x1F]*$");
+        return add_text({plain, 0, MAX_WORD}, *automaton::anything(), nullptr);
+    }
+
+    text_t word_before(const std::vector<std::string> & ends) {
+        automaton_ptr before = automaton::anything();
+        for (const std::string & end : ends) {
+            before = automaton::both(*before, *texts_before(end));
+        }
+        return add_text({automaton::anything(), 0, MAX_WORD}, *before, nullptr);
+    }
+
     // ---- rules and leaves
 
     std::string add_leaf(grammar_leaf leaf) {
@@ -303,8 +360,8 @@ class writer {
         if (const auto * tag = as<common_peg_tag_parser>(parser)) {
             return spell_tag(*tag, at);
         }
-        if (const auto * until = as<common_peg_until_parser>(parser); until != nullptr && until->delimiters.size() == 1) {
-            return add_leaf(texts_before(until->delimiters[0])); // words of the notation's own
+        if (const auto * until = as<common_peg_until_parser>(parser); until != nullptr && !until->delimiters.empty()) {
+            return word_before(until->delimiters);
         }
         for (const bool passes : {as<common_peg_atomic_parser>(parser) != nullptr, as<common_peg_rule_parser>(parser) != nullptr,
                                   as<common_peg_gbnf_parser>(parser) != nullptr, as<common_peg_ac_parser>(parser) != nullptr}) {

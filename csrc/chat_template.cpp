@@ -7,6 +7,7 @@
 
 #include "plain_tools.h"
 #include "python_calls.h"
+#include "required_call.h"
 #include "tool_requests.h"
 
 #include "chat-auto-parser.h"
@@ -1037,13 +1038,14 @@ std::shared_ptr<const answer_format> chat_template::make_format(const std::vecto
     }
     format->content_is_json = !inputs.json_schema.empty();
     format->one_call = !inputs.parallel_tool_calls; // not every grammar of llama.cpp's sees to it
+    format->must_call = inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED;
     std::vector<grammar_leaf> leaves;
     if (!inputs.json_schema.empty()) {
         leaves.push_back(read_schema(inputs.json_schema));
     }
     if (!inputs.tools.empty()) {
         if (!first.grammar_lazy) {
-            forbid_content(format->parsers.front());
+            leave_calls_alone(format->parsers.front());
         }
         format->grammar_lazy = first.grammar_lazy;
         format->triggers = first.grammar_triggers;

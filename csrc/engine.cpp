@@ -811,7 +811,7 @@ void engine::sample(sequence & s) {
     std::optional<llama_token> id;
     try {
         const std::optional<llama_token> must = s.budget ? s.budget->next() : std::nullopt;
-        if (must && s.choose->force(*must)) {
+        if (must && !s.choose->is_within_schema() && s.choose->force(*must)) { // an argument may look like a thought
             id = must;
         } else if (s.top_logprobs) {
             row_.assign(logits, logits + vocab.size());
@@ -853,6 +853,7 @@ void engine::sample(sequence & s) {
     if (s.sleeping) {
         if (matcher_ptr awake = s.sleeping->push(*id)) {
             s.choose->constrain(std::move(awake));
+            s.answer.set_ruled();
         }
     }
     if (s.top_logprobs) {

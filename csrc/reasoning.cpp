@@ -4,6 +4,14 @@
 
 namespace lm {
 
+static constexpr size_t CALL_SHARE = 4; // a quarter of the room is for the call: arguments are short beside thoughts
+
+std::optional<size_t> thinking_limit(const answer_format & format, int32_t asked, size_t room) {
+    const size_t limit = asked < 0 ? SIZE_MAX : size_t(asked);
+    const size_t most = format.must_call ? std::min(limit, room - room / CALL_SHARE) : limit;
+    return most == SIZE_MAX ? std::nullopt : std::optional(most);
+}
+
 std::unique_ptr<reasoning_budget> reasoning_budget::of(const answer_format & format, const vocabulary & vocab, size_t n_tokens) {
     if (format.thinking_start.empty() || format.thinking_ends.empty()) {
         return nullptr;

@@ -12,6 +12,10 @@
 
 namespace lm {
 
+// How many tokens an answer may reason for that has `room` for so many: those `asked` for (-1: all), and where a call has to come
+// not all that there are. Nothing: no limit.
+std::optional<size_t> thinking_limit(const answer_format & format, int32_t asked, size_t room);
+
 class reasoning_budget {
   public:
     // Null if answers of this format have no marks for reasoning, and so nothing to limit.

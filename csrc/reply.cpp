@@ -102,7 +102,7 @@ bool reply::append(std::string_view bytes) {
             nesting_--;
         }
     }
-    for (const std::string & stop : format_->stops) {
+    for (const std::string & stop : is_ruled_ ? std::vector<std::string>() : format_->stops) {
         const size_t at = raw_.find(stop, before >= stop.size() ? before - stop.size() + 1 : 0);
         if (at != std::string::npos) {
             raw_.resize(std::max(at, covered_));
@@ -348,14 +348,27 @@ void reply::accept_calls(const parsed_answer & parsed, moment when) {
 
 // ---- the end --------------------------------------------------------------------------------------------------------
 
+static bool try_parse(const answer_format & format, const std::string & text, bool whole, parsed_answer & into) {
+    try {
+        return parse_answer(format, text, whole, into);
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
 void reply::finish(const vocabulary & vocab, bool by_itself, llama_token last) {
     if (format_ && stop() == nullptr) {
         if (last >= 0 && std::binary_search(format_->visible.begin(), format_->visible.end(), last)) {
             append(vocab.special_piece(last));
         }
         if (!bytes_.empty()) {
+            parsed_answer parsed;
+            const size_t n_whole = raw_.size();
             raw_ += "\xEF\xBF\xBD";
             bytes_.clear();
+            if (!given_up_ && !try_parse(*format_, raw_, false, parsed)) { // cut within a tag
+                raw_.resize(n_whole);
+            }
         }
         settle(by_itself || over_);
     }
@@ -369,14 +382,6 @@ void reply::finish(const vocabulary & vocab, bool by_itself, llama_token last) {
     }
     if (whole_) {
         join_pieces();
-    }
-}
-
-static bool try_parse(const answer_format & format, const std::string & text, bool whole, parsed_answer & into) {
-    try {
-        return parse_answer(format, text, whole, into);
-    } catch (const std::exception &) {
-        return false;
     }
 }
 
@@ -433,7 +438,7 @@ void reply::settle(bool by_itself) {
         return; // what is not covered are tags
     }
     const std::string rest = raw_.substr(covered_);
-    if (is_only_a_tag(*format_, rest)) {
+    if (is_only_a_tag(*format_, rest) || (is_ruled_ && format_->must_call)) { // what a call begins with
         return;
     }
     const bool only_began_like_a_tag =

@@ -39,6 +39,9 @@ class reply {
     // From here on these end the content.
     void set_stops(std::vector<std::string> stops) { content_.set_stops(std::move(stops)); }
 
+    // From here on a grammar rules the text and says where it ends. What else would end an answer by itself may be part of a value.
+    void set_ruled() { is_ruled_ = true; }
+
     // Appends a token; true if the answer is over: with a stop string if `stop()` says so, else as if by itself.
     bool push(const vocabulary & vocab, llama_token id, clock::time_point now);
     // No more tokens come. `by_itself`: the model ended the answer; `last` is the token it did that with.
@@ -85,6 +88,7 @@ class reply {
 
     std::shared_ptr<const answer_format> format_;
     bool whole_ = false;
+    bool is_ruled_ = false;
     answer_text content_;         // where stop strings are looked for
     size_t content_pushed_ = 0;   // bytes, those held back and cut off among them
     std::vector<reply_piece> pieces_; // of the other channels, to be taken

@@ -75,6 +75,9 @@ class sampler {
     // From here on the text obeys `grammar` (null: nothing), which stands where the text does.
     void constrain(matcher_ptr grammar) { matcher_ = std::move(grammar); }
 
+    // Whether what comes next is part of a value that a schema rules.
+    bool is_within_schema() const { return matcher_ && matcher_->is_within_schema(); }
+
     // Feeds a prompt token to the windows of the penalties.
     void observe(llama_token id);
 

@@ -615,10 +615,14 @@ void server::generate(work & item) {
     s->stop_tokens = std::move(spec.stop_tokens);
     s->min_tokens = size_t(spec.min_tokens);
     s->line_ms = spec.line_ms;
-    if (format && spec.reasoning_budget >= 0) {
-        s->budget = reasoning_budget::of(*format, vocab, size_t(spec.reasoning_budget));
-    }
     s->max_tokens = spec.max_tokens;
+    if (format) {
+        const size_t room = size_t(m.context_length()) - s->n_prompt;
+        const size_t n_asked = spec.max_tokens < 0 ? room : std::min(room, size_t(spec.max_tokens));
+        if (const auto most = thinking_limit(*format, spec.reasoning_budget, n_asked)) {
+            s->budget = reasoning_budget::of(*format, vocab, *most);
+        }
+    }
     s->whole = spec.whole;
     s->tells_progress = spec.progress;
     s->loras = m.loras().scales_for(spec.loras);
@@ -652,7 +656,11 @@ void server::generate(work & item) {
         const schema_ptr schema = read_schema(spec.grammar->text, spec.grammar->strict);
         outbox_.send(frame_kind::NOTICE, item.request->id, notice_payload(schema->unenforced));
     }
+    const bool is_ruled = format && format->compiled && !format->grammar_lazy;
     s->answer = reply(std::move(format), std::move(spec.stops), spec.whole);
+    if (is_ruled) {
+        s->answer.set_ruled();
+    }
     s->choose = std::make_unique<sampler>(spec.sampling, vocab, std::move(grammar), m.context_length());
     for (const llama_token id : s->tokens) {
         if (!is_media(id)) {

@@ -17,7 +17,7 @@ from lmlite.core.engine.worker import Process
 from lmlite.events import Finished, ToolCallArguments, ToolCallStart
 from lmlite.messages import text_message
 from lmlite.package import bundled_model
-from lmlite.request import Chat, Generate, Sampling
+from lmlite.request import UNLIMITED, Chat, Generate, Sampling
 
 LISTED = "{%- if tools %}{{- 'Tools: ' + (tools | tojson) + '\n' }}{%- endif %}"
 BODY = LISTED + (
@@ -35,6 +35,10 @@ TAGGED = (
 HERMES = (
     '{{- \'\n<tool_call>\n{"name": "\' + call.function.name + \'", "arguments": \' + (call.function.arguments | tojson)'
     " + '}\n</tool_call>' }}"
+)
+WITH_ID = (
+    '{{- \'[CALL]{"name": "\' + call.function.name + \'", "arguments": \' + (call.function.arguments | tojson)'
+    """ + ', "id": "' + call.id + '"}[/CALL]' }}"""
 )
 
 
@@ -54,6 +58,9 @@ TEMPLATES = {
     "ling 3": template("<role>ASSISTANT</role>\n<think></think>", "<role>ASSISTANT</role> <arg_key>"),
     "minimax m3": template("]~b]ai\n", "]<]minimax[>[ <tool_call> <invoke name="),
     "python": template("<|im_start|>assistant\n", "List of tools: ["),
+    "gpt-oss": template("<|start|>assistant", "<|channel|> <|message|>"),
+    "kimi k3": template('<|open|>message role="assistant"<|sep|><|open|>think<|sep|>', "<|open|> <|close|> <|end_of_msg|>"),
+    "ids": template("[assistant]", call=WITH_ID).replace("{{- '\n' }}", "{{- '[/]' }}"),
     "none": template("<|im_start|>assistant\n").replace(LISTED, ""),
 }
 
@@ -79,7 +86,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "kind",
         "word",
     ),
-    "odd texts": tool({"a": {"enum": ['q"uote\\', "line\nbreak", "<tag> & [mark]", "été", "5", "{}"]}}, "a"),
+    "odd texts": tool({"a": {"enum": ["[/] <|end|>", 'q"uote\\', "line\nbreak", "<tag> & [mark]", "été", "5", "{}"]}}, "a"),
     "several kinds": tool(
         {
             "v": {"anyOf": [{"type": "integer", "minimum": 10, "maximum": 99}, {"enum": ["auto", "12x"]}]},
@@ -116,7 +123,8 @@ async def call(engine: Engine, name: str, seed: int) -> tuple[str, str, Finished
     prompt = Chat((text_message("user", "Go on."),), tools=tools, tool_choice="required", parallel_tool_calls=False)
     sampling = Sampling(temperature=2.0, top_k=0, seed=seed)
     called, arguments = "", ""
-    async for event in engine.run(Generate(prompt, max_tokens=600, reasoning_budget=0, sampling=sampling)):
+    budget = UNLIMITED if seed == 0 and name == "nothing" else 0  # thoughts of a thousand tokens
+    async for event in engine.run(Generate(prompt, reasoning_budget=budget, sampling=sampling)):
         match event:
             case ToolCallStart(0, called):
                 pass
