@@ -252,7 +252,7 @@ prompt_read prompt_store::read(prompt_piece & piece, int64_t used_ns) {
     }
     if (how == prompt_read::damaged) {
         fprintf(stderr, "lmlite: a file of the prompt cache is damaged, and is removed: %s\n", name.c_str());
-        ::unlink(path_of(name).c_str());
+        ::remove(path_of(name).c_str()); // an empty folder, too
         pulse_.disk_damaged++;
     }
     if (how != prompt_read::good) { // until the folder is looked at again nobody asks for it
@@ -329,7 +329,9 @@ bool prompt_store::write(const kept & item) {
     }
     set_time(fd, item.used_ns, item.piece.end);
     if (::rename(path.c_str(), path_of(name).c_str()) != 0) {
-        stop_writing("a file cannot be renamed");
+        if (errno != EISDIR && errno != ENOTEMPTY && errno != EEXIST) { // somebody's folder is in its place: only it is not kept
+            stop_writing("a file cannot be renamed");
+        }
         ::unlink(path.c_str());
         return false;
     }

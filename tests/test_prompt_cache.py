@@ -1,5 +1,5 @@
-"""Prompts on the disk, end to end: they are there after a restart and an unload, and a server or an engine that is killed while
-it writes them leaves nothing that the next one would trust."""
+"""Prompts on the disk, end to end: they are there after a restart and an unload, and a server or an engine that is killed
+while it writes them leaves nothing that the next one would trust."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Server:
 @contextmanager
 def serving(home: Path, *flags: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "lmlite", "serve", "--port", "0", "--home", str(home), "--parallel", "4"]
-    with subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=INSTALLED) as process:
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen([*command, *flags], stdout=pipe, stderr=nowhere, text=True, cwd=INSTALLED) as process:
         try:
             client = Client(int(address(process).rsplit(":", 1)[1].split("/")[0]))
             yield Server(process, client)

@@ -283,6 +283,22 @@ TEST(a_fetch_ends_at_a_damaged_file_which_is_removed) {
     CHECK(w.fetch(pieces).size() == 1 && !fs::exists(path));
 }
 
+TEST(a_folder_in_the_place_of_a_file_costs_that_file_only) {
+    folder f;
+    const std::vector<prompt_piece> pieces = {piece(7, 0, 128, 900), piece(7, 128, 256, 900)};
+    watched w(f, 1 << 20);
+    const std::string path = f.of(MODEL) + "/" + prompt_file_name(pieces[0].digest, 128);
+    fs::create_directories(path + "/somebody's");
+    w.keep(pieces[0]);
+    w.keep(pieces[1]);
+    CHECK(!w.has(pieces[0]) && w.has(pieces[1]) && f.names().size() == 2);
+    fs::remove(path + "/somebody's");
+    watched other(f, 1 << 20);
+    CHECK(other.has(pieces[0]) && other.fetch(pieces).empty() && !fs::exists(path)); // an empty one goes, as what is damaged does
+    w.keep(pieces[0]);
+    CHECK(w.fetch(pieces).size() == 2);
+}
+
 TEST(what_was_used_least_recently_goes_first_and_the_end_of_a_prompt_before_its_beginning) {
     folder f;
     const auto chain = [](llama_token first) {
