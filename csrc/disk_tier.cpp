@@ -29,8 +29,10 @@ static constexpr double LAST_MOMENT_MS = 300;
 // Prompts that are being written, and are held in their cells for it. Where there are so many, others are not kept: they are
 // when they come again.
 static constexpr size_t MOST_LEAVING = 16;
-// Fetches in a row that took longer than it would have taken to compute what they brought: the disk is not worth it.
+// Fetches in a row that took longer than it would have taken to compute what they brought: the disk is not worth it. It may have
+// been busy, or the machine: after a while it is tried again, once.
 static constexpr int MOST_SLOW = 3;
+static constexpr double LEFT_ALONE_MS = 60000;
 
 disk_tier::disk_tier(const model & m, prefix_cache & cache, pulse & p, std::function<void()> news)
     : model_(m), cache_(cache), pulse_(p), piece_tokens_(m.piece_tokens()),
@@ -102,7 +104,7 @@ std::vector<prompt_piece> disk_tier::wanted_by(const sequence & s, size_t from) 
 // ---- bringing -------------------------------------------------------------------------------------------------------------
 
 bool disk_tier::brings(sequence & s, const std::vector<sequence *> & running) {
-    if (is_slow_ || (is_large_ && !running.empty()) || s.admitted || s.is_scoring() || s.n_fetches >= MOST_FETCHES || most_of(s) < WORTH_BRINGING) {
+    if (is_left_alone() || (is_large_ && !running.empty()) || s.admitted || s.is_scoring() || s.n_fetches >= MOST_FETCHES || most_of(s) < WORTH_BRINGING) {
         return false;
     }
     find_beginnings(s);
@@ -156,12 +158,18 @@ void disk_tier::end_fetch() {
     const bool was_slow = token_ms_ > 0 && store_.read_ms() + copy_ms_ > token_ms_ * double(n - known_);
     n_slow_ = was_slow ? n_slow_ + 1 : 0;
     if (n_slow_ >= MOST_SLOW) {
-        is_slow_ = true;
+        slow_at_ = steady::now();
         while (!leaving_.empty()) {
             let_go();
         }
-        fprintf(stderr, "lmlite: the prompt cache on the disk is left alone: to read prompts takes longer than to compute them\n");
+        if (n_slow_ == MOST_SLOW) {
+            fprintf(stderr, "lmlite: the prompt cache on the disk is left alone for now: to read prompts takes longer than to compute them\n");
+        }
     }
+}
+
+bool disk_tier::is_left_alone() const {
+    return n_slow_ >= MOST_SLOW && ms_between(slow_at_, steady::now()) < LEFT_ALONE_MS;
 }
 
 void disk_tier::learn(size_t n_prefilled, double step_ms) {
@@ -174,7 +182,7 @@ void disk_tier::learn(size_t n_prefilled, double step_ms) {
 
 void disk_tier::welcome(sequence & s) {
     s.worth_keeping.clear();
-    if (is_slow_ || s.is_scoring()) {
+    if (is_left_alone() || s.is_scoring()) {
         return;
     }
     const size_t most = most_of(s);

@@ -48,6 +48,7 @@ class disk_tier {
     size_t most_of(const sequence & s) const;
     void find_beginnings(sequence & s) const;
     std::vector<prompt_piece> wanted_by(const sequence & s, size_t from) const;
+    bool is_left_alone() const;
     void take(bool beside_streams);
     void end_fetch();
     bool copy_next(const std::vector<sequence *> & running);
@@ -69,7 +70,7 @@ class disk_tier {
     double copy_ms_ = 0;   // that what has come took to be put there
     double token_ms_ = 0;  // that computing one of a prompt takes
     int n_slow_ = 0;       // fetches in a row that took longer than computing
-    bool is_slow_ = false; // the disk
+    steady::time_point slow_at_; // when the last of too many of them ended
     std::deque<leaving> leaving_;
     steady::time_point copied_;
 };
