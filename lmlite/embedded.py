@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy
 
 SAMPLING_NAMES = frozenset(item.name for item in fields(Sampling))
-GENERATE_NAMES = frozenset(item.name for item in fields(Generate)) - {"prompt", "sampling"}
+GENERATE_NAMES = frozenset(item.name for item in fields(Generate)) - {"prompt", "sampling", "large"}
 
 Piece = str | BaseException | None
 Messages = str | Sequence[Mapping[str, Any]]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import Literal
 
@@ -81,6 +82,15 @@ class Message:
 
     role: Role
     parts: tuple[Part, ...]
+
+
+class Conversation(tuple[Message, ...]):
+    """Messages one after the other, which are looked through once: there may be ten thousands."""
+
+    @cached_property
+    def media(self) -> tuple[MediaPart, ...]:
+        """All pictures and sounds, in their order."""
+        return tuple(media_of(self))
 
 
 def media_of(messages: Iterable[Message]) -> list[MediaPart]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .messages import Message, Sense, media_of
+from .messages import Conversation, MediaPart, Message, Sense
 from .settings import ModelSettings
 
 INT32_MAX = 2**31 - 1
@@ -115,6 +115,19 @@ class Chat:
     """Whether the last message, an answer without calls, is gone on with; None: if nothing rules what the answer looks like
     (a grammar, a schema, a call that has to be)."""
 
+    def __post_init__(self) -> None:
+        """Looks the messages through, now: where a large request is read, which is beside the loop."""
+        if not isinstance(self.messages, Conversation):
+            messages = Conversation(self.messages)
+            object.__setattr__(self, "messages", messages)
+            messages.media  # noqa: B018 - known from here on
+
+    @property
+    def media(self) -> tuple[MediaPart, ...]:
+        """All pictures and sounds, in their order."""
+        assert isinstance(self.messages, Conversation)
+        return self.messages.media
+
 
 @dataclass(slots=True, frozen=True)
 class Text:
@@ -149,7 +162,7 @@ Prompt = Chat | Text | Tokens | Infill
 
 def senses(prompt: Prompt) -> frozenset[Sense]:
     """What a model has to have for it."""
-    media = media_of(prompt.messages) if isinstance(prompt, Chat) else ()
+    media = prompt.media if isinstance(prompt, Chat) else ()
     return frozenset(["vision" if part.kind == "image" else "audio" for part in media])
 
 
@@ -191,6 +204,7 @@ class Generate:
     line_ms: int = 0  # once a line is complete, the answer ends after so long; 0: it does not
     reasoning_budget: int = UNLIMITED  # tokens, of a chat
     whole: bool = False  # the text is wanted at the end, in one piece
+    large: bool = False  # what is asked may take long to write down, whatever its prompt looks like
     progress: bool = False  # of the prompt is wanted from the beginning, however short it is
     overflow: Literal["error", "stop", "drop_middle"] = "error"  # what happens to what does not fit the context
     draft: Draft | None = None

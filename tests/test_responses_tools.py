@@ -173,8 +173,8 @@ def test_each_round_takes_from_the_cache_all_that_it_shares_with_the_one_before(
         prompts.append(ids)
         await feed(engine, work, *rest)
 
-    def insist(loop: tools.Loop, messages: tuple[Message, ...]) -> None:
-        go_on(loop, messages)
+    async def insist(loop: tools.Loop, messages: Callable[[], tuple[Message, ...]], n: int) -> None:
+        await go_on(loop, messages, n)
         if len(prompts) < 3:
             loop._prompt = replace(loop._prompt, tool_choice="required")
 

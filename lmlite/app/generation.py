@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..api.dialect import Call, Frame, Reply
 from ..api.read.json_body import INLINE_BYTES_MAX, parse_body
+from ..beside import beside
 from ..card import Instance
 from ..errors import LmError, ShuttingDown, let_go
-from ..events import Event, Finished, Leased, LoadProgress, Notice, Started, ToolsListed
+from ..events import Event, Finished, Leased, LoadProgress, Notice, Started, TextDelta, ToolsListed
 from ..exchange import Exchange
 from ..principal import Principal
 from ..request import Generate
@@ -48,6 +49,10 @@ LISTING_MAX: Final = 1024
 """Characters: many servers and clients bound a header's line."""
 UNREAD: Final = (Started, LoadProgress, Leased, ToolsListed)
 """Events of a time at which the engine has not read the request."""
+LARGE_BYTES: Final = 256 << 10
+"""Of a request that is written down for its engine beside the loop whatever it is that makes it so large: tools, a schema."""
+EVENTS: Final = 1000
+"""What is said of more takes longer than a thread does to do it."""
 NOT_PLAIN: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -55,15 +60,28 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
     """The endpoint of a dialect that generates."""
 
     async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
-        await respond(app, await parsed(parse, request.body), response, request.caller)
+        body = request.body
+        call, reply = await read(lambda: with_reply(app, parse(parse_body(body)), len(body)), len(body))
+        await respond(app, call, reply, response, request.caller)
 
     return endpoint
 
 
-async def respond(app: State, call: Call, response: Response, caller: Principal) -> None:
+def with_reply(app: State, call: Call, n_bytes: int) -> tuple[Call, Reply]:
+    """The request that was read, marked if it is large, and its reply, which may spell what was asked."""
+    return replace(call, turn=sized(call.turn, n_bytes)), call.reply(app.origin())
+
+
+def sized(turn: Turn, n_bytes: int) -> Turn:
+    """`n_bytes` are those of its request."""
+    if n_bytes <= LARGE_BYTES:
+        return turn
+    return replace(turn, runs=tuple(replace(work, large=True) for work in turn.runs))
+
+
+async def respond(app: State, call: Call, reply: Reply, response: Response, caller: Principal) -> None:
     await media.fetch(app, call.turn)
     tell_ignored(call, response)
-    reply = call.reply(app.origin())
     turn = scoped(call.turn, caller)
     if call.stream:
         await stream(app, turn, reply, response, caller)
@@ -96,7 +114,7 @@ async def parsed(parse: Callable[[dict[str, Any]], T], body: bytes | bytearray) 
 
 async def read(work: Callable[[], T], n_bytes: int) -> T:
     """A large body is read in a thread: others' streams must not wait for it."""
-    return work() if n_bytes <= INLINE_BYTES_MAX else await asyncio.to_thread(work)
+    return await beside(work, n_bytes > INLINE_BYTES_MAX)
 
 
 async def watches(
@@ -136,10 +154,16 @@ async def answer(app: State, turn: Turn, reply: Reply, response: Response, calle
 
     await rounds(app, caller).run(turn, take, never, whole=True)
     tell_unenforced(runs[0], response)
-    said = reply.whole(runs)
-    if (exchange := reply.exchange()) is not None:
+    many = sum(map(weigh, runs)) > EVENTS
+    said = await beside(lambda: reply.whole(runs), many)
+    if (exchange := await beside(reply.exchange, many)) is not None:
         await app.history.own(caller.scope).keep(exchange)
     response.whole(200, said.encode())
+
+
+def weigh(events: Sequence[Event]) -> int:
+    """How many there are to spell; each token whose probability is told is one."""
+    return len(events) + sum(len(event.logprobs) for event in events if isinstance(event, TextDelta))
 
 
 def rounds(app: State, caller: Principal) -> Rounds:
@@ -186,6 +210,7 @@ class Speaker:
         self._reply, self._response, self._history = reply, response, history
         self._waits = waits  # for what the engine says of the request, which the head of the response has room for
         self._held = b""  # until then
+        self._n_events = 0
         self._is_open = False  # the history has it as one that runs
         self._loop = asyncio.get_running_loop()
         self._spoke_at = self._loop.time()
@@ -193,6 +218,7 @@ class Speaker:
 
     def take(self, index: int, events: list[Event]) -> bool:
         reply, response = self._reply, self._response
+        self._n_events += len(events)
         said = b"".join([sse.frame(name, payload) for event in events for name, payload in reply.stream(index, event)])
         if self._waits:
             said = self._held_back(events, said)
@@ -216,7 +242,7 @@ class Speaker:
 
     async def last(self) -> bytes:
         """The end of a stream that has come to it: told once what is to be kept is."""
-        if (exchange := self._reply.exchange()) is not None:
+        if (exchange := await self._exchange()) is not None:
             await self._keep(exchange)
         said = frames(self._reply.end())
         if not self._response.started:
@@ -226,10 +252,13 @@ class Speaker:
     async def failed(self, error: LmError) -> bytes:
         """An end that came too early. That it is kept is not to be counted on then: a disk may be what failed."""
         said = frames(self._reply.failed(error))
-        if (exchange := self._reply.exchange()) is not None:
+        if (exchange := await self._exchange()) is not None:
             with contextlib.suppress(LmError):
                 await self._keep(exchange)
         return said
+
+    async def _exchange(self) -> Exchange | None:
+        return await beside(self._reply.exchange, self._n_events > EVENTS)
 
     async def _keep(self, exchange: Exchange) -> None:
         self._is_open = False

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from ..errors import InvalidRequest, UnsupportedField
-from ..messages import MediaPart, media_of
+from ..messages import MediaPart
 from ..request import Chat
 from ..turn import Turn
 from .state import State
@@ -29,7 +29,7 @@ ACCEPT: Final = "image/png, image/jpeg, image/gif, image/webp, image/bmp, audio/
 async def fetch(app: State, turn: Turn) -> None:
     """Fills the media of the turn that lie elsewhere. Raises `InvalidRequest` that names the place of one that cannot be."""
     chats = [prompt for prompt in turn.prompts() if isinstance(prompt, Chat)]
-    links = [part for chat in chats for part in media_of(chat.messages) if part.url and not part.data]
+    links = [part for chat in chats for part in chat.media if part.url and not part.data]
     if not links:
         return
     first = links[0]

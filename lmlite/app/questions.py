@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
 from ..api.dialect import CountCall, EmbedCall
 from ..api.openai.chat import parse_chat
 from ..api.own import rerank, tokens
+from ..beside import Turns
 from ..request import Chat
 from ..rounds.run import completed
 from ..settings import ModelSettings
 from ..turn import Turn
 from ..wire.connection import Request, Response
 from . import media
-from .generation import parsed
+from .generation import parsed, sized
 from .state import Endpoint, State
-
-TURN_S: Final = 0.005
-"""How long one request may keep the event loop, where its work can be cut."""
 
 
 def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
@@ -38,13 +35,10 @@ def embedding(parse: Callable[[dict[str, Any]], EmbedCall]) -> Endpoint:
 
 async def in_turns(pieces: Iterable[str]) -> AsyncIterator[str]:
     """The pieces, with other requests' turns in between where they take long to make."""
-    clock = asyncio.get_running_loop().time
-    turn_began = clock()
+    turns = Turns()
     for piece in pieces:
         yield piece
-        if clock() - turn_began > TURN_S:
-            await asyncio.sleep(0)
-            turn_began = clock()
+        await turns.pause()
 
 
 async def score(app: State, request: Request, response: Response, _: str) -> None:
@@ -71,14 +65,14 @@ async def apply_template(app: State, request: Request, response: Response, _: st
 def counting(parse: Callable[[dict[str, Any]], CountCall]) -> Endpoint:
     async def endpoint(app: State, request: Request, response: Response, _: str) -> None:
         call = await parsed(parse, request.body)
-        _, n_tokens = await render(app, call.turn)
+        _, n_tokens = await render(app, sized(call.turn, len(request.body)))
         response.whole(200, call.reply(n_tokens).encode())
 
     return endpoint
 
 
 async def read_chat(app: State, request: Request) -> tuple[str, int]:
-    return await render(app, (await parsed(parse_chat, request.body)).turn)
+    return await render(app, sized((await parsed(parse_chat, request.body)).turn, len(request.body)))
 
 
 async def render(app: State, turn: Turn) -> tuple[str, int]:
@@ -87,7 +81,7 @@ async def render(app: State, turn: Turn) -> tuple[str, int]:
     async with app.models.lease(turn.model, turn.needs, turn.load, senses=turn.senses) as lease:
         run = completed(turn, app.models, lease.instance).runs[0]
         assert isinstance(run.prompt, Chat)
-        return await lease.engine.count(run.prompt, run.grammar)
+        return await lease.engine.count(run.prompt, run.grammar, run.large)
 
 
 async def tokenize(app: State, request: Request, response: Response, _: str) -> None:

@@ -21,7 +21,7 @@ from ..turn import Turn
 from ..wire import sse
 from ..wire.connection import Request, Response
 from . import media
-from .generation import frames, read, respond, rounds, scoped, tell_ignored
+from .generation import frames, read, respond, rounds, scoped, sized, tell_ignored, with_reply
 from .state import State
 
 T = TypeVar("T")
@@ -29,18 +29,16 @@ T = TypeVar("T")
 
 async def create(app: State, request: Request, response: Response, _: str) -> None:
     caller = request.caller
-    call = await read_call(app, request)
+    call, reply = await read_call(app, request, lambda call: with_reply(app, call, len(request.body)))
     if not call.background:
-        await respond(app, call, response, request.caller)
+        await respond(app, call, reply, response, request.caller)
         return
     if not app.history.keeps:
         raise NotKept("this server keeps nothing (--history-size, --history-days)")
     await media.fetch(app, call.turn)
     past, turn = own(app, request), scoped(call.turn, caller)
     await app.models.expect(turn)
-    if turn.follows is not None:
-        turn = turn.after(await past.conversation(turn.follows.id))
-    reply = call.reply(app.origin())
+    turn = await past.follow(turn)
     assert isinstance(reply, ResponseReply)
     tell_ignored(call, response)
     run = app.background.start(rounds(app, caller), past, turn, reply)
@@ -54,7 +52,7 @@ def own(app: State, request: Request) -> OwnHistory:
     return app.history.own(request.caller.scope)
 
 
-async def read_call(app: State, request: Request) -> Call:
+async def read_call(app: State, request: Request, then: Callable[[Call], T]) -> T:
     """With the items in their places that the request only points at."""
 
     def look() -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -64,7 +62,7 @@ async def read_call(app: State, request: Request) -> Call:
     fields, ids = await read(look, len(request.body))
     if ids:
         fields = dereference(fields, await find_items(own(app, request), ids))
-    return await read(lambda: parse_responses(fields), len(request.body))
+    return await read(lambda: then(parse_responses(fields)), len(request.body))
 
 
 async def find_items(past: OwnHistory, ids: tuple[str, ...]) -> Mapping[str, Any]:
@@ -87,19 +85,18 @@ async def of_kept(work: Callable[..., T], exchange: Exchange, *more: Any) -> T:
 
 
 async def count(app: State, request: Request, response: Response, _: str) -> None:
-    turn = (await read_call(app, request)).turn
+    turn = await read_call(app, request, lambda call: sized(call.turn, len(request.body)))
     response.whole(200, kept.spell_count(await count_tokens(app, turn, own(app, request))).encode())
 
 
 async def count_tokens(app: State, turn: Turn, past: OwnHistory) -> int:
     """Of all that the model would read."""
     await media.fetch(app, turn)
-    if turn.follows is not None:
-        turn = turn.after(await past.conversation(turn.follows.id))
+    turn = await past.follow(turn)
     async with app.models.lease(turn.model, turn.needs, turn.load, senses=turn.senses) as lease:
-        prompt = completed(turn, app.models, lease.instance).runs[0].prompt
-        assert isinstance(prompt, Chat)
-        _, n_tokens = await lease.engine.count(prompt)
+        run = completed(turn, app.models, lease.instance).runs[0]
+        assert isinstance(run.prompt, Chat)
+        _, n_tokens = await lease.engine.count(run.prompt, large=run.large)
         return n_tokens
 
 

@@ -20,6 +20,7 @@ from ..exchange import Exchange, ExchangeKind
 from ..messages import Message
 from ..store.database import Database
 from ..store.history import HistoryTable, Write
+from ..turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,14 @@ class History:
         `ConversationTooLong`, `StateError`."""
         messages: tuple[Message, ...] = await self._wait(lambda: self._table.conversation(id, scope))
         return messages
+
+    async def follow(self, turn: Turn, scope: str) -> Turn:
+        """The turn with the conversation that it goes on from, put together where it is read. Raises as `conversation`."""
+        follows = turn.follows
+        if follows is None:
+            return turn
+        joined: Turn = await self._wait(lambda: turn.after(self._table.conversation(follows.id, scope)))
+        return joined
 
     async def delete(self, id: str, scope: str, kind: ExchangeKind) -> None:
         """Returns once it is unknown. Raises `UnknownExchange`, `StateError`."""
@@ -206,8 +215,8 @@ class OwnHistory:
     async def find_beginning(self, beginning: str) -> Exchange | None:
         return await self.history.find_beginning(beginning, self.scope)
 
-    async def conversation(self, id: str) -> tuple[Message, ...]:
-        return await self.history.conversation(id, self.scope)
+    async def follow(self, turn: Turn) -> Turn:
+        return await self.history.follow(turn, self.scope)
 
     async def delete(self, id: str, kind: ExchangeKind) -> None:
         await self.history.delete(id, self.scope, kind)

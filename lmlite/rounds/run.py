@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ..card import Instance
 from ..errors import LmError
 from ..events import Event, Finished
-from ..messages import Message, Sense
+from ..messages import Sense
 from ..request import Chat, Generate
 from ..settings import ModelSettings
 from ..tool_servers import ToolServer
@@ -81,7 +81,9 @@ Watching = Callable[["Engine", Instance, Sequence[Generate]], Awaitable[Sequence
 class Past(Protocol):
     """What was kept: see `history.OwnHistory`."""
 
-    async def conversation(self, id: str) -> tuple[Message, ...]: ...
+    async def follow(self, turn: Turn) -> Turn:
+        """With the conversation that it goes on from, if it does."""
+        ...
 
 
 class Servers(Protocol):
@@ -102,8 +104,7 @@ class Rounds:
 
     async def run(self, turn: Turn, take: Take, drained: Drained, *, whole: bool = False) -> None:
         """Returns when the turn is over, raises `LmError` when it failed. `whole` tells that nobody looks before the end."""
-        if turn.follows is not None:
-            turn = turn.after(await self.past.conversation(turn.follows.id))
+        turn = await self.past.follow(turn)
 
         async def play(turn: Turn, take: Take) -> None:
             await run_round(turn, self.models, self.watching, take, drained, whole)

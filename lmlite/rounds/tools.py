@@ -10,12 +10,15 @@ import contextlib
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from ..api.read.media import decode
 from ..api.transcript import Piece, Transcript, result_message
+from ..beside import Turns, beside
 from ..errors import InvalidRequest, ToolServerFailed
 from ..events import (
     ApprovalAsked,
@@ -51,6 +54,14 @@ MEDIA_MAX: Final = 8
 REFUSED_MAX: Final = 3
 """Calls in a row that could not be made; a model that has got nowhere by then answers without."""
 IDS: Final = 10**9
+MANY: Final = 1000
+"""Messages, or calls, that take longer to look through than a thread does to do it."""
+AHEAD: Final = 64
+"""Calls that are begun before the first of them is told; as many as `Limits.parallel` are made at once."""
+TOGETHER: Final = 32
+"""Calls that are told in one go, if they have come together: the reply takes a millisecond or two to spell them."""
+TOOLS_SMALL: Final = 32
+"""That are told to an engine within a millisecond."""
 
 R = TypeVar("R", ToolResult | ToolRefused, ToolResult | ToolRefused | ApprovalAsked)
 Take = Callable[[int, list[Event]], bool]
@@ -206,13 +217,14 @@ class Loop:
         drained: Callable[[], Awaitable[None]],
         expect: Callable[[Turn], Awaitable[frozenset[Sense]]],
     ):
-        (self._work,) = turn.runs
-        prompt = self._work.prompt
+        (work,) = turn.runs
+        prompt = work.prompt
         assert isinstance(prompt, Chat)
         self._turn, self._box, self._limits, self._play = turn, box, limits, play
         self._take, self._drained, self._expect = take, drained, expect
         self._servers = {tool.called: tool for listed in box.listed for tool in listed.tools}
         self._tools = {(tool.server.label, tool.name): tool for tool in reversed(self._servers.values())}
+        self._work = replace(work, large=work.large or len(self._servers) > TOOLS_SMALL)
         self._clients = {tool["function"]["name"] for tool in prompt.tools}
         self._prompt = replace(prompt, tools=(*prompt.tools, *(tool.spell() for tool in self._servers.values())))
         self._stats: Stats | None = None
@@ -226,7 +238,8 @@ class Loop:
     async def run(self) -> None:
         if self._turn.approvals:
             self._senses = await self._expect(self._turn)
-        pending = waiting(self._prompt.messages, self._turn.approvals)
+        messages, approvals = self._prompt.messages, self._turn.approvals
+        pending = await beside(lambda: waiting(messages, approvals), len(messages) + len(approvals) > MANY)
         await self._tell(list(self._box.listed))
         if self._turn.approvals:
             await self._resume(pending)
@@ -247,7 +260,7 @@ class Loop:
             given = [result for result in results if not isinstance(result, ApprovalAsked)]
             if len(given) < len(calls):  # the rest is the client's, to be run or to be let through
                 break
-            self._go_on(heard, calls, given)
+            await self._go_on(heard, calls, given)
             if self._left() == 0:
                 finished = replace(finished, reason="maxPredictedTokensReached")
                 break
@@ -294,38 +307,52 @@ class Loop:
             self._senses = heard.leased.instance.senses
         return heard
 
-    def _go_on(self, heard: Transcript, calls: Sequence[Piece], results: Sequence[ToolResult | ToolRefused]) -> None:
+    async def _go_on(
+        self, heard: Transcript, calls: Sequence[Piece], results: Sequence[ToolResult | ToolRefused]
+    ) -> None:
         """The next round sees what the model said and what it was given. A call that had to be has been made."""
         for piece, result in zip(calls, results, strict=True):
             piece.result = result
-        self._prompt_with((*self._prompt.messages, *heard.messages(str)))
+        messages = self._prompt.messages
+        await self._prompt_with(lambda: (*messages, *heard.messages(str)), len(messages) + len(calls))
 
-    def _prompt_with(self, messages: tuple[Message, ...]) -> None:
-        choice = "auto" if self._prompt.tool_choice == "required" else self._prompt.tool_choice
-        self._prompt = replace(self._prompt, messages=messages, tool_choice=choice, continues=None)
+    async def _prompt_with(self, messages: Callable[[], tuple[Message, ...]], n: int) -> None:
+        """`n` tells how many there are, about."""
+        prompt = self._prompt
+        choice = "auto" if prompt.tool_choice == "required" else prompt.tool_choice
+        put_together = partial(replace, prompt, tool_choice=choice, continues=None)
+        self._prompt = await beside(lambda: put_together(messages=messages()), n > MANY)
 
     # ---- calls
 
     async def _resume(self, pending: Sequence[tuple[ToolCallPart, Approval]]) -> None:
         """The calls of earlier turns that somebody has decided about: their results join the conversation."""
-        gate = asyncio.Semaphore(self._limits.parallel)
-        asked = [
-            Asked(-1 - place, call.id, call.name, call.arguments, self._find(call.name, approval.label))
-            for place, (call, approval) in enumerate(pending)
-        ]
-        given = [(one, approval) for one, (_, approval) in zip(asked, pending, strict=True) if approval.given]
+        gate, turns = asyncio.Semaphore(self._limits.parallel), Turns()
+        decided = await beside(lambda: self._decided(pending), len(pending) > MANY)
+        given = [(one, approval) for one, approval in decided if approval.given]
         if given and not self._servers:
             one, approval = given[0]
             raise InvalidRequest(f"the server of the call of '{one.name[:80]}' is not among the request's", approval.param)
-        await self._tell([CallResumed(one.index, one.id, one.name, one.arguments, one.tool) for one, _ in given])
+        for begin in range(0, len(given), TOGETHER):
+            some = given[begin : begin + TOGETHER]
+            await self._tell([CallResumed(one.index, one.id, one.name, one.arguments, one.tool) for one, _ in some])
+            await turns.pause()
         results = await self._in_order(
-            [
-                self._result(one, gate) if approval.given else denied(one, approval.reason)
-                for one, (_, approval) in zip(asked, pending, strict=True)
-            ]
+            self._result(one, gate) if approval.given else denied(one, approval.reason) for one, approval in decided
         )
-        answers = [result_message(call.name, result) for (call, _), result in zip(pending, results, strict=True)]
-        self._prompt_with(tuple(behind_calls([*self._prompt.messages, *answers])))
+        messages = self._prompt.messages
+
+        def joined() -> tuple[Message, ...]:
+            answers = [result_message(one.name, result) for (one, _), result in zip(decided, results, strict=True)]
+            return tuple(behind_calls([*messages, *answers]))
+
+        await self._prompt_with(joined, len(messages) + len(decided))
+
+    def _decided(self, pending: Sequence[tuple[ToolCallPart, Approval]]) -> list[tuple[Asked, Approval]]:
+        return [
+            (Asked(-1 - place, call.id, call.name, call.arguments, self._find(call.name, approval.label)), approval)
+            for place, (call, approval) in enumerate(pending)
+        ]
 
     def _find(self, name: str, label: str) -> ServerTool | None:
         """By the name that the model knows, or its server's own."""
@@ -333,14 +360,15 @@ class Loop:
 
     async def _results(self, calls: Sequence[Piece]) -> list[ToolResult | ToolRefused | ApprovalAsked]:
         gate = asyncio.Semaphore(self._limits.parallel)
-        works: list[Awaitable[ToolResult | ToolRefused | ApprovalAsked]] = []
-        for piece in calls:
+
+        def begin(piece: Piece) -> Awaitable[ToolResult | ToolRefused | ApprovalAsked] | ToolRefused | ApprovalAsked:
             id, tool = f"{(self._first_id + piece.number) % IDS:09d}", self._servers.get(piece.name)
             asked = Asked(piece.number, id, piece.name, piece.text, tool)
-            works.append(self._ask_approval(asked) if tool and tool.needs_approval else self._result(asked, gate))
-        return await self._in_order(works)
+            return self._ask_approval(asked) if tool and tool.needs_approval else self._result(asked, gate)
 
-    async def _ask_approval(self, asked: Asked) -> ToolRefused | ApprovalAsked:
+        return await self._in_order(map(begin, calls))
+
+    def _ask_approval(self, asked: Asked) -> ToolRefused | ApprovalAsked:
         assert asked.tool is not None
         _, problem = read_arguments(asked)
         if problem:
@@ -348,19 +376,34 @@ class Loop:
             return ToolRefused(asked.index, asked.id, problem, asked.tool)
         return ApprovalAsked(asked.index, asked.tool)
 
-    async def _in_order(self, works: Sequence[Awaitable[R]]) -> list[R]:
+    async def _in_order(self, works: Iterable[Awaitable[R] | R]) -> list[R]:
         """What comes of the calls, each told as soon as those before it are."""
-        tasks = [asyncio.ensure_future(work) for work in works]
+        rest, turns = iter(works), Turns()
+        begun: deque[asyncio.Future[R] | R] = deque()
         results: list[R] = []
         try:
-            for task in tasks:
-                results.append(await task)
-                await self._tell([results[-1]])
+            while True:
+                for work in itertools.islice(rest, AHEAD - len(begun)):
+                    begun.append(asyncio.ensure_future(work) if isinstance(work, Awaitable) else work)
+                if not begun:
+                    return results
+                told: list[Event] = []
+                while begun and len(told) < TOGETHER:
+                    first = begun[0]
+                    if isinstance(first, asyncio.Future):
+                        if told and not first.done():
+                            break
+                        first = await first
+                    begun.popleft()
+                    told.append(first)
+                    results.append(first)
+                await self._tell(told)
+                await turns.pause()
         finally:
+            tasks = [one for one in begun if isinstance(one, asyncio.Future)]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return results
 
     async def _result(self, asked: Asked, gate: asyncio.Semaphore) -> ToolResult | ToolRefused:
         index, id, tool = asked.index, asked.id, asked.tool
@@ -424,7 +467,7 @@ def waiting(messages: Sequence[Message], approvals: Sequence[Approval]) -> list[
     return pending
 
 
-async def denied(asked: Asked, reason: str) -> ToolRefused:
+def denied(asked: Asked, reason: str) -> ToolRefused:
     return ToolRefused(asked.index, asked.id, f"The user did not approve this call{f': {reason}' if reason else '.'}", None)
 
 

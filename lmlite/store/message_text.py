@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 from ..messages import MediaKind, MediaPart, Message, Part, ReasoningPart, Role, TextPart, ToolCallPart, ToolResultPart
+
+COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
+DECODER: Final = json.JSONDecoder()
 
 
 def dump(messages: Iterable[Message]) -> str:
@@ -25,7 +28,7 @@ def dump(messages: Iterable[Message]) -> str:
         return begin, len(text)
 
     rows = [{"role": message.role, "parts": [spell(part, put) for part in message.parts]} for message in messages]
-    return "".join((json.dumps(rows, separators=(",", ":")), "\n", *said))
+    return "".join(("[", ",".join(map(COMPACT.encode, rows)), "]\n", *said))
 
 
 def load(text: str, fetch: Callable[[str], bytes]) -> tuple[Message, ...]:
@@ -40,10 +43,23 @@ def load(text: str, fetch: Callable[[str], bytes]) -> tuple[Message, ...]:
         return found
 
     try:
-        rows = [row for row in json.loads(line) if row["role"] in get_args(Role)]
+        rows = [row for row in read_rows(line) if row["role"] in get_args(Role)]
         return tuple(Message(row["role"], tuple(parts(row["parts"], get, fetch))) for row in rows)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no messages: {error!r}") from None
+
+
+def read_rows(line: str) -> Iterator[Any]:
+    """Those of a list, one by one: all in one go would keep everybody from the interpreter where there are ten thousands."""
+    if line[:1] != "[" or line[-1:] != "]":
+        raise ValueError("no list")
+    at, end = 1, len(line) - 1
+    while at < end:
+        row, at = DECODER.raw_decode(line, at)
+        yield row
+        if line[at] not in ",]":
+            raise ValueError("no list")
+        at += 2 if line.startswith(", ", at) else 1
 
 
 def spell(part: Part, put: Callable[[str], tuple[int, int]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from lmlite import errors
-from lmlite.core.engine.client import INLINE_BYTES_MAX, Engine
+from lmlite.core.engine.client import Engine
 from lmlite.core.engine.frames import HEADER, MAX_PAYLOAD, Kind, pack
 from lmlite.core.engine.line import HANG_S, PIECE
 from lmlite.core.engine.payloads import (
@@ -28,8 +28,8 @@ from lmlite.core.engine.payloads import (
     chat_object,
     encode,
     generate_object,
+    is_large,
     load_object,
-    size_of,
 )
 from lmlite.events import (
     DraftCounts,
@@ -779,7 +779,7 @@ def test_what_no_frame_can_carry_is_refused_in_steps_too(value: Any) -> None:
 )
 def test_a_large_prompt_arrives_whole(prompt: Any) -> None:
     generate = Generate(prompt)
-    assert size_of(prompt) > INLINE_BYTES_MAX
+    assert is_large(prompt)
 
     async def scene(engine: Engine, peer: Peer) -> None:
         answer = asyncio.ensure_future(collect(engine.run(generate).__aiter__()))

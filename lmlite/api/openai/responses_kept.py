@@ -18,6 +18,8 @@ LIMIT: Final = 20
 LIMIT_MAX: Final = 100
 """Items of one page: OpenAI's bounds."""
 
+DECODER: Final = json.JSONDecoder()
+
 LOST: Final = {"code": "server_error", "message": "the server ended before the answer did"}
 
 
@@ -91,9 +93,18 @@ def spell_input(exchange: Exchange, query: str) -> str:
 def input_of(exchange: Exchange) -> list[dict[str, Any]]:
     if exchange.kind != "response":
         raise UnknownExchange(exchange.id)
-    items: list[dict[str, Any]] = json.loads(exchange.items)
+    items = list(read_items(exchange.items))
     restored: list[dict[str, Any]] = with_media(items, exchange.asked)
     return restored
+
+
+def read_items(text: str) -> Iterator[dict[str, Any]]:
+    """As `join_input` has written them: one by one, since the decoder keeps all other threads from the interpreter."""
+    at, end = 1, len(text) - 1
+    while at < end:
+        item, at = DECODER.raw_decode(text, at)
+        at += 1
+        yield item
 
 
 def items_of(exchange: Exchange) -> dict[str, dict[str, Any]]:

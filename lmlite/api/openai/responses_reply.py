@@ -96,7 +96,7 @@ class ResponseReply(Reply):
         self._is_plain = False  # it says nothing but texts, which are told as they are
         self._hears: type[Event] | None = None  # what goes on with the open item
         self._input = InputText()  # of the open call of a custom tool
-        self._kept_input = ""
+        self._kept_input = join_input(asked.input, self._input_id) if asked.store else ""
         self._listed: list[ToolsListed] = []  # still to be told
         self._server_tools: dict[str, ServerTool] = {}
         self._waiting: dict[int, tuple[Item, Piece]] = {}  # calls that servers have
@@ -417,16 +417,11 @@ class ResponseReply(Reply):
             asked=asked.messages,
             answer=self._transcript.messages(self._call_id),
             body=f'{{"lengths":{lengths},"response":{self.body()}}}',
-            items=self._spell_input(),
+            items=self._kept_input,
         )
 
     def _call_id(self, number: int) -> str:
         return self._approval_ids.get(number) or call_id(self._origin.suffix, 0, number)
-
-    def _spell_input(self) -> str:
-        if not self._kept_input:
-            self._kept_input = join_input(self._asked.input, self._input_id)
-        return self._kept_input
 
     def _input_id(self, place: int) -> str:
         return item_id("message", self._origin.digits, INPUT_PLACES + place)

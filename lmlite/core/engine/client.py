@@ -9,9 +9,11 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
+from ...beside import beside
 from ...errors import LmError, MediaRefused
 from ...events import (
     Event,
@@ -33,6 +35,7 @@ from ...request import Chat, Embed, Embedding, Generate, Grammar, Prompt, Rerank
 from .frames import Kind
 from .line import Abandoned, Clock, Line
 from .payloads import (
+    INLINE_BYTES_MAX,
     Loaded,
     LoadSpec,
     Measured,
@@ -43,6 +46,7 @@ from .payloads import (
     encode,
     generate_object,
     grammar_object,
+    is_large,
     load_object,
     media_files,
     paths_object,
@@ -59,7 +63,6 @@ from .payloads import (
     read_text,
     read_tokens,
     read_tool_call,
-    size_of,
 )
 from .tool_names import given_names
 from .webp import WebP
@@ -71,8 +74,6 @@ _TEXT: Final = int(Kind.TEXT)
 _REASONING: Final = int(Kind.REASONING)
 _TOOL_CALL: Final = int(Kind.TOOL_CALL)
 
-INLINE_BYTES_MAX: Final = 32 * 1024
-"""Commands up to here are written at once: within a millisecond."""
 DIGEST_BYTES_MAX: Final = 1 << 20
 """Media up to here are digested at once: within two milliseconds."""
 
@@ -170,13 +171,14 @@ class Engine:
 
     async def embed(self, embed: Embed) -> list[Embedding]:
         """One vector per input, in order. Raises `ContextOverflow` with the index of an input that is too long."""
-        payload = await written(sum(map(len, embed.inputs)), lambda: embed_object(embed))
+        payload = await written(sum(map(len, embed.inputs)) > INLINE_BYTES_MAX, lambda: embed_object(embed))
         return await self._line.ask(Kind.EMBED, payload, _Rows(len(embed.inputs), Embedding))
 
     async def rerank(self, rerank: Rerank) -> list[Score]:
         """One score per document, in order. Raises `ContextOverflow` with the index of a document that is too long."""
         command = {"query": rerank.query, "documents": list(rerank.documents)}
-        payload = await written(len(rerank.query) + sum(map(len, rerank.documents)), lambda: command)
+        n_chars = len(rerank.query) + sum(map(len, rerank.documents))
+        payload = await written(n_chars > INLINE_BYTES_MAX, lambda: command)
         return await self._line.ask(Kind.RERANK, payload, _Rows(len(rerank.documents), read_score))
 
     async def tokenize(
@@ -184,7 +186,7 @@ class Engine:
     ) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
         """The ids, and the exact bytes of each."""
         command = {"text": text, "add_special": add_special, "parse_special": parse_special}
-        payload = await written(len(text), lambda: command)
+        payload = await written(len(text) > INLINE_BYTES_MAX, lambda: command)
         return await self._line.ask(Kind.TOKENIZE, payload, _Answer(Kind.TOKENS, read_tokens))
 
     async def detokenize(self, ids: Sequence[int]) -> str:
@@ -194,14 +196,14 @@ class Engine:
         """The prompt that the model's template makes of `chat`."""
         return await self._render(chat, choice_object(chat), read_text)
 
-    async def count(self, chat: Chat, grammar: Grammar | None = None) -> tuple[str, int]:
-        """The prompt of a generation by that grammar, and how many tokens it is, even if they are too many. Raises
-        `ContextOverflow` for far too many."""
+    async def count(self, chat: Chat, grammar: Grammar | None = None, large: bool = False) -> tuple[str, int]:
+        """The prompt of a generation by that grammar, and how many tokens it is, even if they are too many; `large` as in
+        `Generate`. Raises `ContextOverflow` for far too many."""
         rules = {**choice_object(chat), **grammar_object(grammar), "count": True}
-        return await self._render(chat, rules, read_counted)
+        return await self._render(chat, rules, read_counted, large)
 
-    async def _render(self, chat: Chat, rules: Mapping[str, Any], read: Callable[[bytes], T]) -> T:
-        payload, media = await written_with_media(chat, lambda: {**chat_object(chat), **rules}, self._webp)
+    async def _render(self, chat: Chat, rules: Mapping[str, Any], read: Callable[[bytes], T], large: bool = False) -> T:
+        payload, media = await written_with_media(chat, lambda: {**chat_object(chat), **rules}, self._webp, large)
         try:
             return await self._line.ask(Kind.RENDER, payload, _Answer(Kind.RESULT, read), media)
         except MediaRefused as error:
@@ -215,22 +217,19 @@ class Engine:
         await self._line.close(error)
 
 
-async def written(size: int, command: Callable[[], Mapping[str, Any]]) -> bytes:
-    """The payload of a command of about `size` bytes: a large one is written in a thread, where the loop can come between
-    its steps."""
-    if size <= INLINE_BYTES_MAX:
-        return encode(command())
-    return await asyncio.to_thread(lambda: encode(command(), in_steps=True))
+async def written(large: bool, command: Callable[[], Mapping[str, Any]]) -> bytes:
+    """The payload of a command: a large one is written in a thread, where the loop can come between its steps."""
+    return await beside(lambda: encode(command(), in_steps=large), large)
 
 
 async def written_with_media(
-    prompt: Prompt, command: Callable[[], Mapping[str, Any]], webp: WebP
+    prompt: Prompt, command: Callable[[], Mapping[str, Any]], webp: WebP, large: bool
 ) -> tuple[bytes, tuple[MediaPart, ...]]:
     """The payload of a command about `prompt`, and the media that belong to it, whose digests are known then."""
     media = await webp.replaced(media_files(prompt))
     if sum(len(part.data) for part in media) > DIGEST_BYTES_MAX:
         await asyncio.to_thread(lambda: [part.digest for part in media])
-    return await written(size_of(prompt), command), media
+    return await written(large or is_large(prompt), command), media
 
 
 def placed(error: Exception, media: Sequence[MediaPart]) -> Exception:
@@ -262,7 +261,8 @@ class Run:
         line = self._line
         stream = _Stream(line, self._generate.whole, self._names, self._on_finished)
         generate = self._generate
-        payload, media = await written_with_media(generate.prompt, lambda: generate_object(generate), self._webp)
+        command = partial(generate_object, generate)
+        payload, media = await written_with_media(generate.prompt, command, self._webp, generate.large)
         request_id = line.send(Kind.GENERATE, payload, stream, media)
         try:
             while not stream.over:
@@ -285,7 +285,8 @@ class Run:
         line = self._line
         stream = _Stream(line, self._generate.whole, self._names, self._on_finished, take)
         generate = self._generate
-        payload, media = await written_with_media(generate.prompt, lambda: generate_object(generate), self._webp)
+        command = partial(generate_object, generate)
+        payload, media = await written_with_media(generate.prompt, command, self._webp, generate.large)
         request_id = line.send(Kind.GENERATE, payload, stream, media)
         try:
             while not stream.over:

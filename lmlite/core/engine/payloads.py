@@ -27,7 +27,7 @@ from ...errors import (
     WrongModelType,
 )
 from ...events import DraftCounts, Finished, Notice, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
-from ...messages import Content, MediaPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart, media_of
+from ...messages import Content, MediaPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from ...request import UNLIMITED, Chat, Draft, Embed, Generate, Grammar, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
 from .tool_names import spell_names
@@ -200,6 +200,9 @@ class Measured:
 
 
 ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+INLINE_BYTES_MAX: Final = 32 * 1024
+"""Commands up to here are written at once: within a millisecond."""
+MESSAGE_SIZE: Final = 64
 STEP: Final = 1 << 12
 """Characters that are written in one go: a tenth of a millisecond, three where they are small objects."""
 SCALAR: Final = 8
@@ -290,19 +293,22 @@ def weigh_all(values: Iterable[Any]) -> int:
     return weight
 
 
-def size_of(prompt: Prompt) -> int:
-    """About as many bytes as its command has; quick, and blind to what is rarely large."""
+def is_large(prompt: Prompt) -> bool:
+    """Its command has more than so many bytes, about; quick, and blind to what is rarely large."""
     match prompt:
         case Text(text):
-            return len(text)
+            return len(text) > INLINE_BYTES_MAX
         case Tokens(ids):
-            return 6 * len(ids)
+            return 6 * len(ids) > INLINE_BYTES_MAX
         case Infill(prefix, suffix, _, files):
-            return len(prefix) + len(suffix) + sum(len(text) for _, text in files or ())
-    parts = [part for message in prompt.messages for part in message.parts]
-    others = [part for part in parts if type(part) is not TextPart]
-    texts = sum([len(part.text) for part in parts if type(part) is TextPart])
-    return 64 * len(prompt.messages) + texts + sum(map(part_size, others))
+            return len(prefix) + len(suffix) + sum(len(text) for _, text in files or ()) > INLINE_BYTES_MAX
+    left = INLINE_BYTES_MAX - MESSAGE_SIZE * len(prompt.messages)
+    for message in prompt.messages:
+        for part in message.parts:
+            left -= part_size(part)
+            if left < 0:
+                return True
+    return left < 0
 
 
 def part_size(part: Part) -> int:
@@ -310,11 +316,11 @@ def part_size(part: Part) -> int:
         case TextPart(text) | ReasoningPart(text):
             return len(text)
         case MediaPart():
-            return 64
+            return MESSAGE_SIZE
         case ToolCallPart(arguments=arguments):
-            return 64 + len(arguments)
+            return MESSAGE_SIZE + len(arguments)
         case ToolResultPart(content=content):
-            return 64 + sum(map(part_size, content))
+            return MESSAGE_SIZE + sum(map(part_size, content))
 
 
 def load_object(spec: LoadSpec) -> dict[str, Any]:
@@ -404,7 +410,7 @@ def content_object(said: Sequence[Content], indices: Iterator[int]) -> str | lis
 def media_files(prompt: Prompt) -> tuple[MediaPart, ...]:
     """The pictures and sounds of a prompt, in the order of their indices. Raises `MediaRefused` for too many, or too large
     ones."""
-    media = tuple(media_of(prompt.messages)) if isinstance(prompt, Chat) else ()
+    media = prompt.media if isinstance(prompt, Chat) else ()
     n_bytes = 0
     for index, part in enumerate(media):
         n_bytes += len(part.data)
