@@ -102,8 +102,8 @@ bool reply::append(std::string_view bytes) {
             nesting_--;
         }
     }
-    for (const std::string & stop : is_ruled_ ? std::vector<std::string>() : format_->stops) {
-        const size_t at = raw_.find(stop, before >= stop.size() ? before - stop.size() + 1 : 0);
+    for (const std::string & stop : format_->stops) {
+        const size_t at = is_ruled_ ? std::string::npos : raw_.find(stop, before >= stop.size() ? before - stop.size() + 1 : 0);
         if (at != std::string::npos) {
             raw_.resize(std::max(at, covered_));
             bytes_.clear();
