@@ -22,16 +22,13 @@ static constexpr double LORA_TURN_MS = 100;
 // Rows of pictures are computed beside streams in steps of about this length.
 static constexpr double ROWS_MS_BESIDE_STREAMS = 120;
 
-// What pictures get of the time beside streams, relative to these. Both keep about half of their speed.
-static constexpr double MEDIA_SHARE = 1.2;
+// What pictures get of the time beside streams, relative to these: both keep about half of their speed, since a request has
+// work of other kinds, too.
+static constexpr double MEDIA_SHARE = 1.3;
 
-// An encoding pauses for the streams after so long at most, and not before so long: to change over has a cost.
-static constexpr double MOST_SLICE_MS = 80;
-static constexpr double LEAST_SLICE_MS = 15;
-// What was earned while there was nothing to spend it on is forgotten beyond this.
-static constexpr double MOST_CREDIT_MS = 400;
-// Where no stream waits it pauses only to see whether one has come.
-static constexpr double ALONE_SLICE_MS = 100;
+// An encoding pauses after so long, for the streams or to see whether one has come. Each change over costs milliseconds: the
+// weights of one push those of the other out of the processor's caches.
+static constexpr double SLICE_MS = 100;
 
 // So long streams wait for a single operation of an encoding that does not end. Then both go on at once.
 static constexpr double PATIENCE_MS = 120;
@@ -45,7 +42,8 @@ static constexpr double DELTAS_MS = 4;
 engine::engine(model & m, outbox & out, pulse & p, uint64_t max_queue)
     : model_(m), outbox_(out), pulse_(p), max_queue_(max_queue),
       batch_(llama_batch_ext_init(m.context()), llama_batch_ext_free), alone_(PREFILL_MS_ALONE),
-      beside_streams_(PREFILL_MS_BESIDE_STREAMS), rows_alone_(PREFILL_MS_ALONE), rows_beside_streams_(ROWS_MS_BESIDE_STREAMS) {
+      beside_streams_(PREFILL_MS_BESIDE_STREAMS), rows_alone_(PREFILL_MS_ALONE), rows_beside_streams_(ROWS_MS_BESIDE_STREAMS),
+      lent_(MEDIA_SHARE, SLICE_MS) {
     if (m.is_embedding()) {
         embedder_ = std::make_unique<embedder>(m, out, p, max_queue);
         return;
@@ -436,21 +434,17 @@ void engine::count_media(const sequence & s) {
 }
 
 // What is to be done for pictures and sounds, if it is their turn: rows that are there are computed, the next part is encoded.
-// Streams come first: what is not theirs has to be earned by their steps.
 void engine::attend(bool beside_streams) {
     take_encoded();
     const bool has_rows = find_rows();
-    if (!has_rows && !encoder_->is_busy() && next_to_encode() == nullptr) {
-        credit_ms_ = 0;
-        return;
-    }
+    const bool has_work = has_rows || encoder_->is_busy() || next_to_encode() != nullptr;
     if (beside_streams) {
-        credit_ms_ = std::min(credit_ms_ + step_ms_ * MEDIA_SHARE, MOST_CREDIT_MS);
-        if (credit_ms_ < LEAST_SLICE_MS) {
-            return;
-        }
+        lent_.streams_took(step_ms_, has_work);
     } else {
-        credit_ms_ = 0;
+        lent_.settle();
+    }
+    if (!has_work || !lent_.is_others_turn()) {
+        return;
     }
     const auto began = steady::now();
     rows_are_next_ = has_rows && (rows_are_next_ || (!encoder_->is_busy() && next_to_encode() == nullptr));
@@ -460,11 +454,11 @@ void engine::attend(bool beside_streams) {
             advance_all();
         }
     } else {
-        encode(beside_streams ? std::min(credit_ms_, MOST_SLICE_MS) : ALONE_SLICE_MS, !beside_streams);
+        encode(!beside_streams);
     }
     rows_are_next_ = !rows_are_next_;
     if (beside_streams) {
-        credit_ms_ -= ms_between(began, steady::now());
+        lent_.others_took(ms_between(began, steady::now()));
     }
 }
 
@@ -516,7 +510,7 @@ bool engine::is_wanted(const std::string & key) const {
 }
 
 // A slice of the encoding that is under way, or of the next one.
-void engine::encode(double ms, bool waits) {
+void engine::encode(bool waits) {
     if (!encoder_->is_busy()) {
         sequence * s = next_to_encode();
         if (s == nullptr) {
@@ -530,7 +524,7 @@ void engine::encode(double ms, bool waits) {
             }
         }
     }
-    encoder_->run_for(ms, waits ? ms + PATIENCE_MS : PATIENCE_MS, waits);
+    encoder_->run_for(SLICE_MS, waits ? SLICE_MS + PATIENCE_MS : PATIENCE_MS, waits);
     take_encoded();
 }
 

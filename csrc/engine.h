@@ -55,7 +55,7 @@ class engine {
     bool make_room();
     void attend(bool beside_streams);
     bool find_rows();
-    void encode(double ms, bool waits);
+    void encode(bool waits);
     void take_encoded();
     sequence * next_to_encode() const;
     bool is_wanted(const std::string & key) const;
@@ -125,7 +125,7 @@ class engine {
     prefill_pace * rows_pace_ = &rows_alone_;
     uint64_t n_begun_ = 0;    // encodings
     uint64_t n_shown_ = 0;    // shares of batches of rows
-    double credit_ms_ = 0;    // that the streams' steps have earned for what is not theirs
+    lent_time lent_;          // by the streams, to what is not theirs
     bool rows_are_next_ = false;
     const media_part * whole_ = nullptr; // all of this batch, if its cells see each other
 };

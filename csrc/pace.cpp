@@ -12,4 +12,8 @@ void prefill_pace::learn(size_t n, double step_ms) {
     }
 }
 
+void lent_time::streams_took(double ms, bool is_there_other_work) {
+    balance_ms_ = std::min(balance_ms_ + ms * share_, is_there_other_work ? most_owed_ms_ : 0);
+}
+
 }  // namespace lm
