@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ..messages import MediaPart, Message, media_of
+from ..pieces import text_of
 
 MARK: Final = re.compile(r"lmlite-media:([0-9a-f]{64});(.*)", re.DOTALL)
 STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
@@ -66,4 +67,4 @@ def _restored(value: Any, known: Mapping[str, bytes]) -> Any:
 
 
 def encode(data: bytes) -> str:
-    return "".join(base64.b64encode(data[begin : begin + PIECE]).decode() for begin in range(0, len(data), PIECE))
+    return text_of(base64.b64encode(data[begin : begin + PIECE]).decode() for begin in range(0, len(data), PIECE))

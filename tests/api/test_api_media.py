@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -251,3 +253,47 @@ def test_base64_is_read_in_short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "decode_piece", noted)
     assert decode(base64.b64encode(bytes(1 << 20)).decode(), "x") == bytes(1 << 20)
     assert max(steps) <= 1 << 16
+
+
+STEPS = """
+import base64, json, os, sys
+from lmlite.api.kept_media import encode
+from lmlite.api.openai.chat import parse_chat
+from lmlite.api.read.json_body import parse_body
+
+N_BYTES = 30 << 20
+data = os.urandom(N_BYTES)
+content = [{"type": "image_url", "image_url": {"url": "data:;base64," + base64.b64encode(data).decode()}}]
+body = bytearray(json.dumps({"messages": [{"role": "user", "content": content}], "model": "m"}).encode())
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+last, most, where = resident(), 0, None
+
+def look(frame, event, argument):
+    global last, most, where
+    now = resident()
+    if now - last > most:
+        most, where = now - last, (frame.f_code.co_name, frame.f_lineno)
+    last = now
+    return look
+
+sys.settrace(look)
+call = parse_chat(parse_body(body))
+again = encode(call.turn.runs[0].prompt.messages[0].parts[0].data)
+sys.settrace(None)
+assert again == content[0]["image_url"]["url"][len("data:;base64,"):]
+print(most, *where)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process is told here what memory it has")
+def test_no_step_of_a_large_picture_makes_the_kernel_give_much_memory() -> None:
+    """That is what joining pieces costs, and no other thread has the interpreter meanwhile. What is watched so closely is
+    copied as it grows, and some of its former places are given back later."""
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    most, *where = done.stdout.split()
+    assert int(most) < 16 << 20, where

@@ -11,11 +11,13 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Iterator
 from itertools import accumulate
 from json import JSONDecodeError
 from typing import Any
 
 from ...errors import InvalidJson
+from ...pieces import text_of
 from .fields import clip
 
 INLINE_BYTES_MAX = 32 * 1024
@@ -179,10 +181,14 @@ _UNIT = len(r"\ud83d\ude00")
 
 
 def _decode(raw: bytes | bytearray) -> str:
+    return text_of(_decoded(raw))
+
+
+def _decoded(raw: bytes | bytearray) -> Iterator[str]:
     decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(raw)
-    pieces = [decoder.decode(view[start : start + STEP]) for start in range(0, len(raw), STEP)]
-    pieces.append(decoder.decode(b"", final=True))
-    return "".join(pieces)
+    for start in range(0, len(raw), STEP):
+        yield decoder.decode(view[start : start + STEP])
+    yield decoder.decode(b"", final=True)
 
 
 class _Reader:
@@ -305,7 +311,7 @@ class _Reader:
             end = self._stretch(at)
             pieces.append(self._literal(at, end))
             if text.startswith('"', end):
-                return "".join(pieces), end + 1
+                return text_of(pieces), end + 1
             if end - at <= STEP - _UNIT:
                 if text.startswith("\\u", end):
                     raise JSONDecodeError("Invalid \\uXXXX escape", text, end + 1)

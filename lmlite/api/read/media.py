@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import binascii
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from ...errors import InvalidRequest, UnsupportedField
 from ...messages import MediaKind, MediaPart
+from ...pieces import bytes_of
 from .fields import Fields, as_string, clip
 
 STEP: Final = 1 << 16
@@ -91,15 +93,17 @@ def decode(text: str, where: str, start: int = 0) -> bytes:
     n = len(text) - start
     if not n:
         raise InvalidRequest(f"'{where}' must not be empty", where)
-    pieces = []
     try:
         if n % 4:
             raise ValueError
-        for begin in range(start, len(text), STEP):
-            pieces.append(decode_piece(text[begin : begin + STEP], is_last=begin + STEP >= len(text)))
+        return bytes_of(decode_pieces(text, start), n // 4 * 3 - text.count("=", len(text) - 2))
     except ValueError:
         raise InvalidRequest(f"'{where}' is not valid Base64", where) from None
-    return b"".join(pieces)
+
+
+def decode_pieces(text: str, start: int) -> Iterator[bytes]:
+    for begin in range(start, len(text), STEP):
+        yield decode_piece(text[begin : begin + STEP], is_last=begin + STEP >= len(text))
 
 
 def decode_piece(piece: str, is_last: bool) -> bytes:
