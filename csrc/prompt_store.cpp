@@ -241,7 +241,7 @@ void prompt_store::read_all() {
 prompt_read prompt_store::read(prompt_piece & piece, int64_t used_ns) {
     const std::string name = prompt_file_name(piece.digest, piece.end);
     const int fd = ::open(path_of(name).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    prompt_read how = prompt_read::failed;
+    prompt_read how = fd < 0 && errno == ELOOP ? prompt_read::damaged : prompt_read::failed; // a link is nobody's prompt
     if (fd >= 0) {
         const descriptor file(fd);
         how = read_prompt_file(fd, piece);

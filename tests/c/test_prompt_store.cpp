@@ -299,6 +299,19 @@ TEST(a_folder_in_the_place_of_a_file_costs_that_file_only) {
     CHECK(w.fetch(pieces).size() == 2);
 }
 
+TEST(a_link_in_the_place_of_a_file_is_not_followed_and_goes) {
+    folder f;
+    const std::vector<prompt_piece> pieces = {piece(7, 0, 128, 900), piece(7, 128, 256, 900)};
+    watched w(f, 1 << 20);
+    w.keep(pieces[0]);
+    const std::string path = f.of(MODEL) + "/" + prompt_file_name(pieces[0].digest, 128);
+    fs::rename(path, f.path + "/elsewhere");
+    fs::create_symlink(f.path + "/elsewhere", path);
+    CHECK(w.fetch(pieces).empty() && !fs::is_symlink(path) && fs::exists(f.path + "/elsewhere"));
+    w.keep(pieces[0]);
+    CHECK(w.fetch(pieces).size() == 1);
+}
+
 TEST(what_was_used_least_recently_goes_first_and_the_end_of_a_prompt_before_its_beginning) {
     folder f;
     const auto chain = [](llama_token first) {
