@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import struct
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +32,9 @@ from lmlite.package import bundled_model
 from lmlite.request import Sampling
 
 HOT: Final = 2.0
-CONTEXT: Final = 16384  # the longest prompt has 5,000 tokens
+CONTEXT: Final = 8192  # the longest prompt has 3,400 tokens
 PARALLEL: Final = 8
+UINT32: Final = 4  # GGUF's number for it
 
 SCHEMAS: Final[dict[str, dict[str, Any]]] = {
     "weather": {
@@ -102,13 +105,25 @@ def verdict(content: str, calls: list[list[str]], reason: str) -> str:
     return "called, and cut" if cut else "called"
 
 
-async def asked(template: Path, times: int, tokens: int) -> Counter[str]:
+def roomy(folder: Path) -> Path:
+    """The bundled model, said to have been trained for that context: some prompts do not fit its own."""
+    data = bytearray(bundled_model().read_bytes())
+    key = b"llama.context_length"
+    at = data.index(key) + len(key)
+    assert struct.unpack_from("<I", data, at) == (UINT32,)
+    struct.pack_into("<I", data, at + 4, CONTEXT)
+    path = folder / "roomy.gguf"
+    path.write_bytes(data)
+    return path
+
+
+async def asked(model: Path, template: Path, times: int, tokens: int) -> Counter[str]:
     settings = LoadSettings(
         context_length=CONTEXT, threads=1, parallel=PARALLEL, chat_template=template.read_text(encoding="utf-8")
     )
     engine = await Engine.open(Process(), template.stem)
     try:
-        await engine.load(LoadSpec((bundled_model(),), settings))
+        await engine.load(LoadSpec((model,), settings))
         return Counter(await asyncio.gather(*(answered(engine, seed % 2 == 0, seed, tokens) for seed in range(times))))
     finally:
         await engine.close()
@@ -124,12 +139,14 @@ def main() -> int:
     all_ends: Counter[str] = Counter()
     wrong: dict[str, dict[str, int]] = {}
     files = [file for file in sorted(peers.templates().glob("*.jinja")) if any(name in file.stem for name in names)]
-    for file in files:
-        ends = asyncio.run(asked(file, arguments.times, arguments.tokens))
-        all_ends.update({end.split(":")[0]: n for end, n in ends.items()})
-        if some := {end: n for end, n in ends.items() if not end.startswith("called")}:
-            wrong[file.stem] = some
-        print(file.stem, dict(ends), file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = roomy(Path(folder))
+        for file in files:
+            ends = asyncio.run(asked(model, file, arguments.times, arguments.tokens))
+            all_ends.update({end.split(":")[0]: n for end, n in ends.items()})
+            if some := {end: n for end, n in ends.items() if not end.startswith("called")}:
+                wrong[file.stem] = some
+            print(file.stem, dict(ends), file=sys.stderr, flush=True)
     print(json.dumps({"bench": "calls", "templates": len(files), "ends": dict(all_ends), "wrong": wrong}, indent=1))
     return 1 if wrong else 0
 

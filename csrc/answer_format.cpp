@@ -1,5 +1,7 @@
 #include "answer_format.h"
 
+#include "answer_pruning.h"
+
 #include "chat-peg-parser.h"
 #include "json-schema-to-grammar.h"
 #include "json.h"
@@ -106,22 +108,12 @@ void set_calls(common_chat_params & params, const common_peg_arena & parser, boo
 }
 
 std::optional<std::string> grammar_around_content(common_peg_arena parser) {
-    std::vector<common_peg_parser_id> places;
-    for (common_peg_parser_id id = 0; id < parser.size(); id++) {
-        const auto * tag = std::get_if<common_peg_tag_parser>(&parser.get(id));
-        if (tag != nullptr && tag->tag == common_chat_peg_builder::CONTENT) {
-            places.push_back(id);
-        }
-    }
-    if (places.size() != 1) {
+    const std::optional<parser_id> place = leave_one_content(parser);
+    if (!place) {
         return std::nullopt;
     }
-    const common_peg_parser_id child = std::get<common_peg_tag_parser>(parser.get(places[0])).child;
-    const auto * text = std::get_if<common_peg_until_parser>(&parser.get(child));
-    if (text == nullptr || !text->delimiters.empty()) { // all the rest is content: nothing can be added to it
-        return std::nullopt;
-    }
-    parser.get(places[0]) = common_peg_gbnf_parser{child, "\"\\\"" + leaf_mark(0) + "\\\"\""};
+    const parser_id child = std::get<common_peg_tag_parser>(parser.get(*place)).child;
+    parser.get(*place) = common_peg_gbnf_parser{child, "\"\\\"" + leaf_mark(0) + "\\\"\""};
     return build_grammar([&](const common_grammar_builder & builder) { parser.build_grammar(builder); });
 }
 

@@ -75,7 +75,8 @@ common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat
 // from `begin` on.
 void set_calls(common_chat_params & params, const common_peg_arena & parser, bool required, const std::string & begin);
 
-// The grammar of the answers that `parser` reads, with the mark of a leaf for their content; nothing where that has no one place.
+// The grammar of the answers that `parser` reads, with the mark of a leaf for their content, all of which has one place then;
+// nothing where there is no content.
 std::optional<std::string> grammar_around_content(common_peg_arena parser);
 
 // Fills in `tags` and `visible`, which follow from the rest.

@@ -1,5 +1,6 @@
 #include "chat_template.h"
 
+#include "answer_pruning.h"
 #include "budget.h"
 #include "arguments.h"
 #include "conversation.h"
@@ -7,7 +8,6 @@
 
 #include "plain_tools.h"
 #include "python_calls.h"
-#include "required_call.h"
 #include "tool_requests.h"
 
 #include "chat-auto-parser.h"
@@ -308,7 +308,7 @@ void chat_template::try_out() {
         thinking_start_ = params.thinking_start_tag;
         thinking_end_ = params.thinking_end_tags.front();
     }
-    has_one_content_ = grammar_of(params).has_value();
+    has_content_place_ = grammar_of(params).has_value();
     const std::string text = "Text of <any> [kind] {at} all.\n";
     parsed_answer parsed;
     plain_ = end_mark_.empty() && !params.supports_thinking && parse_answer(*make_format({params}, inputs, nullptr, nullptr), text, true, parsed) &&
@@ -824,7 +824,7 @@ chat_template::asked chat_template::read(const chat_prompt & chat, const grammar
         read_schema(grammar->text); // for its guards
         ask.inputs.json_schema = grammar->text;
     } else if (grammar != nullptr && !is_schema) {
-        ask.is_text = thinking_end_.empty() || !has_one_content_; // then it rules all that is said
+        ask.is_text = thinking_end_.empty() || !has_content_place_; // then it rules all that is said
         ask.rule = ask.is_text ? nullptr : grammar;
     }
     return ask;

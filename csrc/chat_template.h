@@ -148,7 +148,7 @@ class chat_template {
     bool mentions_think_ = false; // "<think>"
     bool parallel_calls_ = true; // a message with two calls can be rendered
     std::string thinking_start_, thinking_end_; // empty: answers have no reasoning
-    bool has_one_content_ = false; // the content of an answer without tools is all that stands behind its reasoning
+    bool has_content_place_ = false; // what rules an answer can stand in the place of its content, behind its reasoning
     bool special_case_ = false; // llama.cpp has a reader for this very template, which renders it in a way of its own
     bool built_in_ = false;     // a function of llama.cpp's writes the prompts
     std::string end_mark_;      // a text that ends the answer; empty: a token does

@@ -94,7 +94,8 @@ class compiler {
             find_nesting(); // again: what is counted may be out of reach
         } while (forget_unmet_names());
         if (made_->values[0].nesting >= MAX_JSON_NESTING) {
-            throw schema_error("no value satisfies the schema");
+            throw schema_error(std::string("no value satisfies the schema") +
+                               (algebra_.denies_open_names() ? ", but for what it denies of members that it does not list, which is not followed" : ""));
         }
         made_->unenforced = algebra_.unenforced();
         return made_;

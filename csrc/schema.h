@@ -9,6 +9,9 @@
 //   - plain numbers: no exponent where the value is bounded in any way, no `1.0` for an integer, no `-0`
 //   - characters of ASCII as themselves, or as the short escape that JSON has for them
 //   - values nested at most MAX_JSON_NESTING deep
+// and where it is valid for something else than a denial (`not`, `oneOf`, `if`) of what all members satisfy whose names are not listed
+// (`additionalProperties`, `patternProperties`, `propertyNames`): that some one of them is otherwise is no conjunction of statements
+// on each, and such texts are refused. All that random walks found refused was that.
 #pragma once
 
 #include "automaton.h"

@@ -1203,6 +1203,10 @@ void schema_algebra::negate_members(const json_value & schema, terms_t & out) {
         out.push_back(t);
     }
     // That some member of many is not as it should be cannot be said in a term: left out.
+    const bool has_open = !said.names.empty() || std::any_of(said.shapes.begin(), said.shapes.end(), [](const auto & shape) {
+        return !shape->patterns.empty() || shape->rest != ANYTHING;
+    });
+    denies_open_names_ = denies_open_names_ || has_open;
     for (const char * keyword : {"dependentRequired", "dependentSchemas", "dependencies"}) {
         const json_value * dependencies = schema.find(keyword);
         if (dependencies == nullptr || !dependencies->is_object()) {

@@ -73,6 +73,8 @@ class schema_algebra {
     goal_id inverse(goal_id goal);
 
     const std::vector<std::string> & unenforced() const { return unenforced_; }
+    // Whether texts are left out for which it was denied that all members are as something says of names that it does not list.
+    bool denies_open_names() const { return denies_open_names_; }
 
   private:
     struct literal {
@@ -129,6 +131,7 @@ class schema_algebra {
     std::map<const json_value *, const json_value *> schema_of_;
     std::map<goal_id, bool> hopeless_;
     std::vector<std::string> unenforced_;
+    bool denies_open_names_ = false;
     // Terms may say less than their schema does, where something of it is negated: then it is not known what is apart from it.
     size_t n_doubts_ = 0; // counts up with each use of such terms
     std::set<literal> doubtful_forms_;

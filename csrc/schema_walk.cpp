@@ -200,9 +200,10 @@ static int spelled(uint32_t code_point) {
 }
 
 int schema_walk::only_byte(const thread & t) const {
-    if (t.unlike != 0) {
-        return -1;
-    }
+    return t.unlike != 0 ? -1 : own_byte(t);
+}
+
+int schema_walk::own_byte(const thread & t) const {
     switch (t.at) {
         case mode::colon: return ':';
         case mode::word: return uint8_t(WORDS[t.node][t.place]);
@@ -1056,28 +1057,24 @@ bool schema_walk::can_differ(const thread & t, const place & at) {
 
 // Depth first along what is still alike; bytes that tell items apart first, as far as one can guess.
 bool schema_walk::search_difference(const thread & t, const place & at, size_t & budget) {
-    static const std::string ORDER = [] {
+    static const std::string WITHIN = [] {
         std::string order = "aZ0q1.:,]}\"{[- ntf";
-        for (int c = 32; c < 127; c++) {
+        for (int c = 32; c < 256; c++) {
             if (order.find(char(c)) == std::string::npos) {
-                order += char(c);
-            }
-        }
-        for (int c = 0; c < 256; c++) {
-            if (c >= 127) {
                 order += char(c);
             }
         }
         return order;
     }();
+    static const std::string BETWEEN = "\",]}{[:0123456789-.tfnruealsE+"; // white space says nothing
     place one = at;
     one.threads = {t};
     place to;
+    const bool is_plain = at.characters.at == json_lexer::part::none;
+    const int own = is_plain ? own_byte(t) : -1; // what is written out for a long while is not searched
+    const std::string order = own >= 0 ? std::string(1, char(own)) : is_plain && !at.characters.in_string ? BETWEEN : WITHIN;
     std::string alike;
-    for (const char c : ORDER) {
-        if (c == ' ' && !at.characters.in_string) {
-            continue; // says nothing
-        }
+    for (const char c : order) {
         if (budget == 0) {
             return false;
         }

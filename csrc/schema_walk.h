@@ -155,6 +155,7 @@ class schema_walk {
     uint32_t narrowed(uint32_t record, uint32_t n_before);
     bool is_repeated(uint32_t frame_id, uint32_t begin, uint32_t end) const;
     int only_byte(const thread & t) const;
+    int own_byte(const thread & t) const; // likewise, whatever other items are like
     bool find_name_tokens(const place & at, const thread & t, string_masks & masks, token_bits & bits, std::vector<llama_token> & doubtful,
                           std::vector<closing> & closings);
     void find_listed(const thread & t, const string_tree & tree, token_bits & bits, std::vector<llama_token> & doubtful) const;

@@ -104,6 +104,10 @@ TEST(members_are_the_ones_that_may_be) {
 
 TEST(items_are_counted_told_apart_and_looked_for) {
     check(R"({"type":"array","items":{"enum":[1,2,3]},"uniqueItems":true,"minItems":2})", {"[1,2]", "[3, 1, 2]"}, {"[1]", "[1,1]", "[1,2,3,1]"});
+    // What they have in common may be long.
+    check(R"({"type":"array","items":{"type":"array","items":{"type":"object","properties":{"c":{"const":{"b":"a constant that is written out"}}},"required":["c","d"]}},
+        "minItems":3,"uniqueItems":true})",
+          {R"([[],[{"c":{"b":"a constant that is written out"},"k":0,"d":0}],[{"c":{"b":"a constant that is written out"},"k":1,"d":0}]])"}, {"[[],[]]"});
     check(R"({"type":"array","items":{"type":"object"},"uniqueItems":true})", {R"([{"a":1},{"a":2}])"}, {R"([{"a":1,"b":2},{"b":2,"a":1}])", R"([{},{ }])"});
     check(R"({"type":"array","items":{"type":"object","patternProperties":{"^[ab]$":{"type":"array","items":{}}}},"uniqueItems":true})",
           {R"([{"a":[1],"b":[]},{"b":[1],"a":[]}])"}, {R"([{"a":[1],"b":[]},{"b":[],"a":[1]}])", R"([{"a":[{"x":1,"y":"\""}]},{"a":[{"y":"\u0022","x":1}]}])"});
@@ -157,6 +161,22 @@ TEST(what_cannot_be_enforced_is_named) {
     CHECK(s->unenforced.size() == 2);
     CHECK(s->unenforced[0].find("pattern") != std::string::npos);
     CHECK(s->unenforced[1].find("no-such") != std::string::npos);
+}
+
+// Not that there are none: that is what a client would look for in vain.
+TEST(a_denial_that_is_not_followed_is_told_where_nothing_else_is_left) {
+    const auto why = [](const char * schema) {
+        try {
+            compile_schema(schema);
+            return std::string();
+        } catch (const schema_error & e) {
+            return std::string(e.what());
+        }
+    };
+    CHECK(why(R"({"type":"object","not":{"propertyNames":{"pattern":"^a"}}})").find("not followed") != std::string::npos);
+    CHECK(why(R"({"type":"object","not":{"additionalProperties":{"type":"number"}}})").find("not followed") != std::string::npos);
+    CHECK(why(R"({"type":"object","not":{"type":"object"}})") == "no value satisfies the schema");
+    check(R"({"type":"object","not":{"properties":{"a":{"type":"string"}},"additionalProperties":false}})", {"{\"a\":1}"}, {"{}", "{\"a\":\"\"}"});
 }
 
 TEST(schemas_that_are_none_or_that_nothing_satisfies_are_refused) {

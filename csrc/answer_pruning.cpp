@@ -1,4 +1,4 @@
-#include "required_call.h"
+#include "answer_pruning.h"
 
 #include <algorithm>
 
@@ -10,7 +10,7 @@ namespace {
 
 class pruner {
   public:
-    explicit pruner(common_peg_arena & arena) : arena_(arena), before_(arena), tree_(before_) {}
+    pruner(common_peg_arena & arena, std::optional<parser_id> kept) : arena_(arena), before_(arena), tree_(before_), kept_(kept) {}
 
     // Whether nothing is left of the node, which has no text in a grammar then: a '?' behind it would mean what stands ahead of it.
     bool prune(parser_id id) {
@@ -22,12 +22,14 @@ class pruner {
         bool is_nothing = false;
         common_peg_parser_variant & node = arena_.get(id);
         if (tree_.is_tag(id, builder::CONTENT)) {
-            is_nothing = true;
+            is_nothing = id != kept_;
         } else if (auto * choice = std::get_if<common_peg_choice_parser>(&node)) {
             is_nothing = prune_choice(choice->children);
         } else if (auto * repetition = std::get_if<common_peg_repetition_parser>(&node)) {
             is_nothing = prune(repetition->child) || is_only_content(repetition->child);
-            if (tree_.holds(repetition->child, builder::REASONING) && !tree_.holds(repetition->child, builder::TOOL)) {
+            if (holds_kept(id)) {
+                repetition->min_count = repetition->max_count = 1;
+            } else if (tree_.holds(repetition->child, builder::REASONING) && !tree_.holds(repetition->child, builder::TOOL)) {
                 repetition->max_count = 1;
             }
         } else if (std::holds_alternative<common_peg_epsilon_parser>(node)) {
@@ -44,8 +46,20 @@ class pruner {
     }
 
   private:
+    bool holds_kept(parser_id id) const {
+        if (!kept_) {
+            return false;
+        }
+        bool held = false;
+        tree_.walk(id, [&](parser_id at) {
+            held = held || at == kept_;
+            return !held;
+        });
+        return held;
+    }
+
     bool is_only_content(parser_id id) const {
-        return tree_.holds(id, builder::CONTENT) && !tree_.holds(id, builder::TOOL) && !tree_.holds(id, builder::REASONING);
+        return !holds_kept(id) && tree_.holds(id, builder::CONTENT) && !tree_.holds(id, builder::TOOL) && !tree_.holds(id, builder::REASONING);
     }
 
     // Whether words of the notation's own say that content follows.
@@ -59,8 +73,12 @@ class pruner {
         return false;
     }
 
-    // Without those that are content; with what announces it only if a call comes no other way.
+    // Those that lead to what is kept; else without those that are content, and with what announces it only if a call comes no
+    // other way.
     bool prune_choice(std::vector<parser_id> & children) {
+        if (std::any_of(children.begin(), children.end(), [&](parser_id child) { return holds_kept(child); })) {
+            children.erase(std::remove_if(children.begin(), children.end(), [&](parser_id child) { return !holds_kept(child); }), children.end());
+        }
         const bool calls_alone = std::any_of(children.begin(), children.end(), [&](parser_id child) {
             return tree_.holds(child, builder::TOOL) && !tree_.holds(child, builder::CONTENT);
         });
@@ -82,13 +100,27 @@ class pruner {
     common_peg_arena & arena_;      // borrowed
     const common_peg_arena before_; // as it was
     const call_tree tree_;          // of that
+    const std::optional<parser_id> kept_; // a place for content
     std::map<parser_id, bool> known_;
 };
 
 }  // namespace
 
 void leave_calls_alone(common_peg_arena & parser) {
-    pruner(parser).prune(parser.root());
+    pruner(parser, std::nullopt).prune(parser.root());
+}
+
+std::optional<parser_id> leave_one_content(common_peg_arena & parser) {
+    const call_tree tree(parser);
+    std::optional<parser_id> last;
+    tree.walk(parser.root(), [&](parser_id at) {
+        last = tree.is_tag(at, builder::CONTENT) ? at : last;
+        return !tree.is_tag(at, builder::CONTENT);
+    });
+    if (last) {
+        pruner(parser, last).prune(parser.root());
+    }
+    return last;
 }
 
 }  // namespace lm

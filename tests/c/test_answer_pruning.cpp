@@ -1,4 +1,5 @@
 // An answer that has to call a tool does, whatever a model would rather say: drawn at random, in the notations of several families.
+// One that a rule is asked for has it in the place of its content, behind thoughts.
 #include "chat_vocabulary.h"
 #include "templates.h"
 
@@ -219,5 +220,36 @@ TEST(what_is_cut_within_a_character_of_a_mark_is_no_content) {
         }
         r.finish(*tokens().vocab, false);
         CHECK(r.take().empty());
+    }
+}
+
+TEST(what_rules_an_answer_stands_in_the_last_place_of_content) {
+    const grammar_spec rules[] = {{grammar_kind::regex, "y[e]+s"}, {grammar_kind::choice, R"(["no", "yes"])"}, {grammar_kind::gbnf, "root ::= \"yes\""}};
+    const std::string thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant";
+    const std::string final = "<|channel|>final<|message|>";
+    const std::string closed = "Hm.<|close|>think<|sep|>";
+    for (const grammar_spec & rule : rules) {
+        const auto ruled = [&](const std::string & source) {
+            chat_prompt chat;
+            chat.messages = common_json::parse(R"([{"role": "user", "content": "Hi"}])");
+            chat.template_kwargs = common_json::object();
+            chat.tools = common_json::array();
+            chat_turn turn = chat_template(source, *tokens().vocab).prepare(chat, &rule, 1 << 20);
+            CHECK(turn.format && turn.format->compiled);
+            return turn;
+        };
+        const auto says_yes = [](const chat_turn & turn, const std::string & text) {
+            parsed_answer read;
+            CHECK(parse_answer(*turn.format, text, false, read));
+            return may_write(turn, text) && read.content == "yes" && read.calls.empty();
+        };
+        const chat_turn turn = ruled(templates::HARMONY);
+        CHECK(says_yes(turn, final + "yes") && says_yes(turn, thought + final + "yes"));
+        CHECK(!may_write(turn, "yes") && !may_write(turn, thought + thought + final + "yes") && !may_write(turn, final + "perhaps") && !may_write(turn, final));
+        CHECK(!may_write(turn, "<|channel|>commentary<|message|>Well.<|end|><|start|>assistant" + final + "yes"));
+        CHECK(!may_write(turn, "<|channel|>commentary to=functions.f", false));
+        const chat_turn kimi = ruled(KIMI_K3);
+        CHECK(says_yes(kimi, closed + "<|open|>response<|sep|>yes<|close|>response<|sep|>") && says_yes(kimi, closed + "yes"));
+        CHECK(!may_write(kimi, closed + "<|open|>response<|sep|>perhaps") && !may_write(kimi, closed));
     }
 }
