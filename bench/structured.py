@@ -2,7 +2,8 @@
 each 100 times, answered by the bundled model at a temperature at which it says anything.
 
 Exit code 1 if an answer that ended by itself does not validate, or fewer than 95 % of them end within 1,500 tokens.
-`python bench/structured.py [--times 100] [--only NAME]`; needs `openai` and `pydantic`.
+`python bench/structured.py [--times 100] [--only NAME] [--tools]`; needs `openai` and `pydantic`. With `--tools` the models
+are the arguments of a tool that has to be called.
 """
 
 from __future__ import annotations
@@ -196,6 +197,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--only")
+    parser.add_argument("--tools", action="store_true")
     arguments = parser.parse_args()
     told: dict[str, Any] = {}
     n_ended = n_invalid = 0
@@ -225,8 +227,32 @@ def main() -> None:
                 return f"invalid: {e}"
             return "ended" if isinstance(answer.choices[0].message.parsed, model) else "invalid"
 
+        def call(model: type[BaseModel], seed: int) -> str:
+            try:
+                answer = client.chat.completions.create(
+                    model=MODEL,
+                    messages=[{"role": "user", "content": "Go on."}],
+                    tools=[openai.pydantic_function_tool(model)],
+                    tool_choice="required",
+                    parallel_tool_calls=False,
+                    temperature=HOT,
+                    max_tokens=TOKENS,
+                    seed=seed,
+                )
+            except openai.APIError as e:
+                return f"refused: {e}"
+            if answer.choices[0].finish_reason == "length":
+                return "cut"
+            calls = answer.choices[0].message.tool_calls or []
+            try:
+                (arguments,) = [made.function.arguments for made in calls if made.type == "function"]
+                model.model_validate_json(arguments)
+            except ValueError as e:
+                return f"invalid: {e}"
+            return "ended"
+
         for model in models:
-            ends = list(pool.map(ask, [model] * arguments.times, range(arguments.times)))
+            ends = list(pool.map(call if arguments.tools else ask, [model] * arguments.times, range(arguments.times)))
             told[model.__name__] = {"ended": ends.count("ended"), "cut": ends.count("cut")}
             wrong = [end for end in ends if end not in ("ended", "cut")]
             if wrong:
