@@ -9,7 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 MESSAGE_BYTES_MAX: Final = 4 << 20
-"""Of one message: far more than any context takes, and parsed in less than the loop may be kept from others."""
+"""Of one message: far more than any context takes."""
+VALUES_MAX: Final = 60_000
+"""In one message: parsed in less than the loop may be kept from others, which 4 MiB of empty lists are not by far."""
+LINE_COST: Final = 256
+"""Bytes that a line counts for at least, among what nobody asked for: it takes as long as so many of a longer one."""
 NOISE_BYTES_MAX: Final = 256 << 20
 """Of all that a server says between two answers that somebody waits for. One that says more says it to nobody."""
 
@@ -56,13 +60,26 @@ def notification(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "method": method, **({"params": params} if params else {})}
 
 
-def parse(text: bytes | str) -> dict[str, Any] | None:
-    """A message; None for what is none."""
+def parse(text: bytes) -> dict[str, Any] | None:
+    """A message; None for what is none. Raises `Fault` for one that would take too long to read."""
+    if holds_too_much(text):
+        raise Fault(f"the server's answer holds more than {VALUES_MAX} values")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def holds_too_much(text: bytes) -> bool:
+    """Texts may have as many commas and brackets as they like."""
+    if text.count(b",") + text.count(b"[") + text.count(b"{") <= VALUES_MAX:
+        return False
+    bare = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if bare.count(b'"') > 4 * VALUES_MAX:  # names and values, with one at either end
+        return True
+    outside = b"".join(bare.split(b'"')[::2])
+    return outside.count(b",") + outside.count(b"[") + outside.count(b"{") > VALUES_MAX
 
 
 def result_of(message: Mapping[str, Any], status: int | None = None) -> dict[str, Any]:
@@ -135,7 +152,11 @@ class Waiting:
 
     def hear(self, text: bytes) -> None:
         """One message, or whatever else it is. Raises `Fault` where there is no end of that."""
-        message = parse(text) if text.lstrip()[:1] == b"{" else None
+        try:
+            message = parse(text) if text.lstrip()[:1] == b"{" else None
+        except Fault as fault:
+            message = None
+            self._fail_meant(text[:_END], text[-_END:], fault)
         if message is not None:
             if isinstance(message.get("method"), str):
                 if message.get("id") is not None:
@@ -147,7 +168,7 @@ class Waiting:
             elif self._settle(message.get("id"), message):
                 self._noise = 0
                 return
-        self.hear_noise(len(text))
+        self.hear_noise(max(len(text), LINE_COST))
 
     def _settle(self, id: object, message: dict[str, Any]) -> bool:
         """Whether somebody waited for it."""
@@ -163,11 +184,15 @@ class Waiting:
             raise Fault(f"the server says more than {NOISE_BYTES_MAX >> 20} MiB that nobody asked for")
 
     def hear_too_long(self, beginning: bytes, end: bytes) -> None:
-        """Of a message longer than `MESSAGE_BYTES_MAX` these ends. Whoever it was for, if that can be seen, is told."""
+        """Of a message longer than `MESSAGE_BYTES_MAX` these ends."""
+        self._fail_meant(beginning, end, Fault(f"the server's answer is longer than {MESSAGE_BYTES_MAX >> 20} MiB"))
+
+    def _fail_meant(self, beginning: bytes, end: bytes, fault: Fault) -> None:
+        """Whoever a message was for that is not read, if its ends tell that, is told why."""
         for found in _ID.finditer(beginning[:_END] + b" " + end[-_END:]):
             future = self._futures.get(int(found[1]))
             if future is not None and not future.done():
-                future.set_exception(Fault(f"the server's answer is longer than {MESSAGE_BYTES_MAX >> 20} MiB"))
+                future.set_exception(fault)
                 return
 
     def end(self, fault: Fault) -> None:
@@ -215,3 +240,5 @@ class Lines:
         self._begun.clear()
         if line.strip():
             self._waiting.hear(line)
+        else:
+            self._waiting.hear_noise(LINE_COST)

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ..beside import Turns
 from .message import Fault, Lines, Progress, Waiting, notification, request, result_of, spell, with_token
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ INHERITED: Final = (
 )
 """What programs need to run at all. Tokens and keys are given by name, in `env`."""
 CHUNK: Final = 64 << 10
+STEP: Final = 4 << 10
+"""Bytes that are cut into lines at once: they may be as many lines."""
 STDERR_LINE_MAX: Final = 2 << 10
 STDERR_LINES_PER_S: Final = 50
 """A program that says more has the rest counted and not logged."""
@@ -151,7 +154,10 @@ class Stdio:
         fault = None
         try:
             while chunk := await self._process.stdout.read(CHUNK):
-                lines.feed(chunk)
+                turns = Turns()
+                for begin in range(0, len(chunk), STEP):
+                    lines.feed(chunk[begin : begin + STEP])
+                    await turns.pause()
                 if len(chunk) == CHUNK:  # there is no hurry with one that says that much
                     await asyncio.sleep(0)
         except Fault as error:

@@ -102,6 +102,11 @@ def call(id: Any, name: str, arguments: dict[str, Any], token: object) -> None:
     elif name == "endless":
         while True:
             sys.stdout.write("x" * (1 << 16))
+    elif name == "empty":  # lines without end
+        while True:
+            sys.stdout.write("\n" * (1 << 16))
+    elif name == "lists":  # so many, all empty
+        say({"jsonrpc": "2.0", "id": id, "result": {"content": [], "more": [[]] * int(arguments["text"])}})
     elif name == "garbage":
         sys.stdout.write("\x00\x01 no json\n{\n[1,2]\n\n{\"id\":\"x\"}\n")
         for wrong in (999, "1", None, id + 1000):

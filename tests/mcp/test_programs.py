@@ -134,14 +134,30 @@ def test_a_hundred_megabytes_in_a_line_cost_the_one_call() -> None:
     asyncio.run(scenario())
 
 
-def test_output_without_end_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_of_a_million_values_costs_the_one_call() -> None:
+    """To read it would keep everybody else waiting for a second."""
+
+    async def scenario() -> None:
+        async with connected(entry(tools="lists,echo")) as (connections, kept):
+            session = await connections.session(kept)
+            with pytest.raises(Fault, match="more than 60000 values"):
+                await call(session, "lists", text="1000000")
+            assert text_of(await call(session, "echo", text='[{",\\' * 100_000)) == '[{",\\' * 100_000, "of a text"
+            assert (await call(session, "lists", text="10000")).content == ()
+            assert await connections.session(kept) is session
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("tool", ["endless", "empty"])
+def test_output_without_end_ends_the_program(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
     monkeypatch.setattr("lmlite.mcp.message.NOISE_BYTES_MAX", NOISE_BYTES_MAX >> 4)
 
     async def scenario() -> None:
-        async with connected(entry()) as (connections, kept):
+        async with connected(entry(tools=f"{tool},add")) as (connections, kept):
             session = await connections.session(kept)
             with pytest.raises(Fault, match="nobody asked for"):
-                await call(session, "endless")
+                await call(session, tool)
             again = await connections.session(kept)
             assert again is not session and text_of(await call(again, "add", a=1)) == "1"
 
