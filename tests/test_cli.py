@@ -266,6 +266,17 @@ def test_model_of_the_command_line_is_the_one_to_try(home: Path, model_folder: P
     assert said[1].startswith(f"try: curl {url}/v1/embeddings ")
 
 
+def test_file_of_the_command_line_that_is_no_model_is_told_with_the_reason(home: Path, model_folder: Path) -> None:
+    bad = home.parent / "bad.gguf"
+    bad.write_bytes(b"GGUF")
+    process = lmlite("serve", str(bad), "--models-dir", str(model_folder), "--port", "0", home=home)
+    _, said = started(process)
+    process.terminate()
+    code, _, err = ended(process)
+    assert (code, said[0]) == (0, "models: talker, text-embedding-embedder, text-embedding-judge")
+    assert "lmlite: bad cannot be loaded: " in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_the_server_with_exit_code_0(home: Path, number: signal.Signals) -> None:
     process = lmlite("serve", "--port", "0", home=home)

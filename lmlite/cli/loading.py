@@ -71,7 +71,7 @@ def share(text: str) -> str | float:
 
 
 def load_model(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    client = running_server(arguments, environ)
+    client = running_server(arguments, environ, may_start=arguments.key is not None or is_interactive())
     models: list[Entry] = client.get("/lmlite/models")["models"]
     key = pick(client, models, arguments.key, exact=arguments.exact, yes=arguments.yes)
     if arguments.estimate_only:
@@ -96,8 +96,8 @@ def load_model(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int
     return 0
 
 
-def running_server(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Client:
-    """The server of this home, started if need be; one that was named must be running."""
+def running_server(arguments: argparse.Namespace, environ: Mapping[str, str], may_start: bool = True) -> Client:
+    """The server of this home, started if need be, and if it may; one that was named must be running."""
     try:
         client = Client.find(environ, arguments.host, arguments.port)
         client.get("/health")
@@ -105,6 +105,8 @@ def running_server(arguments: argparse.Namespace, environ: Mapping[str, str]) ->
     except NotRunning:
         if arguments.host is not None or arguments.port is not None:
             raise
+    if not may_start:
+        raise LmError("Name the model to load: lmlite load MODEL. List those there are with: lmlite ls")
     from . import server
 
     if server.start(argparse.Namespace(), environ):

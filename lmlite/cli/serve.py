@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STDOUT, STDERR = 1, 2
+BROKEN_SHOWN = 8
+"""Files that are no models, told one by one."""
 CLOSING_S = 10.0
 """After running requests had their time: engines end in well under this, or are killed."""
 LM_STUDIO_FLAGS = {"host": ("--bind",), "port": ("-p",)}
@@ -186,11 +188,21 @@ def say(descriptor: int, text: str) -> None:
 async def announce(service: Service) -> None:
     """The models and a first thing to try, once the disk has been looked at."""
     cards = await service.cards()
-    say(STDOUT, f"models: {', '.join(card.id if card.id.isprintable() else repr(card.id) for card in cards)}")
+    sound = [shown(card) for card in cards if card.problem is None]
+    say(STDOUT, f"models: {', '.join(sound) or 'none'}")
+    broken = [card for card in cards if card.problem is not None]
+    for one in broken[:BROKEN_SHOWN]:
+        say(STDERR, f"lmlite: {shown(one)} cannot be loaded: {one.problem}")
+    if len(broken) > BROKEN_SHOWN:
+        say(STDERR, f"lmlite: {len(broken) - BROKEN_SHOWN} more cannot be loaded; lmlite ls tells why")
     if service.config.auth:
         say(STDOUT, "tokens: lmlite token create NAME makes one; export it as LM_API_TOKEN")
     if (card := worth_trying(cards, service.config.models)) is not None:
         say(STDOUT, f"try: {curl(service.url, card, service.config.auth)}")
+
+
+def shown(card: ModelCard) -> str:
+    return card.id if card.id.isprintable() else repr(card.id)
 
 
 def worth_trying(cards: tuple[ModelCard, ...], named: tuple[Path, ...]) -> ModelCard | None:

@@ -212,6 +212,22 @@ def test_without_a_name_there_must_be_one_model_or_somebody_to_ask(command: Comm
     assert sent(peer, LOAD[1])[0]["model"] == "owl"
 
 
+def test_without_a_name_and_anybody_to_ask_no_server_is_started(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+
+    def start(*arguments: object) -> int:
+        started.append(arguments)
+        return 1
+
+    monkeypatch.setattr("lmlite.cli.server.start", start)
+    done = command("load")
+    assert (done.code, "Name the model to load: lmlite load MODEL." in done.err, started) == (1, True, [])
+    assert command("load", "owl").code == 1 and len(started) == 1
+    assert command("load", typed="").code == 1 and len(started) == 2
+
+
 def test_broken_models_are_no_match(command: Command, peer: Peer) -> None:
     serve(peer)
     assert command("load", "brok").code == 1
