@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lmlite.app.background import BackgroundRun
+from lmlite.app.generation import LISTING_MAX
 from lmlite.core.engine.frames import Kind
 from lmlite.exchange import Exchange
 from lmlite.rounds.history import History
@@ -138,6 +139,18 @@ def test_what_a_cloud_would_run_is_ignored_and_named(client: Client, caplog: pyt
     assert answer.status == 200
     assert answer.headers["X-Lmlite-Ignored"] == "web_search, new??thing"
     assert "web_search" in caplog.text
+
+
+def test_items_that_nobody_knows_are_named_as_far_as_a_header_has_room(client: Client) -> None:
+    """Clients and proxies bound a header's line; each type is told once, and nothing of it can end the line."""
+    kinds = [f"kind {n} of\r\nthe future" for n in range(200)]
+    items = [{"type": kind} for kind in (*kinds, *kinds)]
+    answer = client.post(PATH, {**TALK, "input": [*items, {"role": "user", "content": "hello"}]})
+    told = answer.headers["X-Lmlite-Ignored"]
+    assert answer.status == 200 and len(told) == LISTING_MAX
+    assert told.startswith("kind 0 of??the future, kind 1 of??the future, kind 2 of??the future, ")
+    small = client.post(PATH, {**TALK, "input": [*items[:1] * 3, {"role": "user", "content": "hello"}]})
+    assert small.headers["X-Lmlite-Ignored"] == "kind 0 of??the future"
 
 
 def test_a_stream_that_is_silent_for_long_begins(

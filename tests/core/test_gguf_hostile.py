@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -291,13 +292,34 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
 # ---- anything else ----
 
 
+class Counting(reader._Cursor):
+    """Counts what is looked at, and how often the file is."""
+
+    n_steps = n_reads = 0
+
+    def take(self, n: int) -> bytes:
+        Counting.n_steps += 1
+        return super().take(n)
+
+    def _move(self, position: int) -> None:
+        Counting.n_steps += 1
+        super()._move(position)
+
+    def _fill(self, n: int) -> None:
+        Counting.n_reads += 1
+        super()._fill(n)
+
+
 def try_to_read(content: bytes, path: Path) -> None:
-    """Fails on any other exception than GgufError."""
+    """Fails on any other exception than GgufError, and for more steps than the file has bytes."""
     path.write_bytes(content)
-    try:
-        facts([read_header(path)])
-    except GgufError as error:
-        assert len(error.reason) < 200
+    Counting.n_steps = Counting.n_reads = 0
+    with mock.patch.object(reader, "_Cursor", Counting):
+        try:
+            facts([read_header(path)])
+        except GgufError as error:
+            assert len(error.reason) < 200
+    assert 0 < Counting.n_steps <= len(content) and Counting.n_reads <= Counting.n_steps
 
 
 @pytest.fixture(scope="module")
