@@ -125,6 +125,7 @@ def test_values_that_no_header_can_carry_are_written_in_base64() -> None:
 
 
 REDIRECT = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
+MANY_VALUES = b'{"jsonrpc":"2.0","id":77,"result":{"content":[' + b"[]," * 70_000 + b"[]]}}"
 ANSWERS = {
     "redirect": (REDIRECT, "redirects"),
     "no http": (b"SSH-2.0-x\r\n\r\n", "does not speak HTTP"),
@@ -136,6 +137,8 @@ ANSWERS = {
     "not a result": (whole(200, b'{"jsonrpc":"2.0","id":77,"result":5}'), "another question"),
     "too long": (b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (5 << 20), "longer than 4 MiB"),
     "too long an event": (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + b"x" * (5 << 20), "4 MiB"),
+    "too many values": (whole(200, MANY_VALUES), "more than 60000 values"),
+    "too many in an event": (whole(200, b"data: " + MANY_VALUES + b"\n\n", "text/event-stream"), "more than 60000 values"),
     "compressed": (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 0\r\n\r\n", "compressed"),
     "no chunk": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "does not speak HTTP"),
     "error": (whole(500, b"it hurts"), "status 500: it hurts"),
