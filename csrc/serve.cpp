@@ -1,6 +1,7 @@
 // lm_engine_serve: the threads of one engine and what each of them does with a frame.
 //   reader    (the caller's thread) parses frames, cancels
 //   attacher  loads draft models; started by the first, so that nobody waits for one but who asked for it
+//   listener  analyses sounds, which takes seconds; started by the first, so that nobody waits for one but who sent it
 //   preparer  loads, renders, tokenizes, compiles grammars; on a large stack, because llama.cpp's parsers recurse
 //   decoder   engine::run
 //   writer    outbox::run, and the heartbeat
@@ -25,6 +26,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <functional>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unordered_map>
 
@@ -41,6 +44,9 @@ static constexpr size_t DECODER_STACK = 64u << 20;
 static constexpr size_t MAX_TOKENIZED_TEXT = 1u << 20;
 
 static constexpr size_t MAX_UNPREPARED = 4096;
+
+// To listen to a sound is work of seconds on several threads, for one request: streams come first.
+static constexpr int LISTENER_NICENESS = 10;
 
 // Of one request, and of all that have not been answered: pictures are kept as they came until they have been encoded.
 static constexpr size_t MAX_MEDIA = 256;
@@ -64,6 +70,9 @@ class server {
         std::unique_ptr<sequence> prepared = nullptr;
         media_files files = {};
         size_t n_tried = 0;
+
+        // of one whose sounds had to be listened to first
+        std::function<void(work &)> rest = nullptr;
     };
     // What came ahead of a request.
     struct arriving {
@@ -88,7 +97,9 @@ class server {
     void prepare(work & item);
     void load(const work & item);
     void estimate(const work & item);
+    void render(work & item);
     void generate(work & item);
+    void generate_as(work & item, generate_spec & spec);
     void embed(const work & item);
     void rerank(const work & item);
     void tokenize(const work & item);
@@ -98,11 +109,16 @@ class server {
     void check_media(const media_files & files) const;
     bool is_known(const media_file_ptr & file, const std::vector<media_part> & parts) const;
     void try_next(work & item);
+    void when_heard(work & item, const media_files & files, std::function<void(work &)> rest);
     void check_tokens(const std::vector<llama_token> & tokens, const char * param) const;
     chat_turn whole_prompt(const generate_spec & spec) const;
     chat_turn fitting_prompt(const generate_spec & spec) const;
     chat_turn recent_turns(generate_spec spec) const;
     void make_answerable(std::vector<llama_token> & tokens, const char * param) const;
+
+    // listener
+    void listen_all();
+    void listen_to_next(work & item);
 
     // attacher
     void attach_all();
@@ -119,9 +135,10 @@ class server {
     pulse pulse_;
 
     std::mutex mutex_;
-    std::condition_variable filled_; // one of the two that follow
+    std::condition_variable filled_; // one of those that follow
     std::deque<work> unprepared_;
     std::deque<work> unattached_;
+    std::deque<work> unheard_;
     std::unordered_map<uint32_t, std::weak_ptr<ticket>> tickets_;
     std::optional<arriving> arriving_; // the reader's
     std::shared_ptr<std::atomic<size_t>> media_bytes_ = std::make_shared<std::atomic<size_t>>(0);
@@ -136,6 +153,7 @@ class server {
     thread writer_;
     thread preparer_;
     thread attacher_;
+    thread listener_; // started by the preparer
     thread decoder_;
 };
 
@@ -258,7 +276,7 @@ bool server::dispatch(frame & command) {
         answer_error(request, error("out_of_memory", "there is no memory for so large a request"));
         return true;
     }
-    if (std::max(unprepared_.size(), unattached_.size()) >= MAX_UNPREPARED) {
+    if (std::max({unprepared_.size(), unattached_.size(), unheard_.size()}) >= MAX_UNPREPARED) {
         answer_error(request, error("queue_full", "too many requests wait",
                                     json_object().add("limit", uint64_t(MAX_UNPREPARED)).text()));
         return true;
@@ -323,6 +341,10 @@ void server::prepare(work & item) {
         never_started.request = item.request;
         return answer(item.request, frame_kind::FINISHED, finished_payload(never_started, stop_reason::cancelled));
     }
+    if (item.rest) {
+        const auto rest = std::move(item.rest);
+        return rest(item);
+    }
     switch (item.command.kind) {
         case frame_kind::LOAD: return load(item);
         case frame_kind::ESTIMATE: return estimate(item);
@@ -338,16 +360,7 @@ void server::prepare(work & item) {
             decode_utf8(bytes, text);
             return answer(item.request, frame_kind::RESULT, text);
         }
-        case frame_kind::RENDER: {
-            const render_spec spec = parse_render(payload, std::move(item.media));
-            const chat_template & chat = loaded().chat();
-            check_media(spec.chat.media);
-            if (!spec.count) {
-                return answer(item.request, frame_kind::RESULT, chat.render(spec.chat, spec.ruled_by()));
-            }
-            const counted_prompt counted = chat.count(spec.chat, spec.ruled_by(), size_t(loaded().context_length()));
-            return answer(item.request, frame_kind::RESULT, std::to_string(counted.n_tokens) + "\n" + counted.text);
-        }
+        case frame_kind::RENDER: return render(item);
         default: return answer(item.request, frame_kind::REPORT, report());
     }
 }
@@ -550,8 +563,47 @@ void server::make_answerable(std::vector<llama_token> & tokens, const char * par
     }
 }
 
+void server::render(work & item) {
+    const auto spec = std::make_shared<const render_spec>(parse_render(item.command.payload, std::move(item.media)));
+    const chat_template & chat = loaded().chat();
+    check_media(spec->chat.media);
+    if (!spec->count) {
+        return answer(item.request, frame_kind::RESULT, chat.render(spec->chat, spec->ruled_by()));
+    }
+    when_heard(item, spec->chat.media, [this, &chat, spec](const work & heard) {
+        const counted_prompt counted = chat.count(spec->chat, spec->ruled_by(), size_t(loaded().context_length()));
+        answer(heard.request, frame_kind::RESULT, std::to_string(counted.n_tokens) + "\n" + counted.text);
+    });
+}
+
+// `rest` of what is to be done, at once or when those of the `files` that are sounds have been listened to.
+void server::when_heard(work & item, const media_files & files, std::function<void(work &)> rest) {
+    const auto is_unheard = [&](const media_file_ptr & file) { return !loaded().sight()->knows_length(*file); };
+    if (std::none_of(files.begin(), files.end(), is_unheard)) {
+        return rest(item);
+    }
+    if (!listener_.joinable()) {
+        listener_ = start(0, [this] { listen_all(); });
+    }
+    item.rest = std::move(rest);
+    item.files = files;
+    std::lock_guard<std::mutex> lock(mutex_);
+    unheard_.push_back(std::move(item));
+    filled_.notify_all();
+}
+
 void server::generate(work & item) {
-    generate_spec spec = parse_generate(item.command.payload, std::move(item.media));
+    const auto spec = std::make_shared<generate_spec>(parse_generate(item.command.payload, std::move(item.media)));
+    media_files files;
+    if (const auto * chat = std::get_if<chat_prompt>(&spec->prompt)) {
+        loaded();
+        check_media(chat->media);
+        files = chat->media;
+    }
+    when_heard(item, files, [this, spec](work & heard) { generate_as(heard, *spec); });
+}
+
+void server::generate_as(work & item, generate_spec & spec) {
     const model & m = loaded();
     if (!engine_ || m.is_embedding()) {
         throw error("model_type", "an embedding model does not generate", json_object().add("needs", "text generation").text());
@@ -562,9 +614,6 @@ void server::generate(work & item) {
     s->drops_middle = spec.overflow == overflow_policy::drop_middle;
     std::shared_ptr<const answer_format> format;
     const auto * chat = std::get_if<chat_prompt>(&spec.prompt);
-    if (chat != nullptr) {
-        check_media(chat->media);
-    }
     try {
         chat_turn turn = fitting_prompt(spec);
         s->tokens = std::move(turn.tokens);
@@ -588,6 +637,7 @@ void server::generate(work & item) {
             throw invalid_request("echo", "a prompt with pictures or sounds cannot be echoed");
         }
         item.files = chat->media;
+        item.n_tried = 0;
         spec.draft = {}; // guesses are made of text alone
     }
     for (const auto & [id, bias] : spec.sampling.logit_bias) {
@@ -752,6 +802,33 @@ void server::tokenize(const work & item) {
            json_object().add_raw("tokens", "[" + ids + "]").add_raw("pieces", "[" + pieces + "]").text());
 }
 
+// ---- listener -----------------------------------------------------------------------------------------------------------
+
+void server::listen_all() {
+#ifdef __linux__ // elsewhere it is the whole process's
+    setpriority(PRIO_PROCESS, 0, LISTENER_NICENESS);
+#endif
+    for (work item; next(unheard_, item);) {
+        answering(item, [&] { listen_to_next(item); });
+        item = {};
+    }
+}
+
+// One sound of a request at a time, in turns with others'.
+void server::listen_to_next(work & item) {
+    const tower & sight = *loaded().sight();
+    const auto is_done = [&] { return item.n_tried == item.files.size() || item.request->cancelled; };
+    while (!is_done() && sight.knows_length(*item.files[item.n_tried])) {
+        item.n_tried++;
+    }
+    if (!is_done()) {
+        sight.listen_to(item.n_tried++, item.files);
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    (is_done() ? unprepared_ : unheard_).push_back(std::move(item));
+    filled_.notify_all();
+}
+
 // ---- attacher -----------------------------------------------------------------------------------------------------------
 
 void server::attach_all() {
@@ -827,6 +904,7 @@ void server::end() {
     ::shutdown(fd_, SHUT_RDWR);
     writer_.join();
     preparer_.join();
+    listener_.join();
     stop_working(); // a load that was just ending may have started the engine after the first call
     attacher_.join();
     decoder_.join();

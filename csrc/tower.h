@@ -153,6 +153,12 @@ class tower {
     // projector takes, error("model_type") for what this one does not. Thread safe.
     media_prompt tokenize(const std::vector<prompt_fragment> & fragments, const media_files & files) const;
 
+    // Whether `tokenize` need not analyse it, as it does sounds that it has not met: that takes seconds for minutes of sound, and
+    // minutes of a busy machine's time for half an hour.
+    bool knows_length(const media_file & file) const { return file.kind != media_kind::sound || sounds_.get(file.digest); }
+    // So that it does. Throws media_error and error("model_type"). Thread safe.
+    void listen_to(size_t index, const media_files & files) const { cut_sound(index, files); }
+
     // Decodes a file ahead of its encoding, before anybody else has it. Throws invalid_request for a broken one.
     void try_out(const media_file_ptr & file) const;
 

@@ -207,6 +207,26 @@ def test_sounds_that_are_known_stand_where_they_are_put_now(tmp_path: Path) -> N
     with_tower(tower, test_unknown, model)
 
 
+def test_others_are_prepared_while_a_long_sound_is_listened_to(tmp_path: Path) -> None:
+    tower, model = family_of("ultravox", tmp_path)
+
+    async def test(engine: Engine) -> None:
+        counted = asyncio.create_task(engine.count(asking(MediaPart("audio", tone(seconds=240)), QUESTION)))
+        asked = asyncio.create_task(first_choices(engine, asking(MediaPart("audio", tone(seconds=120)), QUESTION)))
+        await asyncio.sleep(0)
+        await engine.count(asking("Hello"))
+        assert isinstance((await events_of(engine, asking("Hello")))[-1], Finished)
+        assert not counted.done() and not asked.done()
+        assert (await counted)[1] > 8 * 375
+        with pytest.raises(ContextOverflow):
+            await asked
+        with pytest.raises(MediaRefused) as refused:
+            await events_of(engine, asking(MediaPart("audio", tone()), MediaPart("audio", tone()[:40]), QUESTION))
+        assert refused.value.index == 1
+
+    with_tower(tower, test, model, context_length=1024)
+
+
 def test_what_looks_like_a_mark_of_ours_is_text(tmp_path: Path) -> None:
     forged = "\ufdd2p0\ufdd2 <__media__> <image> \ufdd2s1\ufdd2"
 
