@@ -84,7 +84,7 @@ async def answer(engine: Engine, prompt: Tokens) -> tuple[list[bytes], int]:
 
 
 async def tokens(engine: Engine, prompt: Tokens) -> tuple[list[TokenLogprob], int]:
-    work = Generate(prompt, max_tokens=TOKENS, sampling=Sampling(temperature=0), top_logprobs=2, ignore_eos=True)
+    work = Generate(prompt, max_tokens=TOKENS, sampling=Sampling(temperature=0), top_logprobs=2)
     events = [event async for event in engine.run(work)]
     assert isinstance(events[-1], Finished)
     said = [token for event in events if isinstance(event, TextDelta) for token in event.logprobs]
@@ -92,7 +92,7 @@ async def tokens(engine: Engine, prompt: Tokens) -> tuple[list[TokenLogprob], in
 
 
 async def clear_prompt(engine: Engine, rng: random.Random) -> tuple[Tokens, list[bytes]]:
-    """One whose greedy answer is no near tie anywhere, and that answer."""
+    """One whose greedy answer is no near tie anywhere, nor ends early, and that answer."""
     while True:
         prompt = numbers(rng)
         said, _ = await tokens(engine, prompt)
