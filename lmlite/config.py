@@ -175,13 +175,13 @@ def path() -> Kind:
     return Kind("a path", to_path, "DIR")
 
 
-def file() -> Kind:
+def own_path(shown: str = "FILE") -> Kind:
     """A path that stays one wherever it is read; none by default."""
 
     def convert(value: object) -> Path | None:
         return None if value == "" else Path(os.path.abspath(to_path(value)))
 
-    return Kind("a path", convert, "FILE")
+    return Kind("a path", convert, shown)
 
 
 def paths() -> Kind:
@@ -344,9 +344,9 @@ class Config:
     # ---- where it listens
     host: tuple[str, ...] = option(("127.0.0.1",), hosts(), "an address to listen on; :: is every one, of IPv4 too")
     port: int = option(1234, whole(0, 65535), "port to listen on; 0 takes a free one")
-    unix_socket: Path | None = option(None, file(), "a socket file to listen on, in place of an address and a port")
-    tls_cert: Path | None = option(None, file(), "certificate chain, in PEM form: what listens on an address speaks TLS")
-    tls_key: Path | None = option(None, file(), "the certificate's key, without a password")
+    unix_socket: Path | None = option(None, own_path(), "a socket file to listen on, in place of an address and a port")
+    tls_cert: Path | None = option(None, own_path(), "certificate chain, in PEM form: what listens on an address speaks TLS")
+    tls_key: Path | None = option(None, own_path(), "the certificate's key, without a password")
     auth: bool = option(False, switch(), "ask callers for an API token, which `lmlite token create` makes")
     insecure_no_auth: bool = option(
         False, switch(), "allow an address that other machines can reach, although nothing asks them for a token"
@@ -375,7 +375,7 @@ class Config:
     prompt_cache: int = option(
         0, whole(0, 1 << 30), "MiB of the disk for beginnings of prompts, which are found again after a restart; 0: none"
     )
-    prompt_cache_dir: Path | None = option(None, path(), "the folder for them; none: prompt-cache in the home")
+    prompt_cache_dir: Path | None = option(None, own_path("DIR"), "the folder for them; none: prompt-cache in the home")
     kv_type: str = option("f16", cache_types(), "type of the KV cache, or of K and of V")
     eval_batch_size: int = option(512, whole(1, BATCH_MAX), "prompt tokens per batch")
     threads: int = option(0, whole(0, 512), "CPU threads per model, at most one per usable core; 0: as many as are of use")
