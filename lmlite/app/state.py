@@ -26,7 +26,8 @@ from .tools import Tools
 if TYPE_CHECKING:
     from ..core.engine.worker import Placement
 
-SUFFIX_LETTERS: Final = string.ascii_lowercase + string.digits
+SUFFIX_LETTERS: Final = bytes((string.ascii_lowercase + string.digits).encode()[byte % 36] for byte in range(256))
+"""The letter or digit of each byte."""
 SUFFIX_LENGTH: Final = 22
 ORIGIN_BYTES: Final = 24
 """Of randomness: 48 digits."""
@@ -68,7 +69,7 @@ class State:
 
     def origin(self) -> Origin:
         drawn = os.urandom(ORIGIN_BYTES)
-        suffix = "".join([SUFFIX_LETTERS[byte % len(SUFFIX_LETTERS)] for byte in drawn[:SUFFIX_LENGTH]])
+        suffix = drawn[:SUFFIX_LENGTH].translate(SUFFIX_LETTERS).decode()
         return Origin(suffix, drawn.hex(), int(time.time()), self.history.keeps)
 
 
