@@ -48,7 +48,7 @@ static std::string clipped(const std::string & message) {
     return whole;
 }
 
-// ---- left recursion -------------------------------------------------------------------------------------------------
+// ---- what rules come to ---------------------------------------------------------------------------------------------
 
 // Calls `body(element)` for every element of every alternative of `rule` until it returns false for one of them.
 template <typename F>
@@ -59,42 +59,49 @@ static void for_each_beginning(const grammar & g, uint32_t rule, F body) {
     }
 }
 
-// Which rules can be empty: an alternative is, once all that it calls are.
-static std::vector<bool> find_nullable(const grammar & g) {
+// Which rules come to an end: an alternative does, once all that it calls do. With `empty`, without a character.
+static std::vector<bool> find_ending(const grammar & g, bool empty) {
     const size_t n_rules = g.rules.size() - 1;
-    std::vector<bool> nullable(n_rules);
+    std::vector<bool> ending(n_rules);
     std::vector<std::vector<uint32_t>> callers(n_rules); // alternatives
     std::vector<uint32_t> owner(g.alternatives.size());
     std::vector<uint32_t> n_waiting(g.alternatives.size());
-    std::vector<uint32_t> empty; // alternatives
+    std::vector<uint32_t> found; // alternatives
     for (uint32_t rule = 0; rule < n_rules; rule++) {
         for (uint32_t a = g.rules[rule]; a < g.rules[rule + 1]; a++) {
             owner[a] = rule;
             for (uint32_t at = g.alternatives[a]; g.elements[at].what != grammar::kind::end; at++) {
-                n_waiting[a]++; // a terminal is waited for in vain
-                if (g.elements[at].what == grammar::kind::call) {
+                const bool is_call = g.elements[at].what == grammar::kind::call;
+                n_waiting[a] += is_call || empty; // a terminal is waited for in vain
+                if (is_call) {
                     callers[g.elements[at].value].push_back(a);
                 }
             }
             if (n_waiting[a] == 0) {
-                empty.push_back(a);
+                found.push_back(a);
             }
         }
     }
-    while (!empty.empty()) {
-        const uint32_t rule = owner[empty.back()];
-        empty.pop_back();
-        if (nullable[rule]) {
+    while (!found.empty()) {
+        const uint32_t rule = owner[found.back()];
+        found.pop_back();
+        if (ending[rule]) {
             continue;
         }
-        nullable[rule] = true;
+        ending[rule] = true;
         for (const uint32_t a : callers[rule]) {
             if (--n_waiting[a] == 0) {
-                empty.push_back(a);
+                found.push_back(a);
             }
         }
     }
-    return nullable;
+    return ending;
+}
+
+static void refuse_endless(const grammar & g) {
+    if (!find_ending(g, false)[g.elements[g.start].value]) {
+        throw gbnf_error("no text satisfies the grammar");
+    }
 }
 
 struct left_call {
@@ -155,7 +162,7 @@ static std::vector<uint32_t> components(const std::vector<std::vector<left_call>
 // A rule that calls itself before any character, with more to follow, would push returns without end. One that does so
 // as its last act ((a*)*) only visits itself again.
 static void refuse_left_recursion(const grammar & g) {
-    const std::vector<bool> nullable = find_nullable(g);
+    const std::vector<bool> nullable = find_ending(g, true);
     std::vector<std::vector<left_call>> calls(g.rules.size() - 1);
     for (uint32_t rule = 0; rule < calls.size(); rule++) {
         for_each_beginning(g, rule, [&](uint32_t at) {
@@ -257,6 +264,7 @@ grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, 
     try {
         auto compiled = std::make_shared<grammar>(parse_gbnf(vocab, gbnf, leaves));
         refuse_left_recursion(*compiled);
+        refuse_endless(*compiled);
         return compiled;
     } catch (const gbnf_error & e) {
         throw invalid_request(param, e.what());

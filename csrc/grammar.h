@@ -70,7 +70,7 @@ struct grammar_leaf {
     automaton_ptr words;
 };
 
-// Throws invalid_request(param) if the text does not parse, is left-recursive or grows too large. Can take a second:
+// Throws invalid_request(param) if the text does not parse, is left-recursive, grows too large or never ends. Can take a second:
 // never on the decode thread. Where leaf_mark(i) in quotation marks is a literal of the text, leaves[i] is matched.
 grammar_ptr compile_grammar(const vocabulary & vocab, const std::string & gbnf, const std::string & param = "grammar",
                             const std::vector<grammar_leaf> & leaves = {});

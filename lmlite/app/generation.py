@@ -69,7 +69,8 @@ def generating(parse: Callable[[dict[str, Any]], Call]) -> Endpoint:
 
 def with_reply(app: State, call: Call, n_bytes: int) -> tuple[Call, Reply]:
     """The request that was read, marked if it is large, and its reply, which may spell what was asked."""
-    return replace(call, turn=sized(call.turn, n_bytes)), call.reply(app.origin())
+    turn = sized(call.turn, n_bytes)
+    return call if turn is call.turn else replace(call, turn=turn), call.reply(app.origin())
 
 
 def sized(turn: Turn, n_bytes: int) -> Turn:

@@ -387,6 +387,16 @@ TEST(grammars_that_would_crash_or_hang_llama_cpp_are_refused) {
     CHECK(!refused({grammar_kind::gbnf, "# {5,2}\nroot ::= (\"a\" # ((((\n  | \"b\")"}));
 }
 
+TEST(grammars_that_no_text_satisfies_are_refused) {
+    CHECK(refused({grammar_kind::gbnf, "root ::= root"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= x\nx ::= x"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= \"a\" root"}));
+    CHECK(refused({grammar_kind::gbnf, "root ::= \"a\" (x | y)\nx ::= \"b\" y\ny ::= \"c\" x"}));
+    CHECK(!refused({grammar_kind::gbnf, "root ::= \"a\" root | \"b\""}));
+    CHECK(!refused({grammar_kind::gbnf, "root ::= x | \"a\"\nx ::= x"}));
+    CHECK(!refused({grammar_kind::gbnf, "root ::= \"a\"* x\nx ::= \"\""}));
+}
+
 TEST(schemas_that_are_none_or_nest_without_end_are_refused) {
     CHECK(refused({grammar_kind::schema, "{\"type\":\"string\",\"minLength\":5,\"maxLength\":2}"}));
     CHECK(refused({grammar_kind::schema, repeated("{\"type\":\"array\",\"items\":", 20000) + "{}" + std::string(20000, '}')}));
