@@ -2,10 +2,10 @@
 
 Broken HTTP, broken JSON, values out of their ranges, grammars and schemas built to hurt, prompts of megabytes, bombs in
 gzip, clients that leave at any moment: a fixed set of kinds, drawn in an order that a seed gives. Before them each kind is
-sent once and every KV cell is written once, which settles allocators and caches: from there on the server and its engine must
-stay the processes that they are and grow by no more than a tenth; a neighbour streams all the while and must never wait for
-over half a second. Every kind gets the status that it should, every time. Prints one JSON object; exit code 1 if
-something of this is not so.
+sent once, a thousand are drawn, and every KV cell is written once, which settles allocators and caches: from there on the
+server and its engine must stay the processes that they are and grow by no more than a tenth, read when it is quiet; a
+neighbour streams all the while and must never wait for over half a second. Every kind gets the status that it should, every
+time. Prints one JSON object; exit code 1 if something of this is not so.
 
 With `--media`, pictures or sounds that are broken, cut off, huge, bombs or something else are shown to a model that sees or
 hears, in every dialect, between whole ones.
@@ -45,7 +45,8 @@ CONTEXT, KV_CELLS = 2048, 8192
 FLAGS = ("--context-length", CONTEXT, "--kv-cells", KV_CELLS, "--parallel", 4, "--spill", 16)
 GAP_MAX_S = 0.5
 GROWTH = 0.10
-SETTLE_S = 8.0
+SETTLE_S = 14.0
+"""Server and engine look every five seconds whether it has become quiet, and give memory back then."""
 LARGE_EVERY = 60
 """Of so many requests one has a body of many megabytes: more would measure the machine's memory bus."""
 LARGE_BYTES = 4 << 20
@@ -54,6 +55,8 @@ MOST_BODY = 32 << 20
 PIECE = 256 << 10
 """Bytes that are written at once: a transport copies what it is given, and the neighbour is heard in the same loop."""
 STREAM_TOKENS = 400
+WARM = 1000
+"""Drawn requests after which Python's own arenas, which it gives back whole or not at all, are as many as they get."""
 USER = {"role": "user", "content": "Hi"}
 
 Statuses = tuple[int, ...]
@@ -286,11 +289,11 @@ async def work(port: int, plan: Iterator[Kind], found: Findings) -> None:
             found.wrong[f"{kind.name}: {status}, not {kind.statuses}"] += 1
 
 
-async def neighbour(port: int, model: str, found: Findings) -> None:
-    """Streams one answer after the other; what counts is the time between two pieces of one, the first excepted."""
+async def neighbour(port: int, model: str, found: Findings, over: asyncio.Event) -> None:
+    """Streams one answer after the other until it is over; what counts is the time between two pieces, the first excepted."""
     wish = {"max_tokens": STREAM_TOKENS, "ignore_eos": True, "stream": True}
     body = {"model": model, "prompt": "Once upon a time", **wish}
-    while True:
+    while not over.is_set():
         last = None
         async for arrived, events in client.arrivals(port, TEXT, body):
             if last is not None and arrived - last > found.longest_s:
@@ -302,18 +305,18 @@ async def neighbour(port: int, model: str, found: Findings) -> None:
 
 
 def plans_of(seed: int, n: int, media: str | None, model: str) -> tuple[list[Kind], list[Kind]]:
-    """Each kind once, and `n` drawn ones."""
+    """Each kind once and `WARM` drawn ones; `n` drawn ones."""
     if media:
-        shown = list(media_kinds(media, model))
-        draw = random.Random(seed)
-        light = [kind for kind in shown if len(kind.raw) < LARGE_BYTES]
-        return draw.sample(shown, len(shown)), [draw.choice(shown if i % LARGE_EVERY == 0 else light) for i in range(n)]
-    kinds = (http_kinds(), json_kinds(), value_kinds(), engine_kinds(), dialect_kinds(large=False), leaving_kinds())
-    ordinary = list(chain(*kinds))
-    large = [*large_kinds(), *dialect_kinds(large=True)]
+        every = rare = list(media_kinds(media, model))
+        ordinary = [kind for kind in every if len(kind.raw) < LARGE_BYTES]
+    else:
+        light = (http_kinds(), json_kinds(), value_kinds(), engine_kinds(), dialect_kinds(large=False), leaving_kinds())
+        ordinary, rare = list(chain(*light)), [*large_kinds(), *dialect_kinds(large=True)]
+        every = [*ordinary, *rare]
     draw = random.Random(seed)
-    each = draw.sample([*ordinary, *large], len(ordinary) + len(large))
-    return each, [draw.choice(large if i % LARGE_EVERY == LARGE_EVERY - 1 else ordinary) for i in range(n)]
+    each = draw.sample(every, len(every))
+    drawn = [draw.choice(rare if i % LARGE_EVERY == LARGE_EVERY - 1 else ordinary) for i in range(WARM + n)]
+    return [*each, *drawn[:WARM]], drawn[WARM:]
 
 
 async def touch_cells(port: int, model: str) -> None:
@@ -325,7 +328,7 @@ async def touch_cells(port: int, model: str) -> None:
 
 
 async def settled(server: client.Running) -> dict[int, float]:
-    """MB of each process, once they fall no more: connections that were left are closed, free memory is handed back."""
+    """MB of each process, once they fall no more: connections that were left are closed, free memory is given back."""
     lowest: dict[int, float] = {}
     end = time.perf_counter() + SETTLE_S
     while time.perf_counter() < end:
@@ -339,22 +342,18 @@ async def run(
     server: client.Running, each: list[Kind], plan: list[Kind], n_clients: int
 ) -> tuple[Findings, dict[int, float], dict[int, float]]:
     found = Findings()
-    beside = asyncio.ensure_future(neighbour(server.port, server.model, found))
 
     async def part(kinds: list[Kind]) -> dict[int, float]:
-        shared = iter(kinds)
+        shared, over = iter(kinds), asyncio.Event()
+        beside = asyncio.ensure_future(neighbour(server.port, server.model, found, over))
         await asyncio.gather(*(work(server.port, shared, found) for _ in range(n_clients)))
+        over.set()
+        await beside
         return await settled(server)
 
-    try:
-        await touch_cells(server.port, server.model)
-        before = await part(each)
-        after = await part(plan)
-        if beside.done():
-            beside.result()
-    finally:
-        beside.cancel()
-    return found, before, after
+    await touch_cells(server.port, server.model)
+    before = await part(each)
+    return found, before, await part(plan)
 
 
 def model_for(media: str | None, folder: Path) -> Path:
@@ -395,7 +394,7 @@ def main() -> int:
         "media": arguments.media,
         "isolation": arguments.isolation,
         "requests": len(each) + len(plan),
-        "kinds": len(each),
+        "kinds": len(each) - WARM,
         "seed": arguments.seed,
         "seconds": round(time.perf_counter() - began, 1),
         "statuses": dict(sorted(found.answered.items())),

@@ -24,7 +24,7 @@ static constexpr double ROWS_MS_BESIDE_STREAMS = 120;
 
 // What pictures get of the time beside streams, relative to these: both keep about half of their speed, since a request has
 // work of other kinds, too.
-static constexpr double MEDIA_SHARE = 1.3;
+static constexpr double MEDIA_SHARE = 1.2;
 
 // An encoding pauses after so long, for the streams or to see whether one has come. Each change over costs milliseconds: the
 // weights of one push those of the other out of the processor's caches.

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <fcntl.h>
 #include <initializer_list>
 #include <poll.h>
@@ -29,6 +30,9 @@
 static constexpr int EXIT_USAGE = 64; // EX_USAGE of sysexits.h
 static constexpr int EXIT_ABANDONED = 75; // EX_TEMPFAIL
 static constexpr std::chrono::seconds LAST_MOMENT{2};
+static constexpr int LOOK_MS = 5000;
+static constexpr double QUIET = 0.2;         // of a core: more, and what is free now is wanted again at once
+static constexpr size_t SPARE_BYTES = 4 << 20; // more than after the last look is worth giving back
 
 // An engine goes before its server when memory runs out: the server answers for it and can load it again.
 static constexpr int OOM_SCORE_STEP = 300;
@@ -82,14 +86,55 @@ static void give_large_memory_back() {
 #endif
 }
 
-// A step or a load that does not end must not outlive the server: when that is gone, this process has a moment left.
-static void end_soon_after_peer(int fd) {
+// Small blocks that requests and prompts kept in memory have had lie free between others until they are given back.
+class spare_memory {
+  public:
+    void look() {
+#if defined(__GLIBC__)
+        const double busy_s = cpu_s();
+        const bool quiet = busy_s - busy_s_ < QUIET * LOOK_MS / 1000;
+        busy_s_ = busy_s;
+        if (quiet && resident_bytes() > at_rest_ + SPARE_BYTES) {
+            malloc_trim(0);
+            at_rest_ = resident_bytes();
+        }
+#endif
+    }
+
+  private:
+    double busy_s_ = 0;
+    size_t at_rest_ = 0;
+
+    static double cpu_s() {
+        timespec used = {};
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+        return double(used.tv_sec) + double(used.tv_nsec) / 1e9;
+    }
+
+    static size_t resident_bytes() {
+        unsigned long n_pages = 0;
+        if (FILE * file = fopen("/proc/self/statm", "r")) {
+            if (fscanf(file, "%*u %lu", &n_pages) != 1) {
+                n_pages = 0;
+            }
+            fclose(file);
+        }
+        return size_t(n_pages) * size_t(sysconf(_SC_PAGESIZE));
+    }
+};
+
+// A step or a load that does not end must not outlive the server: when that is gone, this process has a moment left. Until
+// then there is time to look at the memory.
+static void look_after_process(int fd) {
 #ifdef POLLRDHUP
     pollfd hung_up = {fd, POLLRDHUP, 0};
 #else
     pollfd hung_up = {fd, 0, 0}; // POLLHUP is always told
 #endif
-    while (poll(&hung_up, 1, -1) < 0 && errno == EINTR) {
+    spare_memory spare;
+    int n_told;
+    while ((n_told = poll(&hung_up, 1, LOOK_MS)) == 0 || (n_told < 0 && errno == EINTR)) {
+        spare.look();
     }
     std::this_thread::sleep_for(LAST_MOMENT);
     _exit(EXIT_ABANDONED);
@@ -115,7 +160,7 @@ int main(int argc, char ** argv) {
     give_large_memory_back();
     continue_after_parent();
     try {
-        std::thread(end_soon_after_peer, fd).detach();
+        std::thread(look_after_process, fd).detach();
     } catch (const std::system_error &) { // nor would there be a thread for the engine
         return -LM_ERR_RESOURCES;
     }

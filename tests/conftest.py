@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,15 @@ hypothesis.settings.load_profile("unhurried")
 # How fast examples are made, and tried, says something of what else the machine does.
 TIMEOUT_S = 30.0
 """Far above any answer of a fake engine: a test that waits this long has found a hang."""
+POLL_S = 0.005
+
+
+def until(there: Callable[[], bool]) -> None:
+    """Waits for what nothing tells of: files of another process, its memory."""
+    end = time.monotonic() + TIMEOUT_S
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(POLL_S)
 
 
 @dataclass

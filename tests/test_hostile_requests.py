@@ -14,7 +14,7 @@ import pytest
 from lmlite.cli import tuning
 from lmlite.server import Server
 from tests import chats
-from tests.conftest import Client
+from tests.conftest import Client, until
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -308,3 +308,24 @@ def test_engine_gives_back_what_large_prompts_took(tmp_path: Path, monkeypatch: 
         grown = chats.holdings(engine)["resident_kb"] - held
         client.close()
     assert grown < 20 * 1024
+
+
+@pytest.mark.skipif(tuning.glibc() is None, reason="another C library")
+def test_engine_gives_back_small_blocks_when_it_is_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = chats.children()
+    properties = {f"p{i}": {"type": "string"} for i in range(20)}
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": {"type": "object", "properties": properties}}}
+        for i in range(240)
+    ]
+    with Server(port=0, home=tmp_path, **chats.SERVER) as server:
+        client = Client(server.port)
+        assert client.post(CHAT, HELLO).status == 200
+        (engine,) = chats.children() - before
+        held = chats.holdings(engine)["resident_kb"]
+        assert client.post(CHAT, {**HELLO, "tools": tools}).status == 400  # more than the context holds
+        client.close()
+        grown = chats.holdings(engine)["resident_kb"] - held
+        assert grown > 8 * 1024
+        until(lambda: chats.holdings(engine)["resident_kb"] - held < grown / 2)

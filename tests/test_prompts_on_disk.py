@@ -8,8 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,13 @@ from typing import Any
 import pytest
 
 from lmlite.package import bundled_model
-from tests.conftest import INSTALLED, TIMEOUT_S, Client, address
+from tests.conftest import INSTALLED, Client, address, until
 from tests.test_metrics import scrape
 
 PIECE = 128
 N_TOKENS = 1100
 KEPT = N_TOKENS // PIECE * PIECE
 MODEL = bundled_model().stem
-POLL_S = 0.005
 
 
 @dataclass
@@ -68,13 +66,6 @@ def numbers(seed: int) -> list[int]:
 
 def files(home: Path) -> list[Path]:
     return [path for path in (home / "prompt-cache").glob("*/*") if not path.name.startswith(".")]
-
-
-def until(there: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT_S
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(POLL_S)
 
 
 @pytest.fixture(scope="module")

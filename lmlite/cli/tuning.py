@@ -34,6 +34,11 @@ SPARE_BYTES: Final = 16 << 20
 QUIET: Final = 0.2
 """The part of a core below which nothing large can be under way: the memory would be wanted again at once, and a page of
 it costs more to get than to fill."""
+IDLE: Final = 0.02
+"""The part of a core below which nothing at all is under way."""
+WORTH_S: Final = 0.1
+LITTLE_BYTES: Final = 4 << 20
+"""So much work since the last time, and so much more than there ever was at least, are worth it where it is idle."""
 PATIENCE: Final = 12
 """Looks at spare memory until it goes back even so, a minute together: where somebody streams all day it is never quiet. It
 costs others up to 40 ms."""
@@ -59,16 +64,20 @@ async def give_memory_back(sleep: Callable[[float], Awaitable[None]] = asyncio.s
     """Has glibc return what large requests took, once they are over; by itself it keeps hundreds of MB for ever."""
     if (libc := glibc()) is None:
         return
-    least, busy_s, n_looks = resident_bytes() or 0, time.process_time(), 0
+    least = lowest = resident_bytes() or 0
+    busy_s = given_back_s = time.process_time()
+    n_looks = 0
     while True:
         await sleep(LOOK_S)
         before, busy_s = busy_s, time.process_time()
         now = resident_bytes() or 0
-        least = min(least, now)
+        least, lowest = min(least, now), min(lowest, now)
         n_looks = n_looks + 1 if now > least + SPARE_BYTES else 0
-        if n_looks >= PATIENCE or (n_looks and busy_s - before < QUIET * LOOK_S):
+        worked, held = busy_s - given_back_s > WORTH_S, now > lowest + LITTLE_BYTES
+        quiet, idle = busy_s - before < QUIET * LOOK_S, busy_s - before < IDLE * LOOK_S
+        if n_looks >= PATIENCE or (n_looks and quiet) or (idle and worked and held):
             await asyncio.to_thread(libc, "malloc_trim", 0)
-            least, n_looks = resident_bytes() or 0, 0
+            least, given_back_s, n_looks = resident_bytes() or 0, time.process_time(), 0
 
 
 def glibc() -> Callable[..., int] | None:

@@ -61,6 +61,14 @@ def test_memory_goes_back_now_and_then_where_it_is_never_quiet(monkeypatch: pyte
     assert looks(monkeypatch, iter(with_pauses)) == []
 
 
+def test_all_goes_back_when_it_is_idle_after_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert looks(monkeypatch, iter([(40, 2.0), (40, 0.0), (30, 0.0), (40, 0.0), (40, 0.5), (40, 0.05)])) == [40, 40]
+
+
+def test_what_was_in_use_goes_back_once_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert looks(monkeypatch, iter([(100, 0.9), (100, 0.9), (100, 0.05)])) == [100, 100, 100]
+
+
 def test_little_is_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looks(monkeypatch, itertools.repeat((40, 0.0), 3)) == []
 
