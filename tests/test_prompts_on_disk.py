@@ -87,6 +87,9 @@ def test_prompts_are_there_after_an_unload_and_a_restart(tmp_path: Path, expecte
         assert server.say(numbers(0)) == (expected[0], KEPT)
         assert (server.counted("hits_total"), server.counted("damaged_total")) == (1, 0)
         assert server.counted("bytes") == sum(path.stat().st_size for path in files(tmp_path))
+        held = sum(path.stat().st_size for path in files(tmp_path))
+        told = server.client.get("/lmlite/instances").json
+        assert (len(told["instances"]), told["promptCache"]) == (1, {"usedBytes": held, "budgetBytes": 64 << 20})
     folder = tmp_path / "prompt-cache"
     assert {path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in files(tmp_path)} == {0o600}
@@ -95,6 +98,7 @@ def test_prompts_are_there_after_an_unload_and_a_restart(tmp_path: Path, expecte
 def test_without_the_option_nothing_is_written(tmp_path: Path, expected: dict[int, str]) -> None:
     with serving(tmp_path) as server:
         assert server.say(numbers(0)) == (expected[0], 0)
+        assert "promptCache" not in server.client.get("/lmlite/instances").json
         assert server.client.post("/v1/completions", {"model": MODEL, "prompt": "a", "max_tokens": 1}).status == 200
     assert not (tmp_path / "prompt-cache").exists()
 

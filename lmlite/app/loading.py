@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 
 from ..api.lmstudio import load as spelling
+from ..beside import beside
 from ..errors import SettingRefused, ShuttingDown
 from ..wire import sse
 from ..wire.connection import Request, Response
 from .facts import fact
 from .generation import frames, parsed
+from .models import prompt_cache_folder
 from .state import State
 
 
@@ -71,4 +73,15 @@ async def unload(app: State, request: Request, response: Response, _: str) -> No
 
 
 async def list_instances(app: State, request: Request, response: Response, _: str) -> None:
-    response.whole(200, spelling.instances(app.models.presences()).encode())
+    """And, where prompts are kept on the disk, what they take of it."""
+    kept = await prompts_on_disk(app) if app.config.prompt_cache else None
+    response.whole(200, spelling.instances(app.models.presences(), kept).encode())
+
+
+async def prompts_on_disk(app: State) -> spelling.KeptPrompts:
+    """The folder is asked and no engine: it is there without one, and a busy one would keep the asker waiting."""
+    from ..store.prompt_files import held_bytes
+
+    folder = prompt_cache_folder(app.config)
+    used = await beside(lambda: held_bytes(folder), large=True)
+    return spelling.KeptPrompts(used, app.config.prompt_cache << 20)

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..card import Instance, ModelCard, Presence
@@ -49,7 +50,6 @@ def open_pool(
         place = Thread if config.isolation == "thread" else lambda: Process(log=log.error, on_line=on_line)
     max_jit = config.max_loaded or (1 if config.auto_evict else None)
     guard = MemoryGuard(estimates, strict=config.memory_guard, tries=place is Thread)
-    prompt_cache = config.prompt_cache_dir or Home(config.home).prompt_cache
     return Pool(
         catalog,
         place,
@@ -59,8 +59,12 @@ def open_pool(
         max_jit=max_jit,
         room=guard.room,
         look=look,
-        prompt_cache=prompt_cache.absolute(),
+        prompt_cache=prompt_cache_folder(config),
     )
+
+
+def prompt_cache_folder(config: Config) -> Path:
+    return (config.prompt_cache_dir or Home(config.home).prompt_cache).absolute()
 
 
 class Models:

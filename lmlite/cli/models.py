@@ -93,8 +93,18 @@ def models_on_disk(environ: Mapping[str, str]) -> tuple[list[Entry], set[str], S
 
 
 def instances(client: Client) -> list[Entry]:
-    listed: list[Entry] = client.get("/lmlite/instances")["instances"]
-    return listed
+    return instances_and_prompts(client)[0]
+
+
+def instances_and_prompts(client: Client) -> tuple[list[Entry], dict[str, int] | None]:
+    """The second is what the prompt cache has of the disk, where there is one."""
+    told = client.get("/lmlite/instances")
+    return told["instances"], told.get("promptCache")
+
+
+def prompts_words(prompts: dict[str, int]) -> str:
+    used, budget = decimal_size(prompts["usedBytes"]), decimal_size(prompts["budgetBytes"])
+    return f"Prompt cache on the disk: {used} of {budget}"
 
 
 def of_one_model(key: str, models: Sequence[Entry]) -> list[Entry]:
@@ -152,7 +162,7 @@ def model_rows(model: Entry, loaded: set[str], with_variants: bool) -> list[tupl
 
 def list_loaded(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     client = Client.find(environ, arguments.host, arguments.port)
-    loaded = instances(client)
+    loaded, prompts = instances_and_prompts(client)
     if arguments.json:
         by_key = {model["modelKey"]: model for model in client.get("/lmlite/models")["models"]}
         put_json([spell_instance(instance, by_key.get(instance["model"])) for instance in loaded])
@@ -161,6 +171,8 @@ def list_loaded(arguments: argparse.Namespace, environ: Mapping[str, str]) -> in
     else:
         head = ("IDENTIFIER", "MODEL", "STATUS", "SIZE", "CONTEXT", "PARALLEL", "THREADS", "DEVICE", "TTL")
         put("\n" + table(head, [instance_row(instance) for instance in loaded]) + "\n")
+    if prompts is not None and not arguments.json:
+        put(f"{prompts_words(prompts)}\n")
     return 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .client import Client, NotRunning, add_flags
-from .models import instances
+from .models import instances_and_prompts, prompts_words
 from .terminal import decimal_size, escaped, put, put_json, say, style
 
 
@@ -23,7 +23,7 @@ def show(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """A server that does not run is an answer, not a failure."""
     try:
         client = Client.find(environ, arguments.host, arguments.port)
-        loaded = instances(client)
+        loaded, prompts = instances_and_prompts(client)
     except NotRunning:
         if arguments.json:
             put_json({"running": False, "models": []})
@@ -34,10 +34,13 @@ def show(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if arguments.json:
         keys = ("identifier", "model", "status", "sizeBytes", "contextLength")
         models: list[dict[str, Any]] = [{key: instance[key] for key in keys} for instance in loaded]
-        put_json({"running": True, "port": client.port, "models": models})
+        kept = {} if prompts is None else {"promptCache": prompts}
+        put_json({"running": True, "port": client.port, "models": models, **kept})
         return 0
     put(f"Server: {style('ON', 'green')} (port {client.port})\n")
     put("Loaded models:" if loaded else "No models are loaded.")
     for instance in loaded:
         put(f"  {escaped(instance['identifier'])} - {decimal_size(instance['sizeBytes'])}")
+    if prompts is not None:
+        put(f"\n{prompts_words(prompts)}")
     return 0

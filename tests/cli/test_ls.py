@@ -260,6 +260,36 @@ def test_nothing_loaded_is_said_with_what_to_do(command: Command, peer: Peer) ->
     assert command("ps", "--json").json == []
 
 
+PROMPTS = {"usedBytes": 47_200_000, "budgetBytes": 4096 << 20}
+"""What the server tells of prompts that are kept on the disk."""
+
+
+def with_prompts(peer: Peer, loaded: list[dict[str, Any]]) -> None:
+    serve(peer, [], loaded)
+    peer.answers["GET", "/lmlite/instances"] = {"instances": loaded, "promptCache": PROMPTS}
+
+
+def test_room_that_prompts_take_on_the_disk_is_shown_with_what_is_loaded(command: Command, peer: Peer) -> None:
+    with_prompts(peer, [instance("falcon-7b")])
+    last = "Prompt cache on the disk: 47.20 MB of 4.29 GB"
+    assert command("ps").out.splitlines()[-2:] == [last, ""]
+    assert command("status").out.splitlines()[-2:] == ["", last]
+    assert command("status", "--json").json["promptCache"] == PROMPTS
+    assert [entry["identifier"] for entry in command("ps", "--json").json] == ["falcon-7b"]
+
+
+def test_prompts_on_the_disk_are_shown_without_a_model(command: Command, peer: Peer) -> None:
+    with_prompts(peer, [])
+    assert "Prompt cache on the disk: 47.20 MB of 4.29 GB\n" in command("ps").out
+    assert command("ps", "--json").json == []
+
+
+def test_without_prompts_on_the_disk_nothing_is_said_of_them(command: Command, peer: Peer) -> None:
+    serve(peer, [], [instance("falcon-7b")])
+    assert "rompt" not in command("ps").out + command("status").out
+    assert "promptCache" not in command("status", "--json").json
+
+
 def test_ps_without_a_server_fails_and_names_the_way_out(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMLITE_PORT", "9")
     done = command("ps")

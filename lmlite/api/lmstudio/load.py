@@ -171,9 +171,20 @@ def error(exc: LmError) -> tuple[int, str]:
 # ---- instances -------------------------------------------------------------------------------------------------------
 
 
-def instances(presences: Iterable[Presence]) -> str:
-    """ASCII: a path from the disk need not be Unicode."""
-    return json.dumps({"instances": [_spell_presence(presence) for presence in presences]}, separators=(",", ":"))
+@dataclass(slots=True, frozen=True)
+class KeptPrompts:
+    """The prompt cache on the disk, which all models share."""
+
+    used_bytes: int
+    budget_bytes: int
+
+
+def instances(presences: Iterable[Presence], kept: KeptPrompts | None = None) -> str:
+    """ASCII: a path from the disk need not be Unicode. `kept` is told where there is such a cache."""
+    spelled: dict[str, Any] = {"instances": [_spell_presence(presence) for presence in presences]}
+    if kept is not None:
+        spelled["promptCache"] = {"usedBytes": kept.used_bytes, "budgetBytes": kept.budget_bytes}
+    return json.dumps(spelled, separators=(",", ":"))
 
 
 def _spell_presence(presence: Presence) -> dict[str, Any]:
