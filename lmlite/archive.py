@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from .records import dataclass
 
 VARIABLE: Final = "LMLITE_ARCHIVE"
 """Set by what starts the package from an archive with models in it: that archive."""

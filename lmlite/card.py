@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from .messages import Sense
+from .records import dataclass
 from .settings import ModelSettings
 
 ModelType = Literal["llm", "vlm", "embedding"]

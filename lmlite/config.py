@@ -12,12 +12,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar
 
 from .errors import ConfigError
+from .records import dataclass
 
 DEFAULT_HOME = Path("~/.lmlite")
 FILE_NAME = "config.json"

@@ -10,7 +10,7 @@ import asyncio
 import os
 import queue
 from collections.abc import Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType, UnionType
@@ -30,6 +30,7 @@ from .core.loading.pool import Needs, purpose
 from .errors import EngineGone, LoadFailed
 from .events import TextDelta
 from .media_arguments import picture_part, spelled_message
+from .records import dataclass
 from .request import Chat, Embed, Embedding, Generate, Prompt, Rerank, Sampling, Score, Text, senses, with_defaults
 from .server import LoopThread
 from .settings import ModelSettings

@@ -10,11 +10,11 @@ raises `errors.LmError`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from .card import Instance
 from .messages import MediaPart
+from .records import dataclass
 from .tool_servers import ServerTool, ToolServer
 
 StopReason = Literal[

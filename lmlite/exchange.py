@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from .messages import Message
+from .records import dataclass
 
 ExchangeKind = Literal["response", "chat"]
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]

@@ -6,10 +6,12 @@ Dialects read what clients send into these; they are spelled for the engine in o
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from hashlib import sha256
 from typing import Literal
+
+from .records import dataclass
 
 Role = Literal["system", "user", "assistant", "tool"]
 MediaKind = Literal["image", "audio"]

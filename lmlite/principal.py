@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from .records import dataclass
 
 RIGHTS: Final = ("chat", "embed", "models", "load", "download", "mcp", "admin")
 """What a route can need. "models" is to see which there are, "admin" to see what everybody does."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
 from .messages import Conversation, MediaPart, Message, Sense
+from .records import dataclass
 from .settings import ModelSettings
 
 INT32_MAX = 2**31 - 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, Literal
+
+from .records import dataclass
 
 PLUGIN_PREFIX: Final = "mcp/"
 _SEPARATORS: Final = re.compile(r"[^a-z0-9]+")

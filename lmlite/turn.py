@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import is_
 from typing import Literal
 
 from .messages import Message, Sense, ToolCallPart, ToolResultPart
+from .records import dataclass
 from .request import Chat, Generate, Prompt, senses, with_defaults
 from .settings import UNSAID, ModelSettings
 from .tool_servers import ToolServer

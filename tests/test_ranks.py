@@ -15,6 +15,7 @@ GENERATED = PACKAGE / "core" / "engine" / "_lib.py"
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path != GENERATED)
 
 RANKS = {
+    **{"records": -1},
     **dict.fromkeys(("addresses", "archive", "beside", "errors", "forks", "messages", "settings", "package", "pieces"), 0),
     **dict.fromkeys(("config", "request", "exchange", "card", "metrics", "download", "principal", "tool_servers"), 1),
     **dict.fromkeys(("events", "turn"), 2),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InternalError
@@ -18,6 +17,7 @@ from ..events import (
     ToolCallArguments,
     ToolCallStart,
 )
+from ..records import dataclass
 
 FINISH_REASON: Mapping[StopReason, str] = {
     "eosFound": "stop",

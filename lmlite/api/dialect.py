@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from ..errors import LmError
 from ..events import Event
 from ..exchange import Exchange
+from ..records import dataclass
 from ..request import Embed, Embedding, Rerank, Score
 from ..turn import Turn
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..card import Instance
+from ..records import dataclass
 from .dialect import Origin
 
 

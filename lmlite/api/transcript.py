@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Literal
 
 from ..events import (
@@ -23,6 +23,7 @@ from ..events import (
     ToolResult,
 )
 from ..messages import Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+from ..records import dataclass
 
 EARLIER: Final = -1
 """The round of what an earlier turn said, and has been answered in this one."""

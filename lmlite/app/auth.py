@@ -10,12 +10,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ..errors import HttpError, RateLimited, StateError
 from ..principal import ANYBODY, Principal
+from ..records import dataclass
 
 log = logging.getLogger(__name__)
 

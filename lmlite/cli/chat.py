@@ -11,13 +11,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..config import gather
 from ..errors import LmError
 from ..package import BUNDLED_PUBLISHER
+from ..records import dataclass
 from ..store.home import Home
 from . import attachments
 from .client import Client, add_flags

@@ -10,11 +10,11 @@ import argparse
 import json
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..config import gather, read_file
 from ..errors import LmError
+from ..records import dataclass
 from ..store.home import Home
 from .terminal import LEVELS
 

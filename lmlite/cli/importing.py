@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..core.disk.model_files import UNCATEGORIZED
 from ..errors import LmError
+from ..records import dataclass
 from .terminal import Bar, choose, decimal_size, escaped, is_interactive, put, put_json
 
 if TYPE_CHECKING:

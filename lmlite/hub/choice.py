@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ..download import RemoteFile
 from ..errors import NothingToDownload
+from ..records import dataclass
 from .listing import Listing
 from .names import Wanted
 

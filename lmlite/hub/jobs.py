@@ -19,12 +19,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
 from ..download import DownloadStatus, Progress, Record, RemoteFile
 from ..errors import DiskFull, HubError, JobNotFound, LmError, ShuttingDown
+from ..records import dataclass
 from .choice import choose
 from .http import Client, Interrupt
 from .listing import Listing

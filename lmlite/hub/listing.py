@@ -6,12 +6,12 @@ The list is from the network: it is bounded before it is parsed, and one hostile
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
 from ..download import RemoteFile
 from ..errors import AccessDenied, HubError, NothingToDownload
+from ..records import dataclass
 from . import names
 from .http import Client, Interrupt, refusal
 from .names import Wanted

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ..errors import HubError, InvalidRequest
+from ..records import dataclass
 
 TEXT_MAX: Final = 2048
 """Characters of what a user may name: a URL of a repository, a folder and a file, percent-encoded."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
 
 from ..errors import HubError
+from ..records import dataclass
 from .http import Client, Interrupt, refusal
 from .names import is_name
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConfigError, HubError
+from ..records import dataclass
 from .names import HUB
 
 PORTS: Final = {"http": 80, "https": 443}

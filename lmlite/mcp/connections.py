@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
+from ..records import dataclass
 from .file import Entry
 from .http import Endpoint, Resolve, Web
 from .message import Fault, Refused

@@ -12,10 +12,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
+from ..records import dataclass
 from ..tool_servers import PLUGIN_PREFIX, check_headers, kebab, plugin_id
 
 FILE_NAME: Final = "mcp.json"

@@ -12,12 +12,12 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
 from ..addresses import kind
+from ..records import dataclass
 from .message import MESSAGE_BYTES_MAX, Fault, Refused
 
 CONNECT_S: Final = 10.0

@@ -11,9 +11,9 @@ import logging
 import re
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
+from ..records import dataclass
 from .message import MODERN_ERRORS, UNSUPPORTED_VERSION, Fault, Progress, Refused, RpcError
 from .web import header_value
 

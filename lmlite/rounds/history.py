@@ -12,12 +12,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from ..errors import NotKept, StateError, let_go
 from ..exchange import Exchange, ExchangeKind
 from ..messages import Message
+from ..records import dataclass
 from ..store.database import Database
 from ..store.history import HistoryTable, Write
 from ..turn import Turn

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from ..card import Instance
 from ..errors import LmError
 from ..events import Event, Finished
 from ..messages import Sense
+from ..records import dataclass
 from ..request import Chat, Generate
 from ..settings import ModelSettings
 from ..tool_servers import ToolServer

@@ -12,7 +12,7 @@ import json
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -41,6 +41,7 @@ from ..mcp.http import NotPublic
 from ..mcp.message import INVALID_PARAMS, Fault, RpcError
 from ..mcp.session import Given, Session, Tool
 from ..messages import MediaPart, Message, Sense, ToolCallPart
+from ..records import dataclass
 from ..request import UNLIMITED, Chat
 from ..tool_servers import ServerTool, ToolServer
 from ..turn import Approval, Turn, behind_calls, call_of

@@ -14,12 +14,13 @@ import os
 import stat
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ..config import FILE_NAME
 from ..errors import ConfigError, HomeInUse
+from ..records import dataclass
 
 PRIVATE_FOLDER: Final = 0o700
 PRIVATE_FILE: Final = 0o600

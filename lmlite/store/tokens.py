@@ -13,12 +13,12 @@ import secrets
 import string
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import StateError
 from ..principal import RIGHTS, Principal
+from ..records import dataclass
 from .database import Database
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from math import inf
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from ..errors import HttpError, InternalError, LmError, ShuttingDown, let_go
+from ..records import dataclass
 from . import forwarded, guard, http1, peer
 from .http1 import CONTINUE, LAST_CHUNK, Headers
 from .inflate import inflate
@@ -52,6 +52,9 @@ class Limits:
     backlog: int = 64 << 10
     """Bytes of pipelined requests to hold while one is answered; then the socket is not read (nor its EOF seen)."""
     max_body: int = http1.MAX_BODY
+
+
+USUAL: Final = Limits()
 
 
 @dataclass(slots=True)
@@ -266,7 +269,7 @@ class Connection(asyncio.Protocol):
         self,
         hooks: Hooks,
         policy: guard.Policy,
-        limits: Limits = Limits(),
+        limits: Limits = USUAL,
         loop: asyncio.AbstractEventLoop | None = None,
         headers: Headers = (),
     ) -> None:

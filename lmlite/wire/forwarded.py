@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
+
+from ..records import dataclass
 
 UNIX: Final = "unix"
 """Names whoever comes through a socket file, where a network stands else."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
 
 from ..errors import HttpError
+from ..records import dataclass
 
 Headers = tuple[tuple[str, str], ...]
 

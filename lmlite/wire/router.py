@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from ..errors import UnexpectedEndpoint
+from ..records import dataclass
 
 Endpoint = TypeVar("Endpoint")
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, NoReturn
 
 from ...errors import InvalidRequest, InvalidType, UnsupportedField
 from ...messages import Content, MediaPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+from ...records import dataclass
 from ..read.fields import Fields, as_array, as_name, as_object, clip
 from ..read.media import check_type, decode, parse_url
 from ..read.messages import CALLS_MAX

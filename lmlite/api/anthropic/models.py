@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final
 
+from ...records import dataclass
 from ..spell import dumps
 
 UNKNOWN_DATE: Final = "1970-01-01T00:00:00Z"

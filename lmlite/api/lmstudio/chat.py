@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from json.encoder import encode_basestring as quote
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from ...events import (
 )
 from ...exchange import Exchange, Status
 from ...messages import Content, Message, TextPart, text_message
+from ...records import dataclass
 from ...request import Chat
 from ...settings import ModelSettings
 from ...tool_servers import ServerTool

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ...card import Instance, Presence
 from ...config import BATCH_MAX, CACHE_TYPES, CONTEXT_MAX, EXPERTS_MAX, PARALLEL_MAX
 from ...errors import InvalidRequest, InvalidType, LmError, ModelNotFound, SettingRefused, UnrecognizedKeys
+from ...records import dataclass
 from ...settings import ModelSettings
 from ..dialect import Frame
 from ..read.fields import Fields, as_number

@@ -7,7 +7,6 @@ choice's events one after the other in the order of the engine; `whole` folds th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from json.encoder import encode_basestring as quote
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from ...events import (
     ToolCallArguments,
     ToolCallStart,
 )
+from ...records import dataclass
 from ..answer import FINISH_REASON, Answer, call_id, clamp_logprob, fold, leased_of, spell_logprobs, spell_timings
 from ..dialect import DONE, Frame, Origin, Reply
 from ..served import Served

@@ -7,10 +7,10 @@ that are told again. The one event that comes per token costs a join: see `Item.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from json.encoder import encode_basestring as quote
 from typing import Any, Final, Literal
 
+from ...records import dataclass
 from ..dialect import Frame
 from ..spell import dumps
 

@@ -7,7 +7,7 @@ next one begins, or with the answer: only then is it known whether they came to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from ...errors import ContextOverflow, ConversationTooLong, InternalError, LmError, QueueFull
@@ -32,6 +32,7 @@ from ...events import (
 )
 from ...exchange import Exchange, Status
 from ...messages import Message
+from ...records import dataclass
 from ...tool_servers import ServerTool
 from ..answer import FINISH_REASON, call_id, spell_logprobs
 from ..dialect import Frame, Origin, Reply

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ...errors import UnsupportedField
+from ...records import dataclass
 from ...tool_servers import ToolServer
 from ..read.fields import Fields, as_object, clip
 from ..read.tools import Offer, Tool, offer, only, parse_choice, parse_name, parse_tool, spell_tools

@@ -7,10 +7,11 @@ LM Studio ignores it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from ...errors import InvalidRequest
+from ...records import dataclass
 from ...request import Generate, Prompt, Sampling
 from ...turn import Turn
 from ..read import unserved

@@ -8,10 +8,10 @@ words cost is the usual question.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import MissingField
+from ...records import dataclass
 from ..read.fields import Fields, as_array
 from ..read.sampling import as_token_ids
 from ..spell import dumps

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from ...errors import InvalidRequest, InvalidType, OutOfRange, UnsupportedField
+from ...records import dataclass
 from ...request import INT32_MAX, SAMPLERS, SAMPLING_INTEGERS, SAMPLING_NUMBERS, UNLIMITED, Draft, Generate, Prompt, Sampling
 from ...settings import ModelSettings
 from ...turn import Follows, Turn

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InvalidRequest, InvalidType, UnsupportedField
+from ...records import dataclass
 from ...request import ToolChoice
 from .fields import Fields, as_object, clip
 

@@ -12,7 +12,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from ... import archive
 from ...card import ModelCard, ModelType, Reasoning
 from ...errors import ConfigError
 from ...package import BUNDLED_PUBLISHER, bundled_model, bundled_vision_model
+from ...records import dataclass
 from ...settings import ModelSettings
 from . import gguf, given_ids, known_headers, model_settings, model_yaml
 from .aliases import Aliases

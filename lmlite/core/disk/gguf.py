@@ -13,13 +13,13 @@ import re
 import stat
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ... import archive
 from ...card import Reasoning
 from ...errors import LmError
+from ...records import dataclass
 from .chat_template import reads_tools, reasoning
 
 MAX_HEADER: Final = 128 << 20

@@ -13,11 +13,12 @@ import os
 import stat
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 from ...card import Reasoning
+from ...records import dataclass
 from . import chat_template, gguf
 from .gguf import Facts, Header
 

@@ -13,11 +13,11 @@ import re
 import stat
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ... import archive
+from ...records import dataclass
 
 MAX_DEPTH: Final = 3
 """Folders below a models folder: publisher, repository, and the one folder per quantization that some repositories have."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
 from ...config import Kind, Refused, options
 from ...errors import ConfigError
+from ...records import dataclass
 from ...request import INT32_MAX, SAMPLING_INTEGERS, SAMPLING_NUMBERS, TEMPLATE_RESERVED, UNLIMITED
 from ...settings import ModelSettings
 

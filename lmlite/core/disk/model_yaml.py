@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
 
 from ...errors import ConfigError, LmError
+from ...records import dataclass
 from ...settings import ModelSettings
 from .gguf import MAX_CONTEXT
 from .model_settings import read_entry, read_sampling_value, read_template_kwargs

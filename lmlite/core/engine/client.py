@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -31,6 +30,7 @@ from ...events import (
 )
 from ...forks import KEPT_FROM_CHILDREN
 from ...messages import MediaPart
+from ...records import dataclass
 from ...request import Chat, Embed, Embedding, Generate, Grammar, Prompt, Rerank, Score
 from .frames import Kind
 from .line import Abandoned, Clock, Line

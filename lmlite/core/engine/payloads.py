@@ -11,7 +11,7 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
@@ -28,6 +28,7 @@ from ...errors import (
 )
 from ...events import DraftCounts, Finished, Notice, PromptProgress, Stats, StopReason, TokenLogprob, TopToken
 from ...messages import Content, MediaPart, Message, Part, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+from ...records import dataclass
 from ...request import UNLIMITED, Chat, Draft, Embed, Generate, Grammar, Infill, Prompt, Sampling, Score, Text, Tokens
 from .frames import MAX_PAYLOAD
 from .tool_names import spell_names

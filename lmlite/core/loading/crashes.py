@@ -8,11 +8,12 @@ the machine would be busy with loading.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from ...card import ModelCard
 from ...errors import EngineGone, RequestRefused
+from ...records import dataclass
 from ..disk.stamps import Stamps
 
 MAX_CRASHES: Final = 3

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from ...errors import EngineGone
+from ...records import dataclass
 from ..engine.client import Engine
 from ..engine.line import Clock
 from ..engine.payloads import DeviceMemory, LoadSpec, Measured

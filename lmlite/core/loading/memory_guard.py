@@ -7,11 +7,12 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ... import archive
 from ...errors import LmError, MemoryRefused
+from ...records import dataclass
 from ..engine.payloads import LoadSpec
 from ..engine.worker import Placement
 from .estimate import HOST, Estimate, estimate

@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -46,6 +46,7 @@ from ...errors import (
 from ...events import Event, Leased, LoadProgress, Started
 from ...messages import Sense
 from ...metrics import Loads
+from ...records import dataclass
 from ...settings import UNSAID, ModelSettings
 from ..disk.stamps import Stamps
 from ..engine.client import Engine

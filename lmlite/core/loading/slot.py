@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ...card import Activity, Instance, ModelCard, Presence, Runtime
+from ...records import dataclass
 from ...settings import ModelSettings
 from ..disk.stamps import Stamps
 from ..engine.client import Engine

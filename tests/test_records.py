@@ -1,0 +1,148 @@
+"""`lmlite.records.dataclass` beside the standard library's: what is made of a class behaves the same."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import subprocess
+import sys
+from dataclasses import field
+from typing import Any
+
+import pytest
+
+from lmlite import records
+from tests.conftest import INSTALLED
+
+MADE: dict[str, tuple[Any, Any]] = {}
+
+
+def both(name: str, **how: bool) -> Any:
+    """The class, by lmlite and by the standard library."""
+
+    def make(cls: type) -> Any:
+        copied = type(cls.__name__, cls.__bases__, {key: value for key, value in vars(cls).items() if key != "__dict__"})
+        ours: Any = records.dataclass
+        MADE[name] = (ours(**how)(cls), dataclasses.dataclass(**how)(copied))
+        return MADE[name][0]
+
+    return make
+
+
+@both("frozen", slots=True, frozen=True)
+class Frozen:
+    number: int
+    words: tuple[str, ...] = ()
+    hidden: int = field(default=0, compare=False, repr=False)
+
+
+@both("open", slots=True)
+class Open:
+    number: int
+    words: list[str] = field(default_factory=list)
+
+
+@both("by itself", slots=True, eq=False)
+class ByItself:
+    number: int
+
+
+@both("one", frozen=True)
+class One:
+    number: int
+
+
+@both("none", slots=True, frozen=True)
+class Nothing:
+    pass
+
+
+@both("own words", slots=True, frozen=True)
+class OwnWords:
+    number: int
+
+    def __repr__(self) -> str:
+        return "mine"
+
+    def __hash__(self) -> int:
+        return 7
+
+
+@both("own equality", slots=True)
+class OwnEquality:
+    number: int
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 7
+
+
+def some(cls: Any) -> list[Any]:
+    n_fields = len(dataclasses.fields(cls))
+    return [cls(*arguments[:n_fields]) for arguments in ((1, ["a"]), (1, ["a"]), (2, ["a"]), (1, ["b"]))]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_records_are_equal_and_shown_as_dataclasses_are(name: str) -> None:
+    ours, theirs = map(some, MADE[name])
+    assert [repr(each) for each in ours] == [repr(each) for each in theirs]
+    for i in range(len(ours)):
+        for k in range(len(ours)):
+            assert (ours[i] == ours[k]) == (theirs[i] == theirs[k])
+        assert ours[i] != theirs[i] or name == "own equality"
+        assert ours[i] != 1 or name == "own equality"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_records_are_hashed_if_dataclasses_are(name: str) -> None:
+    ours, theirs = MADE[name]
+    assert (ours.__hash__ is None) == (theirs.__hash__ is None)
+    if ours.__hash__ is not None:
+        made = [cls(*(3,)[: len(dataclasses.fields(cls))]) for cls in (ours, ours)]
+        alone = name == "by itself"
+        assert (hash(made[0]) == hash(made[1])) != alone
+
+
+def test_fields_that_are_not_compared_or_shown_are_left_out() -> None:
+    cls = MADE["frozen"][0]
+    assert cls(1, hidden=2) == cls(1, hidden=3) and hash(cls(1, hidden=2)) == hash(cls(1, hidden=3))
+    assert "hidden" not in repr(cls(1))
+
+
+def test_what_dataclasses_can_do_works_on_records() -> None:
+    cls: Any = Frozen
+    one = cls(1, ("a",))
+    assert dataclasses.replace(one, number=2) == cls(2, ("a",))
+    assert dataclasses.asdict(one) == {"number": 1, "words": ("a",), "hidden": 0}
+    assert copy.copy(one) == copy.deepcopy(one) == pickle.loads(pickle.dumps(one)) == one
+    match one:
+        case cls(number, words):
+            assert (number, words) == (1, ("a",))
+    assert not hasattr(one, "__dict__")
+
+
+def test_record_that_holds_itself_is_shown() -> None:
+    one = MADE["open"][0](1)
+    one.words.append(one)
+    assert repr(one) == "Open(number=1, words=[...])"
+
+
+def test_what_is_there_before_a_server_is_ready_is_made_of_records() -> None:
+    """Each class of the standard library's would cost it another millisecond."""
+    code = """if True:
+        import dataclasses
+        made = []
+        whole = dataclasses.dataclass
+        def noted(cls=None, /, **how):
+            if how.get("repr", True):
+                made.append(cls)
+            return whole(cls, **how)
+        dataclasses.dataclass = noted
+        import lmlite.cli.serve, lmlite.server
+        print(made)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=INSTALLED, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
