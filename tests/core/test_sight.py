@@ -17,7 +17,7 @@ from lmlite.core.engine.client import Engine
 from lmlite.core.engine.payloads import LoadSettings, LoadSpec, Lora
 from lmlite.core.engine.worker import Process
 from lmlite.errors import ContextOverflow, InvalidRequest, LmError, MediaRefused, WrongModelType
-from lmlite.events import Event, Finished, TextDelta
+from lmlite.events import Event, Finished, TextDelta, TokenLogprob
 from lmlite.messages import MediaPart, Message, TextPart, ToolCallPart, ToolResultPart, text_message
 from lmlite.request import Chat, Draft, Generate, Grammar, Sampling, Text
 from tests.media_files import chunk, png_head, png_of
@@ -273,6 +273,38 @@ def test_more_than_the_cells_hold_is_answered_one_after_the_other(tmp_path: Path
         assert (await engine.stats()).media_encoded == 8  # of what another scope has shown nobody knows
 
     with_tower(write_pixtral(tmp_path / "pixtral.gguf"), test, context_length=512, kv_cells=512, parallel=4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_that_was_cut_and_continued_is_what_it_would_have_been(family: str, tmp_path: Path) -> None:
+    """Four answers outgrow the cells beside requests that leave: the youngest step back and go on later."""
+    tower, model = family_of(family, tmp_path)
+    cells = 512 if family in ("mlp", "pixtral", "gemma3", "qwen2vl") else 1024
+
+    async def answer(engine: Engine, i: int, scope: str) -> list[TokenLogprob]:
+        chat = asking(media_for(family, other=i % 2 == 1), f"{QUESTION} {'word ' * 5 * i}")
+        events = await events_of(engine, chat, max_tokens=180, ignore_eos=True, top_logprobs=2, scope=scope)
+        return [token for event in events if isinstance(event, TextDelta) for token in event.logprobs]
+
+    async def leave(engine: Engine, i: int) -> None:
+        given_up = asyncio.create_task(answer(engine, i, "leaves"))
+        while (await engine.stats()).running == 0:
+            await asyncio.sleep(0.01)
+        given_up.cancel()
+        await asyncio.gather(given_up, return_exceptions=True)
+
+    async def test(engine: Engine) -> None:
+        alone = [await answer(engine, i, f"alone {i}") for i in range(4)]
+        together = [asyncio.create_task(answer(engine, i, f"together {i}")) for i in range(4)]
+        await asyncio.gather(*(leave(engine, i) for i in range(2)))
+        for expected, told in zip(alone, await asyncio.gather(*together), strict=True):
+            for token, same in zip(told, expected, strict=True):
+                if token.bytes != same.bytes:
+                    assert token.logprob == pytest.approx(same.top[1].logprob, abs=NEAR_TIE)
+                    break
+                assert token.logprob == pytest.approx(same.logprob, abs=NEAR_TIE)
+
+    with_tower(tower, test, model, context_length=cells, kv_cells=cells, parallel=4, spill_bytes=0)
 
 
 def test_a_request_that_is_given_up_while_its_picture_is_encoded_frees_its_place(tmp_path: Path) -> None:
