@@ -464,6 +464,7 @@ def test_our_changes_fit_the_pinned_tree_and_leave_it_as_it_is(tmp_path: Path) -
         "ggml/src/gguf.cpp": "lm_open_part",
         "common/jinja/runtime.cpp": "count_nodes",
         "common/jinja/value.cpp": "lm::count_step",
+        "src/llama-kv-cache.cpp": "lm_forget_zeros",
         "src/llama-mmap.cpp": "lm_open_part",
         "src/llama-mmap.h": "lm_open_part",
     }

@@ -88,6 +88,29 @@ def alive(pid: int) -> bool:
     return True
 
 
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+CELL_BYTES = 1536
+"""Of the bundled model's KV cache."""
+
+
+def taken_bytes(client: Client) -> int:
+    """What the engine of the loaded model has of the memory, files aside."""
+    assert complete(client, "alpha").status == 200
+    status = Path(f"/proc/{instances(client)['alpha']['pid']}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("RssAnon:")]
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc, and the others have no such call")
+def test_a_small_cache_takes_memory_as_it_is_used_and_a_larger_one_at_once(serve: Serve) -> None:
+    few, many, more = 2048, 10_240, 12_288
+    base, small, large = [taken_bytes(serve(kv_cells=cells, idle_cells=0)) for cells in (few, many, more)]
+    assert small - base < CELL_BYTES * (many - few) / 2
+    assert large - base > CELL_BYTES * more * 0.9
+
+
 # ---- load and unload -------------------------------------------------------------------------------------------------
 
 

@@ -187,13 +187,15 @@ def test_small_models_are_mostly_the_process_itself(tmp_path: Path) -> None:
 
 
 async def compare_seeing(projector: Path, side: int) -> float:
-    """As `compare`, once a picture of `side` x `side` pixels was looked at."""
-    spec = LoadSpec((bundled_model(),), LoadSettings(context_length=2048, kv_cells=4096), projector=projector)
+    """As `compare`, once the cache was full and a picture of `side` x `side` pixels was looked at."""
+    spec = LoadSpec((bundled_model(),), LoadSettings(context_length=2048, kv_cells=2048), projector=projector)
     found = await estimate(Process, spec)
     placement = Process()
     engine = await Engine.open(placement, "model")
     try:
         await engine.load(spec)
+        async for _ in engine.run(Generate(Tokens((500,) * 2047), max_tokens=1, sampling=Sampling(temperature=0))):
+            pass
         data = media_files.png_of(media_files.png_head(side, side), bytes((3 * side + 1) * side))
         asked = Message("user", (MediaPart("image", data), TextPart("What is it?")))
         async for _ in engine.run(Generate(Chat((asked,)), max_tokens=1, sampling=Sampling(temperature=0))):
