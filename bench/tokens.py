@@ -3,6 +3,8 @@
 To admit a request costs at most 20 µs: CPU time in this process, on a database with a hundred tokens. While another process
 sends wrong tokens as fast as one core can, by GET on eight connections that stay or by POST on ever new ones, `/health` takes
 at most twice as long as a bare asyncio echo that is asked at the same time, each 99 of 100 times; and the log keeps its bound.
+Who leaves without an answer needs no pause between two: while one does, `/health` on new connections, of the same address and
+of another, is answered as soon as a bare echo under such a flood, twice its time, each 99 of 100 times.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ TOKENS, CALLS, TURNS = 100, 5000, 9
 CONNECTIONS, PIPELINED = 8, 20
 ROUNDS = 3
 ADMIT_US, RATIO, LOG_SLACK = 20.0, 2.0, 1.1  # the last: what is told of the start, and of lines that were left out
+WHO = ("same", "other")
+ADDRESSES = ("127.0.0.1", "127.0.0.2")
+"""The flood's own, and another."""
 WRONG = "sk-lm-AAAAAAAA:" + "a" * 20
 
 
@@ -125,6 +130,30 @@ def knock(port: int, question: bytes, size: int, seconds: float) -> int:
     return asyncio.run(run())
 
 
+def leave(port: int, question: bytes, seconds: float) -> int:
+    """How many connections brought the question and were closed at once."""
+    n, end = 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        with socket.create_connection(("127.0.0.1", port)) as sock, contextlib.suppress(OSError):
+            sock.sendall(question)
+        n += 1
+    return n
+
+
+def ask_anew(port: int, question: bytes, source: str) -> list[float]:
+    """Milliseconds of each answer, each on a connection of its own, from the address `source`."""
+    taken = []
+    end = time.perf_counter() + health.ASK_S
+    while (began := time.perf_counter()) < end:
+        with socket.create_connection(("127.0.0.1", port), source_address=(source, 0)) as sock:
+            sock.sendall(question)
+            if not sock.recv(1 << 16):
+                raise RuntimeError("the server hung up")
+        taken.append((time.perf_counter() - began) * 1e3)
+        time.sleep(max(0.0, began + health.PERIOD_S - time.perf_counter()))
+    return taken
+
+
 def answer_bytes(port: int, question: bytes) -> int:
     """How long the answer is."""
     with socket.create_connection(("127.0.0.1", port)) as sock, sock.makefile("rb") as stream:
@@ -175,15 +204,32 @@ async def measure_floods(executor: ProcessPoolExecutor) -> dict[str, float]:
     return found
 
 
+async def measure_leaving(executor: ProcessPoolExecutor) -> dict[str, float]:
+    """Both under the same flood, one after the other: the echo would have its own share of a machine's cores."""
+    loop = asyncio.get_running_loop()
+    question = f"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {WRONG}\r\n\r\n".encode()
+    found: dict[str, float] = {}
+    with guarded() as (server, _), health.echoing() as echo:
+        for name, port in (("leave_echo", echo), ("leave", server.port)):
+            sent = loop.run_in_executor(executor, leave, port, question, health.ASK_S + 2)
+            await asyncio.sleep(1)
+            asked = (loop.run_in_executor(executor, ask_anew, port, client.request("/health"), at) for at in ADDRESSES)
+            for at, taken in zip(WHO, await asyncio.gather(*asked)):
+                found |= {f"{name}_{at}_p99_ms": health.p99(taken), f"{name}_{at}_max_ms": max(taken)}
+            found[f"{name}_per_s"] = await sent / (health.ASK_S + 2)
+    return found | {f"leave_{at}_ratio": found[f"leave_{at}_p99_ms"] / found[f"leave_echo_{at}_p99_ms"] for at in WHO}
+
+
 def main() -> None:
     doors = measure_doors()
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as executor:
-        rounds = [asyncio.run(measure_floods(executor)) for _ in range(ROUNDS)]
+        rounds = [asyncio.run(measure_floods(executor)) | asyncio.run(measure_leaving(executor)) for _ in range(ROUNDS)]
     figures = {**doors, **{name: statistics.median(one[name] for one in rounds) for name in rounds[0]}}
     kept = {"admit": figures["admit_us"] <= ADMIT_US}
     for name in ("get", "post"):
         kept[f"{name}_ratio"] = figures[f"{name}_ratio"] <= RATIO
         kept[f"{name}_log"] = figures[f"{name}_log_lines_per_s"] <= LINES_MAX * LOG_SLACK
+    kept |= {f"leave_{at}_ratio": figures[f"leave_{at}_ratio"] <= RATIO for at in WHO}
     print(json.dumps({"bench": "tokens", "figures": figures, "rounds": rounds, "kept": kept}, indent=1))
     sys.exit(not all(kept.values()))
 

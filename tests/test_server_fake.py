@@ -25,7 +25,7 @@ from lmlite.core.engine.frames import Kind
 from lmlite.errors import ConfigError
 from lmlite.server import Server
 from lmlite.wire import sse
-from lmlite.wire.listening import ACCEPT_BURST
+from lmlite.wire.listening import OPENED_PER_TURN
 from tests.conftest import TIMEOUT_S, Answer, Client, FakeServer
 from tests.core.gguf_files import gguf, llama
 from tests.fakes import Gate, Script, error
@@ -534,7 +534,7 @@ def test_many_connections_at_once_wait_for_the_loop_and_do_not_hold_it(serve_fak
         counting.result(TIMEOUT_S)
     if queued is not None:
         assert queued >= min(many, int(Path("/proc/sys/net/core/somaxconn").read_text()))
-    assert max(after - before for before, after in itertools.pairwise([*turns, many])) <= 2 * ACCEPT_BURST
+    assert max(after - before for before, after in itertools.pairwise([*turns, many])) <= 2 * OPENED_PER_TURN
 
 
 def unaccepted(port: int) -> int | None:

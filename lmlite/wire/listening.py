@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, PortInUse
 from ..forks import KEPT_FROM_CHILDREN
 from . import tls
+from .arrivals import Arrival, Arrivals, has_left
 from .transport import SocketTransport
 
 if TYPE_CHECKING:
@@ -27,9 +28,17 @@ log = logging.getLogger(__name__)
 BACKLOG = 4096
 """Connections that the kernel holds while the loop is busy, as far as the system lets it: one more is not refused but has
 to ask again, after a second."""
-ACCEPT_BURST = 8
-"""Connections taken per turn of the loop, two milliseconds with what most of them ask for, so that a flood of them does not
-stop the streams."""
+TAKEN_PER_TURN = 64
+"""Of the loop, from what the kernel holds: a millisecond. There everybody waits behind everybody else."""
+OPENED_PER_TURN = 8
+"""Two milliseconds with what most of them ask for, so that a flood of them does not stop the streams."""
+WAITING_MAX = 4096
+"""Between the two, as many as the kernel holds: a few megabytes."""
+LEFT_MAX = 256
+"""Of one address, who sent something and sends no more, and ..."""
+LEFT_PAUSE_S = 0.002
+"""... from one of them to the next, while more come than can be opened: an eighth of the loop goes to answers that mostly
+nobody reads."""
 ACCEPT_PAUSE_S = 0.2
 """After the process ran out of descriptors: long enough for some to be closed, short enough to go unnoticed."""
 EVERY_ADDRESS = ("0.0.0.0", "::")
@@ -175,6 +184,9 @@ class Acceptor:
 
     asyncio's own does not stop its burst at the first failure, and logs each of them with a traceback. Other loops than its
     own may have better transports than ours.
+
+    Where more come than a turn of the loop can open, all are taken from the kernel's queue, in which everybody waits behind a
+    flood, and addresses take turns. Who has left without an answer is answered in what time there is.
     """
 
     def __init__(
@@ -183,8 +195,13 @@ class Acceptor:
         self._socket, self._connect, self._secured = listening, connect, secured
         self._loop = asyncio.get_running_loop()
         self._plain = secured is None and isinstance(self._loop, asyncio.SelectorEventLoop)
+        self._is_tcp = listening.family != socket.AF_UNIX
+        self._here = Arrivals(WAITING_MAX, WAITING_MAX)
+        self._left = Arrivals(LEFT_MAX, WAITING_MAX)
         self._opening: set[asyncio.Task[Any]] = set()
         self._pause: asyncio.TimerHandle | None = None
+        self._next_here: asyncio.Handle | None = None
+        self._next_left: asyncio.Handle | None = None
         self._resume()
 
     def _resume(self) -> None:
@@ -192,30 +209,82 @@ class Acceptor:
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
     def _accept(self) -> None:
-        for _ in range(ACCEPT_BURST):
+        taken = self._take()
+        if len(taken) <= OPENED_PER_TURN and not self._here and not self._left:
+            for arrival in taken:
+                self._open(arrival)
+            return
+        for arrival in taken:
+            (self._left if has_left(arrival[0]) else self._here).add(arrival)
+        if self._next_here is None:
+            self._open_here()
+        if self._next_left is None:
+            self._open_left()
+
+    def _take(self) -> list[Arrival]:
+        taken: list[Arrival] = []
+        while len(taken) < TAKEN_PER_TURN:
             try:
                 accepted, peer = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                break
             except OSError as error:
                 if error.errno not in OUT_OF_DESCRIPTORS:
                     raise
-                log.warning("cannot accept connections: %s", error.strerror)
-                self._loop.remove_reader(self._socket.fileno())
-                self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
-                return
+                if not taken:
+                    self._give_way(error)
+                break
             KEPT_FROM_CHILDREN.include(accepted).setblocking(False)
-            if accepted.family != socket.AF_UNIX:  # asyncio sees to it only where a socket bears its protocol's number
-                with contextlib.suppress(OSError):  # some systems refuse it to one that was reset meanwhile
-                    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._plain:
-                SocketTransport(self._loop, accepted, peer, self._connect).open()
-                continue
-            task = self._loop.create_task(self._open(accepted))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            taken.append((accepted, peer))
+        return taken
 
-    async def _open(self, accepted: socket.socket) -> None:
+    def _give_way(self, error: OSError) -> None:
+        """No descriptor is left: of those that wait here some are closed, or no more are taken for a while."""
+        waiting = max(self._left, self._here, key=len)
+        if waiting:
+            waiting.drop_one()
+            return
+        log.warning("cannot accept connections: %s", error.strerror)
+        self._loop.remove_reader(self._socket.fileno())
+        self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._resume)
+
+    # ---- more than can be opened
+
+    def _open_here(self) -> None:
+        """Some of those that are there, the others in the loop's next turns."""
+        self._next_here = None
+        n_opened = 0
+        while self._here and n_opened < OPENED_PER_TURN:
+            arrival = self._here.pop()
+            if has_left(arrival[0]):  # meanwhile
+                self._left.add(arrival)
+                continue
+            self._open(arrival)
+            n_opened += 1
+        if self._here:
+            self._next_here = self._loop.call_soon(self._open_here)
+
+    def _open_left(self) -> None:
+        self._next_left = None
+        if self._left:
+            self._open(self._left.pop())
+            self._next_left = self._loop.call_later(LEFT_PAUSE_S, self._open_left)
+
+    # ---- one
+
+    def _open(self, arrival: Arrival) -> None:
+        accepted, peer = arrival
+        if self._is_tcp:  # asyncio sees to it only where a socket bears its protocol's number
+            with contextlib.suppress(OSError):  # some systems refuse it to one that was reset meanwhile
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._plain:
+            SocketTransport(self._loop, accepted, peer, self._connect).open()
+            return
+        task = self._loop.create_task(self._hand_over(accepted))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _hand_over(self, accepted: socket.socket) -> None:
         try:
             if self._secured is None:
                 await self._loop.connect_accepted_socket(self._connect, accepted)
@@ -229,4 +298,9 @@ class Acceptor:
             self._pause.cancel()
         else:
             self._loop.remove_reader(self._socket.fileno())
+        for handle in (self._next_here, self._next_left):
+            if handle is not None:
+                handle.cancel()
+        self._here.close()
+        self._left.close()
         self._socket.close()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+
+import pytest
 
 from lmlite.wire import sse
 from lmlite.wire.connection import Connection, Handler, Hooks, Limits, Request, Response
@@ -32,11 +36,14 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(handler: Handler, limits: Limits = DEFAULT) -> AsyncIterator[Site]:
+async def serving(
+    handler: Handler, limits: Limits = DEFAULT, listening: socket.socket | None = None
+) -> AsyncIterator[Site]:
     site = Site()
     hooks = Hooks(handler, spell_error, on_open=site.connections.add, on_close=site.forget)
     policy = Policy.of(["127.0.0.1"])
-    [listening] = bind_all(["127.0.0.1"], 0)
+    if listening is None:
+        [listening] = bind_all(["127.0.0.1"], 0)
     site.port = listening.getsockname()[1]
     acceptor = Acceptor(listening, lambda: Connection(hooks, policy, limits))
     try:
@@ -163,5 +170,113 @@ def test_large_bodies_both_ways() -> None:
             writer.write(post("/x", body, "Connection: close"))
             assert answers(await reader.read())[0][2] == b"POST /x " + body
             writer.close()
+
+    run(scenario)
+
+
+# ---- more than can be opened at once
+
+
+def call(port: int, path: str, address: str = "127.0.0.1") -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S, source_address=(address, 0))
+    client.sendall(get(path, "Connection: close"))
+    return client
+
+
+async def reading(client: socket.socket) -> bytes:
+    client.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=client)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+class Noting:
+    """Answers, and notes in which order it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, request: Request, response: Response) -> None:
+        self.asked.append(request.path)
+        response.whole(200, b"")
+
+
+MANY = 100
+"""All come before the first is taken. Any system's queue has room for them."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others do not tell who has left, and have one address")
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+def test_who_is_there_does_not_wait_for_those_that_have_left(address: str) -> None:
+    async def scenario() -> None:
+        noting = Noting()
+        async with serving(noting) as site:
+            for _ in range(MANY):
+                call(site.port, "/left").close()
+            assert b"200 OK" in await reading(call(site.port, "/here", address))
+            assert noting.asked.count("/left") < MANY / 2
+
+    run(scenario)
+
+
+def test_who_has_shut_down_only_its_sending_half_is_answered_in_time() -> None:
+    async def scenario() -> None:
+        async with serving(Noting()) as site:
+            clients = [call(site.port, "/") for _ in range(MANY)]
+            for client in clients:
+                client.shutdown(socket.SHUT_WR)
+            assert all(b"200 OK" in answer for answer in await asyncio.gather(*map(reading, clients)))
+
+    run(scenario)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have one address")
+def test_an_address_does_not_wait_for_all_of_another() -> None:
+    async def scenario() -> None:
+        noting = Noting()
+        async with serving(noting) as site:
+            clients = [call(site.port, "/many") for _ in range(MANY)] + [call(site.port, "/one", "127.0.0.2")]
+            assert all(b"200 OK" in answer for answer in await asyncio.gather(*map(reading, clients)))
+            assert noting.asked.index("/one") < MANY / 2
+
+    run(scenario)
+
+
+class Poor(socket.socket):
+    """Listens for a process that has no more descriptors when most of them are taken, and some again a moment later."""
+
+    n_asked = 0
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.n_asked += 1
+        if self.n_asked in (MANY - 20, MANY - 19):
+            raise OSError(errno.EMFILE, "none is left")
+        return super().accept()
+
+
+def test_without_descriptors_who_waits_longest_makes_room() -> None:
+    async def scenario() -> None:
+        listening = Poor()
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(MANY)
+        listening.setblocking(False)
+        with ExitStack() as clients:
+            async with serving(Noting(), listening=listening) as site:
+                ends = [clients.enter_context(call(site.port, "/")) for _ in range(MANY)]
+                answered = await asyncio.gather(*map(reading, ends), return_exceptions=True)
+            assert sum(isinstance(answer, bytes) and b"200 OK" in answer for answer in answered) == MANY - 1
+
+    run(scenario)
+
+
+def test_who_waits_when_the_server_stops_is_told_so_by_the_end_of_its_connection() -> None:
+    async def scenario() -> None:
+        async with serving(Noting()) as site:
+            clients = [call(site.port, "/") for _ in range(MANY)]
+            await asyncio.sleep(0)  # the first are opened
+            await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*map(reading, clients), return_exceptions=True)
+        assert len(outcomes) == MANY  # none waits on
 
     run(scenario)
