@@ -139,8 +139,8 @@ static uint32_t pixel_at(const uint8_t * row, uint32_t x, uint32_t bits) {
     return value;
 }
 
-std::vector<uint8_t> decode_bmp(std::string_view bytes, const bmp_header & bmp) {
-    std::vector<uint8_t> rgb(size_t(bmp.width) * bmp.height * 3);
+void decode_bmp(std::string_view bytes, const bmp_header & bmp, shown_rows & shown) {
+    std::vector<uint8_t> rgb(size_t(bmp.width) * 3); // of a row
     const std::array<field, 4> fields = {field(bmp.masks[0]), field(bmp.masks[1]), field(bmp.masks[2]), field(bmp.masks[3])};
     const auto row_at = [&](uint32_t y) {
         const uint64_t stored = bmp.top_down ? y : bmp.height - 1 - y;
@@ -154,9 +154,9 @@ std::vector<uint8_t> decode_bmp(std::string_view bytes, const bmp_header & bmp) 
             }
         }
     }
-    uint8_t * out = rgb.data();
     for (uint32_t y = 0; y < bmp.height; y++) {
         const uint8_t * row = row_at(y);
+        uint8_t * out = rgb.data();
         for (uint32_t x = 0; x < bmp.width; x++, out += 3) {
             const uint32_t pixel = pixel_at(row, x, bmp.bits);
             if (bmp.bits <= 8) {
@@ -175,8 +175,8 @@ std::vector<uint8_t> decode_bmp(std::string_view bytes, const bmp_header & bmp) 
                 }
             }
         }
+        shown.put(rgb.data());
     }
-    return rgb;
 }
 
 }  // namespace lm

@@ -1,10 +1,11 @@
 // Windows bitmaps.
 #pragma once
 
+#include "shown_rows.h"
+
 #include <array>
 #include <cstdint>
 #include <string_view>
-#include <vector>
 
 namespace lm {
 
@@ -20,7 +21,7 @@ struct bmp_header {
 
 // Both throw invalid_request for what is no whole bitmap of a kind that is read.
 bmp_header read_bmp(std::string_view bytes);
-// Three bytes a pixel, alpha blended on white.
-std::vector<uint8_t> decode_bmp(std::string_view bytes, const bmp_header & header);
+// Alpha is blended on white.
+void decode_bmp(std::string_view bytes, const bmp_header & header, shown_rows & shown);
 
 }  // namespace lm

@@ -111,8 +111,8 @@ class written_allocations {
     written_allocations & operator=(const written_allocations &) = delete;
 };
 
-// A projector is loaded and tried for this: what it takes is nowhere told. What lies on a GPU is added to `uses`; returned is
-// what the machine's own memory has to give.
+// A projector is loaded and tried for this: what it takes is nowhere told. Beside its buffers, a file may be decoded.
+// What lies on a GPU is added to `uses`; returned is what the machine's own memory has to give.
 static uint64_t projector_bytes(const model & m, const load_spec & spec, memory_use & uses) {
     std::map<ggml_backend_dev_t, uint64_t> free;
     for (const auto & [device, use] : uses) {
@@ -132,7 +132,7 @@ static uint64_t projector_bytes(const model & m, const load_spec & spec, memory_
         const uint64_t left = device == nullptr ? 0 : free_memory_now(device);
         use.compute += free[device] - std::min(free[device], left);
     }
-    const uint64_t peak = peak_bytes();
+    const uint64_t peak = std::max(peak_bytes(), resident_bytes() + (sight->sees() ? sight->picture_memory() : 0));
     return peak - std::min(peak, before);
 }
 

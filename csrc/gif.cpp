@@ -107,24 +107,27 @@ class code_reader {
 // Colors in the order of the file, laid where they belong.
 class canvas {
   public:
-    explicit canvas(const gif_header & gif) : gif_(gif), rgb_(size_t(gif.width) * gif.height * 3, 0xFF) {}
+    explicit canvas(const gif_header & gif) : gif_(gif), colors_(size_t(gif.frame_width) * gif.frame_height) {}
 
     bool full() const { return y_ >= gif_.frame_height; }
 
     void put(uint8_t color) {
-        const size_t at = size_t(color) * 3;
-        if (int(color) != gif_.transparent) {
-            uint8_t * pixel = &rgb_[(size_t(gif_.top + y_) * gif_.width + gif_.left + x_) * 3];
-            for (size_t i = 0; i < 3; i++) {
-                pixel[i] = at + i < gif_.palette.size() ? uint8_t(gif_.palette[at + i]) : 0;
-            }
-        }
+        colors_[size_t(y_) * gif_.frame_width + x_] = color;
         if (++x_ == gif_.frame_width) {
             x_ = 0;
             next_row();
         }
     }
-    std::vector<uint8_t> take() { return std::move(rgb_); }
+    void show(shown_rows & out) const {
+        std::vector<uint8_t> row(size_t(gif_.width) * 3);
+        for (uint32_t y = 0; y < gif_.height; y++) {
+            std::fill(row.begin(), row.end(), uint8_t(0xFF));
+            if (y >= gif_.top && y - gif_.top < gif_.frame_height) {
+                draw(&colors_[size_t(y - gif_.top) * gif_.frame_width], &row[size_t(gif_.left) * 3]);
+            }
+            out.put(row.data());
+        }
+    }
 
   private:
     void next_row() {
@@ -140,8 +143,17 @@ class canvas {
         }
     }
 
+    void draw(const uint8_t * colors, uint8_t * pixel) const {
+        for (uint32_t x = 0; x < gif_.frame_width; x++, pixel += 3) {
+            const size_t at = size_t(colors[x]) * 3;
+            for (size_t i = 0; i < 3 && int(colors[x]) != gif_.transparent; i++) {
+                pixel[i] = at + i < gif_.palette.size() ? uint8_t(gif_.palette[at + i]) : 0;
+            }
+        }
+    }
+
     const gif_header & gif_;
-    std::vector<uint8_t> rgb_;
+    std::vector<uint8_t> colors_;
     uint32_t x_ = 0;
     uint32_t y_ = 0;
     size_t pass_ = 0;
@@ -149,7 +161,7 @@ class canvas {
 
 }  // namespace
 
-std::vector<uint8_t> decode_gif(std::string_view bytes, const gif_header & gif) {
+void decode_gif(std::string_view bytes, const gif_header & gif, shown_rows & out) {
     byte_reader in(bytes, byte_order::little, "this GIF");
     in.go_to(gif.data_at);
     const uint32_t color_bits = in.u8();
@@ -204,7 +216,7 @@ std::vector<uint8_t> decode_gif(std::string_view bytes, const gif_header & gif) 
         }
         previous = code;
     }
-    return picture.take();
+    picture.show(out);
 }
 
 }  // namespace lm

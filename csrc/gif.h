@@ -1,9 +1,10 @@
 // The first picture of a GIF file.
 #pragma once
 
+#include "shown_rows.h"
+
 #include <cstdint>
 #include <string_view>
-#include <vector>
 
 namespace lm {
 
@@ -18,7 +19,7 @@ struct gif_header {
 
 // Both throw invalid_request for what is no GIF file with a whole first picture.
 gif_header read_gif(std::string_view bytes);
-// Three bytes a pixel; what is transparent is white.
-std::vector<uint8_t> decode_gif(std::string_view bytes, const gif_header & header);
+// What is transparent is white. Takes a byte for each pixel of the first picture.
+void decode_gif(std::string_view bytes, const gif_header & header, shown_rows & out);
 
 }  // namespace lm

@@ -2,6 +2,7 @@
 
 #include "byte_reader.h"
 #include "exif.h"
+#include "stb_decoder.h"
 
 #include <algorithm>
 #include <cstring>
@@ -93,8 +94,16 @@ static frame_facts read_frame(uint8_t marker, byte_reader in) {
     return frame;
 }
 
-// What stb_image holds at once: planes of whole blocks, of progressive ones the coefficients too, and the pixels.
-static uint64_t decoding_bytes(const frame_facts & frame) {
+namespace {
+
+struct memory_use {
+    uint64_t touched, allocated;
+};
+
+}  // namespace
+
+// What stb_image holds at once: planes of whole blocks, or the coefficients of a progressive file and two rows of its blocks.
+static memory_use decoding_bytes(const frame_facts & frame) {
     uint32_t most_h = 1;
     uint32_t most_v = 1;
     for (const component & c : frame.components) {
@@ -103,11 +112,14 @@ static uint64_t decoding_bytes(const frame_facts & frame) {
     }
     const uint64_t across = (frame.width + most_h * 8 - 1) / (most_h * 8);
     const uint64_t down = (frame.height + most_v * 8 - 1) / (most_v * 8);
-    uint64_t bytes = uint64_t(frame.width) * frame.height * 3;
+    memory_use use = {STB_SLACK, STB_SLACK};
     for (const component & c : frame.components) {
-        bytes += across * c.h * 8 * down * c.v * 8 * (frame.progressive ? 3 : 1) + frame.width;
+        const uint64_t row = across * c.h * 8;
+        const uint64_t plane = row * down * c.v * 8;
+        use.touched += frame.width + (frame.progressive ? 2 * plane + std::min(plane, 16 * row) : plane);
+        use.allocated += frame.width + (frame.progressive ? 3 * plane : plane);
     }
-    return bytes + STB_SLACK;
+    return use;
 }
 
 // Behind the marker of a segment with a length.
@@ -211,7 +223,17 @@ jpeg_header read_jpeg(std::string_view bytes, bool whole) {
         throw bad_media("this JPEG is broken: it has no pixels");
     }
     check_colors(jpeg);
-    return {jpeg.frame->width, jpeg.frame->height, jpeg.turn.value_or(1), decoding_bytes(*jpeg.frame)};
+    const memory_use use = decoding_bytes(*jpeg.frame);
+    return {jpeg.frame->width, jpeg.frame->height, jpeg.turn.value_or(1), use.touched, use.allocated};
+}
+
+void decode_jpeg(std::string_view bytes, shown_rows & out) {
+    const jpeg_header jpeg = read_jpeg(bytes, false);
+    const stb_outcome outcome = stb_decode_jpeg(bytes, jpeg.width, jpeg.height, jpeg.allocated_bytes, [&](const uint8_t * row) { out.put(row); });
+    if (!outcome.whole) {
+        throw bad_media(outcome.failure[0] == 0 ? "this JPEG is broken: it holds more than its pixels, or others"
+                                                : std::string("this JPEG is damaged: ") + outcome.failure);
+    }
 }
 
 }  // namespace lm

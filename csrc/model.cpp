@@ -585,6 +585,9 @@ void model::load_weights(const load_spec & spec, const progress_fn & progress) {
     }
 }
 
+// Of the memory that is there for the model, decoding a picture may take this part.
+static constexpr uint64_t PICTURE_SHARE = 8;
+
 std::unique_ptr<tower> model::load_tower(const load_spec & spec, const progress_fn & progress) const {
     if (spec.projector.empty()) {
         return nullptr;
@@ -597,6 +600,7 @@ std::unique_ptr<tower> model::load_tower(const load_spec & spec, const progress_
     wanted.n_threads = choose_threads(spec, model_file(spec.projector).bytes());
     wanted.use_gpu = gpu_layers_ > 0;
     wanted.n_batch = n_batch_;
+    wanted.picture_memory = std::clamp(own_memory(nullptr) / PICTURE_SHARE, LEAST_PICTURE_MEMORY, MOST_PICTURE_MEMORY);
     return lm::load_tower(wanted, model_.get(), progress);
 }
 

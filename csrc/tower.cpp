@@ -18,8 +18,8 @@ static constexpr size_t CACHED_ROWS_BYTES = 256u << 20;
 // Windows of sounds and the texts around them, of some hundred bytes each: about two days of sound.
 static constexpr size_t KNOWN_SOUND_PIECES = 1u << 14;
 
-// Pixels of pictures that wait for their turn; the others are decoded once more when it comes.
-static constexpr size_t DECODED_BYTES = 64u << 20;
+// Pixels of pictures that wait for their turn, a few screens; the others are decoded once more when it comes.
+static constexpr size_t DECODED_BYTES = 16u << 20;
 
 // Shape of the picture that shows at load how many cells the smallest one takes.
 static constexpr uint32_t SMALL_SIDE = 32;
@@ -51,7 +51,7 @@ static std::string refusal(const std::string & logged) {
 }
 
 tower::tower(const settings & wanted, const llama_model * text, const progress_fn & progress)
-    : text_(text), n_batch_(wanted.n_batch), row_size_(size_t(llama_model_n_embd_inp(text))), rows_(CACHED_ROWS_BYTES),
+    : text_(text), n_batch_(wanted.n_batch), picture_memory_(wanted.picture_memory), row_size_(size_t(llama_model_n_embd_inp(text))), rows_(CACHED_ROWS_BYTES),
       sounds_(KNOWN_SOUND_PIECES) {
     static std::once_flag once;
     std::call_once(once, [] { mtmd_log_set(log_to_stderr, nullptr); });
@@ -131,7 +131,7 @@ tower::bitmap_ptr tower::read(const media_file_ptr & file, bool with_pixels) con
     if (!sees()) {
         throw error("model_type", "this model does not see", R"({"needs":"vision"})");
     }
-    const picture_size size = look_at_picture(file->bytes());
+    const picture_size size = look_at_picture(file->bytes(), picture_memory_);
     if (!with_pixels) {
         return bitmap_ptr(mtmd_bitmap_init(size.width, size.height, nullptr));
     }
@@ -144,14 +144,15 @@ std::shared_ptr<const pixels> tower::decode(const media_file_ptr & file) const {
     if (std::shared_ptr<const pixels> waiting = std::move(file->decoded)) {
         return waiting;
     }
-    return std::make_shared<const pixels>(decode_picture(file->bytes()));
+    return std::make_shared<const pixels>(decode_picture(file->bytes(), picture_memory_));
 }
 
 void tower::try_out(const media_file_ptr & file) const {
     if (file->kind == media_kind::sound) {
         return; // decoded already, to know its length
     }
-    auto picture = std::make_unique<const pixels>(decode_picture(file->bytes()));
+    const std::lock_guard<std::mutex> lock(decoding_);
+    auto picture = std::make_unique<const pixels>(decode_picture(file->bytes(), picture_memory_));
     const size_t size = picture->rgb.size();
     if (*decoded_bytes_ + size > DECODED_BYTES) {
         return;
@@ -343,6 +344,10 @@ static size_t n_parts(const mtmd_input_chunks * chunks) {
 const mtmd_input_chunk * tower::data_of(const media_part & part) {
     if (read_ != part.file) {
         read_ = nullptr;
+        std::unique_lock<std::mutex> lock(decoding_, std::defer_lock);
+        if (part.file->kind == media_kind::picture) {
+            lock.lock();
+        }
         const bitmap_ptr bitmap = read(part.file, true);
         const mtmd_input_part whole = {nullptr, bitmap.get()};
         const mtmd_input_part * parts[] = {&whole};

@@ -135,6 +135,7 @@ class tower {
         int32_t n_threads = 1;
         bool use_gpu = true;
         int32_t n_batch = 512; // rows that one batch of the text model can have
+        uint64_t picture_memory = MOST_PICTURE_MEMORY; // that decoding a picture may take
     };
     using progress_fn = std::function<bool(float)>; // false cancels
     // Called where an encoding can pause; false ends it.
@@ -148,6 +149,8 @@ class tower {
 
     bool sees() const;
     bool hears() const;
+    // What decoding pictures takes at most, at any one time.
+    uint64_t picture_memory() const { return picture_memory_; }
 
     // The prompt with all its media, of which their sizes alone say how many cells they take. Throws media_error for what no
     // projector takes, error("model_type") for what this one does not. Thread safe.
@@ -215,6 +218,8 @@ class tower {
 
     const llama_model * text_; // borrowed
     int32_t n_batch_;
+    uint64_t picture_memory_;
+    mutable std::mutex decoding_; // of pictures, one at a time: each may take as much memory as is allowed
     size_t row_size_;
     std::unique_ptr<mtmd_context, deleter> ctx_;
     mutable recent<std::vector<float>> rows_;  // by the key of their part

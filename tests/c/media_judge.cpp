@@ -97,3 +97,11 @@ PROGRAM(judge_media) {
         fflush(stdout);
     }
 }
+
+// All pixels of a picture, as they are shown.
+PROGRAM(show_picture) {
+    std::ifstream file(model_path, std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(file)), {});
+    const lm::pixels picture = lm::decode_picture(bytes);
+    fwrite(picture.rgb.data(), 1, picture.rgb.size(), stdout);
+}
