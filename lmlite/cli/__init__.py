@@ -6,6 +6,8 @@ Exit codes: 0 done, 1 failed, 2 a wrong option (nothing was started), 130 interr
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -39,11 +41,15 @@ GROUPS: Final = {
 parsed arguments and the environment, and returns the exit code. Only the module of the command at hand is imported, and
 none to say which commands there are."""
 FAILED, WRONG_OPTION, INTERRUPTED = 1, 2, 130
+COLLECT: Final = 10_000
+"""Objects more than at the last collection until the next. What is imported stays, and with Python's own 700 it is looked
+through fifty times until a server is ready."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     open_missing_streams()
+    gc.set_threshold(COLLECT)
     groups = [group for group, commands in GROUPS.items() if argv and argv[0] in commands]
     bare = all(word.startswith("-") for word in argv)
     parser = build_overview() if bare else build_parser(groups or GROUPS)
@@ -94,9 +100,33 @@ def forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class Formatter(argparse.HelpFormatter):
+    """Finds out for itself how wide the terminal is. argparse makes one for each argument, and would import `shutil` for that,
+    which brings all kinds of archives."""
+
+    def __init__(
+        self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None, **more: Any
+    ):
+        super().__init__(prog, indent_increment, max_help_position, room() if width is None else width, **more)
+
+
+def room() -> int:
+    """As `shutil.get_terminal_size` has it, but for argparse's margin of two."""
+    with contextlib.suppress(KeyError, ValueError):
+        if (columns := int(os.environ["COLUMNS"])) > 0:
+            return columns - 2
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        if (columns := os.get_terminal_size(sys.__stdout__.fileno()).columns) > 0:  # type: ignore[union-attr]
+            return columns - 2
+    return 80 - 2
+
+
 class Parser(argparse.ArgumentParser):
     """Of arguments that it does not know a command says so itself, with its own usage. Any number of files may stand between
     its options."""
+
+    def __init__(self, **how: Any):
+        super().__init__(**{"formatter_class": Formatter, **how})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         many = next((action for action in self._actions if action.nargs == "*" and not action.option_strings), None)

@@ -67,8 +67,9 @@ def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
 def bind(host: str, port: int, bound: set[tuple[int, str]]) -> list[socket.socket]:
     """Listening sockets for every address of `host` that is not in `bound` and that the machine has, all on one port.
     `ConfigError` says why it cannot be."""
+    name = host.encode() if host.isascii() else host  # for texts Python brings a codec and a database of all characters
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigError(f"host: {host!r} is not an address of this machine ({error.strerror})") from None
     sockets: list[socket.socket] = []

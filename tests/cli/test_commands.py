@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.cli import GROUPS, build_overview, build_parser
+from lmlite.cli import GROUPS, build_overview, build_parser, room
 from tests.cli.conftest import Command
 from tests.conftest import INSTALLED
 
@@ -43,6 +44,42 @@ def test_short_command_brings_no_server_along(command: str, tmp_path: Path) -> N
     environ["LMLITE_PORT"] = "9"
     done = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "", done
+
+
+LATER = (
+    *("lmlite.core.loading.pool", "lmlite.hub.jobs", "sqlite3", "shutil", "bz2", "lzma", "datetime"),
+    *("unicodedata", "cffi", "numpy"),
+)
+READY = f"""
+import asyncio, sys
+import lmlite.cli, lmlite.cli.serve
+lmlite.cli.build_parser(["serve"])
+from lmlite.config import Config
+from lmlite.server import Service
+
+async def main():
+    service = Service(Config.of(port=0, home=sys.argv[1]))
+    await service.open()
+    print(*[name for name in {LATER} if name in sys.modules])
+    await service.close()
+
+asyncio.run(main())
+"""
+
+
+def test_server_is_ready_without_what_only_some_requests_need(tmp_path: Path) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(INSTALLED)}
+    command = [sys.executable, "-c", READY, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done
+
+
+@pytest.mark.parametrize("said", ["40", "133", "0", "wide", None])
+def test_help_is_as_wide_as_the_terminal(said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("COLUMNS", said)
+    assert room() == shutil.get_terminal_size().columns - 2
 
 
 def test_unknown_command_exits_2_and_lists_those_there_are(command: Command) -> None:

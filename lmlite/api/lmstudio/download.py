@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import UnrecognizedKeys
@@ -88,5 +87,7 @@ def _tail(record: Record) -> dict[str, Any]:
 
 def iso(unix_s: float) -> str:
     """"2026-05-01T09:00:00.000Z"."""
+    from datetime import datetime, timezone  # few servers download anything
+
     seconds, ms = divmod(int(min(unix_s, LAST_S) * 1000), 1000)
     return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
