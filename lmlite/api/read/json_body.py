@@ -29,14 +29,16 @@ STEP = 16 * 1024
 DEPTH_MAX = 64
 """Nesting of arrays and objects. Real requests stay below 20; recursive parsers further on stay far from theirs."""
 
-VALUES_MAX = 150_000
-"""Values in one body: a prompt of 131,072 token ids fits, and as many are read in a tenth of a second."""
+VALUES_MAX = 320_000
+"""Values in one body: a prompt of 262,144 token ids fits, and as many are read in a fifth of a second. A conversation that its
+client sends back whole has 31 in a step at most, which is a thought, a call, its approval and its result: 10,000 of those fit,
+which no context holds."""
 
-MEMBERS_MAX = 100_000
-"""Name-value pairs in all objects together, each costs three times a list's value: 20,000 messages with parts fit."""
+MEMBERS_MAX = 270_000
+"""Name-value pairs in all objects together, each costs three times a list's value: 26 of those 31."""
 
-CONTAINERS_MAX = 65_536
-"""Arrays and objects in all: 20,000 messages whose content is a list of one part are 60,001."""
+CONTAINERS_MAX = 131_072
+"""Arrays and objects in all: 40,000 messages whose content is a list of one part are 120,001."""
 
 NUMBER_CHARS_MAX = 400
 """Characters of one number. The longest double written out has 309 digits before its point; `int()` is quadratic."""
@@ -232,7 +234,10 @@ class _Reader:
         self._containers += containers
         self._members += members
         if self._values > VALUES_MAX or self._containers > CONTAINERS_MAX or self._members > MEMBERS_MAX:
-            raise InvalidJson(f"the body holds more than {VALUES_MAX} values or {CONTAINERS_MAX} arrays and objects")
+            raise InvalidJson(
+                f"the body holds more than {VALUES_MAX} values, {MEMBERS_MAX} of them with names, or {CONTAINERS_MAX} arrays "
+                "and objects"
+            )
 
     def _object(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
         text, built = self._text, dict[str, Any]()
