@@ -68,6 +68,10 @@ struct heard {
 
 using milliseconds = std::chrono::milliseconds;
 
+// After it the text is read anew: that takes as much longer than 25 ms as the last reading took, on a machine that had other
+// things to do.
+static constexpr milliseconds LONG = std::chrono::minutes(10);
+
 // Pushes `text` byte by byte, with `step` between the bytes.
 static heard listen(std::shared_ptr<const answer_format> format, const std::string & text, milliseconds step, bool by_itself,
                     bool whole = false) {
@@ -139,7 +143,7 @@ TEST(channels_are_the_same_streamed_and_whole) {
     for (const answer & a : answers()) {
         const auto format = format_of(a.source, conversation(a.tools));
         check_equal(a, listen(format, a.text, milliseconds(0), true, true), "whole");
-        check_equal(a, listen(format, a.text, milliseconds(30), true), "parsed at every byte");
+        check_equal(a, listen(format, a.text, LONG, true), "parsed at every byte");
         check_equal(a, listen(format, a.text, milliseconds(7), true), "parsed now and then");
         check_equal(a, listen(format, a.text, milliseconds(0), true), "parsed at the start and the end");
     }
@@ -156,7 +160,7 @@ TEST(an_answer_cut_anywhere_shows_a_beginning_of_its_channels) {
         for (size_t n = 0; n < a.text.size(); n++) {
             const std::string cut = a.text.substr(0, n);
             for (const bool whole : {false, true}) {
-                const heard got = listen(format, cut, milliseconds(30), false, whole);
+                const heard got = listen(format, cut, LONG, false, whole);
                 CHECK(got.calls.size() <= a.expected.calls.size());
                 for (const auto & [index, call] : got.calls) {
                     CHECK(call.first == a.expected.calls.at(index).first);
@@ -171,7 +175,7 @@ TEST(an_answer_that_stops_anywhere_loses_no_text_and_repeats_none) {
     const std::string text = "One [two] <tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": 3}}";
     const auto format = format_of(templates::HERMES, conversation(WEATHER));
     for (size_t n = 0; n < text.size(); n++) {
-        const heard got = listen(format, text.substr(0, n), milliseconds(30), true);
+        const heard got = listen(format, text.substr(0, n), LONG, true);
         const std::string shown = got.content + (got.calls.empty() ? "" : "call");
         CHECK(!got.calls.empty() || got.content == text.substr(0, n) || got.content + "<tool_call>" == text.substr(0, n) ||
               got.content + "<tool_call>\n" == text.substr(0, n));
@@ -193,7 +197,7 @@ TEST(text_without_tags_is_shown_at_once) {
     say(" think [so] < that.");
     CHECK(all.reasoning == "I think [so] < that.");
     say("</think>\n\n");
-    now += milliseconds(30);
+    now += LONG;
     say("Y");
     say("es, {all} < of it.");
     CHECK(all.content == "Yes, {all} < of it.");
@@ -210,7 +214,7 @@ TEST(text_that_left_its_format_is_shown_while_it_comes) {
     heard all;
     reply::clock::time_point now{std::chrono::hours(1)};
     for (const char c : text) {
-        r.push(*tokens().vocab, tokens().byte(c), now += milliseconds(30));
+        r.push(*tokens().vocab, tokens().byte(c), now += LONG);
         all.hear(r);
     }
     CHECK(all.content == text);
@@ -222,7 +226,7 @@ TEST(text_that_left_its_format_is_shown_while_it_comes) {
 TEST(arguments_are_streamed_and_every_part_stays) {
     const auto format = format_of(templates::HERMES, conversation(WEATHER));
     const std::string text = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"A city with a very long name\"}}\n</tool_call>";
-    const heard got = listen(format, text, milliseconds(30), true);
+    const heard got = listen(format, text, LONG, true);
     CHECK(got.calls.at(0).second == "{\"city\": \"A city with a very long name\"}");
     CHECK(got.n_pieces > 10);
 }
@@ -230,7 +234,7 @@ TEST(arguments_are_streamed_and_every_part_stays) {
 TEST(a_call_cut_short_keeps_its_beginning) {
     const auto format = format_of(templates::HERMES, conversation(WEATHER));
     for (const bool whole : {false, true}) {
-        const heard got = listen(format, "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bo", milliseconds(30), false, whole);
+        const heard got = listen(format, "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Bo", LONG, false, whole);
         CHECK(got.calls.at(0).first == "weather");
         CHECK(begins_with("{\"city\": \"Bo", got.calls.at(0).second));
         CHECK(got.content.empty());
@@ -247,7 +251,7 @@ TEST(brackets_without_end_do_not_exhaust_the_stack) {
 TEST(a_stop_string_counts_in_the_content_only) {
     const auto format = format_of(templates::THINKING, conversation(WEATHER));
     const std::string text = "STOP\n</think>\n\nOne STOP two";
-    for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
+    for (const milliseconds step : {milliseconds(0), LONG}) {
         for (const bool whole : {false, true}) {
             reply r(format, {"STOP"}, whole);
             heard all;
@@ -274,7 +278,7 @@ TEST(an_answer_that_may_call_once_is_over_with_its_first_call) {
     const heard one{"", "", {{0, {"weather", R"({"city": "Bonn"})"}}}, 0};
     for (const char * source : {templates::HERMES, templates::THINKING}) {
         const std::string text = (source == templates::THINKING ? "</think>\n\n" : "") + call + "\n" + call;
-        for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
+        for (const milliseconds step : {milliseconds(0), LONG}) {
             for (const bool whole : {false, true}) {
                 reply r(format_of(source, chat), {}, whole);
                 reply::clock::time_point now{std::chrono::hours(1)};
@@ -327,7 +331,7 @@ TEST(an_answer_at_the_end_is_gone_on_with_and_only_what_is_new_is_told) {
             CHECK(!ends_with(chat_template(source, *tokens().vocab).render(anew), "The answer"));
             const auto format = format_of(source, chat);
             for (const std::string text : {" is 42.", "", "s: [1, 2]", "\n\nis <b>4</b>"}) {
-                for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
+                for (const milliseconds step : {milliseconds(0), LONG}) {
                     for (const bool whole : {false, true}) {
                         const heard got = listen(format, text, step, true, whole);
                         CHECK(got.content == text && got.reasoning.empty() && got.calls.empty());
@@ -337,7 +341,7 @@ TEST(an_answer_at_the_end_is_gone_on_with_and_only_what_is_new_is_told) {
         }
     }
     for (const char * source : {templates::HERMES, templates::THINKING}) {
-        const heard got = listen(format_of(source, begun(answer, WEATHER)), " is:\n" + call, milliseconds(30), true);
+        const heard got = listen(format_of(source, begun(answer, WEATHER)), " is:\n" + call, LONG, true);
         CHECK(got.content.substr(0, 4) == " is:" && got.calls.at(0).first == "weather");
     }
 }
@@ -345,7 +349,7 @@ TEST(an_answer_at_the_end_is_gone_on_with_and_only_what_is_new_is_told) {
 TEST(reasoning_at_the_end_is_gone_on_with) {
     const chat_prompt chat = begun(R"({"role": "assistant", "content": "", "reasoning_content": "Let me"})", WEATHER);
     CHECK(ends_with(chat_template(templates::THINKING, *tokens().vocab).render(chat), "assistant\n<think>\nLet me"));
-    for (const milliseconds step : {milliseconds(0), milliseconds(30)}) {
+    for (const milliseconds step : {milliseconds(0), LONG}) {
         for (const bool whole : {false, true}) {
             const heard got = listen(format_of(templates::THINKING, chat), " think.\n</think>\n\nYes.", step, true, whole);
             CHECK(got.reasoning == " think.\n" && got.content == "Yes.");
@@ -353,7 +357,7 @@ TEST(reasoning_at_the_end_is_gone_on_with) {
     }
     const chat_prompt both = begun(R"({"role": "assistant", "content": "Yes, ", "reasoning_content": "Hm."})", WEATHER);
     CHECK(ends_with(chat_template(templates::THINKING, *tokens().vocab).render(both), "<think>\nHm.\n</think>\n\nYes, "));
-    const heard got = listen(format_of(templates::THINKING, both), "it is.", milliseconds(30), true);
+    const heard got = listen(format_of(templates::THINKING, both), "it is.", LONG, true);
     CHECK(got.content == "it is." && got.reasoning.empty());
 }
 
@@ -370,7 +374,7 @@ TEST(what_rules_an_answer_begins_it_anew_and_what_is_no_answer_is_not_gone_on_wi
     const auto format = chat.prepare(prompt, &schema, 1 << 20).format;
     const matcher_ptr rest = eager_grammar(*format, *tokens().vocab);
     CHECK(rest->accept("12}"));
-    CHECK(listen(format, "12}", milliseconds(30), true).content == "12}");
+    CHECK(listen(format, "12}", LONG, true).content == "12}");
     const std::vector<llama_token> literal = chat.prepare(begun(answer, NO_TOOLS), nullptr, 1 << 20).tokens;
     CHECK(std::count(literal.begin(), literal.end(), llama_vocab_eos(tokens().vocab->get())) == 1); // the user's turn has one
     prompt = conversation(NO_TOOLS);
@@ -396,7 +400,7 @@ TEST(a_model_that_thinks_may_do_so_first_whatever_rules_its_answer) {
         CHECK(fits("Hm, no.\n</think>\n\n" + yes) && fits("</think>" + yes));
         CHECK(!fits("Hm.\n</think>\n\nperhaps") && !fits("Hm.\n</think>\n\n") && !fits("Hm.") && !fits("</think>" + yes + "."));
         for (const bool whole : {false, true}) {
-            const heard got = listen(format, "Hm, no.\n</think>\n\n" + yes, milliseconds(30), true, whole);
+            const heard got = listen(format, "Hm, no.\n</think>\n\n" + yes, LONG, true, whole);
             CHECK(got.content == yes && got.reasoning == "Hm, no.\n");
         }
         CHECK(rule.is_schema() || !fits("</think>" + yes + "\n")); // which would be content
