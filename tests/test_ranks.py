@@ -16,7 +16,9 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if pa
 
 RANKS = {
     **{"records": -1},
-    **dict.fromkeys(("addresses", "archive", "beside", "errors", "forks", "messages", "settings", "package", "pieces"), 0),
+    **dict.fromkeys(
+        ("addresses", "archive", "beside", "errors", "forks", "messages", "settings", "package", "pieces", "values"), 0
+    ),
     **dict.fromkeys(("config", "request", "exchange", "card", "metrics", "download", "principal", "tool_servers"), 1),
     **dict.fromkeys(("events", "turn"), 2),
     **dict.fromkeys(("wire", "api", "core", "hub", "mcp", "store"), 3),

@@ -24,6 +24,7 @@ from urllib.parse import urljoin
 
 from ..addresses import kind
 from ..errors import HubError, LmError
+from ..values import holds_more
 from .site import Address, Proxy, Site, is_here
 
 REDIRECTS_MAX: Final = 5
@@ -32,6 +33,8 @@ CONNECT_S: Final = 10.0
 """For each address of a host; what takes longer than this to accept a connection is down."""
 SILENCE_S: Final = 120.0
 """Longest wait for one read. Callers watch the pace and cut sooner; this bounds what they have given up on."""
+VALUES_MAX: Final = 100_000
+"""Of an answer in JSON: a list of ten thousand files has 80,000."""
 PROXY_REPLY_MAX: Final = 16 << 10
 RETRY_AFTER_MAX_S: Final = 3600.0
 WORTH_RETRYING: Final = frozenset((408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524))
@@ -124,9 +127,13 @@ class Response:
         return b"".join(pieces)
 
     def read_json(self, limit: int, what: str) -> Any:
-        """The value that the whole body is; `what` it is in words. `HubError` as `read_all`, and if it is no JSON."""
+        """The value that the whole body is; `what` it is in words. `HubError` as `read_all`, if it is no JSON, and if
+        others would wait for long while it is parsed."""
+        text = self.read_all(limit)
+        if holds_more(text, VALUES_MAX):
+            raise HubError(f"{what} holds more than {VALUES_MAX} values")
         try:
-            return json.loads(self.read_all(limit))
+            return json.loads(text)
         except (ValueError, RecursionError):
             raise HubError(f"{what} is not JSON") from None
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from ..values import holds_more
+
 MESSAGE_BYTES_MAX: Final = 4 << 20
 """Of one message: far more than any context takes."""
 VALUES_MAX: Final = 60_000
@@ -62,24 +64,13 @@ def notification(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse(text: bytes) -> dict[str, Any] | None:
     """A message; None for what is none. Raises `Fault` for one that would take too long to read."""
-    if holds_too_much(text):
+    if holds_more(text, VALUES_MAX):
         raise Fault(f"the server's answer holds more than {VALUES_MAX} values")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def holds_too_much(text: bytes) -> bool:
-    """Texts may have as many commas and brackets as they like."""
-    if text.count(b",") + text.count(b"[") + text.count(b"{") <= VALUES_MAX:
-        return False
-    bare = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if bare.count(b'"') > 4 * VALUES_MAX:  # names and values, with one at either end
-        return True
-    outside = b"".join(bare.split(b'"')[::2])
-    return outside.count(b",") + outside.count(b"[") + outside.count(b"{") > VALUES_MAX
 
 
 def result_of(message: Mapping[str, Any], status: int | None = None) -> dict[str, Any]:

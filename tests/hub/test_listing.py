@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +117,19 @@ def test_a_list_of_gigabytes_is_cut_off(hub: Hub) -> None:
     for _ in range(3):
         with pytest.raises(HubError, match="make sense"):
             fetched(hub)
+
+
+@pytest.mark.parametrize("entry", [b"{}", b"[]", b"1", b'"a,b"'])
+def test_a_list_that_would_keep_others_waiting_while_it_is_parsed_is_refused(hub: Hub, entry: bytes) -> None:
+    hub.on("/api/", misbehaving.answer(200, b'{"siblings":[' + b",".join([entry] * 1_000_000) + b"]}"))
+    with pytest.raises(HubError, match="files holds more than 100000 values"):
+        fetched(hub)
+
+
+def test_ten_thousand_files_are_listed_whatever_stands_in_their_names(hub: Hub) -> None:
+    siblings = [sibling(f"{i}, [{{x}}].gguf", blobId="c" * 40, xetHash="d" * 64) for i in range(10_000)]
+    hub.on("/api/", misbehaving.answer(200, json.dumps({"siblings": siblings}).encode()))
+    assert len(fetched(hub).files) == 10_000
 
 
 def test_a_compressed_list_is_never_inflated(hub: Hub) -> None:
