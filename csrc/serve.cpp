@@ -109,7 +109,7 @@ class server {
     void check_media(const media_files & files) const;
     bool is_known(const media_file_ptr & file, const std::vector<media_part> & parts) const;
     void try_next(work & item);
-    void when_heard(work & item, const media_files & files, std::function<void(work &)> rest);
+    void when_heard(work & item, const media_files & files, bool counted, std::function<void(work &)> rest);
     void check_tokens(const std::vector<llama_token> & tokens, const char * param) const;
     chat_turn whole_prompt(const generate_spec & spec) const;
     chat_turn fitting_prompt(const generate_spec & spec) const;
@@ -570,15 +570,18 @@ void server::render(work & item) {
     if (!spec->count) {
         return answer(item.request, frame_kind::RESULT, chat.render(spec->chat, spec->ruled_by()));
     }
-    when_heard(item, spec->chat.media, [this, &chat, spec](const work & heard) {
+    when_heard(item, spec->chat.media, true, [this, &chat, spec](const work & heard) {
         const counted_prompt counted = chat.count(spec->chat, spec->ruled_by(), size_t(loaded().context_length()));
         answer(heard.request, frame_kind::RESULT, std::to_string(counted.n_tokens) + "\n" + counted.text);
     });
 }
 
-// `rest` of what is to be done, at once or when those of the `files` that are sounds have been listened to.
-void server::when_heard(work & item, const media_files & files, std::function<void(work &)> rest) {
-    const auto is_unheard = [&](const media_file_ptr & file) { return !loaded().sight()->knows_length(*file); };
+// `rest` of what is to be done, at once or when those of the `files` that are sounds have been listened to: to be `counted` it
+// is enough that their lengths are known.
+void server::when_heard(work & item, const media_files & files, bool counted, std::function<void(work &)> rest) {
+    const auto is_unheard = [&](const media_file_ptr & file) {
+        return counted ? !loaded().sight()->knows_length(*file) : !loaded().sight()->has_heard(*file);
+    };
     if (std::none_of(files.begin(), files.end(), is_unheard)) {
         return rest(item);
     }
@@ -600,7 +603,7 @@ void server::generate(work & item) {
         check_media(chat->media);
         files = chat->media;
     }
-    when_heard(item, files, [this, spec](work & heard) { generate_as(heard, *spec); });
+    when_heard(item, files, false, [this, spec](work & heard) { generate_as(heard, *spec); });
 }
 
 void server::generate_as(work & item, generate_spec & spec) {
@@ -818,7 +821,7 @@ void server::listen_all() {
 void server::listen_to_next(work & item) {
     const tower & sight = *loaded().sight();
     const auto is_done = [&] { return item.n_tried == item.files.size() || item.request->cancelled; };
-    while (!is_done() && sight.knows_length(*item.files[item.n_tried])) {
+    while (!is_done() && sight.has_heard(*item.files[item.n_tried])) {
         item.n_tried++;
     }
     if (!is_done()) {

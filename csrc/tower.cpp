@@ -21,6 +21,12 @@ static constexpr size_t KNOWN_SOUND_PIECES = 1u << 14;
 // Pixels of pictures that wait for their turn, a few screens; the others are decoded once more when it comes.
 static constexpr size_t DECODED_BYTES = 16u << 20;
 
+// What is cut of files that wait for the encoding of their parts, about: the longest sound, or some pictures in tiles. Others are
+// decoded once more, and again where parts of several files are encoded in turns.
+static constexpr size_t CUT_BYTES = 96u << 20;
+static constexpr size_t BYTES_PER_SAMPLE = 4; // of a sound's analysis: 128 floats for 160 samples
+static constexpr size_t BYTES_PER_PIXEL = 3 * sizeof(float);
+
 // Shape of the picture that shows at load how many cells the smallest one takes.
 static constexpr uint32_t SMALL_SIDE = 32;
 
@@ -90,9 +96,9 @@ static std::string too_small_a_batch(size_t n_cells, int32_t n_batch) {
            std::to_string(n_batch) + ": load it with an eval_batch_size of at least " + std::to_string(n_cells);
 }
 
-tower::chunks_ptr tower::cut(const mtmd_input_part * const * parts, size_t n_parts) const {
-    chunks_ptr chunks(mtmd_input_chunks_init());
-    return mtmd_tokenize_from_parts(ctx_.get(), chunks.get(), parts, n_parts, false) == 0 ? std::move(chunks) : nullptr;
+cut_media tower::cut(const mtmd_input_part * const * parts, size_t n_parts) const {
+    const std::shared_ptr<mtmd_input_chunks> chunks(mtmd_input_chunks_init(), mtmd_input_chunks_free);
+    return mtmd_tokenize_from_parts(ctx_.get(), chunks.get(), parts, n_parts, false) == 0 ? chunks : nullptr;
 }
 
 static bool is_shown(const mtmd_input_chunk * chunk) {
@@ -104,7 +110,7 @@ void tower::check_smallest_picture() const {
     const bitmap_ptr bitmap(mtmd_bitmap_init(SMALL_SIDE, SMALL_SIDE, nullptr));
     const mtmd_input_part part = {nullptr, bitmap.get()};
     const mtmd_input_part * parts[] = {&part};
-    const chunks_ptr chunks = cut(parts, 1);
+    const cut_media chunks = cut(parts, 1);
     for (size_t i = 0; chunks && i < mtmd_input_chunks_size(chunks.get()); i++) {
         const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks.get(), i);
         const size_t n_cells = mtmd_input_chunk_get_n_tokens(chunk);
@@ -221,7 +227,7 @@ tower::pieces tower::cut_run(const std::vector<prompt_fragment> & fragments, siz
         }
         pointers.push_back(&part);
     }
-    const chunks_ptr chunks = cut(pointers.data(), pointers.size());
+    const cut_media chunks = cut(pointers.data(), pointers.size());
     if (!chunks) {
         refuse_shape(first_file(fragments));
     }
@@ -235,21 +241,61 @@ tower::pieces tower::cut_run(const std::vector<prompt_fragment> & fragments, siz
 tower::pieces tower::cut_sound(size_t index, const media_files & files) const {
     std::shared_ptr<const pieces> known = sounds_.get(files[index]->digest);
     if (!known) {
-        const bitmap_ptr bitmap = read_for(index, files);
-        const mtmd_input_part part = {nullptr, bitmap.get()};
-        const mtmd_input_part * parts[] = {&part};
-        const chunks_ptr chunks = cut(parts, 1);
-        if (!chunks) {
-            refuse_shape(index);
-        }
-        known = std::make_shared<const pieces>(pieces_of(chunks.get()));
-        sounds_.put(files[index]->digest, known, known->size());
+        known = listen(index, files);
     }
     pieces all = *known;
     for (piece & p : all) {
         p.file = index;
     }
     return all;
+}
+
+std::shared_ptr<const tower::pieces> tower::listen(size_t index, const media_files & files) const {
+    const media_file & file = *files[index];
+    bitmap_ptr bitmap = read_for(index, files);
+    const size_t n_samples = mtmd_bitmap_get_nx(bitmap.get());
+    const mtmd_input_part part = {nullptr, bitmap.get()};
+    const mtmd_input_part * parts[] = {&part};
+    const cut_media chunks = cut(parts, 1);
+    if (!chunks) {
+        refuse_shape(index);
+    }
+    auto known = std::make_shared<const pieces>(pieces_of(chunks.get()));
+    sounds_.put(file.digest, known, known->size());
+    keep_cut(file, chunks, n_samples * BYTES_PER_SAMPLE);
+    return known;
+}
+
+void tower::listen_to(size_t index, const media_files & files) const {
+    if (!has_heard(*files[index])) {
+        listen(index, files);
+    }
+}
+
+static std::string key_of(const media_file & file, size_t index, size_t n_cells) {
+    return digest_of(file.digest + ' ' + std::to_string(index) + ' ' + std::to_string(n_cells));
+}
+
+bool tower::has_heard(const media_file & file) const {
+    const std::shared_ptr<const pieces> known = file.kind == media_kind::sound ? sounds_.get(file.digest) : nullptr;
+    if (file.kind != media_kind::sound || (known && file.cut)) {
+        return true;
+    }
+    size_t index = 0;
+    return known && std::all_of(known->begin(), known->end(), [&](const piece & p) {
+        return !p.shape || rows_.get(key_of(file, index++, mtmd_input_chunk_get_n_tokens(p.shape.get())));
+    });
+}
+
+// With the file, if there is room.
+void tower::keep_cut(const media_file & file, const cut_media & chunks, size_t size) const {
+    if (*cut_bytes_ + size <= CUT_BYTES) {
+        *cut_bytes_ += size;
+        file.cut = cut_media(chunks.get(), [held = cut_media(chunks), size, total = cut_bytes_](const mtmd_input_chunks *) mutable {
+            held.reset();
+            *total -= size;
+        });
+    }
 }
 
 media_prompt tower::tokenize(const std::vector<prompt_fragment> & fragments, const media_files & files) const {
@@ -281,7 +327,7 @@ media_prompt tower::tokenize(const std::vector<prompt_fragment> & fragments, con
             throw media_error(p.file, too_small_a_batch(n_cells, n_batch_));
         }
         const media_file_ptr & file = files[p.file];
-        const std::string key = digest_of(file->digest + ' ' + std::to_string(index) + ' ' + std::to_string(n_cells));
+        const std::string key = key_of(*file, index, n_cells);
         const std::vector<llama_token> cells = media_cells(key, n_cells);
         const bool by_row = mtmd_input_chunk_get_type(shape) == MTMD_INPUT_CHUNK_TYPE_IMAGE && mtmd_decode_use_mrope(ctx_.get());
         prompt.spans.push_back({prompt.tokens.size(), n_cells, mtmd_input_chunk_get_n_pos(shape), by_row});
@@ -340,23 +386,41 @@ static size_t n_parts(const mtmd_input_chunks * chunks) {
     return n;
 }
 
-// The chunk with what is to be encoded: the file decoded, scaled and cut as it was for its size.
-const mtmd_input_chunk * tower::data_of(const media_part & part) {
-    if (read_ != part.file) {
-        read_ = nullptr;
-        std::unique_lock<std::mutex> lock(decoding_, std::defer_lock);
-        if (part.file->kind == media_kind::picture) {
-            lock.lock();
-        }
-        const bitmap_ptr bitmap = read(part.file, true);
-        const mtmd_input_part whole = {nullptr, bitmap.get()};
-        const mtmd_input_part * parts[] = {&whole};
-        chunks_ = cut(parts, 1);
-        read_ = chunks_ ? part.file : nullptr;
+// What is to be encoded of the file, decoded, scaled and cut as it was for its size.
+cut_media tower::data_of(const media_file_ptr & file) {
+    if (file->cut) {
+        return file->cut;
     }
+    if (read_ == file) {
+        return chunks_;
+    }
+    read_ = nullptr;
+    chunks_.reset();
+    std::unique_lock<std::mutex> lock(decoding_, std::defer_lock);
+    if (file->kind == media_kind::picture) {
+        lock.lock();
+    }
+    const bitmap_ptr bitmap = read(file, true);
+    const mtmd_input_part whole = {nullptr, bitmap.get()};
+    const mtmd_input_part * parts[] = {&whole};
+    cut_media chunks = cut(parts, 1);
+    if (!chunks || n_parts(chunks.get()) < 2) {
+        return chunks;
+    }
+    const size_t n_pixels = size_t(mtmd_bitmap_get_nx(bitmap.get())) * mtmd_bitmap_get_ny(bitmap.get());
+    keep_cut(*file, chunks, n_pixels * (file->kind == media_kind::sound ? BYTES_PER_SAMPLE : BYTES_PER_PIXEL));
+    if (!file->cut) {
+        read_ = file;
+        chunks_ = chunks;
+    }
+    return chunks;
+}
+
+// The part of that index, if it has as many cells as was told; null if not.
+static const mtmd_input_chunk * part_of(const mtmd_input_chunks * chunks, const media_part & part) {
     size_t index = 0;
-    for (size_t i = 0; chunks_ && i < mtmd_input_chunks_size(chunks_.get()); i++) {
-        const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks_.get(), i);
+    for (size_t i = 0; chunks != nullptr && i < mtmd_input_chunks_size(chunks); i++) {
+        const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks, i);
         if (is_shown(chunk) && index++ == part.index) {
             return mtmd_input_chunk_get_n_tokens(chunk) == mtmd_input_chunk_get_n_tokens(part.chunk.get()) ? chunk : nullptr;
         }
@@ -365,7 +429,8 @@ const mtmd_input_chunk * tower::data_of(const media_part & part) {
 }
 
 media_rows tower::encode(const media_part & part, const pause_fn & pause) {
-    const mtmd_input_chunk * chunk = data_of(part);
+    const cut_media chunks = data_of(part.file);
+    const mtmd_input_chunk * chunk = part_of(chunks.get(), part);
     if (chunk == nullptr) {
         throw error("internal", "the projector gave a picture or a sound another size than before");
     }
@@ -374,7 +439,10 @@ media_rows tower::encode(const media_part & part, const pause_fn & pause) {
     ended_ = false;
     const int32_t failed = mtmd_encode_chunk(ctx_.get(), chunk);
     pause_ = nullptr;
-    if (ended_ || part.index + 1 == n_parts(chunks_.get())) { // its pixels are of no more use
+    if (part.index + 1 == n_parts(chunks.get())) { // its pixels are of no more use
+        part.file->cut.reset();
+    }
+    if (ended_ || part.index + 1 == n_parts(chunks.get())) {
         read_ = nullptr;
         chunks_.reset();
     }

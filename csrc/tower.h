@@ -44,12 +44,16 @@ class counted_bytes {
 };
 using media_frames = std::vector<counted_bytes>;
 
+// Windows of a sound or parts of a picture, decoded: what is encoded.
+using cut_media = std::shared_ptr<const mtmd_input_chunks>;
+
 // A file of a request, as it came.
 struct media_file {
     media_kind kind;
     counted_bytes data;
     std::string digest; // of its bytes and the scope of who shows it
     mutable std::shared_ptr<const pixels> decoded = nullptr; // by whoever tried it out, for who encodes it
+    mutable cut_media cut = nullptr; // by whoever listened to it, or encoded its first part; until its last one is encoded
 
     const std::string & bytes() const { return data.bytes(); }
 };
@@ -159,8 +163,11 @@ class tower {
     // Whether `tokenize` need not analyse it, as it does sounds that it has not met: that takes seconds for minutes of sound, and
     // minutes of a busy machine's time for half an hour.
     bool knows_length(const media_file & file) const { return file.kind != media_kind::sound || sounds_.get(file.digest); }
-    // So that it does. Throws media_error and error("model_type"). Thread safe.
-    void listen_to(size_t index, const media_files & files) const { cut_sound(index, files); }
+    // Whether neither `tokenize` nor `encode` has to.
+    bool has_heard(const media_file & file) const;
+    // So that they have not, if there is room to keep what is decoded. Throws media_error and error("model_type"). Thread safe
+    // for a file that nobody else has yet.
+    void listen_to(size_t index, const media_files & files) const;
 
     // Decodes a file ahead of its encoding, before anybody else has it. Throws invalid_request for a broken one.
     void try_out(const media_file_ptr & file) const;
@@ -186,11 +193,6 @@ class tower {
     };
     using bitmap_ptr = std::unique_ptr<mtmd_bitmap, bitmap_deleter>;
 
-    struct chunks_deleter {
-        void operator()(mtmd_input_chunks * chunks) const { mtmd_input_chunks_free(chunks); }
-    };
-    using chunks_ptr = std::unique_ptr<mtmd_input_chunks, chunks_deleter>;
-
     // Of a prompt: text, or what is encoded at a time.
     struct piece {
         std::vector<llama_token> tokens;
@@ -202,19 +204,21 @@ class tower {
     static pieces pieces_of(const mtmd_input_chunks * chunks);
     pieces cut_run(const std::vector<prompt_fragment> & fragments, size_t begin, size_t end, const media_files & files) const;
     pieces cut_sound(size_t index, const media_files & files) const;
+    std::shared_ptr<const pieces> listen(size_t index, const media_files & files) const;
     bitmap_ptr read_for(size_t index, const media_files & files) const;
     std::shared_ptr<const pixels> decode(const media_file_ptr & file) const;
     bitmap_ptr read(const media_file_ptr & file, bool with_pixels) const;
-    chunks_ptr cut(const mtmd_input_part * const * parts, size_t n_parts) const;
-    const mtmd_input_chunk * data_of(const media_part & part);
+    cut_media cut(const mtmd_input_part * const * parts, size_t n_parts) const;
+    cut_media data_of(const media_file_ptr & file);
+    void keep_cut(const media_file & file, const cut_media & chunks, size_t size) const;
     void check_smallest_picture() const;
     static bool on_node(ggml_tensor * node, bool ask, void * self);
 
     // of the thread that encodes
     const pause_fn * pause_ = nullptr;
     bool ended_ = false;
-    media_file_ptr read_;  // the file whose parts are in `chunks_`, because the next one may be of it, too
-    chunks_ptr chunks_;
+    media_file_ptr read_; // the file of `chunks_`, because the next part may be of it, too
+    cut_media chunks_;    // of which there was no room to keep it with the file
 
     const llama_model * text_; // borrowed
     int32_t n_batch_;
@@ -225,6 +229,7 @@ class tower {
     mutable recent<std::vector<float>> rows_;  // by the key of their part
     mutable recent<std::vector<piece>> sounds_; // by the digest of their file: to know how many cells one takes is to analyse it
     std::shared_ptr<std::atomic<size_t>> decoded_bytes_ = std::make_shared<std::atomic<size_t>>(0); // that wait
+    std::shared_ptr<std::atomic<size_t>> cut_bytes_ = std::make_shared<std::atomic<size_t>>(0);
 };
 
 std::string digest_of(const std::string & bytes);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import struct
 import subprocess
 import zlib
@@ -13,9 +14,11 @@ from typing import NamedTuple
 
 import pytest
 
+from lmlite.package import bundled_model
 from tests import media_files as media
 from tests.c.test_c import program
 from tests.media_files import MediaFile
+from tests.media_models import write_ultravox
 
 __all__ = ["program"]  # a fixture
 
@@ -430,3 +433,11 @@ def test_the_last_frame_of_a_flac_tells_the_length_that_its_head_lacks(program: 
     ]
     piped, written = judge(program, tmp_path / "files", files).values()
     assert written.text.startswith("sound FLAC 51.200 ") and piped.text == written.text
+
+
+def test_a_sound_is_decoded_once_for_its_length_and_all_its_windows(program: Path, tmp_path: Path) -> None:
+    shutil.copy(bundled_model(), tmp_path / "model.gguf")
+    write_ultravox(tmp_path / "mmproj.gguf")
+    (tmp_path / "sound.wav").write_bytes(media.wav(40 * 16000))
+    done = subprocess.run([program, "listen_once", tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
