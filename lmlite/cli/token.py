@@ -8,7 +8,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -67,7 +68,8 @@ def make(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     )
     expires = None if arguments.expires is None else now + arguments.expires
     try:
-        text = table(arguments, environ).create(principal, now, expires)
+        with table(arguments, environ) as known:
+            text = known.create(principal, now, expires)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if arguments.json:
@@ -79,7 +81,8 @@ def make(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def show(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    tokens = table(arguments, environ).all()
+    with table(arguments, environ) as known:
+        tokens = known.all()
     if arguments.json:
         put_json([as_json(token) for token in tokens])
         return 0
@@ -96,14 +99,17 @@ def show(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def end(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    if not table(arguments, environ).revoke(arguments.name.removeprefix("sk-lm-").partition(":")[0]):
+    with table(arguments, environ) as known:
+        was_there = known.revoke(arguments.name.removeprefix("sk-lm-").partition(":")[0])
+    if not was_there:
         raise ConfigError(f"there is no token {arguments.name!r}")
     say(arguments, f"Token {escaped(arguments.name)} is revoked.")
     return 0
 
 
 def write(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    put_json([exported(token) for token in table(arguments, environ).all()])
+    with table(arguments, environ) as known:
+        put_json([exported(token) for token in known.all()])
     return 0
 
 
@@ -120,7 +126,8 @@ def take(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if not isinstance(given, list):
             raise ValueError("it is no list")
         tokens = [imported(item) for item in given]
-        table(arguments, environ).replace(tokens)
+        with table(arguments, environ) as known:
+            known.replace(tokens)
     except OSError as error:
         raise ConfigError(f"{arguments.file}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -156,9 +163,11 @@ def imported(item: Mapping[str, Any]) -> Token:
     return Token(item["id"], digest, float(item["created"]), None if expires is None else float(expires), principal)
 
 
-def table(arguments: argparse.Namespace, environ: Mapping[str, str]) -> TokenTable:
+@contextmanager
+def table(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[TokenTable]:
     flags = {} if arguments.home is None else {"home": arguments.home}
-    return TokenTable(Database(Home(home_folder(flags, environ)).state))
+    with closing(Database(Home(home_folder(flags, environ)).state)) as database:
+        yield TokenTable(database)
 
 
 def as_json(token: Token) -> dict[str, Any]:

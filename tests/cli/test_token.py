@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lmlite.store.database import Database
 from lmlite.store.tokens import SHAPE, TokenReader
 from tests.cli.conftest import Command
 
@@ -51,6 +52,27 @@ def test_those_who_administer_are_named_as_such(command: Command, home: Path) ->
     command("token", "create", "boss", "--allow", "admin,chat", "--group", "home")
     plain, boss = command("token", "list", "--json").json
     assert "admin" not in plain["rights"] and boss["rights"] == ["admin", "chat"] and boss["group"] == "home"
+
+
+def test_commands_leave_no_database_open(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    class Noted(Database):
+        def __init__(self, path: Path):
+            super().__init__(path)
+            opened.append(path)
+
+        def close(self) -> None:
+            super().close()
+            opened.pop()
+
+    monkeypatch.setattr("lmlite.cli.token.Database", Noted)
+    file = tmp_path / "tokens.json"
+    assert command("token", "create", "kitchen").code == 0
+    file.write_text(command("token", "export").out)
+    for words in (["list"], ["import", str(file)], ["import", str(tmp_path)], ["revoke", "kitchen"], ["revoke", "nobody"]):
+        command("token", *words)
+        assert not opened, words
 
 
 def test_tokens_are_taken_to_another_server_as_digests(command: Command, home: Path, tmp_path: Path) -> None:
