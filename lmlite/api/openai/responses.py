@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ...errors import InvalidRequest, MissingField
 from ...messages import Message, text_message
+from ...records import dataclass
 from ...request import UNLIMITED, Chat, Generate
 from ...turn import Approval, Follows
 from ..dialect import Call, Origin, Reply
@@ -39,20 +40,26 @@ WITHOUT_EFFECT: Final = ("context_management",)
 """Says how a context that is too long is made shorter, which is an error here: `truncation` says otherwise."""
 
 
+@dataclass(slots=True, frozen=True)
+class _Given:
+    """What the input says: messages, what was decided about calls, and the types of items that nobody knows."""
+
+    messages: tuple[Message, ...]
+    approvals: tuple[Approval, ...]
+    skipped: tuple[str, ...]
+
+
 def parse_responses(body: dict[str, Any]) -> Call:
     fields = Fields(body)
     refuse(fields, unserved.ANYWHERE)
     refuse(fields, unserved.RESPONSES)
     previous = fields.name("previous_response_id")
-    instructions = fields.string("instructions")
+    leading = _parse_instructions(fields)
     tools = parse_tool_set(fields)
-    skipped: list[str] = []
-    approvals: list[Approval] = []
-    asked = _parse_input(fields, previous, skipped, approvals)
-    leading = (text_message("system", instructions),) if instructions else ()
+    given = _parse_input(fields, previous)
     form = fields.object("text") or Fields({}, "text")
     prompt = Chat(
-        (*leading, *asked),
+        (*leading, *given.messages),
         _template_kwargs(fields, form),
         tools=tools.offer.tools,
         tool_choice=tools.offer.choice,
@@ -61,26 +68,19 @@ def parse_responses(body: dict[str, Any]) -> Call:
     include = _parse_include(fields)
     options = parse_options(fields, prompt, max_tokens=("max_output_tokens",))
     stream, background = fields.boolean("stream"), fields.boolean("background")
-    run = replace(
-        options.generate,
-        grammar=_parse_constraint(fields, form, tools),
-        top_logprobs=_parse_logprobs(fields, include),
-        progress=stream or background,
-        overflow="drop_middle" if _parse_truncation(fields) == "auto" else options.generate.overflow,
-    )
-    store = fields.boolean("store", default=True)
-    if background and not store:
-        raise InvalidRequest("'background' needs 'store': its answer is asked for later", "background")
+    run = _parse_run(fields, options.generate, form, tools, include)
+    store = _parse_store(fields, background)
     follows = Follows(previous, n_leading=len(leading)) if previous else None
-    turn = options.turn("chat", (run,), follows)
     max_calls = fields.integer("max_tool_calls", 0, MAX_TOOL_CALLS)
-    turn = replace(turn, servers=tools.servers, max_calls=max_calls, approvals=tuple(approvals))
+    turn = replace(
+        options.turn("chat", (run,), follows), servers=tools.servers, max_calls=max_calls, approvals=given.approvals
+    )
     summary = _parse_summary(fields)
     known = Asked(
         model=options.model or "",
         echo=_spell_echo(fields, run, tools, summary),
-        messages=asked,
-        input=keep_input(without_media(body.get("input"), "input", asked)) if store else (),
+        messages=given.messages,
+        input=keep_input(without_media(body.get("input"), "input", given.messages)) if store else (),
         previous=previous,
         told=tools.told,
         store=store,
@@ -93,26 +93,47 @@ def parse_responses(body: dict[str, Any]) -> Call:
     def reply(origin: Origin) -> Reply:
         return ResponseReply(origin, known)
 
-    without_effect = [name for name in WITHOUT_EFFECT if fields.get(name)]
-    ignored = (*tools.ignored, *dict.fromkeys(skipped), *without_effect)
-    return Call(turn, stream, reply, ignored, background)
+    return Call(turn, stream, reply, _ignored(fields, tools, given), background)
 
 
-def _parse_input(
-    fields: Fields, previous: str | None, skipped: list[str], approvals: list[Approval]
-) -> tuple[Message, ...]:
+# ---- what is asked ---------------------------------------------------------------------------------------------------
+
+
+def _parse_instructions(fields: Fields) -> tuple[Message, ...]:
+    """For this turn only: those of earlier ones are not kept."""
+    instructions = fields.string("instructions")
+    return (text_message("system", instructions),) if instructions else ()
+
+
+def _parse_input(fields: Fields, previous: str | None) -> _Given:
     """Clients that want a model loaded send nothing to be answered: that is an empty message."""
     given = fields.get("input")
     if given is None and not previous:
         raise MissingField("input")
+    skipped: list[str] = []
+    approvals: list[Approval] = []
     messages = () if given is None or (previous and given == "") else parse_input(given, skipped, approvals)
-    return messages if messages or previous else (Message("user", ()),)
+    return _Given(messages if messages or previous else (Message("user", ()),), tuple(approvals), tuple(skipped))
 
 
 def _template_kwargs(fields: Fields, form: Fields) -> Mapping[str, Any]:
     verbosity = form.choice("verbosity", VERBOSITIES)
     said = {} if verbosity is None else {"verbosity": verbosity}
     return {**said, **parse_template_kwargs(fields)}
+
+
+# ---- how it is answered ----------------------------------------------------------------------------------------------
+
+
+def _parse_run(fields: Fields, usual: Generate, form: Fields, tools: ToolSet, include: frozenset[str]) -> Generate:
+    """`usual` with what is said in this dialect's own words."""
+    return replace(
+        usual,
+        grammar=_parse_constraint(fields, form, tools),
+        top_logprobs=_parse_logprobs(fields, include),
+        progress=fields.boolean("stream") or fields.boolean("background"),
+        overflow="drop_middle" if _parse_truncation(fields) == "auto" else usual.overflow,
+    )
 
 
 def _parse_constraint(fields: Fields, form: Fields, tools: ToolSet) -> Any:
@@ -140,6 +161,13 @@ def _parse_truncation(fields: Fields) -> str | None:
     return fields.choice("truncation", ("auto", "disabled"))
 
 
+def _parse_store(fields: Fields, background: bool) -> bool:
+    store = fields.boolean("store", default=True)
+    if background and not store:
+        raise InvalidRequest("'background' needs 'store': its answer is asked for later", "background")
+    return store
+
+
 def _parse_summary(fields: Fields) -> str | None:
     """The wish for one, in whichever words: what the model thought is its own summary."""
     reasoning = fields.object("reasoning")
@@ -147,6 +175,10 @@ def _parse_summary(fields: Fields) -> str | None:
         return None
     wish = reasoning.string("summary") or reasoning.string("generate_summary")
     return None if wish in (None, "none") else wish
+
+
+def _ignored(fields: Fields, tools: ToolSet, given: _Given) -> tuple[str, ...]:
+    return (*tools.ignored, *dict.fromkeys(given.skipped), *(name for name in WITHOUT_EFFECT if fields.get(name)))
 
 
 # ---- what a response repeats of its request --------------------------------------------------------------------------
