@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -269,7 +270,9 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 def _move_aside(path: Path) -> Path:
     """With its log, which belongs to it and would ruin another."""
-    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+    base = f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    names = (path.with_name(base if n == 0 else f"{base}-{n}") for n in count())
+    aside = next(name for name in names if not name.exists())  # what was kept in the same second stays
     for suffix in ("", "-wal", "-shm"):
         with suppress(FileNotFoundError):
             os.replace(f"{path}{suffix}", f"{aside}{suffix}")

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -97,6 +98,20 @@ def test_a_damaged_file_is_moved_aside(path: Path, damage: str, caplog: pytest.L
     (aside,) = (other for other in path.parent.iterdir() if ".damaged-" in other.name)
     assert aside.stat().st_size > 0
     assert aside.name in caplog.text
+
+
+def test_what_was_moved_aside_stays_where_another_is_moved_in_the_same_second(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = time.gmtime(0)
+    monkeypatch.setattr(time, "gmtime", lambda: second)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    damages = [b"first " * 1000, b"second" * 1000, b"third " * 1000]
+    for damage in damages:
+        path.write_bytes(damage)
+        with closing(Database(path)) as database:
+            DownloadTable(database).save(RECORD)
+    assert sorted(other.read_bytes() for other in path.parent.glob("*.damaged-*")) == sorted(damages)
 
 
 def test_nothing_is_opened_or_made_before_it_is_used(path: Path) -> None:
