@@ -422,9 +422,9 @@ class Downloads:
 
     def _discard(self, record: Record, kept: set[Path]) -> None:
         places = self._places(record)
-        with contextlib.suppress(OSError):
-            for place in places:
-                if place.part not in kept:
+        for place in places:
+            if place.part not in kept:
+                with contextlib.suppress(OSError):  # what cannot be taken away keeps nothing else there
                     place.discard()
         for folder in {place.target.parent for place in places} | {self._folder / record.repo}:
             tidy(folder, self._folder)

@@ -412,6 +412,27 @@ def test_a_cancelled_job_leaves_nothing_and_takes_nothing_of_others(
     asyncio.run(scenario())
 
 
+def test_a_part_that_cannot_be_taken_away_keeps_no_other(opened: Any, hub: Hub, folder: Path) -> None:
+    hub.repos[REPO]["mmproj-F16.gguf"] = random.Random(3).randbytes(300_000)
+    hub.on("/store/", held := Held(1000))
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            id = await started(downloads)
+            await reached(held)
+            await downloads.pause(id)
+            first, second = (place.part for place in downloads._places((await downloads.get(id)).record))
+            for part in (first, second):
+                part.unlink(missing_ok=True)
+            first.mkdir()
+            second.touch()
+            await downloads.cancel(id)
+            assert {part.stem for part in parts(folder)} == {first.stem}
+
+    asyncio.run(scenario())
+    held.release.set()
+
+
 def test_a_repository_that_lists_nothing_good_makes_no_job(opened: Any, hub: Hub, folder: Path, store: Memory) -> None:
     hub.repos["acme/evil"] = {"../../evil.gguf": b"x"}
 
