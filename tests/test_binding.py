@@ -23,9 +23,9 @@ def no_ipv6(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(server, "listen", refuse)
     names = [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
     found = {
-        "localhost": [(family, socket.SOCK_STREAM, 6, "", (address, 0)) for family, address in names],
-        "::": [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::", 0))],
-        "::1": [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0))],
+        b"localhost": [(family, socket.SOCK_STREAM, 6, "", (address, 0)) for family, address in names],
+        b"::": [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::", 0))],
+        b"::1": [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0))],
     }
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: found[host])
 
@@ -42,7 +42,7 @@ def test_without_ipv6_a_name_is_listened_on_where_it_can_be(host: str, address: 
 def test_a_name_whose_other_address_is_covered_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     found = socket.getaddrinfo
     every = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("0.0.0.0", 0))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: every if host == "0.0.0.0" else found(host, 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: every if host == b"0.0.0.0" else found(host, 0))
     (listening,) = server.bind_all(["localhost", "0.0.0.0"], 0)
     with listening:
         assert listening.getsockname()[0] == "0.0.0.0"

@@ -89,3 +89,13 @@ def has_left(sock: socket.socket) -> bool:
         return sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, 1)[0] in LEFT
     except OSError:  # it came through a file
         return False
+
+
+def has_asked(sock: socket.socket) -> bool:
+    """Of one that has left: whether it sent anything before."""
+    try:
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True  # it is there still
+    except OSError:  # it was reset
+        return False

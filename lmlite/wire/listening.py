@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, PortInUse
 from ..forks import KEPT_FROM_CHILDREN
 from . import tls
-from .arrivals import Arrival, Arrivals, has_left
+from .arrivals import Arrival, Arrivals, has_asked, has_left
 from .transport import SocketTransport
 
 if TYPE_CHECKING:
@@ -216,7 +216,8 @@ class Acceptor:
                 self._open(arrival)
             return
         for arrival in taken:
-            (self._left if has_left(arrival[0]) else self._here).add(arrival)
+            if not self._set_apart(arrival):
+                self._here.add(arrival)
         if self._next_here is None:
             self._open_here()
         if self._next_left is None:
@@ -251,14 +252,23 @@ class Acceptor:
 
     # ---- more than can be opened
 
+    def _set_apart(self, arrival: Arrival) -> bool:
+        """Whether its client has left: without having asked for anything it is done with."""
+        if not has_left(arrival[0]):
+            return False
+        if has_asked(arrival[0]):
+            self._left.add(arrival)
+        else:
+            arrival[0].close()
+        return True
+
     def _open_here(self) -> None:
         """Some of those that are there, the others in the loop's next turns."""
         self._next_here = None
         n_opened = 0
         while self._here and n_opened < OPENED_PER_TURN:
             arrival = self._here.pop()
-            if has_left(arrival[0]):  # meanwhile
-                self._left.add(arrival)
+            if self._set_apart(arrival):  # it has left meanwhile
                 continue
             self._open(arrival)
             n_opened += 1

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lmlite.wire.arrivals import Arrivals, address_of, has_left
+from lmlite.wire.arrivals import Arrivals, address_of, has_asked, has_left
 
 
 class Named:
@@ -97,6 +97,18 @@ def test_who_sends_no_more_has_left(sockets: ExitStack, end: str) -> None:
     except ConnectionResetError:
         assert end == "reset"
     assert has_left(accepted)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_who_has_left_without_a_word_has_not_asked(sockets: ExitStack, asked: bool) -> None:
+    near, far = map(sockets.enter_context, socket.socketpair())
+    near.setblocking(False)
+    assert has_asked(near)  # it may
+    if asked:
+        far.sendall(b"GET")
+    far.close()
+    assert has_asked(near) == asked
+    assert near.recv(10) == (b"GET" if asked else b"")  # nothing of it was taken
 
 
 def test_of_who_came_through_a_file_nothing_is_known(sockets: ExitStack) -> None:
