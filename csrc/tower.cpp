@@ -157,7 +157,7 @@ void tower::try_out(const media_file_ptr & file) const {
     if (file->kind == media_kind::sound) {
         return; // decoded already, to know its length
     }
-    const std::lock_guard<std::mutex> lock(decoding_);
+    const std::lock_guard<queue_lock> lock(decoding_);
     auto picture = std::make_unique<const pixels>(decode_picture(file->bytes(), picture_memory_));
     const size_t size = picture->rgb.size();
     if (*decoded_bytes_ + size > DECODED_BYTES) {
@@ -396,8 +396,8 @@ cut_media tower::data_of(const media_file_ptr & file) {
     }
     read_ = nullptr;
     chunks_.reset();
-    std::unique_lock<std::mutex> lock(decoding_, std::defer_lock);
-    if (file->kind == media_kind::picture) {
+    std::unique_lock<queue_lock> lock(decoding_, std::defer_lock);
+    if (file->kind == media_kind::picture && !file->decoded) {
         lock.lock();
     }
     const bitmap_ptr bitmap = read(file, true);

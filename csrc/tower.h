@@ -4,6 +4,7 @@
 
 #include "media.h"
 #include "picture.h"
+#include "queue_lock.h"
 
 #include "mtmd.h"
 
@@ -223,7 +224,7 @@ class tower {
     const llama_model * text_; // borrowed
     int32_t n_batch_;
     uint64_t picture_memory_;
-    mutable std::mutex decoding_; // of pictures, one at a time: each may take as much memory as is allowed
+    mutable queue_lock decoding_; // of pictures, one at a time: each may take as much memory as is allowed
     size_t row_size_;
     std::unique_ptr<mtmd_context, deleter> ctx_;
     mutable recent<std::vector<float>> rows_;  // by the key of their part
