@@ -100,30 +100,22 @@ def test_commas_and_brackets_inside_strings_are_no_values() -> None:
 
 
 def test_a_prompt_of_a_whole_context_of_ids_is_read() -> None:
-    ids = list(range(262_144))
+    ids = list(range(131_072))
     assert parse_body(json.dumps({"prompt": ids}).encode()) == {"prompt": ids}
 
 
-def test_a_conversation_of_ten_thousand_approved_calls_is_read_with_their_results_and_what_was_thought() -> None:
-    thought = {
-        "type": "reasoning",
-        "id": "rs_1",
-        "summary": [{"type": "summary_text", "text": "hm"}],
-        "encrypted_content": "x",
-        "status": "completed",
-    }
+def test_a_conversation_of_eight_thousand_approved_calls_is_read_with_their_results() -> None:
     called = {"server_label": "calc", "name": "add", "arguments": "{}"}
     request = {"type": "mcp_approval_request", "id": "mcpr_1", **called}
-    decided = {"approval_request_id": "mcpr_1", "approve": True, "reason": None}
-    result = {"output": "3", "error": None, "approval_request_id": "mcpr_1", "status": "completed"}
-    decision = {"type": "mcp_approval_response", "id": "mcpa_1", **decided}
-    step = [thought, request, decision, {"type": "mcp_call", "id": "mcp_1", **called, **result}]
-    assert len(parse_body(json.dumps({"model": "m", "input": step * 10_000}).encode())["input"]) == 40_000
+    decision = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
+    result = {"type": "mcp_call", "id": "mcp_1", **called, "output": "3", "error": None, "status": "completed"}
+    body = {"model": "m", "input": [request, decision, result] * 8_000}
+    assert len(parse_body(json.dumps(body).encode())["input"]) == 24_000
 
 
-def test_forty_thousand_messages_are_read() -> None:
+def test_twenty_thousand_messages_are_read() -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
-    assert len(parse_body(json.dumps({"messages": [message] * 40_000}).encode())["messages"]) == 40_000
+    assert len(parse_body(json.dumps({"messages": [message] * 20_000}).encode())["messages"]) == 20_000
 
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)

@@ -29,16 +29,16 @@ STEP = 16 * 1024
 DEPTH_MAX = 64
 """Nesting of arrays and objects. Real requests stay below 20; recursive parsers further on stay far from theirs."""
 
-VALUES_MAX = 320_000
-"""Values in one body: a prompt of 262,144 token ids fits, and as many are read in a fifth of a second. A conversation that its
-client sends back whole has 31 in a step at most, which is a thought, a call, its approval and its result: 10,000 of those fit,
-which no context holds."""
+VALUES_MAX = 160_000
+"""Values in one body: a prompt of 131,072 token ids fits, and as many are read in a tenth of a second. 8,000 approved calls
+with their results, which no context holds, have 152,000. Python keeps a part of what the largest bodies took for good: twice
+as many values cost ten megabytes more."""
 
-MEMBERS_MAX = 270_000
-"""Name-value pairs in all objects together, each costs three times a list's value: 26 of those 31."""
+MEMBERS_MAX = 135_000
+"""Name-value pairs in all objects together, each costs three times a list's value: those calls have 128,000."""
 
-CONTAINERS_MAX = 131_072
-"""Arrays and objects in all: 40,000 messages whose content is a list of one part are 120,001."""
+CONTAINERS_MAX = 65_536
+"""Arrays and objects in all: 20,000 messages whose content is a list of one part are 60,001."""
 
 NUMBER_CHARS_MAX = 400
 """Characters of one number. The longest double written out has 309 digits before its point; `int()` is quadratic."""
