@@ -32,7 +32,9 @@ static constexpr int EXIT_ABANDONED = 75; // EX_TEMPFAIL
 static constexpr std::chrono::seconds LAST_MOMENT{2};
 static constexpr int LOOK_MS = 5000;
 static constexpr double QUIET = 0.2;         // of a core: more, and what is free now is wanted again at once
-static constexpr size_t SPARE_BYTES = 4 << 20; // more than after the last look is worth giving back
+static constexpr double IDLE = 0.02;         // below it nothing at all is under way
+static constexpr double WORTH_S = 0.1;       // so much work since the last time leaves something behind
+static constexpr size_t SPARE_BYTES = 4 << 20; // more than after the last time is worth giving back
 
 // An engine goes before its server when memory runs out: the server answers for it and can load it again.
 static constexpr int OOM_SCORE_STEP = 300;
@@ -91,19 +93,22 @@ class spare_memory {
   public:
     void look() {
 #if defined(__GLIBC__)
-        const double busy_s = cpu_s();
-        const bool quiet = busy_s - busy_s_ < QUIET * LOOK_MS / 1000;
-        busy_s_ = busy_s;
-        if (quiet && resident_bytes() > at_rest_ + SPARE_BYTES) {
+        const double before = busy_s_;
+        busy_s_ = cpu_s();
+        const double part = (busy_s_ - before) * 1000 / LOOK_MS;
+        const size_t now = resident_bytes();
+        const bool worked = busy_s_ - given_back_s_ > WORTH_S;
+        if ((part < QUIET && now > at_rest_ + SPARE_BYTES) || (part < IDLE && worked)) {
             malloc_trim(0);
             at_rest_ = resident_bytes();
+            given_back_s_ = busy_s_;
         }
 #endif
     }
 
   private:
-    double busy_s_ = 0;
-    size_t at_rest_ = 0;
+    double busy_s_ = 0, given_back_s_ = 0;
+    size_t at_rest_ = 0; // after the last time, when somebody may have been using it
 
     static double cpu_s() {
         timespec used = {};

@@ -1,10 +1,13 @@
 """Numbers that are counted, and their spelling for Prometheus (text format 0.0.4). Pure values: no clock, no input or output.
 
-Label values are escaped, and a family holds a bounded number of them: what comes after is counted under `OTHER`.
+Label values are escaped, and a family holds a bounded number of them: what comes after is counted under `OTHER`. A series'
+numbers are kept in an array: as objects they would be new ones after each request, here and there among those of large
+requests, whose memory could not be given back then.
 """
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Final
@@ -50,18 +53,22 @@ class Counter(Family):
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()):
         super().__init__(name, help, labels)
-        self._counts: dict[Values, float] = {}
+        self._counts: dict[Values, array[float]] = {}  # one each
 
     def add(self, *values: str, n: float = 1) -> None:
         values = bounded(self._counts, values)
-        self._counts[values] = self._counts.get(values, 0) + n
+        count = self._counts.get(values)
+        if count is None:
+            count = self._counts[values] = array("d", (0.0,))
+        count[0] += n
 
     def get(self, *values: str) -> float:
-        return self._counts.get(values, 0)
+        count = self._counts.get(values)
+        return count[0] if count else 0
 
     def samples(self) -> Iterator[str]:
         for values, count in self._counts.items():
-            yield f"{self.name}{self.series(values)} {number(count)}"
+            yield f"{self.name}{self.series(values)} {number(count[0])}"
 
 
 class Gauge(Family):
@@ -90,27 +97,26 @@ class Histogram(Family):
     def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, bounds: Sequence[float]):
         super().__init__(name, help, labels)
         self._bounds = tuple(bounds)
-        self._counts: dict[Values, list[int]] = {}  # per bucket, not cumulated; the last is beyond all bounds
-        self._sums: dict[Values, float] = {}
+        self._counts: dict[Values, array[float]] = {}
+        """Per bucket, not cumulated: of up to each bound, then beyond all of them. The last is the sum."""
 
     def observe(self, value: float, *values: str) -> None:
         values = bounded(self._counts, values)
         counts = self._counts.get(values)
         if counts is None:
-            counts = self._counts[values] = [0] * (len(self._bounds) + 1)
-            self._sums[values] = 0.0
+            counts = self._counts[values] = array("d", bytes(8 * (len(self._bounds) + 2)))
         counts[bisect_left(self._bounds, value)] += 1
-        self._sums[values] += value
+        counts[-1] += value
 
     def samples(self) -> Iterator[str]:
-        for values, counts in self._counts.items():
+        for values, (*counts, added) in self._counts.items():
             total = 0
-            for bound, count in zip((*map(number, self._bounds), "+Inf"), counts, strict=True):
+            for bound, count in zip((*map(number, self._bounds), "+Inf"), map(int, counts), strict=True):
                 total += count
                 le = f'le="{bound}"'
                 yield f"{self.name}_bucket{self.series(values, le)} {total}"
             labels = self.series(values)
-            yield f"{self.name}_sum{labels} {number(self._sums[values])}"
+            yield f"{self.name}_sum{labels} {number(added)}"
             yield f"{self.name}_count{labels} {total}"
 
 

@@ -353,6 +353,13 @@ def test_impure_dialects_are_found(source: str) -> None:
     assert list(impurities(ast.parse(source))) != []
 
 
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_class_patterns_name_the_attributes(file: Path) -> None:
+    """For each match of one that does not, CPython makes a string `__match_args__` anew, and its cache of methods keeps
+    thousands of these: each holds the memory of a large request that it was made beside."""
+    assert [n.lineno for n in ast.walk(tree_of(file)) if isinstance(n, ast.MatchClass) and n.patterns] == []
+
+
 def test_importing_the_package_imports_nothing_else_of_it() -> None:
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     for node in tree.body:

@@ -69,11 +69,11 @@ def fold(events: Iterable[Event]) -> Answer:
             case TextDelta():
                 texts.append(event.text)
                 logprobs.extend(event.logprobs)
-            case ReasoningDelta(text):
+            case ReasoningDelta(text=text):
                 reasoning.append(text)
-            case ToolCallStart(_, name):
+            case ToolCallStart(name=name):
                 calls.append((name, []))
-            case ToolCallArguments(index, text):
+            case ToolCallArguments(index=index, text=text):
                 calls[index][1].append(text)
             case Finished():
                 finished = event

@@ -246,11 +246,11 @@ class Prediction:
             match event:
                 case TextDelta():
                     self._text.append(event.text)
-                case ReasoningDelta(text):
+                case ReasoningDelta(text=text):
                     self._reasoning.append(text)
-                case ToolCallStart(_, name):
+                case ToolCallStart(name=name):
                     self._calls.append((name, []))
-                case ToolCallArguments(index, text):
+                case ToolCallArguments(index=index, text=text):
                     self._calls[index][1].append(text)
                 case Finished():
                     self._tell_output(event)
@@ -309,11 +309,11 @@ async def formatted(engine: Engine, prompt: Prompt) -> str:
     match prompt:
         case Chat():
             return await engine.render(prompt)
-        case Tokens(ids):
+        case Tokens(ids=ids):
             return await engine.detokenize(ids)
-        case Text(text):
+        case Text(text=text):
             return text
-        case Infill(prefix, suffix, begun):
+        case Infill(prefix=prefix, suffix=suffix, begun=begun):
             return f"{prefix}{begun}[...]{suffix}"
 
 

@@ -115,7 +115,7 @@ def resident_bytes() -> int | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
+        with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None

@@ -234,11 +234,11 @@ def flags_of(config: Config, names: Collection[str]) -> list[str]:
         if option.name not in names:
             continue
         match to_json(getattr(config, option.name)):
-            case bool(on):
+            case bool() as on:
                 flags.append(option.flag if on else f"--no-{option.flag[2:]}")
-            case list(items) if option.positional:
+            case list() as items if option.positional:
                 files = [spelled(item) for item in items]
-            case list(items) if option.kind.shape == "many":
+            case list() as items if option.kind.shape == "many":
                 flags += [f"{option.flag}={spelled(item, '=')}" for item in items]
             case None:
                 flags.append(f"{option.flag}=")
@@ -250,9 +250,9 @@ def flags_of(config: Config, names: Collection[str]) -> list[str]:
 def spelled(value: object, joint: str = "") -> str:
     """A value of an option as its flag takes it."""
     match value:
-        case list(items):
+        case list() as items:
             return joint.join(spelled(item) for item in items)
-        case float(number):
+        case float() as number:
             return f"{number:.9f}".rstrip("0").rstrip(".")
     return str(value)
 

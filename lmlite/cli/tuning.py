@@ -61,7 +61,8 @@ def settle() -> None:
 
 
 async def give_memory_back(sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-    """Has glibc return what large requests took, once they are over; by itself it keeps hundreds of MB for ever."""
+    """Has glibc return what large requests took, once they are over; by itself it keeps hundreds of MB for ever. Python keeps
+    some thousands of small objects for later use, which lie anywhere: they are given back, too."""
     if (libc := glibc()) is None:
         return
     least = lowest = resident_bytes() or 0
@@ -76,6 +77,8 @@ async def give_memory_back(sleep: Callable[[float], Awaitable[None]] = asyncio.s
         worked, held = busy_s - given_back_s > WORTH_S, now > lowest + LITTLE_BYTES
         quiet, idle = busy_s - before < QUIET * LOOK_S, busy_s - before < IDLE * LOOK_S
         if n_looks >= PATIENCE or (n_looks and quiet) or (idle and worked and held):
+            if quiet:
+                gc.collect()  # a millisecond: little is there now, and what was there at the start is looked at no more
             await asyncio.to_thread(libc, "malloc_trim", 0)
             least, given_back_s, n_looks = resident_bytes() or 0, time.process_time(), 0
 

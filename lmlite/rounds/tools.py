@@ -525,13 +525,13 @@ def text_of(given: Given, n_shown: int = 0) -> str:
 
 def block_text(block: Mapping[str, Any]) -> str:
     match block:
-        case {"type": "text", "text": str(text)}:
+        case {"type": "text", "text": str() as text}:
             return text
-        case {"type": "resource", "resource": {"text": str(text)}}:
+        case {"type": "resource", "resource": {"text": str() as text}}:
             return text
-        case {"type": "resource_link", "uri": str(uri)}:
+        case {"type": "resource_link", "uri": str() as uri}:
             return f"[{block.get('name') or 'resource'}: {uri}]"
-        case {"type": str(kind), "mimeType": str(mime)}:
+        case {"type": str() as kind, "mimeType": str() as mime}:
             return f"[{kind[:40]} of type {mime[:80]}, which cannot be shown here]"
     return "[something that cannot be shown here]"
 

@@ -54,7 +54,12 @@ class Owner:
         """Raises ValueError where it is nothing that a server wrote."""
         found = json.loads(text)
         match found:
-            case {"pid": int(pid), "version": str(version), "started": float(started), "options": dict(options)}:
+            case {
+                "pid": int() as pid,
+                "version": str() as version,
+                "started": float() as started,
+                "options": dict() as options,
+            }:
                 port, url = found.get("port"), found.get("url")
                 return cls(
                     pid=pid,

@@ -64,15 +64,15 @@ def read_rows(line: str) -> Iterator[Any]:
 
 def spell(part: Part, put: Callable[[str], tuple[int, int]]) -> dict[str, Any]:
     match part:
-        case TextPart(text):
+        case TextPart(text=text):
             return {"type": "text", "text": put(text)}
-        case MediaPart(kind):
+        case MediaPart(kind=kind):
             return {"type": "media", "kind": kind, "digest": part.digest}
-        case ReasoningPart(text):
+        case ReasoningPart(text=text):
             return {"type": "reasoning", "text": put(text)}
-        case ToolCallPart(id, name, arguments):
+        case ToolCallPart(id=id, name=name, arguments=arguments):
             return {"type": "tool_call", "id": id, "name": name, "arguments": put(arguments)}
-        case ToolResultPart(call_id, name, content):
+        case ToolResultPart(call_id=call_id, name=name, content=content):
             return {"type": "tool_result", "call_id": call_id, "name": name, "content": [spell(item, put) for item in content]}
 
 

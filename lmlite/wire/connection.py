@@ -146,8 +146,9 @@ class Response:
         self._expect_unstarted()
         self.status = status
         bodiless = status in http1.BODILESS
-        framing = () if bodiless else (("Content-Type", content_type), ("Content-Length", str(len(body))))
-        head = http1.head(status, (*framing, *headers, *self._persistence(), *self.extra_headers))
+        framing = () if bodiless else (("Content-Type", content_type),)
+        lines = (*framing, *headers, *self._persistence(), *self.extra_headers)
+        head = http1.head(status, lines, None if bodiless else len(body))
         self.started = self.complete = True
         self._connection.send(head if self._silent or bodiless else head + body)
 
@@ -413,7 +414,7 @@ class Connection(asyncio.Protocol):
         try:
             while (event := self._parser.next_event()) is not None:
                 match event:
-                    case http1.Data(data):
+                    case http1.Data(data=data):
                         self._body += data
                     case http1.End():
                         if not self._dispatch():

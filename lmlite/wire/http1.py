@@ -419,15 +419,21 @@ BODILESS = frozenset((204, 304))
 """Statuses that end with their head, whatever its headers say (RFC 9112, 6.3)."""
 
 
-@lru_cache(maxsize=128)  # those of streams are all alike
-def head(status: int, headers: Headers) -> bytes:
-    """The status line and headers. ValueError for a name or value that would not stay on its line."""
+def head(status: int, headers: Headers, length: int | None = None) -> bytes:
+    """The status line and headers; `length` is the body's where it is known. ValueError for a name or value that would not
+    stay on its line."""
+    lines = _head_lines(status, headers)
+    return lines + b"\r\n" if length is None else b"%bContent-Length: %d\r\n\r\n" % (lines, length)
+
+
+@lru_cache(maxsize=128)  # those of a route are all alike, but for the length
+def _head_lines(status: int, headers: Headers) -> bytes:
     lines = [f"HTTP/1.1 {status} {REASON.get(status, 'Unknown')}"]
     for name, value in headers:
         if not FIELD_NAME.fullmatch(name) or not FIELD_VALUE.fullmatch(value):
             raise ValueError(f"not a header: {name!r}: {value!r}")
         lines.append(f"{name}: {value}")
-    lines.append("\r\n")
+    lines.append("")
     return "\r\n".join(lines).encode("latin-1")
 
 

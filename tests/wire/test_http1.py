@@ -447,6 +447,7 @@ def test_head_of_an_answer() -> None:
     raw = http1.head(404, (("Content-Length", "2"), ("X", "caf\xe9")))
     assert raw == b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nX: caf\xe9\r\n\r\n"
     assert http1.head(299, ()) == b"HTTP/1.1 299 Unknown\r\n\r\n"
+    assert http1.head(200, (("X", "a"),), 12) == b"HTTP/1.1 200 OK\r\nX: a\r\nContent-Length: 12\r\n\r\n"
 
 
 @pytest.mark.parametrize(

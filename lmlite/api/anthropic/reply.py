@@ -85,9 +85,9 @@ class MessageReply(Reply):
     def _change(self, event: Event) -> Iterator[Frame]:
         """What is no delta."""
         match event:
-            case Started(model):
+            case Started(model=model):
                 self._model = model
-            case Leased(instance):
+            case Leased(instance=instance):
                 self._model = instance.id
             case PromptProgress(total=total, cached=cached):
                 if not self._begun:
@@ -97,7 +97,7 @@ class MessageReply(Reply):
                 yield from self._open('{"type":"text","text":""}', "text_delta", "text")
             case ReasoningStart():
                 yield from self._open('{"type":"thinking","thinking":"","signature":""}', "thinking_delta", "thinking")
-            case ToolCallStart(number, name):
+            case ToolCallStart(index=number, name=name):
                 self._arguments.clear()
                 block = f'{{"type":"tool_use","id":"{call_id(self._suffix, number)}","name":{quote(name)},"input":{{}}}}'
                 yield from self._open(block, "input_json_delta", "partial_json")

@@ -208,17 +208,17 @@ class NativeChat(Reply):
     def _tell(self, event: Event) -> Iterator[Frame]:
         """Of what is no delta."""
         match event:
-            case Started(instance, loads):
+            case Started(model=instance, loads=loads):
                 self._instance = instance
                 if loads:
                     yield from self._begin()
                     yield spell("model_load.start", model_instance_id=instance)
-            case LoadProgress(fraction):
+            case LoadProgress(fraction=fraction):
                 yield spell("model_load.progress", model_instance_id=self._model(), progress=round(fraction, 4))
             case Leased(instance=served, load_s=load_s):
                 if load_s is not None:
                     yield spell("model_load.end", model_instance_id=served.id, load_time_seconds=round(load_s, 3))
-            case PromptProgress(done, total):
+            case PromptProgress(done=done, total=total):
                 self._n_prompt = total
                 yield from self._begin()
                 yield from self._read(done, total)
@@ -233,14 +233,14 @@ class NativeChat(Reply):
                 yield from self._end_prompt()
                 if (tool := self._tools.get(name)) is not None:
                     yield spell("tool_call.start", **spell_tool(tool))
-            case ToolCallEnd(index):
+            case ToolCallEnd(index=index):
                 piece = self._heard.calls[index]
                 tool, arguments = self._tools.get(piece.name), read_object(piece.text)
                 if tool is not None and arguments is not None:
                     yield spell("tool_call.arguments", **spell_tool(tool), arguments=arguments)
             case RoundOver():
                 self._reads = self._has_read = False
-            case ToolResult(index, _, tool, output, _, _, error):
+            case ToolResult(index=index, tool=tool, output=output, error=error):
                 arguments = read_object(self._heard.calls[index].text)
                 if error:
                     metadata = {"type": "tool_error", "tool_name": tool.name, "arguments": arguments}

@@ -297,11 +297,11 @@ def weigh_all(values: Iterable[Any]) -> int:
 def is_large(prompt: Prompt) -> bool:
     """Its command has more than so many bytes, about; quick, and blind to what is rarely large."""
     match prompt:
-        case Text(text):
+        case Text(text=text):
             return len(text) > INLINE_BYTES_MAX
-        case Tokens(ids):
+        case Tokens(ids=ids):
             return 6 * len(ids) > INLINE_BYTES_MAX
-        case Infill(prefix, suffix, _, files):
+        case Infill(prefix=prefix, suffix=suffix, files=files):
             return len(prefix) + len(suffix) + sum(len(text) for _, text in files or ()) > INLINE_BYTES_MAX
     left = INLINE_BYTES_MAX - MESSAGE_SIZE * len(prompt.messages)
     for message in prompt.messages:
@@ -314,7 +314,7 @@ def is_large(prompt: Prompt) -> bool:
 
 def part_size(part: Part) -> int:
     match part:
-        case TextPart(text) | ReasoningPart(text):
+        case TextPart(text=text) | ReasoningPart(text=text):
             return len(text)
         case MediaPart():
             return MESSAGE_SIZE
@@ -376,12 +376,12 @@ def message_object(message: Message, names: Mapping[str, str], indices: Iterator
         match part:
             case TextPart() | MediaPart():
                 said.append(part)
-            case ReasoningPart(text):
+            case ReasoningPart(text=text):
                 reasoning += text
-            case ToolCallPart(id, name, arguments):
+            case ToolCallPart(id=id, name=name, arguments=arguments):
                 call = {"type": "function", "function": {"name": names.get(name, name), "arguments": arguments}}
                 calls.append({"id": id, **call} if id else call)
-            case ToolResultPart(call_id, name, content):
+            case ToolResultPart(call_id=call_id, name=name, content=content):
                 spelled.update({"tool_call_id": call_id} if call_id else {})
                 spelled.update({"name": names.get(name, name)} if name else {})
                 said += content
@@ -398,7 +398,7 @@ def content_object(said: Sequence[Content], indices: Iterator[int]) -> str | lis
     match said:
         case ():
             return ""
-        case (TextPart(text),):
+        case (TextPart(text=text),):
             return text
     return [
         {"type": "text", "text": part.text}
@@ -462,9 +462,9 @@ def generate_object(generate: Generate) -> dict[str, Any]:
     match generate.prompt:
         case Chat() as chat:
             prompt = {**chat_object(chat), **choice_object(chat)}
-        case Text(text):
+        case Text(text=text):
             prompt = {"text": text}
-        case Tokens(ids):
+        case Tokens(ids=ids):
             prompt = {"tokens": ids}
         case Infill() as infill:
             prompt = {"infill": infill_object(infill)}
