@@ -1,11 +1,12 @@
 """Stress: thousands of hostile requests in random order, beside somebody's stream.
 
 Broken HTTP, broken JSON, values out of their ranges, grammars and schemas built to hurt, prompts of megabytes, bombs in
-gzip, clients that leave at any moment: a fixed set of kinds, drawn in an order that a seed gives. Before them each kind is
-sent once, a thousand are drawn, and every KV cell is written once, which settles allocators and caches: from there on the
-server and its engine must stay the processes that they are and grow by no more than a tenth, read when it is quiet; a
-neighbour streams all the while and must never wait for over half a second. Every kind gets the status that it should, every
-time. Prints one JSON object; exit code 1 if something of this is not so.
+gzip, clients that leave at any moment: a fixed set of kinds, drawn in an order that a seed gives. Before them each kind
+is sent once, some are drawn, and every KV cell is written once, which settles allocators and caches: from there on the
+server and its engine must stay the processes that they are and grow by no more than a tenth; a neighbour streams all the
+while and must never wait for over half a second. Memory is read when it is quiet, three times, 500 requests apart, at the
+beginning and at the end: Python gives arenas of a megabyte back whole or not at all, so one reading is 4 MB off. Every
+kind gets the status that it should, every time. Prints one JSON object; exit code 1 if something of this is not so.
 
 With `--media`, pictures or sounds that are broken, cut off, huge, bombs or something else are shown to a model that sees or
 hears, in every dialect, between whole ones.
@@ -28,8 +29,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
+from itertools import chain, pairwise
+from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # at the end: an installed lmlite is the one to stress
@@ -55,8 +59,9 @@ MOST_BODY = 32 << 20
 PIECE = 256 << 10
 """Bytes that are written at once: a transport copies what it is given, and the neighbour is heard in the same loop."""
 STREAM_TOKENS = 400
-WARM = 1000
-"""Drawn requests after which Python's own arenas, which it gives back whole or not at all, are as many as they get."""
+READINGS, BETWEEN = 3, 500
+"""Of the memory, at the beginning and at the end, and the drawn requests before each; the median counts."""
+WARM = READINGS * BETWEEN
 USER = {"role": "user", "content": "Hi"}
 
 Statuses = tuple[int, ...]
@@ -351,9 +356,15 @@ async def run(
         await beside
         return await settled(server)
 
+    async def median_of_parts(kinds: list[Kind]) -> dict[int, float]:
+        """Of the readings, the first of them after all but the last so and so many."""
+        ends = [len(kinds) - BETWEEN * left for left in reversed(range(READINGS))]
+        readings = [await part(kinds[begin:end]) for begin, end in pairwise((0, *map(partial(max, 0), ends)))]
+        return {pid: median(held.get(pid, inf) for held in readings) for pid in readings[-1]}
+
     await touch_cells(server.port, server.model)
-    before = await part(each)
-    return found, before, await part(plan)
+    before = await median_of_parts(each)
+    return found, before, await median_of_parts(plan)
 
 
 def model_for(media: str | None, folder: Path) -> Path:
