@@ -8,9 +8,10 @@ Importing the package does nothing: each name is fetched when it is first used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # without `typing`, which takes longer than the whole of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from .config import Config
     from .embedded import Model, load
     from .errors import LmError

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import field
 from functools import cached_property
-from hashlib import sha256
 from typing import Literal
 
 from .records import dataclass
@@ -41,6 +40,8 @@ class MediaPart:
     def digest(self) -> str:
         """SHA-256 of the bytes, as hexadecimal digits."""
         if not self._digest:
+            from hashlib import sha256  # which takes longer than this module, and few requests need it
+
             self._digest = sha256(self.data).hexdigest()
         return self._digest
 

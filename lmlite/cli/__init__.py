@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -41,15 +40,11 @@ GROUPS: Final = {
 parsed arguments and the environment, and returns the exit code. Only the module of the command at hand is imported, and
 none to say which commands there are."""
 FAILED, WRONG_OPTION, INTERRUPTED = 1, 2, 130
-COLLECT: Final = 10_000
-"""Objects more than at the last collection until the next. What is imported stays, and with Python's own 700 it is looked
-through fifty times until a server is ready."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     open_missing_streams()
-    gc.set_threshold(COLLECT)
     groups = [group for group, commands in GROUPS.items() if argv and argv[0] in commands]
     bare = all(word.startswith("-") for word in argv)
     parser = build_overview() if bare else build_parser(groups or GROUPS)

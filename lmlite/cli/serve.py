@@ -98,15 +98,12 @@ def given_options(arguments: argparse.Namespace) -> dict[str, object]:
 def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     import asyncio  # here and below: other commands need no server, and are quicker without
 
-    from . import tuning
-
     config = gather(given_options(arguments), environ)
     home = Home(config.home)
     home.prepare()
     log_file = LogFile(home.log_file)
     with home.take(__version__, config.chosen(), daemon=log_file.has_stderr) as lock:
         open_log(config, log_file)
-        tuning.tune()
         asyncio.run(serve(config, lock, Notifier(environ)))
     return 0
 
@@ -142,6 +139,7 @@ async def serve(config: Config, lock: Lock, notifier: Notifier) -> None:
     say(STDOUT, f"lmlite is listening on {service.url}")
     log.info("lmlite %s is listening on %s, process %d", __version__, service.url, os.getpid())
     notifier.ready(f"listening on {service.url}")
+    tuning.tune()
     tuning.settle()
     attendants = [
         loop.create_task(announce(service)),

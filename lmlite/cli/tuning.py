@@ -18,9 +18,6 @@ from ..app.scrape import resident_bytes
 SWITCH_S: Final = 0.0002
 """What the loop waits for a thread that reads a large request, each time it wants the interpreter back; Python's own 5 ms
 come several times over in one small answer."""
-COLLECT: Final = 50_000
-"""Objects more than at the last collection until the next. Python's own 700 make a large request cost dozens of them while
-it is read, the longest of 80 ms; and little here is ever part of a circle."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 ARENAS: Final = 2
 LARGE_BYTES: Final = 1 << 20
@@ -45,9 +42,8 @@ costs others up to 40 ms."""
 
 
 def tune() -> None:
-    """Call once, early: arenas that threads have already stay."""
+    """Call once, before there are threads: arenas that they have stay."""
     sys.setswitchinterval(SWITCH_S)
-    gc.set_threshold(COLLECT, 10, 10)
     if (libc := glibc()) is not None:
         libc("mallopt", M_ARENA_MAX, ARENAS)
         libc("mallopt", M_MMAP_THRESHOLD, LARGE_BYTES)

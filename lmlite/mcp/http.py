@@ -35,7 +35,7 @@ class NotPublic(Fault):
     """The server's name leads to an address of this machine, or of its network."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, frozen=True)
 class Endpoint:
     """A URL and the addresses that its host has."""
 

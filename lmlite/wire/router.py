@@ -21,7 +21,7 @@ PATTERN = re.compile(r"(/[^{}]*)(?:\{([a-z_]+)\}((?:/[^{}]+)?))?")
 NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, frozen=True)
 class Route(Generic[Endpoint]):
     method: str
     pattern: str
@@ -30,7 +30,7 @@ class Route(Generic[Endpoint]):
     """What it takes to be let in, in the table's own words."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, frozen=True)
 class Match(Generic[Endpoint]):
     route: Route[Endpoint]
     parameters: Mapping[str, str]

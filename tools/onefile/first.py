@@ -27,7 +27,7 @@ def main():
     sys.path[0] = folder
     if HAS_MODELS:
         os.environ["LMLITE_ARCHIVE"] = archive  # they are used where they lie
-    from lmlite.cli import main
+    from lmlite.__main__ import main
 
     sys.exit(main())
 
