@@ -12,7 +12,6 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import cached_property
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -80,7 +79,7 @@ class Endpoint:
                     return Endpoint(self.scheme, self.host, self.port, target, self.addresses)
         raise Fault("the server names an endpoint that is not its own")
 
-    @cached_property
+    @property
     def authority(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
