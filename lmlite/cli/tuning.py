@@ -36,6 +36,9 @@ IDLE: Final = 0.02
 WORTH_S: Final = 0.1
 LITTLE_BYTES: Final = 4 << 20
 """So much work since the last time, and so much more than there ever was at least, are worth it where it is idle."""
+OBJECTS: Final = 30_000
+"""A collection looks at each there is, which takes a millisecond for ten thousand or so; thousands of idle connections are
+more than the loop can be kept from its work for."""
 PATIENCE: Final = 12
 """Looks at spare memory until it goes back even so, a minute together: where somebody streams all day it is never quiet. It
 costs others up to 40 ms."""
@@ -73,8 +76,8 @@ async def give_memory_back(sleep: Callable[[float], Awaitable[None]] = asyncio.s
         worked, held = busy_s - given_back_s > WORTH_S, now > lowest + LITTLE_BYTES
         quiet, idle = busy_s - before < QUIET * LOOK_S, busy_s - before < IDLE * LOOK_S
         if n_looks >= PATIENCE or (n_looks and quiet) or (idle and worked and held):
-            if quiet:
-                gc.collect()  # a millisecond: little is there now, and what was there at the start is looked at no more
+            if quiet and len(gc.get_objects()) < OBJECTS:  # without those that were there at the start
+                gc.collect()
             await asyncio.to_thread(libc, "malloc_trim", 0)
             least, given_back_s, n_looks = resident_bytes() or 0, time.process_time(), 0
 

@@ -69,6 +69,15 @@ def test_what_was_in_use_goes_back_once_it_is_not(monkeypatch: pytest.MonkeyPatc
     assert looks(monkeypatch, iter([(100, 0.9), (100, 0.9), (100, 0.05)])) == [100, 100, 100]
 
 
+def test_a_collection_is_left_out_where_it_would_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[bool] = []
+    monkeypatch.setattr("gc.collect", lambda: collected.append(True))
+    for n_objects in (tuning.OBJECTS, 10):
+        monkeypatch.setattr("gc.get_objects", lambda n_objects=n_objects: [None] * n_objects)
+        assert looks(monkeypatch, iter([(200, 0.0)])) == [200]
+        assert len(collected) == (n_objects == 10)
+
+
 def test_little_is_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looks(monkeypatch, itertools.repeat((40, 0.0), 3)) == []
 
