@@ -1,10 +1,8 @@
 #include "answer_format.h"
 
-#include "answer_pruning.h"
+#include "answer_parser.h"
 
 #include "chat-peg-parser.h"
-#include "json-schema-to-grammar.h"
-#include "json.h"
 
 #include <algorithm>
 
@@ -55,15 +53,15 @@ static void remove_beginning(std::string & text, const std::string & beginning) 
 }
 
 bool parse_answer(const answer_format & format, const std::string & text, bool whole, parsed_answer & into) {
-    for (const common_peg_arena & parser : format.parsers) {
+    for (const answer_parser & parser : format.parsers) {
         common_peg_parse_context context(format.opening + text,
                                          whole ? COMMON_PEG_PARSE_FLAG_NONE : COMMON_PEG_PARSE_FLAG_LENIENT);
-        const common_peg_parse_result result = parser.parse(context);
+        const common_peg_parse_result result = parser.tree.parse(context);
         if (result.fail()) {
             continue;
         }
         common_chat_msg message;
-        make_mapper(format.syntax, message)->from_ast(context.ast, result);
+        make_mapper(parser.syntax, message)->from_ast(context.ast, result);
         into = {};
         into.reasoning = std::move(message.reasoning_content);
         into.content = std::move(message.content);
@@ -85,57 +83,12 @@ bool parse_answer(const answer_format & format, const std::string & text, bool w
     return false;
 }
 
-common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat_params & plain) {
-    if (!plain.supports_thinking || plain.thinking_start_tag.empty() || plain.thinking_end_tags.empty()) {
-        return p.prefix(plain.generation_prompt) + p.space();
-    }
-    const std::string & start = plain.thinking_start_tag;
-    const std::string & end = plain.thinking_end_tags.front();
-    return p.prefix(plain.generation_prompt, start) + p.space() +
-           p.optional(p.literal(start) + p.space() + p.reasoning(p.until(end)) + p.literal(end) + p.space());
-}
-
-void set_calls(common_chat_params & params, const common_peg_arena & parser, bool required, const std::string & begin) {
-    params.parser = parser.save();
-    params.grammar_lazy = !required;
-    params.grammar = build_grammar([&](const common_grammar_builder & builder) {
-        parser.build_grammar(builder, params.grammar_lazy);
-    });
-    params.grammar_triggers.clear();
-    if (params.grammar_lazy) {
-        params.grammar_triggers.push_back({COMMON_GRAMMAR_TRIGGER_TYPE_WORD, begin});
-    }
-}
-
-std::optional<std::string> grammar_around_content(common_peg_arena parser) {
-    const std::optional<parser_id> place = leave_one_content(parser);
-    if (!place) {
-        return std::nullopt;
-    }
-    const parser_id child = std::get<common_peg_tag_parser>(parser.get(*place)).child;
-    parser.get(*place) = common_peg_gbnf_parser{child, "\"\\\"" + leaf_mark(0) + "\\\"\""};
-    return build_grammar([&](const common_grammar_builder & builder) { parser.build_grammar(builder); });
-}
-
-common_chat_params json_format(const common_chat_params & plain, const std::string & schema) {
-    common_chat_params params = plain;
-    const common_peg_arena parser = build_chat_peg_parser([&](common_chat_peg_builder & p) {
-        const common_peg_parser json = p.schema(p.json(), "response-format", common_json::parse(schema));
-        return reasoning_ahead(p, plain) + p.content(json) + p.space() + p.end();
-    });
-    params.parser = parser.save();
-    params.grammar = build_grammar([&](const common_grammar_builder & builder) { parser.build_grammar(builder); });
-    params.grammar_lazy = false;
-    params.grammar_triggers.clear();
-    return params;
-}
-
 void derive(answer_format & format, const vocabulary & vocab) {
     std::string mentioned; // every text that the parsers look for
     const auto mention = [&](const std::string & text) { (mentioned += text) += '\n'; };
-    for (const common_peg_arena & parser : format.parsers) {
-        for (common_peg_parser_id id = 0; id < parser.size(); id++) {
-            const common_peg_parser_variant & rule = parser.get(id);
+    for (const answer_parser & parser : format.parsers) {
+        for (common_peg_parser_id id = 0; id < parser.tree.size(); id++) {
+            const common_peg_parser_variant & rule = parser.tree.get(id);
             if (const auto * until = std::get_if<common_peg_until_parser>(&rule)) {
                 format.tags.insert(format.tags.end(), until->delimiters.begin(), until->delimiters.end());
             } else if (const auto * literal = std::get_if<common_peg_literal_parser>(&rule)) {

@@ -5,21 +5,20 @@
 #include "grammar.h"
 #include "text.h"
 
-#include "chat.h"
-
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-class common_chat_peg_builder;
+struct common_grammar_trigger;
 
 namespace lm {
 
+struct answer_parser;
+
+// To make, copy or destroy one takes `answer_parser.h`.
 struct answer_format {
-    common_chat_format syntax = COMMON_CHAT_FORMAT_PEG_NATIVE; // chooses the reader of the parsed tree
-    std::vector<common_peg_arena> parsers; // tried in this order
+    std::vector<answer_parser> parsers;    // tried in this order
     std::string opening;                   // what is written of the answer already; the parsers begin there
     std::string begun_reasoning;           // of that, what is reasoning and content: an answer that is gone on with
     std::string begun_content;
@@ -63,21 +62,6 @@ struct parsed_answer {
 // Fills `into` from the text of an answer; false if it does not match. `whole`: no more text comes, so that what is
 // unfinished does not match either. Recurses as deep as the text nests.
 bool parse_answer(const answer_format & format, const std::string & text, bool whole, parsed_answer & into);
-
-// How an answer is read that must be JSON of a schema, for templates of which llama.cpp knows how tools are called but not
-// how this is written. `plain` is what it says of their answers.
-common_chat_params json_format(const common_chat_params & plain, const std::string & schema);
-
-// The reasoning that may stand ahead of everything else; nothing if answers have none.
-common_peg_parser reasoning_ahead(common_chat_peg_builder & p, const common_chat_params & plain);
-
-// Answers are read by `parser` from here on, and its grammar rules them: from the beginning where a call is `required`, else
-// from `begin` on.
-void set_calls(common_chat_params & params, const common_peg_arena & parser, bool required, const std::string & begin);
-
-// The grammar of the answers that `parser` reads, with the mark of a leaf for their content, all of which has one place then;
-// nothing where there is no content.
-std::optional<std::string> grammar_around_content(common_peg_arena parser);
 
 // Fills in `tags` and `visible`, which follow from the rest.
 void derive(answer_format & format, const vocabulary & vocab);

@@ -1,5 +1,6 @@
 #include "chat_template.h"
 
+#include "answer_parser.h"
 #include "answer_pruning.h"
 #include "budget.h"
 #include "arguments.h"
@@ -1028,10 +1029,10 @@ std::shared_ptr<const answer_format> chat_template::make_format(const std::vecto
                                                            const grammar_spec * rule) const {
     auto format = std::make_shared<answer_format>();
     const common_chat_params & first = variants.front();
-    format->syntax = first.format;
     format->opening = first.generation_prompt;
     for (const common_chat_params & variant : variants) {
-        format->parsers.emplace_back().load(variant.parser);
+        format->parsers.push_back({first.format, {}});
+        format->parsers.back().tree.load(variant.parser);
     }
     for (const common_chat_tool & tool : inputs.tools) {
         format->tools.push_back(tool.name);
@@ -1045,12 +1046,12 @@ std::shared_ptr<const answer_format> chat_template::make_format(const std::vecto
     }
     if (!inputs.tools.empty()) {
         if (!first.grammar_lazy) {
-            leave_calls_alone(format->parsers.front());
+            leave_calls_alone(format->parsers.front().tree);
         }
         format->grammar_lazy = first.grammar_lazy;
         format->triggers = first.grammar_triggers;
         if (!first.grammar.empty()) {
-            call_grammar calls = make_call_grammar(format->parsers.front(), first.grammar_lazy, known->schemas.rules);
+            call_grammar calls = make_call_grammar(format->parsers.front().tree, first.grammar_lazy, known->schemas.rules);
             format->compiled = compile_grammar(vocab_, calls.gbnf, "tools", calls.leaves);
             format->loosened = std::move(calls.loosened);
         }

@@ -1,5 +1,6 @@
 #include "lazy_grammar.h"
 
+#include "answer_parser.h"
 #include "error.h"
 
 #include <algorithm>

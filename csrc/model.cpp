@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include "attention.h"
+#include "chat_template.h"
 
 #include "error.h"
 #include "kernels.h"
@@ -448,6 +449,8 @@ model::model(const load_spec & spec, const progress_fn & progress, const std::fu
     chat_ = std::make_unique<chat_template>(model_.get(), *vocab_, embedding_ ? std::string() : spec.chat_template);
     chat_->see_with(tower_.get());
 }
+
+model::~model() = default;
 
 static llama_load_mode load_mode(bool map, bool lock) {
     if (lock) {

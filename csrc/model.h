@@ -1,7 +1,6 @@
 // One loaded model: weights, vocabulary, chat template and a context sized for the machine. Loading can be cancelled.
 #pragma once
 
-#include "chat_template.h"
 #include "lora.h"
 #include "protocol.h"
 #include "tower.h"
@@ -16,6 +15,8 @@
 struct ggml_threadpool;
 
 namespace lm {
+
+class chat_template;
 
 // What of a sequence's memory another sequence can take over.
 enum class sharing {
@@ -43,6 +44,7 @@ class model {
     // or machine cannot have. `before_template` is called ahead of the work whose time
     // depends on the file's own program, its chat template.
     model(const load_spec & spec, const progress_fn & progress, const std::function<void()> & before_template);
+    ~model();
 
     const vocabulary & vocab() const { return *vocab_; }
     const chat_template & chat() const { return *chat_; }

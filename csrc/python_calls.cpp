@@ -1,6 +1,6 @@
 #include "python_calls.h"
 
-#include "answer_format.h"
+#include "answer_parser.h"
 
 #include "chat-auto-parser.h"
 #include "chat-peg-parser.h"

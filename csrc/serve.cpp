@@ -5,6 +5,7 @@
 //   preparer  loads, renders, tokenizes, compiles grammars; on a large stack, because llama.cpp's parsers recurse
 //   decoder   engine::run
 //   writer    outbox::run, and the heartbeat
+#include "chat_template.h"
 #include "draft_model.h"
 #include "engine.h"
 #include "error.h"

@@ -1,6 +1,6 @@
 #include "tool_requests.h"
 
-#include "answer_format.h"
+#include "answer_parser.h"
 
 #include "chat-peg-parser.h"
 #include "json-schema-to-grammar.h"

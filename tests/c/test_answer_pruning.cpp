@@ -3,6 +3,7 @@
 #include "chat_vocabulary.h"
 #include "templates.h"
 
+#include "answer_parser.h"
 #include "chat_template.h"
 #include "lazy_grammar.h"
 #include "matcher.h"

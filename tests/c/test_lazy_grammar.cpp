@@ -1,5 +1,6 @@
 #include "chat_vocabulary.h"
 
+#include "answer_parser.h"
 #include "lazy_grammar.h"
 
 using namespace lm;

@@ -1,5 +1,6 @@
 // The limit on reasoning: when the mark that ends it has to come, token by token.
 #include "reasoning.h"
+#include "answer_parser.h"
 #include "chat_vocabulary.h"
 #include "check.h"
 
