@@ -19,10 +19,12 @@ else:
     """By which the standard library knows one of its classes."""
 
     def dataclass(*, slots, frozen=False, eq=True, kw_only=False):
-        """`slots` has to be true."""
+        """`slots` has to be true, and all that is annotated is a field."""
 
         def make(cls):
             body = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+            if "__eq__" in body and body["__hash__"] is None:
+                del body["__hash__"]  # Python's doing, not the class's
 
             def finish():
                 """May run twice, in two threads: the same comes of it."""

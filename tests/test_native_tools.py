@@ -137,6 +137,17 @@ def test_parallel_calls_are_told_in_their_order(serve_tools: Callable[..., Ask])
     assert [call["id"] for call in assistant["tool_calls"]] == [result["tool_call_id"] for result in results]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_half_a_character_costs_no_answer(serve_tools: Callable[..., Ask], stream: bool) -> None:
+    ask = serve_tools(("echo", ('{"text":"asked \\ud83d"}',)), ("cut", ('{"text":"given "}',)), tools="echo,cut")
+    answer = ask(stream=stream)
+    assert answer.status == 200
+    assert [result["content"] for result in generations(ask.server)[1]["messages"][2:]] == ["asked \ufffd", "given \ufffd"]
+    if not stream:
+        assert answer.json["output"][0]["arguments"] == {"text": "asked \ufffd"}
+        assert ask(integrations=[], previous_response_id=answer.json["response_id"]).status == 200
+
+
 def test_what_was_called_and_given_is_part_of_the_conversation(serve_tools: Callable[..., Ask]) -> None:
     ask = serve_tools()
     first = ask()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ..values import holds_more
+from ..values import holds_more, load_whole
 
 MESSAGE_BYTES_MAX: Final = 4 << 20
 """Of one message: far more than any context takes."""
@@ -67,7 +67,7 @@ def parse(text: bytes) -> dict[str, Any] | None:
     if holds_more(text, VALUES_MAX):
         raise Fault(f"the server's answer holds more than {VALUES_MAX} values")
     try:
-        found = json.loads(text)
+        found = load_whole(text.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -45,6 +45,7 @@ from ..records import dataclass
 from ..request import UNLIMITED, Chat
 from ..tool_servers import ServerTool, ToolServer
 from ..turn import Approval, Turn, behind_calls, call_of
+from ..values import load_whole
 
 TOOLS_MAX: Final = 512
 """Of all servers of a turn: as many as a request may bring along."""
@@ -484,7 +485,7 @@ def read_arguments(asked: Asked) -> tuple[Mapping[str, Any], str]:
     if tool is None:
         return {}, f"Cannot find tool with name {asked.name[:128]}."
     try:
-        arguments = json.loads(asked.arguments) if asked.arguments else {}
+        arguments = load_whole(asked.arguments) if asked.arguments else {}
     except (ValueError, RecursionError):
         return {}, "The arguments are not JSON."
     if not isinstance(arguments, dict):

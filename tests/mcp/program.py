@@ -74,6 +74,8 @@ def call(id: Any, name: str, arguments: dict[str, Any], token: object) -> None:
         text(id, str(arguments["a"] + arguments.get("b", 0)))
     elif name == "echo":
         text(id, arguments["text"])
+    elif name == "cut":  # as JavaScript does it, within a character
+        text(id, arguments["text"] + "\ud83d")
     elif name == "look":
         picture = {"type": "image", "mimeType": "image/png", "data": "iVBORw0KGgo="}
         result(id, {"content": [{"type": "text", "text": arguments["text"]}, picture, {**picture, "data": "no base64"}]})

@@ -6,7 +6,6 @@ what fails before is an HTTP status. After an error comes what there is of the a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from json.encoder import encode_basestring as quote
@@ -41,6 +40,7 @@ from ...request import Chat
 from ...settings import ModelSettings
 from ...tool_servers import ServerTool
 from ...turn import Follows
+from ...values import load_whole
 from ..answer import FINISH_REASON, call_id
 from ..dialect import Call, Frame, Origin, Reply
 from ..kept_media import without_media
@@ -342,7 +342,7 @@ def provider_of(tool: ServerTool) -> dict[str, Any]:
 def read_object(text: str) -> dict[str, Any] | None:
     """Arguments that are some."""
     try:
-        found = json.loads(text) if text else {}
+        found = load_whole(text) if text else {}
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
