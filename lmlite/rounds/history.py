@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -167,7 +167,7 @@ class History:
         """First all that is to be written, in one go: what waits at the same time has no order."""
         writers = [errand for errand in errands if errand.write is not None]
         outcomes: list[Outcome] = []
-        errors = self._table.write([errand.write for errand in writers if errand.write is not None])
+        errors = self._write([errand.write for errand in writers if errand.write is not None])
         for errand, error in zip(writers, errors):
             outcomes.append((errand.future, None, error))
         if failed := next((error for error in errors if isinstance(error, StateError)), None):
@@ -182,6 +182,13 @@ class History:
             let_go(outcome)
         return outcomes
 
+    def _write(self, works: list[Write]) -> Sequence[Exception | None]:
+        try:
+            return self._table.write(works)
+        except Exception as error:  # noqa: BLE001 - a thread that ends answers nobody any more
+            log.exception("turns cannot be kept")
+            return [error] * len(works)
+
     def _sweep(self) -> bool:
         return self._table.exists and self._table.sweep()
 
@@ -190,6 +197,9 @@ class History:
             return work()
         except StateError as error:
             log.warning("what was kept of turns cannot be put in order: %s", error)
+            return False
+        except Exception:  # noqa: BLE001 - a thread that ends answers nobody any more
+            log.exception("what was kept of turns cannot be put in order")
             return False
 
 

@@ -158,8 +158,8 @@ class Database:
         connection = self._opened()
         try:
             yield connection
-        except sqlite3.Error as error:
-            if isinstance(error, sqlite3.DatabaseError) and _is_damage(error):
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            if _is_damage(error):
                 log.error("%s is damaged: %s", self.path.name, error)
                 self._suspect = True
                 self._close()  # the next use opens it anew, and checks it
@@ -177,7 +177,7 @@ class Database:
                 self._suspect = False
             except OSError as error:
                 raise StateError(f"{self.path.name} cannot be opened: {error.strerror}") from None
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise StateError(f"{self.path.name} cannot be opened: {error}") from None
         return self._connection
 
@@ -204,7 +204,7 @@ def _open(path: Path, suspect: bool) -> sqlite3.Connection:
 
     try:
         return _connect(path, suspect)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if not _is_damage(error):
             raise
     aside = _move_aside(path)
@@ -212,11 +212,12 @@ def _open(path: Path, suspect: bool) -> sqlite3.Connection:
     return _connect(path, suspect=False)
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own: others come as subclasses of DatabaseError."""
+def _is_damage(error: sqlite3.Error | UnicodeDecodeError) -> bool:
+    """SQLITE_CORRUPT and SQLITE_NOTADB have no class of their own: others come as subclasses of DatabaseError. Where the bytes
+    that SQLite tells of are no UTF-8, Python cannot say what it told."""
     import sqlite3
 
-    return type(error) is sqlite3.DatabaseError
+    return type(error) is sqlite3.DatabaseError or isinstance(error, UnicodeDecodeError)
 
 
 def _connect(path: Path, suspect: bool) -> sqlite3.Connection:
@@ -263,7 +264,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        with suppress(sqlite3.Error):  # a full disk may have rolled back by itself
+        with suppress(sqlite3.Error, UnicodeDecodeError):  # a full disk may have rolled back by itself
             connection.execute("ROLLBACK")
         raise
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConversationTooLong, NotKept, StateError, UnfinishedPrevious, UnknownExchange, UnknownPrevious
@@ -63,6 +64,7 @@ class HistoryTable:
         self._database, self._clock = database, clock
         self._bytes_max, self._days_max = bytes_max, days_max
         self._followed: dict[str, float] = {}  # turns that others are about to go on from, and since when
+        self._begun: set[str] | None = set()  # ids kept while what the last server left is not in order yet; None: it is
 
     @property
     def exists(self) -> bool:
@@ -138,8 +140,11 @@ class HistoryTable:
                 try:
                     work(connection)
                     outcomes.append(None)
-                except sqlite3.Error:
+                except (sqlite3.Error, UnicodeDecodeError):
                     raise
+                except UnicodeEncodeError:  # half of a surrogate pair
+                    connection.execute("ROLLBACK TO one")
+                    outcomes.append(StateError("a text that is not valid Unicode cannot be kept"))
                 except Exception as error:  # noqa: BLE001 - it belongs to whoever awaits this one
                     connection.execute("ROLLBACK TO one")
                     outcomes.append(error)
@@ -172,6 +177,8 @@ class HistoryTable:
                 connection.execute("INSERT OR IGNORE INTO media VALUES (?, ?)", (part.digest, part.data))
                 connection.execute("INSERT OR IGNORE INTO exchange_media VALUES (?, ?)", (exchange.id, part.digest))
             self._make_room(connection, exchange.id)
+            if self._begun is not None:
+                self._begun.add(exchange.id)
 
         return work
 
@@ -201,8 +208,10 @@ class HistoryTable:
 
     def _make_room(self, connection: sqlite3.Connection, id: str) -> None:
         """For `id`, by removing others."""
-        query = "SELECT bytes > ? FROM exchanges WHERE id = ?"
-        (hopeless,) = connection.execute(query, (self._bytes_max, id)).fetchone()
+        (own,) = connection.execute("SELECT bytes FROM exchanges WHERE id = ?", (id,)).fetchone()
+        query = "SELECT total(length(data)) FROM media JOIN exchange_media USING (digest) WHERE exchange = ?"
+        (media,) = connection.execute(query, (id,)).fetchone()
+        hopeless = own + media > self._bytes_max
         for _ in range(SWEEP):
             if size_of(connection) <= self._bytes_max:
                 break
@@ -216,10 +225,15 @@ class HistoryTable:
         if not self.exists:
             return True
         with self._database.writing() as connection:
-            query = f"SELECT id FROM exchanges WHERE status IN {OPEN} AND deleted"
-            for (id,) in connection.execute(query).fetchall():
-                remove(connection, id)
-            connection.execute(f"UPDATE exchanges SET status = 'failed' WHERE status IN {OPEN}")
+            left = connection.execute(f"SELECT id, deleted FROM exchanges WHERE status IN {OPEN}").fetchall()
+            for id, deleted in left:
+                if self._begun is not None and id in self._begun:
+                    continue
+                if deleted:
+                    remove(connection, id)
+                else:
+                    connection.execute("UPDATE exchanges SET status = 'failed' WHERE id = ?", (id,))
+        self._begun = None
         return True
 
     def sweep(self) -> bool:
@@ -243,10 +257,9 @@ class HistoryTable:
         """Turns that can go, with their times and in the order of these: they are over, and nobody goes on from them."""
         now = self._clock()
         self._followed = {id: since for id, since in self._followed.items() if now - since < FOLLOWED_S}
-        stay = {but, *self._followed}
-        query = f"SELECT id, created FROM exchanges WHERE children = 0 AND status NOT IN {OPEN} ORDER BY created LIMIT ?"
-        leaves = connection.execute(query, (n + len(stay),)).fetchall()
-        return [leaf for leaf in leaves if leaf[0] not in stay][:n]
+        query = f"SELECT id, created FROM exchanges WHERE children = 0 AND status NOT IN {OPEN} ORDER BY created"
+        leaves = (leaf for leaf in connection.execute(query) if leaf[0] != but and leaf[0] not in self._followed)
+        return list(islice(leaves, n))
 
 
 def is_known(connection: sqlite3.Connection, id: str, scope: str) -> bool:
@@ -299,5 +312,5 @@ def read(row: Sequence[Any], media: Media) -> Exchange:
 def load(text: str, media: Media) -> tuple[Message, ...]:
     try:
         return message_text.load(text, media)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise StateError(str(error)) from None

@@ -150,7 +150,7 @@ class TokenReader:
             if self._seen != (inode, version):
                 self._tokens = {token.id: token for token in read_all(self._connection)}
                 self._seen = inode, version
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, TypeError) as error:  # a damaged row; or SQLite tells of bytes that are no text
             with suppress(sqlite3.Error):
                 self.close()
             self._seen, self._tokens = None, {}

@@ -22,6 +22,7 @@ from lmlite.messages import text_message
 from lmlite.rounds.history import History
 from lmlite.store import database as database_module
 from lmlite.store.database import Database
+from lmlite.store.history import HistoryTable
 from lmlite.store.home import Home
 from tests.conftest import INSTALLED, FakeServer
 
@@ -211,10 +212,42 @@ def test_a_home_that_cannot_be_written_is_told_as_well(tmp_path: Path) -> None:
 def test_a_bug_in_one_turn_is_its_own(path: Path) -> None:
     async def scenario() -> None:
         async with kept_in(path) as history:
-            broken = replace(exchange("a"), body="\ud800")
-            wrong, right = await asyncio.gather(history.keep(broken), history.keep(exchange("b")), return_exceptions=True)
-            assert isinstance(wrong, UnicodeEncodeError)
+            broken: Any = replace(exchange("a"), asked=None)  # type: ignore[arg-type]
+            half = replace(exchange("a"), body="\ud800")
+            keeping = map(history.keep, (broken, half, exchange("b")))
+            wrong, unwritten, right = await asyncio.gather(*keeping, return_exceptions=True)
+            assert isinstance(wrong, TypeError) and isinstance(unwritten, NotKept) and "Unicode" in str(unwritten)
             assert right is None
+
+    in_loop(scenario)
+
+
+@pytest.mark.parametrize("word", [b"\xe0ABLE exchanges", b"xABLE exchanges"])
+def test_damage_that_sqlite_cannot_tell_of_in_words_leaves_nobody_waiting(path: Path, word: bytes) -> None:
+    async def scenario() -> None:
+        async with kept_in(path) as history:
+            await history.keep(exchange("a"))
+        path.write_bytes(path.read_bytes().replace(b"TABLE exchanges", word))
+        async with kept_in(path) as history:
+            await history.keep(exchange("b"))
+            assert (await history.find("b", "")).id == "b"
+        assert [other for other in path.parent.iterdir() if ".damaged-" in other.name]
+
+    in_loop(scenario)
+
+
+def test_whatever_goes_wrong_whoever_waits_hears_of_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> bool:
+        raise LookupError("a bug")
+
+    async def scenario() -> None:
+        async with kept_in(path) as history:
+            for method in ("recover", "sweep", "write"):
+                monkeypatch.setattr(HistoryTable, method, broken)
+            with pytest.raises(LookupError):
+                await history.keep(exchange("a"))
+            monkeypatch.undo()
+            await history.keep(exchange("a"))
 
     in_loop(scenario)
 
@@ -305,6 +338,7 @@ from lmlite.exchange import Exchange
 from lmlite.messages import text_message
 from lmlite.rounds.history import History
 from lmlite.store.database import Database
+from lmlite.store.history import HistoryTable
 
 async def line(history, name):
     previous, i = None, 0

@@ -137,6 +137,14 @@ def test_pictures_count_as_what_is_kept(database: Database) -> None:
     assert is_sound(database)
 
 
+def test_a_picture_that_has_no_room_even_alone_takes_nothing_with_it(database: Database) -> None:
+    small = HistoryTable(database, len(PICTURE.data) + 1000, 90, lambda: NOW)
+    save(small, exchange("a", created=NOW - 1))
+    with pytest.raises(NotKept):
+        save(small, showing("b", PICTURE, MediaPart("image", PICTURE.data + b"more")))
+    assert ids(database) == {"a"} and is_sound(database)
+
+
 def test_a_picture_that_is_lost_is_told(table: HistoryTable, database: Database) -> None:
     save(table, showing("a", PICTURE))
     with database.writing() as connection:
@@ -194,7 +202,14 @@ def test_what_ran_when_its_server_died_reads_as_failed(table: HistoryTable, data
     save(table, exchange("a"), exchange("b", "a", status="in_progress"), exchange("c", status="queued"), exchange("d"))
     save(table, exchange("e", status="in_progress"))
     do(table, table.delete("e", "", "response"))
-    table.recover()
+    next_one = HistoryTable(database, 1024 * MIB, 90, lambda: NOW)
+    save(next_one, exchange("f", status="in_progress"))  # the database was in somebody's hands until now
+    do(next_one, next_one.delete("f", "", "response"))
+    save(next_one, exchange("g", status="in_progress"))
+    next_one.recover()
+    assert next_one.find("g", "").status == "in_progress" and "f" in ids(database)
+    do(next_one, *(next_one.save(exchange(id)) for id in "fg"))
+    do(next_one, next_one.delete("g", "", "response"))
     assert [table.find(id, "").status for id in "abcd"] == ["completed", "failed", "failed", "completed"]
     assert ids(database) == set("abcd")
     assert table.conversation("b", "") == (*said("a"), *exchange("b").asked)
