@@ -247,7 +247,10 @@ class Downloads:
         except Exception as error:  # noqa: BLE001 - a store that fails must not keep models from being fetched
             log.warning("earlier downloads cannot be read: %s", error)
             return
-        for record in filter(is_sound, records):
+        sound = list(filter(is_sound, records))
+        for repo in {record.repo for record in sound}:
+            await in_thread(functools.partial(tidy_hidden, self._folder / repo))
+        for record in sound:
             job = self._jobs[record.id] = Job(record, Pace(self._stall_s))
             if record.status != "completed":
                 job.have = (await self._survey(record.repo, record.files)).have

@@ -31,6 +31,8 @@ CHUNK: Final = 256 << 10
 ETAG_MAX: Final = 512
 _STRONG_ETAG: Final = re.compile(r'"[!#-~]{0,500}"')
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_NAMELESS: Final = re.compile(r"[0-9a-f]{40,64}\.(?:part|ready|etag)")
+"""Parts as they were called when files of one content shared theirs: nothing goes on from them any more."""
 FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -39,13 +41,15 @@ class _AnotherPart(Exception):
 
 
 class Place:
-    """Where one file of a repository goes, and where its parts gather."""
+    """Where one file of a repository goes, and where its parts gather: two files of one content have parts of their own, and
+    so have two revisions of one file."""
 
     def __init__(self, folder: Path, file: RemoteFile):
         """`folder` is the repository's."""
         self.file = file
         self.target = folder / file.name
-        stem = file.digest.partition(":")[2]
+        name = hashlib.sha256(file.name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        stem = f"{file.digest.partition(':')[2]}-{name}"
         self.part = folder / HIDDEN / f"{stem}.part"
         self.ready = folder / HIDDEN / f"{stem}.ready"
         self.etag = folder / HIDDEN / f"{stem}.etag"
@@ -290,5 +294,10 @@ def tidy(folder: Path, up_to: Path) -> None:
 
 
 def tidy_hidden(folder: Path) -> None:
+    """Removes what no transfer goes on from any more, and the hidden folder of `folder` if that was all."""
+    hidden = folder / HIDDEN
     with contextlib.suppress(OSError):
-        (folder / HIDDEN).rmdir()
+        for name in os.listdir(hidden):
+            if _NAMELESS.fullmatch(name):
+                (hidden / name).unlink()
+        hidden.rmdir()

@@ -313,6 +313,35 @@ def test_a_file_that_two_jobs_need_is_fetched_once(opened: Any, hub: Hub, folder
     assert sum(sha256(sees) in asked.path for asked in hub.files_asked()) == 1
 
 
+def test_two_files_of_one_content_both_come(opened: Any, hub: Hub, folder: Path) -> None:
+    hub.repos["acme/Big"] = {f"Big-Q8_0-0000{i}-of-00002.gguf": CONTENT for i in (1, 2)}
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            await ended(downloads, await started(downloads, Wanted("acme", "Big")))
+
+    asyncio.run(scenario())
+    assert visible(folder) == {f"acme/Big/{name}": CONTENT for name in hub.repos["acme/Big"]}
+    assert parts(folder) == []
+
+
+def test_jobs_for_two_files_of_one_content_do_not_wait_for_each_other(opened: Any, hub: Hub, folder: Path) -> None:
+    hub.repos[REPO]["Falcon-Q5_0.gguf"] = CONTENT
+    hub.on("/store/", held := Held(1000))
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            first = await started(downloads)
+            await reached(held)
+            await ended(downloads, await started(downloads, replace(WANTED, quantization="Q5_0")))
+            held.release.set()
+            await ended(downloads, first)
+
+    asyncio.run(scenario())
+    assert visible(folder) == {f"{REPO}/{name}": CONTENT for name in (NAME, "Falcon-Q5_0.gguf")}
+    assert len(hub.files_asked()) == 2
+
+
 def test_a_newer_revision_of_the_same_size_replaces_what_was_brought(opened: Any, hub: Hub, folder: Path) -> None:
     newer = CONTENT[::-1]
 
@@ -547,6 +576,27 @@ def test_jobs_of_an_earlier_server_are_taken_up_as_they_were(hub: Hub, opened: A
     asyncio.run(scenario())
     assert hub.files_asked()[-1].range == "bytes=100000-"
     assert visible(folder) == {f"{REPO}/{NAME}": CONTENT}
+
+
+@pytest.mark.parametrize("status", ["paused", "completed"])
+def test_parts_that_are_named_by_their_content_alone_are_taken_away(
+    opened: Any, folder: Path, store: Memory, status: str
+) -> None:
+    """Earlier servers named them so."""
+    store.records = {"job_1": record("job_1", status)}
+    hidden = folder / REPO / transfer.HIDDEN
+    hidden.mkdir(parents=True)
+    names = [f"{sha256(CONTENT)}.part", f"{sha256(CONTENT)}.etag", f"{misbehaving.git(CONTENT)}.ready"]
+    kept = transfer.Place(folder / REPO, FILE).part
+    for path in (*(hidden / name for name in names), kept):
+        path.write_bytes(b"begun")
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            await downloads.restore()
+
+    asyncio.run(scenario())
+    assert parts(folder) == [kept]
 
 
 def test_records_that_lead_out_of_the_folder_are_not_taken_up(hub: Hub, opened: Any, folder: Path, store: Memory) -> None:
