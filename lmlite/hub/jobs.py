@@ -50,6 +50,7 @@ PROGRESS_BYTES: Final = 1 << 20
 ATTEMPTS_MAX: Final = 16
 BACKOFF_MAX_S: Final = 60.0
 """1, 2, 4 ... 60 s: sixteen attempts are ten minutes without progress."""
+ENDED: Final = frozenset(("completed", "failed"))
 FINISHED_MAX: Final = 100
 """Jobs that are remembered after they ended."""
 CLOSE_S: Final = 0.5
@@ -153,7 +154,7 @@ class Downloads:
         self._restored: asyncio.Task[None] | None = None
         self._saving = asyncio.Lock()
         self._turns = asyncio.Semaphore(RUNNING_MAX)
-        self._taken: dict[Path, asyncio.Lock] = {}  # one transfer per file, whatever jobs want it
+        self._taken: dict[Path, asyncio.Lock] = {}  # by part: one transfer per file, whatever jobs want it
         self._closed = False
 
     @property
@@ -222,8 +223,7 @@ class Downloads:
         await self._stop(job)
         await self._keep(lambda: self._store.forget(id))
         if job.record.status != "completed":
-            kept = {place.part for other in self._jobs.values() for place in self._places(other.record)}
-            await in_thread(lambda: self._discard(job.record, kept))
+            await self._discard(job.record)
 
     async def close(self) -> None:
         """Stops within a second; what runs goes on when the server starts again."""
@@ -272,9 +272,12 @@ class Downloads:
         if needed > available:
             raise DiskFull(needed, available)
         job = self._unfinished(listed.repo, files) or self._new_job(listed, files)
+        before = job.record
         job.record = replace(job.record, revision=listed.revision, files=files)
         job.have = survey.have
         self._run(job)
+        if before.files != files:  # of another revision, which nobody will ask for again
+            await self._discard(before)
         await self._save(job)
         return job
 
@@ -343,7 +346,7 @@ class Downloads:
         else:
             log.warning("download of %s failed: %s", job.record.repo, error)
             await self._end(job, "failed", error)
-        await self._prune()
+        await self._prune(job)
         if job.task is asyncio.current_task():
             job.task = None
 
@@ -367,11 +370,14 @@ class Downloads:
             finally:
                 job.trouble = None
 
+    def _lock(self, place: Place) -> asyncio.Lock:
+        return self._taken.setdefault(place.part, asyncio.Lock())
+
     async def _fetch_all(self, job: Job) -> None:
         places = self._places(job.record)
         for place in places:
             if place.file.name not in job.ready:
-                async with self._taken.setdefault(place.target, asyncio.Lock()):
+                async with self._lock(place):
                     await self._fetch(job, place)
         # The projector first and the first part last: what is incomplete is not taken for the whole.
         await in_thread(lambda: publish(places))
@@ -423,14 +429,24 @@ class Downloads:
         running = (job for job in self._jobs.values() if job.record.status == "downloading")
         return sum(max(job.record.size - job.downloaded_bytes, 0) for job in running)
 
-    def _discard(self, record: Record, kept: set[Path]) -> None:
+    async def _discard(self, record: Record) -> None:
+        """Removes what was received of its files, but for what an unfinished job goes on with."""
         places = self._places(record)
         for place in places:
-            if place.part not in kept:
-                with contextlib.suppress(OSError):  # what cannot be taken away keeps nothing else there
-                    place.discard()
-        for folder in {place.target.parent for place in places} | {self._folder / record.repo}:
-            tidy(folder, self._folder)
+            if place.part in self._begun():  # its lock may be held for hours
+                continue
+            async with self._lock(place):  # whoever begins with it meanwhile waits, and begins anew
+                if place.part not in self._begun():
+                    with contextlib.suppress(OSError):  # what cannot be taken away keeps nothing else there
+                        await in_thread(place.discard)
+        folders = {place.target.parent for place in places} | {self._folder / record.repo}
+        for folder in folders:
+            await in_thread(functools.partial(tidy, folder, self._folder))
+
+    def _begun(self) -> set[Path]:
+        """The parts that jobs go on with; a completed one has none."""
+        unfinished = (job.record for job in self._jobs.values() if job.record.status != "completed")
+        return {place.part for record in unfinished for place in self._places(record)}
 
     # ---- what outlives the server
 
@@ -449,12 +465,17 @@ class Downloads:
             except Exception as error:  # noqa: BLE001 - see `_restore`
                 log.warning("downloads cannot be saved: %s", error)
 
-    async def _prune(self) -> None:
-        ended = [job for job in self._jobs.values() if job.record.status in ("completed", "failed")]
-        for job in ended[: max(len(ended) - FINISHED_MAX, 0)]:
+    async def _prune(self, last: Job) -> None:
+        """Forgets the jobs that have ended, but for so many. `last` ended just now, and somebody may look at it still."""
+        ended = [job for job in self._jobs.values() if job is not last and job.record.status in ENDED]
+        for job in ended[: max(len(ended) + 1 - FINISHED_MAX, 0)]:
             id = job.record.id
+            if self._jobs.get(id) is not job or job.record.status not in ENDED:  # since the meantime
+                continue
             del self._jobs[id]
             await self._keep(functools.partial(self._store.forget, id))
+            if job.record.status != "completed":
+                await self._discard(job.record)
 
 
 def is_sound(record: Record) -> bool:

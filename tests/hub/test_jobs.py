@@ -441,6 +441,95 @@ def test_a_cancelled_job_leaves_nothing_and_takes_nothing_of_others(
     asyncio.run(scenario())
 
 
+def test_a_cancelled_job_leaves_no_part_of_what_an_earlier_one_completed(opened: Any, hub: Hub, folder: Path) -> None:
+    async def scenario() -> None:
+        async with opened() as downloads:
+            await ended(downloads, await started(downloads))
+            (folder / REPO / NAME).unlink()
+            hub.on("/store/", held := Held(1000))
+            second = await started(downloads)
+            await reached(held)
+            await downloads.cancel(second)
+            held.release.set()
+
+    asyncio.run(scenario())
+    assert parts(folder) == []
+
+
+def test_a_part_that_another_job_goes_on_with_outlives_a_cancelled_one(opened: Any, hub: Hub, folder: Path) -> None:
+    hub.repos[REPO]["mmproj-F16.gguf"] = sees = random.Random(3).randbytes(300_000)
+    hub.on(sha256(sees), held := Held(1000))
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            first = await started(downloads)
+            await reached(held)
+            await downloads.pause(first)
+            held.release.set()
+            hub.on(sha256(LARGER), other := Held(1000))
+            second = await started(downloads, replace(WANTED, quantization="Q8_0"))
+            await reached(other)
+            _, place = downloads._places((await downloads.get(first)).record)
+            await downloads.cancel(second)
+            other.release.set()
+            assert place.part.exists()
+            await downloads.cancel(first)
+            assert parts(folder) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_job_that_goes_on_with_a_newer_revision_leaves_no_part_of_the_older(opened: Any, hub: Hub, folder: Path) -> None:
+    hub.on("/store/", held := Held(1000))
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            id = await started(downloads)
+            await reached(held)
+            await downloads.pause(id)
+            held.release.set()
+            hub.repos[REPO][NAME] = LARGER
+            assert await started(downloads) == id
+            await ended(downloads, id)
+
+    asyncio.run(scenario())
+    assert visible(folder) == {f"{REPO}/{NAME}": LARGER} and parts(folder) == []
+
+
+def test_a_model_that_is_asked_for_again_while_it_is_cancelled_comes_whole(
+    opened: Any, hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discards, go_on, discard = threading.Event(), threading.Event(), transfer.Place.discard
+
+    def slow(place: transfer.Place) -> None:
+        discards.set()
+        assert go_on.wait(WAIT_S)
+        discard(place)
+
+    hub.on("/store/", held := Held(1000), again := Held(1000))
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            first = await started(downloads)
+            await reached(held)
+            with monkeypatch.context() as patch:
+                patch.setattr(transfer.Place, "discard", slow)
+                cancelling = asyncio.ensure_future(downloads.cancel(first))
+                assert await asyncio.to_thread(discards.wait, WAIT_S)
+                second = await started(downloads)
+                for _ in range(20):
+                    await asyncio.to_thread(lambda: None)
+                assert not again.reached.is_set()
+                go_on.set()
+                await cancelling
+            again.release.set()
+            held.release.set()
+            await ended(downloads, second)
+
+    asyncio.run(scenario())
+    assert visible(folder) == {f"{REPO}/{NAME}": CONTENT} and parts(folder) == []
+
+
 def test_a_part_that_cannot_be_taken_away_keeps_no_other(opened: Any, hub: Hub, folder: Path) -> None:
     hub.repos[REPO]["mmproj-F16.gguf"] = random.Random(3).randbytes(300_000)
     hub.on("/store/", held := Held(1000))
@@ -703,6 +792,43 @@ def test_old_jobs_are_forgotten(hub: Hub, opened: Any, store: Memory) -> None:
 
             assert "job_0" not in store.records
             assert len(await downloads.all()) == jobs.FINISHED_MAX and id in store.records
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_job_that_is_forgotten_leaves_no_part(
+    hub: Hub, opened: Any, folder: Path, store: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "FINISHED_MAX", 1)
+    hub.on("/store/", cut_after(1000), answer(404))
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            first = await started(downloads)
+            await ended(downloads, first, "failed")
+            assert parts(folder) != []
+            second = await started(downloads, replace(WANTED, quantization="Q8_0"))
+            await ended(downloads, second)
+            assert list(store.records) == [second]
+
+    asyncio.run(scenario())
+    assert parts(folder) == []
+
+
+def test_a_job_that_has_just_ended_is_not_the_one_that_is_forgotten(
+    hub: Hub, opened: Any, store: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "FINISHED_MAX", 1)
+    hub.on("/store/", held := Held(1000))
+
+    async def scenario() -> None:
+        async with opened() as downloads:
+            first = await started(downloads)
+            await reached(held)
+            await ended(downloads, await started(downloads, replace(WANTED, quantization="Q8_0")))
+            held.release.set()
+            await ended(downloads, first)
+            assert list(store.records) == [first]
 
     asyncio.run(scenario())
 
