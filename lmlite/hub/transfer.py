@@ -13,8 +13,9 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ..download import RemoteFile
 from ..errors import HubError
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 HIDDEN: Final = ".download"
 """The folder beside a repository's files that has what is not whole yet; hidden, so that no catalogue looks there."""
 CHUNK: Final = 256 << 10
+FOLDER_TRIES: Final = 16
+"""Each that fails is another job that ends in that very moment; there never are more than a few."""
 ETAG_MAX: Final = 512
 _STRONG_ETAG: Final = re.compile(r'"[!#-~]{0,500}"')
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -68,9 +72,8 @@ class Place:
 
     def publish(self) -> None:
         """Puts the ready file in its place. What was there goes."""
-        self.target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.replace(self.ready, self.target)
+            in_folder(self.target.parent, lambda: os.replace(self.ready, self.target))
         except FileNotFoundError:
             if not self.has_target():  # from the start, or by another job
                 raise
@@ -98,8 +101,8 @@ class Transfer:
         if _size(place.ready) == self.file.size or self._is_in_place():
             self.have = self.file.size
             return
-        place.part.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(place.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        fd = in_folder(place.part.parent, lambda: os.open(place.part, flags, 0o644))
         try:
             hold(fd, place.part)
             resumed = self._take_up(fd)
@@ -258,6 +261,17 @@ def hold(fd: int, path: Path) -> None:
         is_ours = False
     if not is_ours:
         raise HubError("the same file is being fetched already", retry=True)
+
+
+def in_folder(folder: Path, work: Callable[[], T]) -> T:
+    """What `work`, which puts a name into `folder`, returns. The folder is made, and made anew if another job takes it away
+    as empty before the name is there."""
+    for _ in range(FOLDER_TRIES - 1):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return work()
+    folder.mkdir(parents=True, exist_ok=True)
+    return work()
 
 
 def append(fd: int, piece: bytes) -> None:

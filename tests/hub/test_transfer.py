@@ -290,6 +290,41 @@ def test_a_full_disk_keeps_what_is_there(hub: Hub, place: Place, monkeypatch: py
     assert place.ready.read_bytes() == CONTENT
 
 
+def test_a_hidden_folder_that_another_job_takes_away_as_empty_is_made_anew(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens, left = os.open, [1, 2]
+
+    def late(path: object, *args: int) -> int:
+        if path == place.part and left:
+            left.pop()
+            transfer.tidy(place.target.parent, place.target.parent.parent.parent)
+        return opens(path, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", late)
+    run(hub, place)
+    assert left == [] and place.ready.read_bytes() == CONTENT
+
+
+def test_a_folder_of_a_quantization_that_another_job_takes_away_as_empty_is_made_anew(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path / "acme" / "falcon", RemoteFile("Q8_0/a.gguf", FILE.size, FILE.digest))
+    hub.repos["acme/falcon"] = {"Q8_0/a.gguf": CONTENT}
+    run(hub, place)
+    replaces, left = os.replace, [1, 2]
+
+    def late(source: Path, target: Path) -> None:
+        if left:
+            left.pop()
+            transfer.tidy(target.parent, tmp_path)
+        replaces(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    place.publish()
+    assert left == [] and place.target.read_bytes() == CONTENT
+
+
 def test_a_transfer_that_is_cut_leaves_no_name_behind(hub: Hub, place: Place) -> None:
     begun(hub, place)
     made = Transfer(Client(Site(hub.url)), "acme/falcon", "main", place)
