@@ -1,6 +1,7 @@
 """What a repository holds, as the hub lists it: names, sizes, checksums, and the commit that they are of.
 
-The list is from the network: it is bounded before it is parsed, and one hostile name refuses all of it.
+The list is from the network: it is bounded before it is parsed, and one hostile name refuses all of it. A name that is only
+odd refuses it where the file could be fetched; pictures are called all kinds of things.
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ def _read_file(sibling: Any) -> RemoteFile | None:
     name = sibling.get("rfilename") if isinstance(sibling, dict) else None
     if not isinstance(name, str):
         raise HubError("the hub lists a file without a name")
-    if (why := names.problem(name)) is not None:
+    is_offered = name.lower().endswith(".gguf") and names.is_visible(name)
+    why = names.problem(name) if is_offered else names.OUTSIDE if names.leads_out(name) else None
+    if why is not None:
         raise HubError(f"the hub lists a file whose name {why}: {name[:200]!r}")
-    if not name.lower().endswith(".gguf") or not names.is_visible(name):
+    if not is_offered:
         return None
     lfs = sibling.get("lfs")
     lfs = lfs if isinstance(lfs, dict) else {}

@@ -25,6 +25,8 @@ HUB: Final = "https://huggingface.co"
 HUB_HOSTS: Final = frozenset(("huggingface.co", "www.huggingface.co", "hf.co"))
 """Links to the hub stay good where another endpoint stands in for it."""
 
+OUTSIDE: Final = "is not inside the repository"
+
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 _QUANT: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,254}")
@@ -110,13 +112,16 @@ def _is_revision(text: str) -> bool:
 # ---- what a hub lists ------------------------------------------------------------------------------------------------
 
 
+def leads_out(path: str) -> bool:
+    """Whether `path`, which is absolute or climbs, is one that no repository can hold."""
+    return any(part in ("", ".", "..") for part in path.split("/"))
+
+
 def problem(path: str) -> str | None:
-    """Why no honest repository holds a file of this path, None if one can."""
-    if not path or path.startswith("/") or re.match(r"[A-Za-z]:", path):
-        return "is not inside the repository"
+    """Why no file is fetched to this path, None if one may be."""
+    if leads_out(path) or re.match(r"[A-Za-z]:", path):
+        return OUTSIDE
     for part in path.split("/"):
-        if part in ("", ".", ".."):
-            return "is not inside the repository"
         if "\\" in part or not part.isprintable():
             return "has characters that no file name should have"
         if len(part.encode("utf-8", "surrogatepass")) > COMPONENT_BYTES_MAX:

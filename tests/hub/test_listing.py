@@ -72,6 +72,21 @@ def test_a_name_that_leaves_the_repository_refuses_the_list(name: Any) -> None:
         read({"siblings": [sibling(), sibling(name)]}, WANTED)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Screen at 3.04.05\u202fPM.png", "images/caf\u00e9\u00a0x.png", "\U0001f469\u200d\U0001f4bb.png", "a:b.md", "x\\y.png",
+     "x" * 300 + ".md", ".cache/x\u00a0.gguf", "a/b/x\u00a0.gguf"],
+)  # fmt: skip
+def test_an_odd_name_of_what_is_not_offered_refuses_nothing(name: str) -> None:
+    assert [file.name for file in read({"siblings": [sibling(name), sibling()]}, WANTED).files] == ["a.gguf"]
+
+
+@pytest.mark.parametrize("name", ["x\u202e.gguf", "Q4/x\u00a0.gguf", "x" * 300 + ".gguf"])
+def test_an_odd_name_of_what_could_be_fetched_refuses_the_list(name: str) -> None:
+    with pytest.raises(HubError, match="lists a file whose name"):
+        read({"siblings": [sibling(), sibling(name)]}, WANTED)
+
+
 def test_names_that_differ_in_case_only_refuse_the_list() -> None:
     with pytest.raises(HubError, match="lists both"):
         read({"siblings": [sibling("a.gguf"), sibling("A.gguf")]}, WANTED)
