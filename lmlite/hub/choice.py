@@ -41,6 +41,11 @@ class Variant:
     missing: int = 0  # parts that the repository does not have
 
     @property
+    def usual_quant(self) -> str:
+        """The quantization itself; `i1-` only says that an importance matrix was used, which most do without saying."""
+        return self.quant.removeprefix("i1-")
+
+    @property
     def size(self) -> int:
         return sum(file.size for file in self.files)
 
@@ -100,6 +105,8 @@ def _of_quantization(found: list[Variant], wanted: Wanted) -> Variant:
     asked = wanted.quantization.lower() if wanted.quantization else None
     fitting = found if asked is None else [variant for variant in found if variant.quant == asked]
     if not fitting:
+        fitting = [variant for variant in found if variant.usual_quant == asked]
+    if not fitting:
         raise NothingToDownload(f"{wanted.repo} has no {wanted.quantization}", _shown(found))
     return min(fitting, key=lambda variant: _rank(variant, wanted))
 
@@ -112,6 +119,7 @@ def _rank(variant: Variant, wanted: Wanted) -> tuple[object, ...]:
     return (
         variant.missing > 0,
         not (plain and _plain(wanted.name).startswith(plain)),
+        variant.usual_quant != USUAL,
         variant.quant != USUAL,
         distance,
         -(bits or 0),

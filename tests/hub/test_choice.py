@@ -43,6 +43,20 @@ def test_without_one_it_is_q4_k_m_or_what_is_nearest_to_four_bits(there: tuple[s
     assert chosen(quants(*there)) == [f"falcon-{taken}.gguf"]
 
 
+@pytest.mark.parametrize("asked", ["Q4_K_M", "q4_k_m", "i1-Q4_K_M", None])
+def test_a_quantization_with_an_importance_matrix_is_found_by_its_usual_name(asked: str | None) -> None:
+    files = quants("i1-Q4_0", "i1-Q4_K_S", "i1-IQ4_XS", "i1-Q4_K_M", "i1-Q6_K")
+    assert chosen(files, quantization=asked) == ["falcon-i1-Q4_K_M.gguf"]
+
+
+def test_a_quantization_of_exactly_the_name_goes_before_one_with_an_importance_matrix() -> None:
+    files = {"falcon.i1-Q4_K_M.gguf": 1, "falcon-Q4_K_M.gguf": 2, "falcon-Q4_K_S.gguf": 1}
+    assert chosen(files) == chosen(files, quantization="Q4_K_M") == ["falcon-Q4_K_M.gguf"]
+    assert chosen(files, quantization="i1-q4_k_m") == ["falcon.i1-Q4_K_M.gguf"]
+    with pytest.raises(NothingToDownload):
+        chosen(quants("UD-Q4_K_M"), quantization="Q4_K_M")
+
+
 def test_where_no_name_tells_a_quantization_the_smallest_is_taken() -> None:
     assert chosen({"falcon-large.gguf": 9, "falcon-small.gguf": 3}) == ["falcon-small.gguf"]
 
