@@ -38,6 +38,8 @@ _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _NAMELESS: Final = re.compile(r"[0-9a-f]{40,64}\.(?:part|ready|etag)")
 """Parts as they were called when files of one content shared theirs: nothing goes on from them any more."""
 FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+NO_LOCKS: Final = frozenset((errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK))
+"""What file systems say that have no locks, as some of networks and of FUSE do."""
 
 
 class _AnotherPart(Exception):
@@ -259,6 +261,10 @@ def hold(fd: int, path: Path) -> None:
         is_ours = os.path.samestat(os.fstat(fd), path.stat())
     except (BlockingIOError, FileNotFoundError):
         is_ours = False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return  # as above
     if not is_ours:
         raise HubError("the same file is being fetched already", retry=True)
 

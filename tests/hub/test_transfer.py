@@ -345,6 +345,27 @@ def test_two_transfers_never_write_to_one_file(hub: Hub, place: Place) -> None:
     assert place.ready.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_comes_to_a_disk_that_has_no_locks(
+    hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run(hub, place)
+    assert place.ready.read_bytes() == CONTENT
+
+
+def test_another_failure_of_a_lock_is_told(hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        run(hub, place)
+
+
 def test_names_of_any_kind_are_asked_for_as_they_are(hub: Hub, tmp_path: Path) -> None:
     name = "Q4 & more/é #1?.gguf"
     hub.repos["acme/falcon"] = {name: CONTENT}
