@@ -473,9 +473,9 @@ class Downloads:
             if self._jobs.get(id) is not job or job.record.status not in ENDED:  # since the meantime
                 continue
             del self._jobs[id]
-            await self._keep(functools.partial(self._store.forget, id))
             if job.record.status != "completed":
-                await self._discard(job.record)
+                await self._discard(job.record)  # first: what ends in between is found in the store again
+            await self._keep(functools.partial(self._store.forget, id))
 
 
 def is_sound(record: Record) -> bool:
