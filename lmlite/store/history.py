@@ -223,6 +223,7 @@ class HistoryTable:
     def recover(self) -> bool:
         """For a server that starts: what reads as running is of one that died. Whether that was done."""
         if not self.exists:
+            self._begun = None  # no earlier server left anything: else it grows for ever
             return True
         with self._database.writing() as connection:
             left = connection.execute(f"SELECT id, deleted FROM exchanges WHERE status IN {OPEN}").fetchall()

@@ -215,6 +215,13 @@ def test_what_ran_when_its_server_died_reads_as_failed(table: HistoryTable, data
     assert table.conversation("b", "") == (*said("a"), *exchange("b").asked)
 
 
+def test_a_server_whose_home_is_new_remembers_none_of_its_turns(table: HistoryTable) -> None:
+    assert table.recover()
+    save(table, exchange("a"), exchange("b", "a", status="in_progress"))
+    assert not table._begun
+    assert table.find("b", "").status == "in_progress"
+
+
 def test_what_is_deleted_is_unknown_and_stays_for_those_that_go_on_from_it(table: HistoryTable, database: Database) -> None:
     save(table, exchange("a"), exchange("b", "a"), exchange("c", "b"), exchange("d", "b"))
     do(table, table.delete("b", "", "response"), table.delete("a", "", "response"))
