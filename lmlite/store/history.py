@@ -295,7 +295,7 @@ class Media:
     def __call__(self, digest: str) -> bytes:
         if digest not in self._known:
             row = self._connection.execute("SELECT data FROM media WHERE digest = ?", (digest,)).fetchone()
-            if row is None:
+            if row is None or not isinstance(row[0], bytes):  # damage may have made a text of it
                 raise StateError("a picture or sound is lost")
             self._known[digest] = row[0]
             self._n_bytes += len(row[0])
@@ -313,5 +313,5 @@ def read(row: Sequence[Any], media: Media) -> Exchange:
 def load(text: str, media: Media) -> tuple[Message, ...]:
     try:
         return message_text.load(text, media)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:  # no text at all: damage made bytes of it, or nothing
         raise StateError(str(error)) from None

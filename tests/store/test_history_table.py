@@ -154,6 +154,30 @@ def test_a_picture_that_is_lost_is_told(table: HistoryTable, database: Database)
             ask()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE media SET data = 'words'",
+        "UPDATE media SET data = NULL",
+        "UPDATE exchanges SET asked = CAST(asked AS BLOB)",
+        "UPDATE exchanges SET asked = NULL",
+    ],
+)
+def test_what_damage_made_something_else_is_told(database: Database, damage: str) -> None:
+    save(HistoryTable(database, 1024 * MIB, 90, lambda: NOW), showing("a", PICTURE))
+    with database.reading() as connection:  # damage asks for no leave: columns are not to refuse it
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE type = 'table'")
+    again = Database(database.path)
+    with again.reading() as connection:
+        connection.execute(damage)
+    table = HistoryTable(again, 1024 * MIB, 90, lambda: NOW)
+    for ask in (lambda: table.find("a", ""), lambda: table.conversation("a", "")):
+        with pytest.raises(StateError):
+            ask()
+    again.close()
+
+
 def test_a_conversation_is_all_that_was_said_and_can_branch(table: HistoryTable) -> None:
     save(table, exchange("a"), exchange("b", "a"), exchange("c", "b"), exchange("d", "a"))
     assert table.conversation("c", "") == said("a", "b", "c")
