@@ -137,12 +137,34 @@ def test_pictures_count_as_what_is_kept(database: Database) -> None:
     assert is_sound(database)
 
 
-def test_a_picture_that_has_no_room_even_alone_takes_nothing_with_it(database: Database) -> None:
-    small = HistoryTable(database, len(PICTURE.data) + 1000, 90, lambda: NOW)
-    save(small, exchange("a", created=NOW - 1))
+def test_a_picture_that_has_no_room_even_alone_takes_nothing_with_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP", 2)  # there is more than one transaction removes
+    small = HistoryTable(database, len(PICTURE.data) + 3000, 90, lambda: NOW)
+    save(small, *(exchange(id, created=NOW - 1) for id in "abcd"))
     with pytest.raises(NotKept):
-        save(small, showing("b", PICTURE, MediaPart("image", PICTURE.data + b"more")))
-    assert ids(database) == {"a"} and is_sound(database)
+        save(small, showing("e", PICTURE, MediaPart("image", PICTURE.data + b"more")))
+    assert ids(database) == set("abcd") and is_sound(database)
+
+
+def test_room_is_made_without_looking_at_more_turns_than_go(database: Database) -> None:
+    table = HistoryTable(database, 1024 * MIB, 90, lambda: NOW)
+    save(table, *(exchange(f"{i:03}", created=i) for i in range(200)))
+    for i in range(100, 200):
+        table.conversation(f"{i:03}", "")  # others are about to go on from it
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with database.reading() as connection:
+        connection.set_progress_handler(step, 1)
+        assert table._oldest_leaves(connection, 1) == [("000", 0)]
+        connection.set_progress_handler(None, 1)
+    assert steps < 100  # instructions: one turn takes ten, and two hundred turns thousands
 
 
 def test_a_picture_that_is_lost_is_told(table: HistoryTable, database: Database) -> None:
@@ -152,6 +174,20 @@ def test_a_picture_that_is_lost_is_told(table: HistoryTable, database: Database)
     for ask in (lambda: table.find("a", ""), lambda: table.conversation("a", "")):
         with pytest.raises(StateError):
             ask()
+
+
+def test_damage_that_sqlite_cannot_tell_of_in_words_is_told_to_who_writes(database: Database) -> None:
+    table = HistoryTable(database, 1024 * MIB, 90, lambda: NOW)
+    save(table, exchange("a"))
+    database.close()
+    path = database.path
+    path.write_bytes(path.read_bytes().replace(b"SET children = children + 1", b"SET chi\x8cdren = children + 1"))
+    again = Database(path)
+    damaged = HistoryTable(again, 1024 * MIB, 90, lambda: NOW)
+    for works in ([exchange("b", "a")], [exchange("b", "a"), exchange("c", "a")]):
+        assert [type(outcome) for outcome in damaged.write([damaged.save(one) for one in works])] == [StateError] * len(works)
+    assert damaged.find("a", "") == exchange("a")
+    again.close()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lmlite.errors import StateError
 from lmlite.principal import Principal
 from lmlite.store.database import Database
 from lmlite.store.tokens import SHAPE, TokenReader, TokenTable
@@ -71,3 +72,22 @@ def test_no_two_tokens_have_one_name(table: TokenTable) -> None:
     with pytest.raises(ValueError, match="ann"):
         table.create(ANN, 901.0, None)
     assert [token.principal for token in table.all()] == [ANN]
+
+
+def test_damage_is_told_whatever_it_made_of_a_token(table: TokenTable, reader: TokenReader, path: Path) -> None:
+    table.create(ANN, 900.0, None)
+    table._database.close()
+    whole = path.read_bytes()
+    damaged = whole.replace(b"TABLE tokens", b"\xe0ABLE tokens")  # SQLite tells of it in bytes that are no text
+    assert damaged != whole
+    path.write_bytes(damaged)
+    with pytest.raises(StateError):
+        reader.count()
+    path.write_bytes(whole)
+    assert reader.count() == 1
+    database = Database(path)
+    with database.writing() as connection:
+        connection.execute("UPDATE tokens SET digest = 'words'")
+    with pytest.raises(StateError):
+        reader.count()
+    database.close()
