@@ -338,7 +338,6 @@ from lmlite.exchange import Exchange
 from lmlite.messages import text_message
 from lmlite.rounds.history import History
 from lmlite.store.database import Database
-from lmlite.store.history import HistoryTable
 
 async def line(history, name):
     previous, i = None, 0
